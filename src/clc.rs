@@ -1,0 +1,1 @@
+//! SMC's connection layer control: wire messages and handshake, without I/O.

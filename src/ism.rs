@@ -1,0 +1,1 @@
+//! The software loopback-ism device: shared memory and its wake-ups.
