@@ -1,1 +1,11 @@
 //! The software loopback-ism device: shared memory and its wake-ups.
+
+#[cfg(not(loom))]
+pub(crate) mod arena;
+#[cfg(not(loom))]
+pub(crate) mod device;
+pub(crate) mod dmb;
+pub(crate) mod interrupt;
+pub(crate) mod ring;
+#[cfg(not(loom))]
+pub(crate) mod sys;

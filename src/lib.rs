@@ -1,7 +1,54 @@
 //! TCP streams for tokio that move onto shared memory when both ends are on one host.
+//!
+//! [`SmcStream`], [`SmcListener`] are drop-ins for tokio's `TcpStream` and `TcpListener`; under the names of
+//! `tokio::net` they are in [`net`]. A connection starts as plain TCP. When its other end turns out to be on the same
+//! host and to use this crate too, SMC-D's CLC handshake runs between the two, and the bytes move to shared-memory
+//! rings (DMBs) that eventfds wake. Otherwise it stays TCP, and [`SmcStream::transport`] says why.
+//!
+//! ```no_run
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//! use tokio_smc::net::{TcpListener, TcpStream};
+//!
+//! # async fn example() -> std::io::Result<()> {
+//! let listener = TcpListener::bind("127.0.0.1:0").await?;
+//! let mut client = TcpStream::connect(listener.local_addr()?).await?;
+//! let (mut server, _) = listener.accept().await?;
+//! client.write_all(b"ping").await?;
+//! server.read_exact(&mut [0; 4]).await?;
+//! println!("{}", client.transport());
+//! # Ok(()) }
+//! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub(crate) mod sync;
 
 pub mod clc;
 pub(crate) mod ism;
+
+#[cfg(not(loom))]
+mod config;
+#[cfg(not(loom))]
+mod conn;
+#[cfg(not(loom))]
+mod link;
+#[cfg(not(loom))]
+mod listener;
+#[cfg(not(loom))]
+pub mod net;
+#[cfg(not(loom))]
+mod rt;
+#[cfg(not(loom))]
+mod stream;
+#[cfg(not(loom))]
+mod trace;
+#[cfg(not(loom))]
+mod transport;
+
+#[cfg(not(loom))]
+pub use config::{Config, DEFAULT_DMB_SIZE, PeerPolicy, UnknownPolicy, UpgradePolicy};
+#[cfg(not(loom))]
+pub use listener::SmcListener;
+#[cfg(not(loom))]
+pub use stream::SmcStream;
+#[cfg(not(loom))]
+pub use transport::{FallbackReason, Transport};

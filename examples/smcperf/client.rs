@@ -1,0 +1,213 @@
+//! The client process: runs the tests in interleaved rounds and shows what came out.
+
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio_smc::Config;
+
+use crate::cli::{ProcessOptions, RunOptions, Test, Transport, word};
+use crate::failure::{Explain, Failure, Outcome};
+use crate::machine;
+use crate::medium::{Medium, Smc, Tcp, Uds};
+use crate::pattern::Pattern;
+use crate::process::Watchdog;
+use crate::report::{self, Row, Setup};
+use crate::wire::{self, Request};
+use crate::workload::{Sample, Span, Work, measure};
+
+/// How long a server may take for a greeting.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// What opening a thousand connections and closing them may take beside the measurement.
+pub(crate) const SLACK: Duration = Duration::from_secs(15);
+
+/// How long SMC connections are waited for, at first and once it is known that they stay on TCP.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+const SHORT_PATIENCE: Duration = Duration::from_millis(50);
+
+/// The lines of the result, in the order they are measured.
+pub(crate) fn works(tests: &[Test]) -> Vec<Work> {
+    tests
+        .iter()
+        .flat_map(|test| match test {
+            Test::Pp => vec![Work::PingPong],
+            Test::Tp => vec![Work::Blocks],
+            Test::Rate => vec![Work::Messages],
+            Test::Conns => [1, 8, 100, 1000].map(Work::Connections).to_vec(),
+            Test::Connect => vec![Work::Connect],
+        })
+        .collect()
+}
+
+/// The test that `work` is part of.
+pub(crate) fn test_of(work: Work) -> Test {
+    match work {
+        Work::PingPong => Test::Pp,
+        Work::Blocks => Test::Tp,
+        Work::Messages => Test::Rate,
+        Work::Connections(_) => Test::Conns,
+        Work::Connect => Test::Connect,
+    }
+}
+
+pub(crate) fn run(addr: &str, process: &ProcessOptions, options: &RunOptions) -> Outcome<()> {
+    let runtime = process.runtime.build().explain(|| "starting the runtime".to_owned())?;
+    let outcome = runtime.block_on(session(addr, process, options));
+    // A task that never returns from a poll must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    outcome
+}
+
+async fn session(addr: &str, process: &ProcessOptions, options: &RunOptions) -> Outcome<()> {
+    let watchdog = Watchdog::start(GREETING * 2, "greeting the server");
+    let target = tokio::time::timeout(GREETING, Target::greet(addr, process.config()))
+        .await
+        .map_err(|_| Failure::new(format!("the server at {addr} does not answer")))??;
+
+    let works = works(&options.tests());
+    let transports = options.transports();
+    let steps = works.len() * transports.len() * options.rounds as usize;
+    let bar = progress_bar(steps as u64);
+    let pattern = Arc::new(Pattern::new());
+    let mut span = Span { warm_up: options.warm_up(), measured: options.round(), patience: PATIENCE };
+    let mut rows = Vec::new();
+    for work in works {
+        let mut samples = vec![Vec::new(); transports.len()];
+        for round in 0..options.rounds as usize {
+            for step in 0..transports.len() {
+                // Each round begins with another transport, so that none always follows the same one.
+                let column = (round + step) % transports.len();
+                let transport = transports[column];
+                let name = format!(
+                    "{} over {}, {} connection(s), round {} of {}",
+                    word(test_of(work)),
+                    word(transport),
+                    work.connections(),
+                    round + 1,
+                    options.rounds
+                );
+                bar.set_message(name.clone());
+                let limit = span.warm_up + span.measured + span.patience + SLACK;
+                watchdog.expect(limit + GREETING, &name);
+                let sample = target.step(transport, work, span, limit, &pattern).await.explain(|| name)?;
+                if transport == Transport::Smc
+                    && work != Work::Connect
+                    && sample.ran_on.keys().all(|on| !on.is_ism())
+                {
+                    span.patience = SHORT_PATIENCE;
+                }
+                samples[column].push(sample);
+                bar.inc(1);
+            }
+        }
+        for (&transport, samples) in transports.iter().zip(&samples) {
+            let row = Row::new(work, transport, samples);
+            if options.json {
+                bar.suspend(|| say(&row.json()))?;
+            }
+            rows.push(row);
+        }
+    }
+    bar.finish_and_clear();
+    if !options.json {
+        let setup = Setup {
+            machine: machine::description(),
+            own: (machine::runtime(), process.busy_poll_words()),
+            server: target.server,
+            variables: machine::variables(),
+            rounds: options.rounds,
+            seconds: options.round().as_secs_f64(),
+        };
+        say(&report::table(&rows, &setup))?;
+    }
+    Ok(())
+}
+
+fn say(line: &str) -> Outcome<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).explain(|| "writing to standard output".to_owned())
+}
+
+/// Drawn on a terminal only, and only between measurements: nothing ticks while one runs.
+fn progress_bar(steps: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos:>3}/{len} {elapsed_precise} {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// A server, and the three ways to it.
+struct Target {
+    tcp: Tcp,
+    uds: Uds,
+    smc: Smc,
+    /// Its runtime and busy-poll setting.
+    server: (String, String),
+}
+
+impl Target {
+    async fn greet(addr: &str, config: Config) -> Outcome<Self> {
+        // Names are resolved before anything is measured, and while nothing else runs.
+        let addr: SocketAddr = addr
+            .to_socket_addrs()
+            .explain(|| format!("the address {addr}"))?
+            .next()
+            .ok_or_else(|| Failure::new(format!("the name {addr} has no address")))?;
+        let tcp = Tcp(addr);
+        let trying = || format!("greeting the server at {addr}");
+        let mut stream = tcp.connect().await.explain(trying)?;
+        wire::ask(&mut stream, Request::Hello).await.explain(trying)?;
+        let hello = wire::receive_document(&mut stream).await.explain(trying)?;
+        let text = |key: &str| hello[key].as_str().unwrap_or("?").to_owned();
+        let smc_port = hello["smc_port"].as_u64().and_then(|port| u16::try_from(port).ok());
+        let Some(smc_port) = smc_port else {
+            return Err(Failure::new(format!("{}: it names no port for SMC", trying())));
+        };
+        Ok(Self {
+            tcp,
+            uds: Uds(text("uds_name")),
+            smc: Smc { addr: SocketAddr::new(addr.ip(), smc_port), config },
+            server: (text("runtime"), text("busy_poll")),
+        })
+    }
+
+    async fn step(
+        &self,
+        transport: Transport,
+        work: Work,
+        span: Span,
+        limit: Duration,
+        pattern: &Arc<Pattern>,
+    ) -> Outcome<Sample> {
+        match transport {
+            Transport::Tcp => within(limit, self.tcp.clone(), work, span, pattern).await,
+            Transport::Uds => within(limit, self.uds.clone(), work, span, pattern).await,
+            Transport::Smc => within(limit, self.smc.clone(), work, span, pattern).await,
+        }
+    }
+}
+
+/// Measures on a worker of the runtime, as an ordinary task would run, and not longer than `limit`.
+async fn within<M: Medium>(
+    limit: Duration,
+    medium: M,
+    work: Work,
+    span: Span,
+    pattern: &Arc<Pattern>,
+) -> Outcome<Sample> {
+    let mut task = tokio::spawn(measure(medium, work, span, Arc::clone(pattern)));
+    match tokio::time::timeout(limit, &mut task).await {
+        Ok(joined) => joined.explain(|| "the measuring task".to_owned())?,
+        Err(_) => {
+            task.abort();
+            Err(Failure::new(format!(
+                "not done within {:.1} s: the server or a connection hangs",
+                limit.as_secs_f64()
+            )))
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! What a connection may do: policies, sizes, and the environment variables that mirror them.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// When a connection leaves TCP for shared memory.
+///
+/// Written in `SMC_LO_UPGRADE` as `first-turn`, `eager`, `manual`, `require`, `handshake` or `never`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum UpgradePolicy {
+    /// In the background, once the client writes again after it has read, or 64 KiB went one way. Short
+    /// connections never pay for it.
+    #[default]
+    FirstTurn,
+    /// In the background, from connect on.
+    Eager,
+    /// Only when [`SmcStream::upgrade`](crate::SmcStream::upgrade) is called.
+    Manual,
+    /// Connect waits for the upgrade and fails when there is none.
+    Require,
+    /// Connect waits, at most [`Config::handshake_timeout`], while the CLC handshake runs over the TCP connection
+    /// itself before its first byte, as the kernel's SMC does it.
+    Handshake,
+    /// Not at all: plain TCP.
+    Never,
+}
+
+impl FromStr for UpgradePolicy {
+    type Err = UnknownPolicy;
+
+    fn from_str(word: &str) -> Result<Self, UnknownPolicy> {
+        Ok(match word {
+            "first-turn" => UpgradePolicy::FirstTurn,
+            "eager" => UpgradePolicy::Eager,
+            "manual" => UpgradePolicy::Manual,
+            "require" => UpgradePolicy::Require,
+            "handshake" => UpgradePolicy::Handshake,
+            "never" => UpgradePolicy::Never,
+            _ => return Err(UnknownPolicy(word.to_owned())),
+        })
+    }
+}
+
+/// A word that names no [`UpgradePolicy`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownPolicy(String);
+
+impl std::fmt::Display for UnknownPolicy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "unknown upgrade policy {:?}: use first-turn, eager, manual, require, handshake or never",
+            self.0
+        )
+    }
+}
+
+impl std::error::Error for UnknownPolicy {}
+
+/// Whose processes a connection may be upgraded with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum PeerPolicy {
+    /// Processes of the same user, and of root.
+    #[default]
+    SameUser,
+    /// Processes of root only.
+    Root,
+}
+
+/// Bytes of the largest segment of a DMB when nothing else is said: what TCP loopback absorbs without a reader.
+pub const DEFAULT_DMB_SIZE: usize = 4 << 20;
+const SMALLEST_DMB_SIZE: usize = 4 << 10;
+const LARGEST_DMB_SIZE: usize = 64 << 20;
+const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(50);
+const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Settings of streams and listeners.
+///
+/// [`Config::from_env`] starts from the environment and is what
+/// [`SmcStream::connect`](crate::SmcStream::connect) and [`SmcListener::bind`](crate::SmcListener::bind) use;
+/// what is set here in code wins over a variable, except `SMC_LO=off`, which always wins.
+///
+/// | variable | meaning | default |
+/// |---|---|---|
+/// | `SMC_LO` | `off` turns every upgrade off | on |
+/// | `SMC_LO_DIR` | the device directory | `/dev/shm/smc-lo-<uid>` |
+/// | `SMC_LO_UPGRADE` | the [`UpgradePolicy`] | `first-turn` |
+/// | `SMC_LO_DMB_SIZE` | bytes of a DMB's largest segment | 4194304 |
+/// | `SMC_LO_BUSY_POLL_US` | longest polling window, in µs | 50 |
+///
+/// A variable that can not be understood counts as unset; with the feature `tracing` a warning says so.
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio_smc::{Config, UpgradePolicy};
+/// let config = Config::from_env().upgrade_policy(UpgradePolicy::Eager).busy_poll(Duration::from_micros(20));
+/// # let _ = config;
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Config {
+    pub(crate) off: bool,
+    pub(crate) upgrade_policy: UpgradePolicy,
+    pub(crate) peer_policy: PeerPolicy,
+    pub(crate) dmb_size: usize,
+    pub(crate) busy_poll: Duration,
+    pub(crate) device_dir: Option<PathBuf>,
+    pub(crate) handshake_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config::new()
+    }
+}
+
+impl Config {
+    /// The built-in settings; of the environment only `SMC_LO=off` is obeyed.
+    pub fn new() -> Self {
+        Config {
+            off: env::var_os("SMC_LO").is_some_and(|value| value == "off"),
+            upgrade_policy: UpgradePolicy::default(),
+            peer_policy: PeerPolicy::default(),
+            dmb_size: DEFAULT_DMB_SIZE,
+            busy_poll: DEFAULT_BUSY_POLL,
+            device_dir: None,
+            handshake_timeout: DEFAULT_HANDSHAKE_TIMEOUT,
+        }
+    }
+
+    /// The settings that the `SMC_LO_*` variables ask for, built-in ones for the rest.
+    pub fn from_env() -> Self {
+        let mut config = Config::new();
+        if let Some(policy) = variable("SMC_LO_UPGRADE") {
+            config.upgrade_policy = policy;
+        }
+        if let Some(bytes) = variable("SMC_LO_DMB_SIZE") {
+            config = config.dmb_size(bytes);
+        }
+        if let Some(micros) = variable("SMC_LO_BUSY_POLL_US") {
+            config.busy_poll = Duration::from_micros(micros);
+        }
+        config.device_dir = env::var_os("SMC_LO_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        config
+    }
+
+    /// Sets when connections are upgraded.
+    #[must_use]
+    pub fn upgrade_policy(mut self, policy: UpgradePolicy) -> Self {
+        self.upgrade_policy = policy;
+        self
+    }
+
+    /// Sets whose processes connections may be upgraded with.
+    #[must_use]
+    pub fn peer_policy(mut self, policy: PeerPolicy) -> Self {
+        self.peer_policy = policy;
+        self
+    }
+
+    /// Sets the bytes of the largest segment of a DMB, rounded up to a power of two between 4 KiB and 64 MiB.
+    #[must_use]
+    pub fn dmb_size(mut self, bytes: usize) -> Self {
+        self.dmb_size = bytes.clamp(SMALLEST_DMB_SIZE, LARGEST_DMB_SIZE).next_power_of_two();
+        self
+    }
+
+    /// Sets for how long at most a runtime looks for more work before it sleeps; zero never polls.
+    #[must_use]
+    pub fn busy_poll(mut self, window: Duration) -> Self {
+        self.busy_poll = window;
+        self
+    }
+
+    /// Sets the device directory: processes that share it can be upgraded with each other.
+    #[must_use]
+    pub fn device_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.device_dir = Some(dir.into());
+        self
+    }
+
+    /// Sets for how long connect waits with [`UpgradePolicy::Handshake`].
+    #[must_use]
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
+        self
+    }
+
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        self.device_dir.as_deref()
+    }
+}
+
+fn variable<T: FromStr>(name: &str) -> Option<T> {
+    let value = env::var(name).ok()?;
+    let parsed = value.trim().parse().ok();
+    if parsed.is_none() && !value.is_empty() {
+        crate::trace::warning!("{name}={value:?} is not understood and counts as unset");
+    }
+    parsed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_policy_has_its_word() {
+        for (word, policy) in [
+            ("first-turn", UpgradePolicy::FirstTurn),
+            ("eager", UpgradePolicy::Eager),
+            ("manual", UpgradePolicy::Manual),
+            ("require", UpgradePolicy::Require),
+            ("handshake", UpgradePolicy::Handshake),
+            ("never", UpgradePolicy::Never),
+        ] {
+            assert_eq!(word.parse(), Ok(policy));
+        }
+        let error = "always".parse::<UpgradePolicy>().unwrap_err();
+        assert!(error.to_string().contains("\"always\""), "{error}");
+    }
+
+    #[test]
+    fn dmb_sizes_become_usable_ones() {
+        assert_eq!(Config::new().dmb_size(0).dmb_size, 4096);
+        assert_eq!(Config::new().dmb_size(5000).dmb_size, 8192);
+        assert_eq!(Config::new().dmb_size(usize::MAX).dmb_size, LARGEST_DMB_SIZE);
+    }
+}

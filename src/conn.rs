@@ -1,0 +1,115 @@
+//! One connection: its two directions, each on TCP, switching, or in a ring; the close rules; the upgrade.
+//!
+//! Nothing here knows tokio: the TCP socket comes as two halves behind [`Tcp`], and whoever waits does so with a
+//! plain `Waker`. Locks are taken receiver before sender; no waker, no link and no other stream is called with one
+//! held, so every step collects its [`Effects`] and carries them out afterwards.
+
+pub(crate) mod close;
+pub(crate) mod connection;
+pub(crate) mod receive;
+pub(crate) mod send;
+#[cfg(test)]
+mod tests;
+pub(crate) mod upgrade;
+pub(crate) mod waiters;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::task::{Context, Poll};
+
+use crate::ism::interrupt::Signal;
+use crate::ism::ring::Violation;
+use crate::link::stream::{Doorbell, ReceiveDmb, SendDmb};
+
+pub(crate) use connection::{Connection, Role};
+
+/// The TCP socket under a connection, in two halves that can sit behind two locks.
+pub(crate) trait Tcp: Sized + Send + Sync + 'static {
+    type Read: Send;
+    type Write: Send;
+
+    /// The socket of a reading half.
+    fn read_fd(half: &Self::Read) -> BorrowedFd<'_>;
+
+    /// The socket of a writing half.
+    fn write_fd(half: &Self::Write) -> BorrowedFd<'_>;
+
+    /// Reads into `buffer`; 0 bytes mean the end. `Pending` keeps the waker of `cx`.
+    fn poll_read(half: &mut Self::Read, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
+
+    /// Waits until a byte or the end can be read, without taking it; 0 means the end.
+    fn poll_peek(half: &mut Self::Read, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+
+    /// Writes from `bytes`.
+    fn poll_write(half: &mut Self::Write, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
+
+    /// Sends a FIN behind what was written.
+    fn shutdown(half: &mut Self::Write) -> io::Result<()>;
+
+    /// Closes the socket without a word of its own: no FIN that would turn a reset into an end.
+    fn close(read: Self::Read, write: Self::Write);
+
+    /// Reads `left` bytes of CLC that a closed stream has still to take off the socket, then closes it.
+    fn close_after(read: Self::Read, write: Self::Write, left: usize);
+}
+
+/// One way to read, on either transport.
+pub(crate) trait ReadOp<T: Tcp> {
+    /// Bytes read; 0 is the end of the stream.
+    fn tcp(&mut self, half: &mut T::Read, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+
+    /// Bytes read; 0 is an empty ring.
+    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation>;
+
+    /// Bytes it reports are gone from the stream (not so for peek and readiness).
+    const CONSUMES: bool = true;
+}
+
+/// One way to write, on either transport.
+pub(crate) trait WriteOp<T: Tcp> {
+    /// Bytes written.
+    fn tcp(&mut self, half: &mut T::Write, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+
+    /// Bytes written; 0 is a full ring.
+    fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation>;
+
+    /// Bytes it reports have entered the stream (not so for readiness).
+    const WRITES: bool = true;
+}
+
+/// What a step under a lock asks for once the lock is free.
+#[derive(Default)]
+pub(crate) struct Effects {
+    /// Interrupts for the peer.
+    pub(crate) ring: [Option<(Doorbell, Signal)>; 2],
+    /// The peer broke a rule: its link ends.
+    pub(crate) violation: Option<(Doorbell, Violation)>,
+    /// TCP carried other bytes than the switch allows: this connection is reset, its link lives.
+    pub(crate) reset: bool,
+    /// Everyone who waits looks again.
+    pub(crate) wake: bool,
+    /// The ring left its first segment: it may be shrunk when it has been idle.
+    pub(crate) grown: Option<Doorbell>,
+    /// This end has pinned the word of this DMB.
+    pub(crate) pinned: Option<Box<ReceiveDmb>>,
+    /// The sender will never use this DMB.
+    pub(crate) unused: Option<Box<SendDmb>>,
+}
+
+impl Effects {
+    pub(crate) fn ring(&mut self, doorbell: &Doorbell, signal: Signal) {
+        let slot = if self.ring[0].is_none() { 0 } else { 1 };
+        self.ring[slot] = Some((doorbell.clone(), signal));
+    }
+}
+
+/// How an application learns that it can not have the TCP socket of an upgraded stream.
+pub(crate) fn upgraded_error(what: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        format!(
+            "{what} needs the TCP socket, but this stream has moved to shared memory; connect or bind it with \
+             UpgradePolicy::Manual or Never (SMC_LO_UPGRADE=manual) to keep it on TCP"
+        ),
+    )
+}

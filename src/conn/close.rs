@@ -1,0 +1,61 @@
+//! The end of a connection, with what TCP would have shown (docs/protocol.md, "Closing").
+
+use super::receive::{self, Clc};
+use super::send;
+use super::{Connection, Effects, Tcp};
+use crate::ism::dmb::Flags;
+use crate::ism::interrupt::Signal;
+use crate::ism::sys;
+use crate::sync::lock;
+use crate::transport::FallbackReason;
+
+impl<T: Tcp> Connection<T> {
+    /// Closes the connection; whatever the peer may still read stays readable.
+    pub(crate) fn close(&self) {
+        self.upgrade.withdraw();
+        let mut effects = Effects::default();
+        let (read, write, receive_dmb, send_dmb, clc_left) = {
+            let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
+            // CLC that was promised goes out before the end.
+            let _ = tx.send_clc(|| self.stop_handshake());
+            Self::pin_receiver(&mut rx, &mut effects);
+            Self::pin_sender(&mut tx, &mut effects);
+            let switched = rx.path != receive::Path::Tcp || tx.path == send::Path::Ring;
+            let clc_left = match rx.strip_clc() {
+                std::task::Poll::Pending => match rx.clc {
+                    Clc::Skip(left) => left,
+                    _ => 0,
+                },
+                _ => 0,
+            };
+            if switched {
+                let unread = match rx.path {
+                    receive::Path::Draining { at, until } if at < until => true,
+                    receive::Path::Tcp => rx.fd().and_then(sys::queued_in).is_ok_and(|unread| unread > 0),
+                    _ => rx.dmb.as_mut().is_some_and(|dmb| dmb.consumer.is_readable().unwrap_or(false)),
+                };
+                let abort = unread || rx.fd().and_then(sys::linger_is_zero).unwrap_or(false);
+                let flags = if abort { Flags::ABORT } else { Flags::CLOSED };
+                if let Some(dmb) = rx.dmb.as_ref() {
+                    dmb.consumer.set_flags(flags);
+                    effects.ring(&dmb.doorbell, Signal::Space);
+                }
+                if let Some(dmb) = tx.dmb.as_ref() {
+                    dmb.producer.set_flags(flags);
+                    effects.ring(&dmb.doorbell, Signal::Data);
+                }
+                if let (true, Ok(fd)) = (abort, rx.fd()) {
+                    let _ = sys::set_zero_linger(fd);
+                }
+            }
+            (rx.half.take(), tx.half.take(), rx.dmb.take(), tx.dmb.take(), clc_left)
+        };
+        // The flags are in the rings before the socket says anything.
+        self.carry_out(effects);
+        if let (Some(read), Some(write)) = (read, write) {
+            if clc_left > 0 { T::close_after(read, write, clc_left) } else { T::close(read, write) }
+        }
+        drop((receive_dmb, send_dmb));
+        self.upgrade.settle(FallbackReason::HalfClosed);
+    }
+}

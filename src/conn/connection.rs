@@ -1,0 +1,369 @@
+//! The connection: two locked directions, their waiters, and what both share.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Weak;
+use std::task::{Context, Poll, Waker};
+
+use super::receive::{self, Circumstances, Receiver, closed};
+use super::send::{self, Sender};
+use super::upgrade::{Phase, Upgrade};
+use super::waiters::Waiters;
+use super::{Effects, ReadOp, Tcp, WriteOp, upgraded_error};
+use crate::config::Config;
+use crate::ism::dmb::{Direction, Flags, HandshakeWord};
+use crate::ism::interrupt::Signal;
+use crate::ism::ring::Memory;
+use crate::ism::sys;
+use crate::link::stream::{Death, Interrupt};
+use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock};
+use crate::transport::{FallbackReason, Transport};
+
+/// Which part a stream plays in its upgrade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// From connect: it offers.
+    Client,
+    /// From a listener: it answers.
+    Server,
+    /// From a socket of unknown history: it offers when it is told to.
+    Adopted,
+}
+
+/// Both ends of the interrupts of one connection, kept apart from it so that a signal keeps no socket open.
+#[derive(Default)]
+pub(crate) struct Wakes {
+    pub(crate) readers: Arc<Waiters>,
+    pub(crate) writers: Arc<Waiters>,
+    /// Something happened to the peer's reader; the next write looks.
+    attention: AtomicBool,
+}
+
+impl Interrupt for Wakes {
+    fn interrupt(&self, signal: Signal) {
+        match signal {
+            Signal::Data => self.readers.wake_all(),
+            Signal::Space => {
+                self.attention.store(true, Ordering::Release);
+                self.writers.wake_all();
+            }
+        }
+    }
+}
+
+pub(crate) struct Connection<T: Tcp> {
+    pub(super) rx: Mutex<Receiver<T>>,
+    pub(super) tx: Mutex<Sender<T>>,
+    pub(crate) wakes: Arc<Wakes>,
+    pub(super) upgrade: Upgrade,
+    pub(crate) role: Role,
+    pub(crate) config: Arc<Config>,
+    /// 0, or why the link of a switched stream ended.
+    pub(super) death: AtomicU8,
+    /// The peer died before it read all of our ring.
+    pub(super) peer_left_unread: AtomicBool,
+    /// Hints for the callers of the fast paths, written under the locks.
+    rx_in_ring: AtomicBool,
+    tx_in_ring: AtomicBool,
+    /// For the trigger: bytes over TCP each way, and whether something was read.
+    read_bytes: AtomicU64,
+    written_bytes: AtomicU64,
+    /// Position of the sending ring when it was last looked at for shrinking.
+    pub(super) idle_since: AtomicU64,
+    this: Weak<Self>,
+}
+
+/// Bytes in one direction that trigger the upgrade with policy FirstTurn.
+const MANY_BYTES: u64 = 64 << 10;
+
+impl<T: Tcp> Connection<T> {
+    pub(crate) fn new(read: T::Read, write: T::Write, role: Role, config: Arc<Config>) -> Arc<Self> {
+        let wakes = Arc::new(Wakes::default());
+        let upgrade = Upgrade::new(role, &config);
+        Arc::new_cyclic(|this| Connection {
+            this: this.clone(),
+            rx: Mutex::new(Receiver::new(read, Waker::from(wakes.readers.clone()))),
+            tx: Mutex::new(Sender::new(write, Waker::from(wakes.writers.clone()))),
+            wakes,
+            upgrade,
+            role,
+            config,
+            death: AtomicU8::new(0),
+            peer_left_unread: AtomicBool::new(false),
+            rx_in_ring: AtomicBool::new(false),
+            tx_in_ring: AtomicBool::new(false),
+            read_bytes: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
+            idle_since: AtomicU64::new(0),
+        })
+    }
+
+    /// Does the receiving direction use the ring? (A hint: it may do so from the next call on.)
+    pub(crate) fn reads_ring(&self) -> bool {
+        self.rx_in_ring.load(Ordering::Relaxed)
+    }
+
+    /// Does the sending direction use the ring? (A hint.)
+    pub(crate) fn writes_ring(&self) -> bool {
+        self.tx_in_ring.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn death(&self) -> Option<Death> {
+        Death::from_u8(self.death.load(Ordering::Acquire))
+    }
+
+    /// Runs `look` on the reading half.
+    pub(crate) fn with_read_half<R>(&self, look: impl FnOnce(&mut T::Read) -> io::Result<R>) -> io::Result<R> {
+        look(lock(&self.rx).half.as_mut().ok_or_else(closed)?)
+    }
+
+    /// Runs `look` on the writing half.
+    pub(crate) fn with_write_half<R>(&self, look: impl FnOnce(&mut T::Write) -> io::Result<R>) -> io::Result<R> {
+        look(lock(&self.tx).half.as_mut().ok_or_else(closed)?)
+    }
+
+    // ---- reading ----
+
+    /// One attempt; nobody is registered for a wake-up.
+    #[inline]
+    pub(crate) fn try_read<O: ReadOp<T>>(&self, op: &mut O, park: bool) -> Poll<io::Result<usize>> {
+        let mut effects = Effects::default();
+        let answer = {
+            let mut rx = lock(&self.rx);
+            let answer = rx.poll(
+                op,
+                park,
+                || Circumstances {
+                    death: self.death(),
+                    peer_left_unread: self.peer_left_unread.load(Ordering::Relaxed),
+                },
+                &mut effects,
+            );
+            if rx.path == receive::Path::Ring {
+                self.rx_in_ring.store(true, Ordering::Relaxed);
+            } else if let (true, Poll::Ready(Ok(length))) = (O::CONSUMES, &answer) {
+                self.read_bytes.fetch_add(*length as u64, Ordering::Relaxed);
+            }
+            answer
+        };
+        self.carry_out(effects);
+        answer
+    }
+
+    /// Reads, or waits in the slot of the latest `poll_*` call.
+    #[inline]
+    pub(crate) fn poll_read<O: ReadOp<T>>(&self, cx: &mut Context<'_>, op: &mut O) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(answer) = self.try_read(op, false) {
+            return Poll::Ready(answer);
+        }
+        // Registered before the last look, so that nothing can happen in between unheard.
+        self.wakes.readers.register(cx.waker());
+        self.try_read(op, true)
+    }
+
+    // ---- writing ----
+
+    /// One attempt; nobody is registered for a wake-up.
+    #[inline]
+    pub(crate) fn try_write<O: WriteOp<T>>(&self, op: &mut O, park: bool) -> Poll<io::Result<usize>> {
+        let mut effects = Effects::default();
+        let answer = {
+            let mut tx = lock(&self.tx);
+            let attention = self.wakes.attention.load(Ordering::Relaxed)
+                && self.wakes.attention.swap(false, Ordering::Acquire);
+            let answer = tx.poll(op, park, attention, self.death(), || self.stop_handshake(), &mut effects);
+            if tx.path == send::Path::Ring {
+                self.tx_in_ring.store(true, Ordering::Relaxed);
+            } else if let (true, Poll::Ready(Ok(length))) = (O::WRITES, &answer) {
+                self.written_bytes.fetch_add(*length as u64, Ordering::Relaxed);
+            }
+            answer
+        };
+        self.carry_out(effects);
+        answer
+    }
+
+    /// Writes, or waits in the slot of the latest `poll_*` call.
+    #[inline]
+    pub(crate) fn poll_write<O: WriteOp<T>>(&self, cx: &mut Context<'_>, op: &mut O) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(answer) = self.try_write(op, false) {
+            return Poll::Ready(answer);
+        }
+        self.wakes.writers.register(cx.waker());
+        self.try_write(op, true)
+    }
+
+    /// S: the application writes first, so the client may not go any more, unless it went.
+    pub(super) fn stop_handshake(&self) -> HandshakeWord {
+        match self.upgrade.hold() {
+            None => HandshakeWord::Off,
+            Some(memory) => {
+                let header = memory.header();
+                let _ = header.move_handshake(HandshakeWord::Held, HandshakeWord::Off);
+                header.handshake()
+            }
+        }
+    }
+
+    /// Ends the sending direction; what was written still arrives.
+    pub(crate) fn shutdown_write(&self) -> io::Result<()> {
+        let mut effects = Effects::default();
+        let answer = {
+            let mut tx = lock(&self.tx);
+            if tx.path == send::Path::Ring {
+                if !tx.shut {
+                    tx.shut = true;
+                    if let Some(dmb) = tx.dmb.as_ref() {
+                        dmb.producer.set_flags(Flags::DONE_WRITING);
+                        dmb.producer.wake_reader();
+                        effects.ring(&dmb.doorbell, Signal::Data);
+                    }
+                }
+                Ok(())
+            } else {
+                if let Poll::Ready(Err(error)) = tx.send_clc(|| self.stop_handshake()) {
+                    return Err(error);
+                }
+                Self::pin_sender(&mut tx, &mut effects);
+                tx.shut = true;
+                let half = tx.half.as_mut().ok_or_else(closed)?;
+                T::shutdown(half)
+            }
+        };
+        self.carry_out(effects);
+        answer
+    }
+
+    // ---- pins ----
+
+    /// Keeps the sending direction on TCP for good; `false` when it has switched.
+    pub(super) fn pin_sender(tx: &mut Sender<T>, effects: &mut Effects) -> bool {
+        if tx.path == send::Path::Ring {
+            return false;
+        }
+        tx.pinned = true;
+        if let Some(dmb) = tx.dmb.take() {
+            // Only this end switches it, and it has not: the reader learns that it never will.
+            dmb.producer.memory().header().pin();
+            effects.unused = Some(Box::new(dmb));
+        }
+        true
+    }
+
+    /// Keeps the receiving direction on TCP for good; `false` when the peer has switched.
+    pub(super) fn pin_receiver(rx: &mut Receiver<T>, effects: &mut Effects) -> bool {
+        if rx.path != receive::Path::Tcp {
+            return false;
+        }
+        rx.settle_handshake();
+        if let (false, Some(dmb)) = (rx.pinned, rx.dmb.as_ref()) {
+            if let Direction::Switched(until) = dmb.consumer.memory().header().pin() {
+                // A position that the kernel does not tell is found out by the reader.
+                let _ = rx.drain_until(until);
+                return false;
+            }
+        }
+        rx.pinned = true;
+        if matches!(rx.clc, receive::Clc::None) {
+            effects.pinned = rx.dmb.take().map(Box::new);
+        }
+        true
+    }
+
+    /// Keeps the directions asked for on TCP, for an application that wants the socket itself.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` when one of them has already left TCP; the other stays pinned.
+    pub(crate) fn pin(&self, what: &str, read: bool, write: bool) -> io::Result<()> {
+        let mut effects = Effects::default();
+        let read_pinned = !read || Self::pin_receiver(&mut lock(&self.rx), &mut effects);
+        let write_pinned = !write || Self::pin_sender(&mut lock(&self.tx), &mut effects);
+        self.carry_out(effects);
+        if !(read_pinned && write_pinned) {
+            return Err(upgraded_error(what));
+        }
+        self.upgrade.settle(FallbackReason::Pinned);
+        Ok(())
+    }
+
+    /// Takes the socket out of a connection that is pinned both ways.
+    pub(crate) fn take_halves(&self) -> Option<(T::Read, T::Write)> {
+        let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
+        Some((rx.half.take()?, tx.half.take()?))
+    }
+
+    // ---- what runs ----
+
+    /// What the stream runs on now.
+    pub(crate) fn transport(&self) -> Transport {
+        let receives = {
+            let rx = lock(&self.rx);
+            rx.path != receive::Path::Tcp
+                || (!rx.pinned
+                    && rx.dmb.as_ref().is_some_and(|dmb| {
+                        matches!(dmb.consumer.memory().header().direction(), Direction::Switched(_))
+                    }))
+        };
+        let sends = lock(&self.tx).path == send::Path::Ring;
+        if receives && sends {
+            return Transport::LoopbackIsm;
+        }
+        Transport::Tcp(match self.upgrade.phase() {
+            Phase::Settled(reason) | Phase::Idle(reason) => reason,
+            Phase::Offering | Phase::Attached => FallbackReason::InProgress,
+        })
+    }
+
+    /// Has the time come to offer the upgrade, after a successful read or write? Answers yes once.
+    #[inline]
+    pub(crate) fn triggered(&self, by_write: bool) -> bool {
+        if !self.upgrade.waits_for_trigger() {
+            return false;
+        }
+        let (read, written) =
+            (self.read_bytes.load(Ordering::Relaxed), self.written_bytes.load(Ordering::Relaxed));
+        // A write after a read is the turn.
+        ((by_write && read > 0) || read.max(written) >= MANY_BYTES) && self.upgrade.begin()
+    }
+
+    /// The addresses of the connection, live from the kernel.
+    pub(crate) fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+        let rx = lock(&self.rx);
+        let fd = rx.fd()?;
+        Ok((sys::local_addr(fd)?, sys::peer_addr(fd)?))
+    }
+
+    /// Does what was collected under a lock.
+    #[inline]
+    pub(super) fn carry_out(&self, effects: Effects) {
+        let Effects { ring, violation, reset, wake, grown, pinned, unused } = effects;
+        if let Some(dmb) = pinned {
+            dmb.pinned();
+        }
+        drop(unused);
+        if let (Some(doorbell), Some(this)) = (grown, self.this.upgrade()) {
+            doorbell.link.grown(this);
+        }
+        for (doorbell, signal) in ring.into_iter().flatten() {
+            doorbell.ring(signal);
+        }
+        if reset {
+            self.reset();
+        }
+        if let Some((doorbell, violation)) = violation {
+            doorbell.link.violated(&violation);
+        }
+        if wake {
+            self.wakes.readers.wake_all();
+            self.wakes.writers.wake_all();
+            self.upgrade.changed();
+        }
+    }
+
+    pub(super) fn wake_all(&self) {
+        self.wakes.readers.wake_all();
+        self.wakes.writers.wake_all();
+        self.upgrade.changed();
+    }
+}

@@ -1,0 +1,400 @@
+//! The receiving direction: TCP up to the switch position, then the ring.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::task::{Context, Poll, Waker};
+
+use super::{Effects, ReadOp, Tcp};
+use crate::ism::arena::DmbMemory;
+use crate::ism::dmb::{Direction, Flags, HandshakeWord};
+use crate::ism::interrupt::Signal;
+use crate::ism::ring::{Consumer, Memory, Violation};
+use crate::ism::sys;
+use crate::link::stream::{Death, ReceiveDmb};
+
+/// The ring that a stream reads from.
+pub(crate) type Ring = Consumer<DmbMemory>;
+
+/// Where the next byte comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    Tcp,
+    /// The sender has switched at `until`; TCP has been read up to `at`.
+    Draining { at: u64, until: u64 },
+    Ring,
+}
+
+/// CLC bytes at the front of the TCP stream (policy Handshake).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Clc {
+    None,
+    /// S: the client may still go; then this many bytes are CLC.
+    Held(usize),
+    /// This many bytes are CLC.
+    Skip(usize),
+}
+
+pub(crate) struct Receiver<T: Tcp> {
+    /// `None` once the stream is closed or its socket was taken out.
+    pub(crate) half: Option<T::Read>,
+    pub(crate) path: Path,
+    pub(crate) dmb: Option<ReceiveDmb>,
+    /// The word will never be, or is not any more, obeyed.
+    pub(crate) pinned: bool,
+    pub(crate) clc: Clc,
+    /// The latest position that the kernel told, and bytes read since.
+    last_position: Option<u64>,
+    /// Wakes everyone who waits to read.
+    pub(crate) waiters: Waker,
+}
+
+/// What else a reader has to know of its connection.
+pub(crate) struct Circumstances {
+    pub(crate) death: Option<Death>,
+    /// The sending direction is in the ring and its peer died without reading all of it.
+    pub(crate) peer_left_unread: bool,
+}
+
+impl<T: Tcp> Receiver<T> {
+    pub(crate) fn new(half: T::Read, waiters: Waker) -> Self {
+        Receiver {
+            half: Some(half),
+            path: Path::Tcp,
+            dmb: None,
+            pinned: false,
+            clc: Clc::None,
+            last_position: None,
+            waiters,
+        }
+    }
+
+    pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        self.half.as_ref().map(T::read_fd).ok_or_else(closed)
+    }
+
+    /// One attempt to read. With `park` a `Pending` has armed every wake-up there is; the caller has registered its
+    /// waker before.
+    pub(crate) fn poll<O: ReadOp<T>>(
+        &mut self,
+        op: &mut O,
+        park: bool,
+        circumstances: impl Fn() -> Circumstances,
+        effects: &mut Effects,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match self.path {
+                Path::Ring => return self.poll_ring(op, park, circumstances, effects),
+                Path::Draining { at, until } if at == until => {
+                    // A byte behind the switch position is none of this connection's.
+                    if sys::queued_in(self.fd()?).is_ok_and(|unread| unread > 0) {
+                        return self.broken(effects);
+                    }
+                    self.path = Path::Ring;
+                }
+                Path::Draining { at, until } if at > until => return self.broken(effects),
+                Path::Draining { .. } | Path::Tcp => {
+                    if let Some(answer) = self.poll_tcp(op, park, effects) {
+                        return answer;
+                    }
+                }
+            }
+        }
+    }
+
+    fn broken(&mut self, effects: &mut Effects) -> Poll<io::Result<usize>> {
+        effects.reset = true;
+        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    }
+
+    /// `None`: the path has changed, look again.
+    fn poll_tcp<O: ReadOp<T>>(
+        &mut self,
+        op: &mut O,
+        park: bool,
+        effects: &mut Effects,
+    ) -> Option<Poll<io::Result<usize>>> {
+        if let Err(error) = self.latch() {
+            return Some(Poll::Ready(Err(error)));
+        }
+        if matches!(self.path, Path::Draining { at, until } if at >= until) {
+            return None;
+        }
+        match self.strip_clc() {
+            Poll::Ready(Ok(true)) => {}
+            Poll::Ready(Ok(false)) => return self.believe(Poll::Ready(Ok(0)), effects),
+            Poll::Ready(Err(error)) => return self.believe(Poll::Ready(Err(error)), effects),
+            Poll::Pending => return self.believe_pending(park),
+        }
+        let Some(half) = self.half.as_mut() else { return Some(Poll::Ready(Err(closed()))) };
+        match op.tcp(half, &mut Context::from_waker(&self.waiters)) {
+            Poll::Ready(Ok(length)) if length > 0 => {
+                if O::CONSUMES {
+                    self.count(length as u64);
+                }
+                Some(Poll::Ready(Ok(length)))
+            }
+            Poll::Ready(end) => self.believe(Poll::Ready(end), effects),
+            Poll::Pending => self.believe_pending(park),
+        }
+    }
+
+    fn count(&mut self, length: u64) {
+        if let Path::Draining { at, .. } = &mut self.path {
+            *at += length;
+        }
+        if let Some(position) = &mut self.last_position {
+            *position += length;
+        }
+    }
+
+    /// TCP says that the stream has ended: true only if the word agrees. Whoever switched before he closed has left
+    /// the rest in the ring.
+    fn believe(
+        &mut self,
+        end: Poll<io::Result<usize>>,
+        effects: &mut Effects,
+    ) -> Option<Poll<io::Result<usize>>> {
+        if let Err(error) = self.latch() {
+            return Some(Poll::Ready(Err(error)));
+        }
+        let Path::Draining { until, .. } = self.path else { return Some(end) };
+        match self.look() {
+            Ok(Some(at)) => {
+                self.path = Path::Draining { at, until };
+                if at > until {
+                    return Some(self.broken(effects));
+                }
+                if at == until { None } else { Some(end) }
+            }
+            Ok(None) | Err(_) => {
+                if matches!(self.path, Path::Draining { at, until } if at == until) {
+                    None
+                } else {
+                    Some(end)
+                }
+            }
+        }
+    }
+
+    /// TCP has nothing now. A word that changed, or bytes that someone else read, change the answer.
+    fn believe_pending(&mut self, park: bool) -> Option<Poll<io::Result<usize>>> {
+        match self.path {
+            Path::Draining { until, .. } => {
+                if let Ok(Some(at)) = self.look() {
+                    self.path = Path::Draining { at, until };
+                    if at >= until {
+                        return None;
+                    }
+                }
+                Some(Poll::Pending)
+            }
+            _ => {
+                if !park || self.pinned {
+                    return Some(Poll::Pending);
+                }
+                let Some(dmb) = self.dmb.as_ref() else { return Some(Poll::Pending) };
+                // The sender's switch rings only who has armed.
+                dmb.consumer.arm();
+                match dmb.consumer.memory().header().direction() {
+                    Direction::Switched(_) => None,
+                    Direction::Open | Direction::Pinned => Some(Poll::Pending),
+                }
+            }
+        }
+    }
+
+    /// Obeys the word of this direction, once it has its final value.
+    fn latch(&mut self) -> io::Result<()> {
+        if self.path != Path::Tcp || self.pinned {
+            return Ok(());
+        }
+        let Some(dmb) = self.dmb.as_ref() else { return Ok(()) };
+        match dmb.consumer.memory().header().direction() {
+            Direction::Open => Ok(()),
+            Direction::Pinned => {
+                self.pinned = true;
+                Ok(())
+            }
+            Direction::Switched(until) => self.drain_until(until),
+        }
+    }
+
+    pub(crate) fn drain_until(&mut self, until: u64) -> io::Result<()> {
+        let at = match self.look()? {
+            Some(at) => at,
+            None => self.last_position.ok_or_else(|| io::Error::other("the kernel does not tell the position"))?,
+        };
+        self.path = Path::Draining { at, until };
+        Ok(())
+    }
+
+    /// Bytes taken from TCP so far, from the kernel; after CLOSE from the last valid look and what was read since.
+    pub(crate) fn look(&mut self) -> io::Result<Option<u64>> {
+        let fd = self.half.as_ref().map(T::read_fd).ok_or_else(closed)?;
+        let position = whole(|| sys::rx_counters(fd))?.and_then(|(look, queued)| look.rx_position(queued));
+        if position.is_some() {
+            self.last_position = position;
+        }
+        Ok(self.last_position)
+    }
+
+    /// Takes the CLC messages off the front of the stream. `Ok(false)`: the stream ended inside them.
+    pub(crate) fn strip_clc(&mut self) -> Poll<io::Result<bool>> {
+        loop {
+            match self.clc {
+                Clc::None => return Poll::Ready(Ok(true)),
+                Clc::Held(length) => {
+                    let word = self.handshake_word();
+                    if word == HandshakeWord::Held {
+                        let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
+                        let mut cx = Context::from_waker(&self.waiters);
+                        if T::poll_peek(half, &mut cx).is_pending() {
+                            return Poll::Pending;
+                        }
+                        // GO comes before the client's first CLC byte, so what is there without it is data.
+                        self.settle_handshake();
+                    }
+                    self.clc = match self.handshake_word() {
+                        HandshakeWord::Go => Clc::Skip(length),
+                        _ => Clc::None,
+                    };
+                }
+                Clc::Skip(0) => self.clc = Clc::None,
+                Clc::Skip(left) => {
+                    let mut scratch = [0; 512];
+                    let wanted = left.min(scratch.len());
+                    let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
+                    let mut cx = Context::from_waker(&self.waiters);
+                    match T::poll_read(half, &mut cx, &mut scratch[..wanted]) {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                        Poll::Ready(Ok(0)) => return Poll::Ready(Ok(false)),
+                        Poll::Ready(Ok(length)) => {
+                            self.clc = Clc::Skip(left - length);
+                            self.count(length as u64);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn handshake_word(&self) -> HandshakeWord {
+        self.dmb.as_ref().map_or(HandshakeWord::Off, |dmb| dmb.consumer.memory().header().handshake())
+    }
+
+    /// S: no CLC over TCP any more, unless the client went already.
+    pub(crate) fn settle_handshake(&mut self) {
+        if let (Clc::Held(_), Some(dmb)) = (self.clc, self.dmb.as_ref()) {
+            let _ = dmb.consumer.memory().header().move_handshake(HandshakeWord::Held, HandshakeWord::Off);
+        }
+    }
+
+    fn poll_ring<O: ReadOp<T>>(
+        &mut self,
+        op: &mut O,
+        park: bool,
+        circumstances: impl Fn() -> Circumstances,
+        effects: &mut Effects,
+    ) -> Poll<io::Result<usize>> {
+        let Some(dmb) = self.dmb.as_mut() else { return Poll::Ready(Err(closed())) };
+        loop {
+            match Self::ring_step(dmb, op, park, &circumstances) {
+                Ok(Step::Read(length)) => {
+                    if O::CONSUMES && dmb.consumer.wake_writer() {
+                        effects.ring(&dmb.doorbell, Signal::Space);
+                    }
+                    return Poll::Ready(Ok(length));
+                }
+                Ok(Step::Again) => {}
+                Ok(Step::Wait) => return Poll::Pending,
+                Ok(Step::End) => return Poll::Ready(Ok(0)),
+                Ok(Step::Reset) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                Ok(Step::AskTcp { peer_died, left_unread }) => {
+                    let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
+                    let mut cx = Context::from_waker(&self.waiters);
+                    return match T::poll_peek(half, &mut cx) {
+                        Poll::Pending => Poll::Pending,
+                        Poll::Ready(Ok(0)) if peer_died && !left_unread => Poll::Ready(Ok(0)),
+                        Poll::Ready(Err(error)) if !peer_died => Poll::Ready(Err(error)),
+                        Poll::Ready(_) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                    };
+                }
+                Err(violation) => {
+                    effects.violation = Some((dmb.doorbell.clone(), violation));
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn ring_step<O: ReadOp<T>>(
+        dmb: &mut ReceiveDmb,
+        op: &mut O,
+        park: bool,
+        circumstances: &impl Fn() -> Circumstances,
+    ) -> Result<Step, Violation> {
+        let length = op.ring(&mut dmb.consumer)?;
+        if length > 0 {
+            return Ok(Step::Read(length));
+        }
+        let flags = dmb.consumer.writer_flags();
+        if flags != Flags::NONE {
+            // Written before the flag, seen after it.
+            if dmb.consumer.is_readable()? {
+                return Ok(Step::Again);
+            }
+            return Ok(if flags.contains(Flags::ABORT) { Step::Reset } else { Step::End });
+        }
+        let now = circumstances();
+        match now.death {
+            None if !park => Ok(Step::Wait),
+            None => {
+                if !dmb.consumer.wait()? {
+                    return Ok(Step::Again);
+                }
+                // After arming: a death in between has already called its wake-ups.
+                Ok(if circumstances().death.is_some() { Step::Again } else { Step::Wait })
+            }
+            Some(death) => {
+                if dmb.consumer.is_readable()? || dmb.consumer.writer_flags() != Flags::NONE {
+                    return Ok(Step::Again);
+                }
+                Ok(match death {
+                    Death::Fault => Step::Reset,
+                    Death::Peer => Step::AskTcp { peer_died: true, left_unread: now.peer_left_unread },
+                    Death::Runtime => Step::AskTcp { peer_died: false, left_unread: false },
+                })
+            }
+        }
+    }
+}
+
+enum Step {
+    Read(usize),
+    Again,
+    Wait,
+    End,
+    Reset,
+    /// The link is gone: TCP tells how the connection ends.
+    AskTcp { peer_died: bool, left_unread: bool },
+}
+
+/// Looks that may be torn before a position counts as unknown; each costs three system calls.
+const LOOKS: usize = 64;
+
+/// Repeats a look until it is whole.
+pub(crate) fn whole<L>(mut look: impl FnMut() -> io::Result<Option<L>>) -> io::Result<Option<L>> {
+    for _ in 0..LOOKS {
+        if let Some(look) = look()? {
+            return Ok(Some(look));
+        }
+    }
+    Ok(None)
+}
+
+/// The answer of a stream that was closed under a waiter.
+pub(crate) fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "this stream has been closed")
+}

@@ -1,0 +1,462 @@
+//! The upgrade as the connection sees it: when it begins, what the link attaches, how it ends.
+
+use std::task::{Context, Poll};
+
+use super::receive::{self, Receiver, whole};
+use super::send;
+use super::waiters::Waiters;
+use super::{Connection, Effects, Role, Tcp};
+use crate::config::{Config, PeerPolicy, UpgradePolicy};
+use crate::ism::arena::DmbMemory;
+use crate::ism::dmb::{Direction, Flags, HandshakeWord};
+use crate::ism::interrupt::Signal;
+use crate::ism::ring::Memory;
+use crate::ism::sys;
+use crate::link::message::{Subject, Tuple};
+use crate::link::stream::{ClcOverTcp, Death, Interrupt, LinkedStream, ReceiveDmb, SendDmb, Standing};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
+use crate::transport::{FallbackReason, Transport};
+
+/// How far the upgrade is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Not begun, for this reason.
+    Idle(FallbackReason),
+    /// An offer is on its way, or expected to be answered.
+    Offering,
+    /// Both DMBs are known; each direction switches when it can.
+    Attached,
+    /// It stays TCP, for this reason.
+    Settled(FallbackReason),
+}
+
+struct State {
+    phase: Phase,
+    offer: Option<Standing>,
+    /// S with policy Handshake: where the word is that the client may turn to GO.
+    hold: Option<DmbMemory>,
+}
+
+pub(crate) struct Upgrade {
+    state: Mutex<State>,
+    /// The trigger is still to come: lets every read and write pass by with one load.
+    pending: AtomicBool,
+    /// `upgrade()` calls that wait.
+    watchers: Waiters,
+}
+
+impl Upgrade {
+    pub(super) fn new(role: Role, config: &Config) -> Self {
+        let idle = if config.off {
+            FallbackReason::SwitchedOff
+        } else if config.upgrade_policy == UpgradePolicy::Never {
+            FallbackReason::Policy
+        } else {
+            FallbackReason::NotYet
+        };
+        let triggers = idle == FallbackReason::NotYet
+            && role == Role::Client
+            && matches!(config.upgrade_policy, UpgradePolicy::FirstTurn);
+        Upgrade {
+            state: Mutex::new(State { phase: Phase::Idle(idle), offer: None, hold: None }),
+            pending: AtomicBool::new(triggers),
+            watchers: Waiters::default(),
+        }
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        lock(&self.state).phase
+    }
+
+    #[inline]
+    pub(super) fn waits_for_trigger(&self) -> bool {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Begins the upgrade if nobody has, and if it may begin at all.
+    pub(super) fn begin(&self) -> bool {
+        self.pending.store(false, Ordering::Relaxed);
+        let mut state = lock(&self.state);
+        let begins = matches!(state.phase, Phase::Idle(FallbackReason::NotYet));
+        if begins {
+            state.phase = Phase::Offering;
+        }
+        begins
+    }
+
+    /// It stays TCP. Says so once; an attached stream has its own story.
+    pub(super) fn settle(&self, reason: FallbackReason) -> bool {
+        self.pending.store(false, Ordering::Relaxed);
+        let offer = {
+            let mut state = lock(&self.state);
+            if matches!(state.phase, Phase::Settled(_)) {
+                return false;
+            }
+            state.phase = Phase::Settled(reason);
+            state.hold = None;
+            state.offer.take()
+        };
+        drop(offer);
+        crate::trace::debug!("stays on tcp: {reason}");
+        self.watchers.wake_all();
+        true
+    }
+
+    pub(super) fn hold(&self) -> Option<DmbMemory> {
+        lock(&self.state).hold.clone()
+    }
+
+    /// Something that an upgrade waits for has changed.
+    pub(super) fn changed(&self) {
+        self.watchers.wake_all();
+    }
+
+    /// Takes back an offer that still stands.
+    pub(super) fn withdraw(&self) {
+        let offer = {
+            let mut state = lock(&self.state);
+            state.hold = None;
+            state.offer.take()
+        };
+        drop(offer);
+    }
+}
+
+impl<T: Tcp> Connection<T> {
+    /// Begins an upgrade that the application asked for; `false` when one runs, has ended, or is not possible.
+    pub(crate) fn begin_upgrade(&self) -> bool {
+        self.role != Role::Server && self.upgrade.begin()
+    }
+
+    /// Waits until the stream is upgraded or is known to stay on TCP.
+    pub(crate) fn poll_upgraded(&self, cx: &mut Context<'_>, key: &mut WatchKey) -> Poll<Transport> {
+        self.upgrade.watchers.enlist(&mut key.changed, cx.waker());
+        // The peer's switch of our receiving direction comes as an interrupt for data.
+        self.wakes.readers.enlist(&mut key.readers, cx.waker());
+        self.drive_clc();
+        let transport = self.transport();
+        let runs = matches!(self.upgrade.phase(), Phase::Offering | Phase::Attached)
+            && transport != Transport::LoopbackIsm
+            && self.death().is_none();
+        if runs {
+            let switched = {
+                let rx = lock(&self.rx);
+                rx.dmb.as_ref().is_some_and(|dmb| {
+                    dmb.consumer.arm();
+                    matches!(dmb.consumer.memory().header().direction(), Direction::Switched(_))
+                })
+            };
+            if !switched || self.transport() != Transport::LoopbackIsm {
+                return Poll::Pending;
+            }
+        }
+        self.forget_watch(key);
+        Poll::Ready(self.transport())
+    }
+
+    /// C: takes the Accept off the stream, then sends the Confirm and switches.
+    fn drive_clc(&self) {
+        let mut effects = Effects::default();
+        {
+            let mut rx = lock(&self.rx);
+            if rx.half.is_none() || !rx.strip_clc().is_ready() {
+                return;
+            }
+            let mut tx = lock(&self.tx);
+            if tx.half.is_some() && tx.send_clc(|| HandshakeWord::Off).is_ready() {
+                tx.try_switch(&mut effects);
+            }
+        }
+        effects.wake = false;
+        self.carry_out(effects);
+    }
+
+    pub(crate) fn forget_watch(&self, key: &mut WatchKey) {
+        self.upgrade.watchers.delist(&mut key.changed);
+        self.wakes.readers.delist(&mut key.readers);
+    }
+
+    /// Drops the receive DMB of an upgrade that ended before its READY, if the word allows.
+    fn abandon_receiver(&self, rx: &mut Receiver<T>) -> Option<ReceiveDmb> {
+        if rx.path != receive::Path::Tcp {
+            return None;
+        }
+        rx.settle_handshake();
+        rx.pinned = true;
+        if matches!(rx.clc, receive::Clc::Held(_)) {
+            rx.clc = receive::Clc::None;
+        }
+        let dmb = rx.dmb.take()?;
+        dmb.consumer.memory().header().pin();
+        Some(dmb)
+    }
+}
+
+/// Where a waiting `upgrade()` is listed.
+#[derive(Default)]
+pub(crate) struct WatchKey {
+    changed: Option<u64>,
+    readers: Option<u64>,
+}
+
+impl<T: Tcp> LinkedStream for Connection<T> {
+    fn subject(&self) -> Result<Subject, FallbackReason> {
+        let rx = lock(&self.rx);
+        let fd = rx.fd().map_err(|_| FallbackReason::HalfClosed)?;
+        let gone = |_| FallbackReason::Unproved;
+        match sys::ineligible(fd) {
+            Ok(None) => {}
+            Ok(Some(_)) | Err(_) => return Err(FallbackReason::SocketOption),
+        }
+        match sys::tcp_look(fd) {
+            Ok(look) if look.state == sys::TcpState::Established => {}
+            Ok(_) => return Err(FallbackReason::HalfClosed),
+            Err(_) => return Err(FallbackReason::Positions),
+        }
+        let tuple = Tuple::new(sys::local_addr(fd).map_err(gone)?, sys::peer_addr(fd).map_err(gone)?);
+        let cookie = sys::cookie(fd).map_err(gone)?;
+        let network_namespace = sys::netns_cookie(fd).map_err(|_| FallbackReason::NetworkNamespace)?;
+        Ok(Subject { tuple, cookie, network_namespace })
+    }
+
+    fn dmb_size(&self) -> usize {
+        self.config.dmb_size
+    }
+
+    fn admits(&self, uid: u32) -> bool {
+        match self.config.peer_policy {
+            PeerPolicy::SameUser => uid == 0 || (uid == sys::effective_uid() && uid != sys::overflow_uid()),
+            PeerPolicy::Root => uid == 0,
+        }
+    }
+
+    fn wants_clc_over_tcp(&self) -> bool {
+        self.role == Role::Client && self.config.upgrade_policy == UpgradePolicy::Handshake
+    }
+
+    fn interrupts(&self) -> Arc<dyn Interrupt> {
+        self.wakes.clone()
+    }
+
+    fn offered(&self, offer: Standing) {
+        let gone = {
+            let mut state = lock(&self.upgrade.state);
+            // Closed or pinned meanwhile: dropping the offer takes it back.
+            if state.phase == Phase::Offering { state.offer.replace(offer) } else { Some(offer) }
+        };
+        drop(gone);
+    }
+
+    fn attach_receive(&self, dmb: ReceiveDmb, hold: bool) -> Result<(), FallbackReason> {
+        let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
+        if rx.half.is_none() || tx.half.is_none() || tx.shut {
+            return Err(FallbackReason::HalfClosed);
+        }
+        if rx.dmb.is_some() || rx.path != receive::Path::Tcp {
+            return Err(FallbackReason::InProgress);
+        }
+        if rx.pinned || tx.pinned {
+            return Err(FallbackReason::Pinned);
+        }
+        let fd = tx.fd().map_err(|_| FallbackReason::HalfClosed)?;
+        let (look, queued) = match whole(|| sys::tx_counters(fd)) {
+            Ok(Some(look)) => look,
+            Ok(None) | Err(_) => return Err(FallbackReason::Positions),
+        };
+        let syn = look.syn(queued).ok_or(FallbackReason::Positions)?;
+        let received = match rx.look() {
+            Ok(Some(position)) => position,
+            Ok(None) | Err(_) => return Err(FallbackReason::Positions),
+        };
+        tx.syn = Some(syn);
+        if hold && received == 0 && look.tx_position(queued, syn) == Some(0) {
+            let unread = rx.fd().and_then(sys::queued_in).unwrap_or(1);
+            if unread == 0 {
+                let memory = dmb.consumer.memory().clone();
+                if memory.header().move_handshake(HandshakeWord::None, HandshakeWord::Held).is_ok() {
+                    rx.clc = receive::Clc::Held(crate::clc::PROPOSAL_BYTES + crate::clc::answer_bytes(true));
+                    tx.clc = send::Clc::Held(Vec::new());
+                    lock(&self.upgrade.state).hold = Some(memory);
+                }
+            }
+        }
+        {
+            let mut state = lock(&self.upgrade.state);
+            match state.phase {
+                Phase::Idle(_) => state.phase = Phase::Offering,
+                Phase::Offering | Phase::Attached => {}
+                // Closed or pinned in this moment.
+                Phase::Settled(reason) => return Err(reason),
+            }
+        }
+        rx.dmb = Some(dmb);
+        Ok(())
+    }
+
+    fn attach_send(&self, dmb: SendDmb) {
+        let mut effects = Effects::default();
+        let unused = {
+            let mut tx = lock(&self.tx);
+            if tx.pinned || tx.shut || tx.half.is_none() {
+                // A pin made before the DMB was known is put into its word; its DETACH goes out at once.
+                dmb.producer.memory().header().pin();
+                Some(dmb)
+            } else {
+                tx.dmb = Some(dmb);
+                tx.try_switch(&mut effects);
+                None
+            }
+        };
+        drop(unused);
+        {
+            let mut state = lock(&self.upgrade.state);
+            if state.phase == Phase::Offering {
+                state.phase = Phase::Attached;
+            }
+        }
+        effects.wake = true;
+        self.carry_out(effects);
+    }
+
+    fn go(&self, server: &DmbMemory, clc: ClcOverTcp) {
+        let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
+        let untouched = tx.syn.is_some_and(|syn| {
+            let Ok(fd) = tx.fd() else { return false };
+            let sent = whole(|| sys::tx_counters(fd)).ok().flatten();
+            sent.and_then(|(look, queued)| look.tx_position(queued, syn)) == Some(0)
+        });
+        let unread = rx.fd().and_then(sys::queued_in).unwrap_or(1);
+        if !untouched || unread != 0 || !matches!(rx.look(), Ok(Some(0))) {
+            return;
+        }
+        if server.header().move_handshake(HandshakeWord::Held, HandshakeWord::Go).is_err() {
+            return;
+        }
+        rx.clc = receive::Clc::Skip(clc.accept.len());
+        let proposal = clc.proposal.len();
+        let mut bytes = clc.proposal;
+        bytes.extend(clc.confirm);
+        tx.clc = send::Clc::Send(bytes, 0);
+        // The Confirm waits for the Accept, unless the application is faster.
+        let _ = tx.send_clc_until(proposal, || HandshakeWord::Off);
+    }
+
+    fn gone(&self, clc: ClcOverTcp) {
+        let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
+        rx.settle_handshake();
+        let word = rx.dmb.as_ref().map(|dmb| dmb.consumer.memory().header().handshake());
+        if word != Some(HandshakeWord::Go) {
+            return;
+        }
+        if let receive::Clc::Held(_) = rx.clc {
+            rx.clc = receive::Clc::Skip(clc.proposal.len() + clc.confirm.len());
+        }
+        if let send::Clc::Held(_) = tx.clc {
+            tx.clc = send::Clc::Send(clc.accept, 0);
+            let _ = tx.send_clc(|| HandshakeWord::Go);
+        }
+    }
+
+    fn refused(&self, reason: FallbackReason) {
+        let mut state = lock(&self.upgrade.state);
+        if let Phase::Idle(_) = state.phase {
+            state.phase = Phase::Idle(reason);
+        }
+    }
+
+    fn shrink(&self) -> bool {
+        let mut tx = lock(&self.tx);
+        if tx.path != send::Path::Ring || self.death().is_some() {
+            return true;
+        }
+        let Some(dmb) = tx.dmb.as_mut() else { return true };
+        let position = dmb.producer.position();
+        if self.idle_since.swap(position, Ordering::Relaxed) != position {
+            return false;
+        }
+        // A violation is the business of the next write, which sees it too.
+        dmb.producer.shrink().unwrap_or(true)
+    }
+
+    fn stay_on_tcp(&self, reason: FallbackReason) {
+        let unused = self.abandon_receiver(&mut lock(&self.rx));
+        drop(unused);
+        self.upgrade.settle(reason);
+    }
+
+    fn peer_pinned(&self) {
+        let unused = {
+            let mut tx = lock(&self.tx);
+            if tx.path == send::Path::Tcp {
+                tx.pinned = true;
+                tx.dmb.take()
+            } else {
+                None
+            }
+        };
+        if unused.is_some() {
+            drop(unused);
+            self.upgrade.settle(FallbackReason::Pinned);
+        }
+    }
+
+    fn link_died(&self, death: Death) {
+        let mut effects = Effects::default();
+        let mut unused = (None, None);
+        {
+            let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
+            if rx.path == receive::Path::Tcp && !rx.pinned {
+                if let Some(dmb) = rx.dmb.as_ref() {
+                    match dmb.consumer.memory().header().pin() {
+                        Direction::Switched(until) => drop(rx.drain_until(until)),
+                        _ => rx.pinned = true,
+                    }
+                }
+            }
+            if tx.path == send::Path::Tcp {
+                tx.pinned = true;
+            }
+            if rx.path == receive::Path::Tcp && tx.path == send::Path::Tcp {
+                unused = (rx.dmb.take(), tx.dmb.take());
+            } else {
+                if let (Death::Peer, send::Path::Ring, Some(dmb)) = (death, tx.path, tx.dmb.as_mut()) {
+                    let consumed = dmb.producer.is_consumed().unwrap_or(false);
+                    self.peer_left_unread.store(!consumed, Ordering::Relaxed);
+                }
+                self.death.store(death as u8, Ordering::Release);
+                effects.reset = death == Death::Fault;
+                effects.wake = true;
+            }
+        }
+        if effects.wake {
+            self.carry_out(effects);
+        } else {
+            self.upgrade.settle(FallbackReason::LinkDown);
+        }
+        drop(unused);
+    }
+}
+
+impl<T: Tcp> Connection<T> {
+    /// Resets a connection whose rings or positions can not be trusted, on both transports.
+    pub(super) fn reset(&self) {
+        let mut effects = Effects::default();
+        {
+            let (rx, tx) = (lock(&self.rx), lock(&self.tx));
+            if let Some(dmb) = rx.dmb.as_ref() {
+                dmb.consumer.set_flags(Flags::ABORT);
+                effects.ring(&dmb.doorbell, Signal::Space);
+            }
+            if let Some(dmb) = tx.dmb.as_ref() {
+                dmb.producer.set_flags(Flags::ABORT);
+                effects.ring(&dmb.doorbell, Signal::Data);
+            }
+            if let Ok(fd) = tx.fd() {
+                let _ = sys::reset_connection(fd);
+            }
+            self.death.store(Death::Fault as u8, Ordering::Release);
+        }
+        effects.wake = true;
+        self.carry_out(effects);
+    }
+}

@@ -1,0 +1,117 @@
+//! Everyone who waits for one direction of a stream, whatever it travels through.
+//!
+//! TCP's own waker slot always holds the set itself, so that no switch of the transport can lose a waiter: first the
+//! mode changes, then the whole set wakes and looks again.
+
+use std::task::{Wake, Waker};
+
+use crate::sync::{Arc, Mutex, lock};
+
+#[derive(Default)]
+struct Set {
+    /// Of the latest `poll_*` call: the last one wins, as in tokio.
+    polled: Option<Waker>,
+    /// Of `ready()`, `readable()`, `writable()`: any number of tasks.
+    listed: Vec<(u64, Waker)>,
+    next: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Waiters {
+    set: Mutex<Set>,
+}
+
+impl Waiters {
+    /// The latest `poll_*` call waits.
+    pub(crate) fn register(&self, waker: &Waker) {
+        let mut set = lock(&self.set);
+        if set.polled.as_ref().is_some_and(|polled| polled.will_wake(waker)) {
+            return;
+        }
+        let stale = set.polled.replace(waker.clone());
+        drop(set);
+        // Dropping a waker may drop a task: never under the lock.
+        drop(stale);
+    }
+
+    /// One more task waits, until [`Waiters::delist`] or a wake-up.
+    pub(crate) fn enlist(&self, key: &mut Option<u64>, waker: &Waker) {
+        let mut set = lock(&self.set);
+        if let Some(entry) = key.and_then(|key| set.listed.iter_mut().find(|(listed, _)| *listed == key)) {
+            if entry.1.will_wake(waker) {
+                return;
+            }
+            let stale = std::mem::replace(&mut entry.1, waker.clone());
+            drop(set);
+            drop(stale);
+            return;
+        }
+        set.next += 1;
+        let number = set.next;
+        set.listed.push((number, waker.clone()));
+        *key = Some(number);
+    }
+
+    pub(crate) fn delist(&self, key: &mut Option<u64>) {
+        let Some(key) = key.take() else { return };
+        let mut set = lock(&self.set);
+        let gone = set.listed.iter().position(|(listed, _)| *listed == key).map(|at| set.listed.swap_remove(at));
+        drop(set);
+        drop(gone);
+    }
+
+    /// Wakes everyone who waits.
+    pub(crate) fn wake_all(&self) {
+        let (polled, listed) = {
+            let mut set = lock(&self.set);
+            (set.polled.take(), std::mem::take(&mut set.listed))
+        };
+        if let Some(waker) = polled {
+            waker.wake();
+        }
+        for (_, waker) in listed {
+            waker.wake();
+        }
+    }
+}
+
+impl Wake for Waiters {
+    fn wake(self: Arc<Self>) {
+        self.wake_all();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.wake_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_last_poll_wins_and_every_listed_task_wakes() {
+        let waiters = Waiters::default();
+        let counts: Vec<_> = (0..4).map(|_| std::sync::Arc::new(Count::default())).collect();
+        let wakers: Vec<Waker> = counts.iter().cloned().map(Waker::from).collect();
+        waiters.register(&wakers[0]);
+        waiters.register(&wakers[1]);
+        let (mut second, mut third) = (None, None);
+        waiters.enlist(&mut second, &wakers[2]);
+        waiters.enlist(&mut third, &wakers[3]);
+        waiters.delist(&mut second);
+        waiters.wake_all();
+        let woken: Vec<usize> = counts.iter().map(|count| count.0.load(Ordering::Relaxed)).collect();
+        assert_eq!(woken, [0, 1, 0, 1]);
+    }
+}

@@ -1,0 +1,167 @@
+//! The loopback-ism device: all processes that share one *device directory*.
+//!
+//! ```text
+//! gid                 the device's GID, a UUIDv4
+//! ep/<id>.sock        an endpoint's control socket
+//! ep/<id>.lock        locked while the endpoint lives
+//! port/<port>/<id>    the endpoint has an SmcListener on that TCP port
+//! ```
+//!
+//! There is no daemon. Whoever finds an endpoint dead (its lock free and nobody listening) removes what it left.
+//! The directory says where to ask, never whom to trust: a peer proves itself over the connection, by the
+//! credentials the kernel vouches for.
+//!
+//! Names are looked up relative to open directories and no symbolic link is followed, so what was checked when the
+//! device was opened is what is used afterwards.
+
+mod endpoint;
+mod port;
+#[cfg(test)]
+mod tests;
+mod trust;
+
+pub(crate) use endpoint::{EndpointEntry, EndpointId};
+pub(crate) use port::PortEntry;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::sys;
+use crate::sync::{Arc, Mutex};
+
+/// A loopback-ism device; clones are the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct Device {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    gid: [u8; 16],
+    /// Others write to the directory too (it is sticky): peers of other users must reach our sockets.
+    shared: bool,
+    endpoints: OwnedFd,
+    ports: OwnedFd,
+    /// How many of our listeners stand behind each port entry.
+    published: Mutex<HashMap<(u16, EndpointId), u32>>,
+}
+
+/// `error` with the words what failed, on what, and what to do about it.
+fn explain(error: impl Into<io::Error>, words: impl std::fmt::Display) -> io::Error {
+    let error = error.into();
+    io::Error::new(error.kind(), format!("{words}: {error}"))
+}
+
+impl Device {
+    /// Opens the device of directory `dir`, or of this user's default directory: `/dev/shm/smc-lo-<uid>`, and where
+    /// there is no `/dev/shm`, the same in the directory for temporary files. Creates what is missing.
+    ///
+    /// # Errors
+    ///
+    /// `PermissionDenied` when somebody else could replace or rename a component of the path; otherwise what the
+    /// system gives. The text names the component and says what to do.
+    pub(crate) fn open(dir: Option<&Path>) -> io::Result<Device> {
+        match dir {
+            Some(dir) => Device::open_at(&trust::absolute(dir)?, true),
+            None => {
+                let shm = Path::new("/dev/shm");
+                let parent = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
+                let name = format!("smc-lo-{}", sys::effective_uid());
+                Device::open_at(&trust::absolute(&parent)?.join(name), false)
+            }
+        }
+    }
+
+    fn open_at(path: &Path, explicit: bool) -> io::Result<Device> {
+        let trust::Directory { fd, shared } = trust::open(path, explicit)?;
+        let gid = gid(&fd, path)?;
+        let part = |name: &str| {
+            let part = trust::create_inside(fd.as_fd(), name, shared, explicit);
+            part.map_err(|error| explain(error, format_args!("device directory {}", path.display())))
+        };
+        let (endpoints, ports) = (part("ep")?, part("port")?);
+        let published = Mutex::new(HashMap::new());
+        let inner = Inner { path: path.to_owned(), gid, shared, endpoints, ports, published };
+        Ok(Device { inner: Arc::new(inner) })
+    }
+
+    /// The device's GID: equal for all processes that share its directory.
+    pub(crate) fn gid(&self) -> [u8; 16] {
+        self.inner.gid
+    }
+
+    /// The device directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.inner.path
+    }
+}
+
+/// Reads the GID of a device directory, or gives it one. Of several processes that do so at once, one wins.
+fn gid(dir: &OwnedFd, path: &Path) -> io::Result<[u8; 16]> {
+    let here = || format!("{}/gid", path.display());
+    for _ in 0..100 {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match rustix::fs::openat(dir, "gid", flags, Mode::empty()) {
+            Ok(file) => {
+                let mut text = [0; 64];
+                let length = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut text))
+                    .map_err(|error| explain(error, format_args!("cannot read {}", here())))?;
+                return parse_gid(&text[..length]).ok_or_else(|| {
+                    let words = "does not hold a GID (a UUID in text form); remove the device directory";
+                    io::Error::new(io::ErrorKind::InvalidData, format!("{} {words}", here()))
+                });
+            }
+            Err(Errno::NOENT) => create_gid(dir).map_err(|error| {
+                explain(error, format_args!("cannot create {}; make the directory writable", here()))
+            })?,
+            Err(error) => return Err(explain(error, format_args!("cannot open {}", here()))),
+        }
+    }
+    Err(io::Error::other(format!("{} is being created and removed all the time", here())))
+}
+
+/// Puts a new GID under a name of its own and links it to the final name: whoever sees that, sees all of it.
+fn create_gid(dir: &OwnedFd) -> io::Result<()> {
+    let mut gid = sys::random_bytes::<16>()?;
+    // RFC 9562: version 4, variant 10
+    gid[6] = gid[6] & 0x0f | 0x40;
+    gid[8] = gid[8] & 0x3f | 0x80;
+    let name = format!(".gid.{:016x}", sys::random_u64()?);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+    let file = rustix::fs::openat(dir, &name, flags, mode)?;
+    let linked = (|| {
+        // Other users of a shared directory read it, whatever our umask is.
+        rustix::fs::fchmod(&file, mode)?;
+        let text = format_gid(gid);
+        if rustix::io::write(&file, text.as_bytes())? != text.len() {
+            return Err(Errno::NOSPC);
+        }
+        match rustix::fs::linkat(dir, &name, dir, "gid", AtFlags::empty()) {
+            // Somebody else was faster: theirs it is.
+            Err(Errno::EXIST) => Ok(()),
+            other => other,
+        }
+    })();
+    rustix::fs::unlinkat(dir, &name, AtFlags::empty())?;
+    Ok(linked?)
+}
+
+/// Text of a GID: 8-4-4-4-12 hexadecimal digits and a line feed.
+fn format_gid(gid: [u8; 16]) -> String {
+    let digits = format!("{:032x}", u128::from_be_bytes(gid));
+    let (a, b, c) = (&digits[..8], &digits[8..12], &digits[12..16]);
+    format!("{a}-{b}-{c}-{}-{}\n", &digits[16..20], &digits[20..])
+}
+
+fn parse_gid(text: &[u8]) -> Option<[u8; 16]> {
+    let digits: String = std::str::from_utf8(text).ok()?.trim().split('-').collect();
+    let gid = u128::from_str_radix(&digits, 16).ok()?.to_be_bytes();
+    (format_gid(gid).as_bytes() == text).then_some(gid)
+}

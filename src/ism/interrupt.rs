@@ -1,0 +1,164 @@
+//! Interrupts between two endpoints: which connections have news, and whether their poller has to be rung awake.
+//!
+//! The [`SignalPage`] lies in the memory of the endpoint that is interrupted. A sender sets the bit of a connection
+//! and rings (writes an eventfd) only if the page says that nobody is looking. When the poller looks, how long it
+//! goes on looking and when it sleeps is up to the [`Window`].
+
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(loom)))]
+mod tests;
+mod window;
+
+pub(crate) use window::Window;
+
+use crate::sync::{AtomicU64, Ordering, fence};
+
+/// Connections a page has signals for; a connection's number on the link is its index here.
+#[cfg(not(loom))]
+pub(crate) const CONNECTIONS: u32 = 32768;
+/// Few enough for a model.
+#[cfg(loom)]
+pub(crate) const CONNECTIONS: u32 = 64;
+
+const SIGNALS: u32 = 2;
+const WORDS: usize = (CONNECTIONS * SIGNALS / u64::BITS) as usize;
+const SUMMARIES: usize = WORDS.div_ceil(u64::BITS as usize);
+
+/// Stamp of a poller that sleeps; a clock that reads 0 is taken to read 1.
+const ASLEEP: u64 = 0;
+
+/// What a connection is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Signal {
+    /// Its receive ring has data, or its sender's flags changed.
+    Data,
+    /// Its send ring has space, or its receiver's flags changed.
+    Space,
+}
+
+impl Signal {
+    const fn bit(self) -> u32 {
+        match self {
+            Signal::Data => 0,
+            Signal::Space => 1,
+        }
+    }
+}
+
+#[repr(C, align(128))]
+struct StampLine(AtomicU64);
+
+#[repr(C, align(128))]
+struct SummaryLine([AtomicU64; SUMMARIES]);
+
+#[repr(C, align(128))]
+struct WordLines([AtomicU64; WORDS]);
+
+/// The signal bits of an endpoint's connections, with the time its poller last looked at them.
+#[repr(C, align(128))]
+pub(crate) struct SignalPage {
+    stamp: StampLine,
+    // One bit for each word that may have bits, so that a look at an idle page costs two cache lines.
+    summary: SummaryLine,
+    words: WordLines,
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<SignalPage>() == 128 + 128 + 8192);
+
+impl SignalPage {
+    /// A page without signals whose poller sleeps: the same as zeroed memory.
+    pub(crate) fn new() -> SignalPage {
+        SignalPage {
+            stamp: StampLine(AtomicU64::new(ASLEEP)),
+            summary: SummaryLine(std::array::from_fn(|_| AtomicU64::new(0))),
+            words: WordLines(std::array::from_fn(|_| AtomicU64::new(0))),
+        }
+    }
+
+    /// Tells connection `index` of a signal. True if the caller has to ring the page's poller awake.
+    ///
+    /// That is when the poller sleeps (the first to notice rings), or when its last look is more than `stale_after`
+    /// away from `now()`, in either direction since time namespaces shift the clock: then its task may be stuck
+    /// behind another one. `last_rung` belongs to the calling end of the link and holds the last stamp it rang for,
+    /// so that a poller that is late is rung once and not with every message.
+    pub(crate) fn raise(
+        &self,
+        index: u32,
+        signal: Signal,
+        now: impl FnOnce() -> u64,
+        stale_after: u64,
+        last_rung: &AtomicU64,
+    ) -> bool {
+        let bit = u64::from(index) * u64::from(SIGNALS) + u64::from(signal.bit());
+        let word = (bit / 64) as usize;
+        // The index came from the peer; one that does not exist wakes nobody.
+        let Some(bits) = self.words.0.get(word) else { return false };
+        bits.fetch_or(1 << (bit % 64), Ordering::Release);
+        // After the bit, so that whoever takes the summary finds it (SYNC POINT: `drain`).
+        self.summary.0[word / 64].fetch_or(1 << (word % 64), Ordering::Release);
+
+        // Between setting the bits and reading the stamp; pairs with the fence in `sleep`. Either the poller sees
+        // the bits before it sleeps or we see that it sleeps. The caller's own fence, between its cursor and the
+        // armed flag, does not order these two.
+        fence(Ordering::SeqCst);
+        let stamp = self.stamp.0.load(Ordering::Relaxed);
+        if stamp == ASLEEP {
+            let now = now().max(1);
+            return self.stamp.0.compare_exchange(ASLEEP, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        }
+        now().abs_diff(stamp) > stale_after && last_rung.swap(stamp, Ordering::Relaxed) != stamp
+    }
+
+    /// Takes all signals, in one pass, and names each to `found`. Returns how many there were.
+    pub(crate) fn drain(&self, mut found: impl FnMut(u32, Signal)) -> usize {
+        let mut count = 0;
+        for (group, summary) in self.summary.0.iter().enumerate() {
+            if summary.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            // The summary first: a bit set after its word was taken brings the summary back. Acquire, so that the
+            // bits announced are there (SYNC POINT: `raise`).
+            let mut words = summary.swap(0, Ordering::Acquire);
+            while words != 0 {
+                let word = group * 64 + words.trailing_zeros() as usize;
+                words &= words - 1;
+                let Some(bits) = self.words.0.get(word) else { break };
+                let mut bits = bits.swap(0, Ordering::Acquire);
+                while bits != 0 {
+                    let bit = word as u32 * 64 + bits.trailing_zeros();
+                    bits &= bits - 1;
+                    found(bit / SIGNALS, if bit % SIGNALS == 0 { Signal::Data } else { Signal::Space });
+                    count += 1;
+                }
+            }
+        }
+        count
+    }
+
+    /// Whether there is nothing to drain.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.summary.0.iter().all(|summary| summary.load(Ordering::Relaxed) == 0)
+    }
+
+    /// Says that the poller is awake and looked at `now_ns`; after waking up and with every look.
+    pub(crate) fn publish_look(&self, now_ns: u64) {
+        self.stamp.0.store(now_ns.max(1), Ordering::Relaxed);
+    }
+
+    /// Announces that the poller goes to sleep. True if it may: senders ring from now on. False if there are signals:
+    /// drain and publish a look before trying again.
+    pub(crate) fn sleep(&self) -> bool {
+        self.stamp.0.store(ASLEEP, Ordering::Relaxed);
+        // Between the stamp and the bits; pairs with the fence in `raise`.
+        fence(Ordering::SeqCst);
+        self.is_idle()
+    }
+}
+
+impl Default for SignalPage {
+    fn default() -> SignalPage {
+        SignalPage::new()
+    }
+}

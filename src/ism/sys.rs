@@ -1,0 +1,32 @@
+//! The system calls the crate makes beyond std's, behind safe signatures.
+//!
+//! Everything here is Linux. Nothing blocks: descriptors are created close-on-exec and non-blocking, messages are
+//! sent and received with `MSG_DONTWAIT`. What rustix or socket2 offer is used from there; the few calls they lack
+//! (or get wrong for us, see [`peer_cred`]) go through libc in the submodules that say so.
+
+mod diag;
+mod event;
+mod memory;
+mod process;
+mod seqpacket;
+mod socket;
+mod tcp;
+
+pub(crate) use diag::{canonical, owner_of};
+pub(crate) use event::{arm_timer, clear_timer, eventfd, is_eventfd, ring, timerfd};
+pub(crate) use memory::{fallocate, memfd_sealed, punch, verify_memfd};
+pub(crate) use process::{
+    effective_uid, hostname, involuntary_switches, monotonic_ns, overflow_uid, random_bytes, random_u64,
+    thread_id, usable_cpus,
+};
+pub(crate) use seqpacket::{
+    PeerCred, accept, is_writable, peer_cred, recv, send, seqpacket_connect, seqpacket_listen,
+    shutdown_socket,
+};
+pub(crate) use socket::{
+    cookie, ineligible, linger_is_zero, local_addr, netns_cookie, peer_addr, push_unsent,
+    reset_connection, set_zero_linger,
+};
+pub(crate) use tcp::{
+    TcpState, queued_in, rx_counters, tcp_look, tx_counters, unsent_out,
+};

@@ -1,0 +1,130 @@
+//! Facts about this process, this thread and this host.
+#![expect(
+    unsafe_code,
+    reason = "getrusage and gethostname, which rustix lacks or offers under another feature"
+)]
+
+use std::io;
+use std::sync::OnceLock;
+
+use rustix::rand::GetRandomFlags;
+use rustix::time::ClockId;
+
+/// The user id the kernel shows for users that a user namespace has no name for; never "the same user" as anybody.
+pub(crate) fn overflow_uid() -> u32 {
+    static UID: OnceLock<u32> = OnceLock::new();
+    // 65534 is the kernel's default (Linux include/linux/highuid.h), for containers that hide /proc/sys.
+    *UID.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
+        text.and_then(|text| text.trim().parse().ok()).unwrap_or(65534)
+    })
+}
+
+/// Effective user id of this process.
+pub(crate) fn effective_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Nanoseconds on the monotonic clock. Processes in different time namespaces see different values.
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(ClockId::Monotonic);
+    // The monotonic clock starts near 0 at boot; neither part is ever negative.
+    (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64)
+}
+
+/// Kernel id of the calling thread.
+pub(crate) fn thread_id() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
+}
+
+/// How often the calling thread was preempted, since it began.
+pub(crate) fn involuntary_switches() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the pointer is to a local of the type the call fills in.
+    let failed = unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) } != 0;
+    debug_assert!(!failed, "getrusage fails only for bad arguments");
+    // SAFETY: all fields are integers, for which all-zero bytes are valid, and the call wrote none or all of them.
+    unsafe { usage.assume_init() }.ru_nivcsw.unsigned_abs()
+}
+
+/// CPUs this process may use: affinity mask and cgroup quota considered, at least 1.
+pub(crate) fn usable_cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// `N` bytes from the kernel's random number generator.
+///
+/// # Errors
+///
+/// Where `getrandom` is forbidden (an old seccomp filter): no SMC then, for tokens must not be guessable.
+pub(crate) fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut done = 0;
+    while done < N {
+        done += rustix::io::retry_on_intr(|| {
+            rustix::rand::getrandom(&mut bytes[done..], GetRandomFlags::empty())
+        })?;
+    }
+    Ok(bytes)
+}
+
+/// 64 random bits.
+pub(crate) fn random_u64() -> io::Result<u64> {
+    random_bytes().map(u64::from_ne_bytes)
+}
+
+/// Name of this host (of this UTS namespace); empty when it cannot be told.
+pub(crate) fn hostname() -> String {
+    let mut name = [0u8; 256];
+    // SAFETY: the pointer and the length describe `name`, which the call fills.
+    if unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len()) } != 0 {
+        return String::new();
+    }
+    let length = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    String::from_utf8_lossy(&name[..length]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identity() {
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(effective_uid(), std::fs::metadata("/proc/self").unwrap().uid());
+        assert_ne!(overflow_uid(), 0);
+        assert_eq!(hostname(), std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim());
+        assert!(usable_cpus() >= 1);
+        let other = std::thread::spawn(thread_id).join().unwrap();
+        assert_ne!(other, thread_id());
+        assert_eq!(thread_id(), thread_id());
+    }
+
+    #[test]
+    fn time_moves_forward() {
+        let before = monotonic_ns();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert!(monotonic_ns() >= before + 2_000_000);
+    }
+
+    #[test]
+    fn preemption_is_counted() {
+        let status = || {
+            let path = format!("/proc/self/task/{}/status", thread_id());
+            let text = std::fs::read_to_string(path).unwrap();
+            let line = text.lines().find(|line| line.starts_with("nonvoluntary_ctxt_switches")).unwrap();
+            line.rsplit(char::is_whitespace).next().unwrap().parse::<u64>().unwrap()
+        };
+        // The kernel's two accounts of one number; other threads may preempt us between the looks.
+        let (before, ours, after) = (status(), involuntary_switches(), status());
+        assert!((before..=after).contains(&ours), "{before} {ours} {after}");
+    }
+
+    #[test]
+    fn random_is_not_constant() {
+        assert_ne!(random_bytes::<16>().unwrap(), random_bytes::<16>().unwrap());
+        assert_ne!(random_bytes::<1000>().unwrap()[600..], [0; 400]);
+        assert_ne!(random_u64().unwrap(), random_u64().unwrap());
+        assert_eq!(random_bytes::<0>().unwrap(), []);
+    }
+}

@@ -1,0 +1,360 @@
+//! One runtime of one process on a device: its links, its accepted streams and its entries in the directory.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{OnceLock, Weak};
+use std::time::Duration;
+
+use crate::clc::{Eid, Gid, LocalDevice};
+use crate::config::Config;
+use crate::ism::device::{Device, EndpointEntry, EndpointId, PortEntry};
+use crate::ism::sys;
+use crate::link::accepted::{Accepted, Found, Key};
+use crate::link::group::Link;
+use crate::link::message::Subject;
+use crate::link::outbox::SharedFd;
+use crate::link::proof;
+use crate::link::stream::{Death, LinkedStream};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, lock};
+use crate::transport::FallbackReason;
+
+/// Links an endpoint keeps at most.
+const MOST_LINKS: usize = 1024;
+
+/// What drives an endpoint: tasks that wait for its descriptors.
+pub(crate) trait Reactor: Send + Sync {
+    /// Serves a link until it dies.
+    fn drive(&self, link: Arc<Link>);
+
+    /// Asks the candidates which of them holds the other end, then offers to that one.
+    fn query(&self, stream: Arc<dyn LinkedStream>, subject: Subject, candidates: Vec<EndpointId>);
+
+    /// Some stream's sending ring has grown: [`Endpoint::shrink`] is to be called once it was idle for a while.
+    fn shrink_later(&self);
+
+    /// Runs something that the caller must not wait for.
+    fn run(&self, work: Box<dyn FnOnce() + Send>);
+}
+
+#[derive(Default)]
+struct Links {
+    by_peer: HashMap<[u8; 16], Arc<Link>>,
+    all: Vec<Arc<Link>>,
+}
+
+pub(crate) struct Endpoint {
+    device: Device,
+    id: EndpointId,
+    /// Gone once the runtime is.
+    entry: Mutex<Option<EndpointEntry>>,
+    clc: LocalDevice,
+    eventfd: SharedFd,
+    accepted: Accepted,
+    links: Mutex<Links>,
+    /// Counts changes of `links`, so that the poller keeps its own list.
+    generation: AtomicU64,
+    /// Streams whose sending ring has left its first segment.
+    grown: Mutex<Vec<Weak<dyn LinkedStream>>>,
+    busy_poll: Duration,
+    dmb_size: usize,
+    dead: AtomicBool,
+    reactor: OnceLock<Arc<dyn Reactor>>,
+}
+
+impl Endpoint {
+    /// Enters the device directory of `config`.
+    pub(crate) fn open(config: &Config) -> io::Result<Endpoint> {
+        let device = Device::open(config.directory())?;
+        let entry = device.create_endpoint()?;
+        let clc = LocalDevice { gid: Gid(device.gid()), eid: Eid::LOOPBACK, host: sys::hostname() };
+        let busy_poll = if sys::usable_cpus() > 1 { config.busy_poll } else { Duration::ZERO };
+        Ok(Endpoint {
+            device,
+            id: entry.id(),
+            entry: Mutex::new(Some(entry)),
+            clc,
+            eventfd: Arc::new(sys::eventfd()?),
+            accepted: Accepted::default(),
+            links: Mutex::default(),
+            generation: AtomicU64::new(1),
+            grown: Mutex::default(),
+            busy_poll,
+            dmb_size: config.dmb_size,
+            dead: AtomicBool::new(false),
+            reactor: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn start(&self, reactor: Arc<dyn Reactor>) {
+        let _ = self.reactor.set(reactor);
+    }
+
+    pub(crate) fn id(&self) -> EndpointId {
+        self.id
+    }
+
+    pub(crate) fn gid(&self) -> Gid {
+        self.clc.gid
+    }
+
+    pub(crate) fn clc_device(&self) -> &LocalDevice {
+        &self.clc
+    }
+
+    /// The socket that peers connect to; it is given out once.
+    pub(crate) fn take_listener(&self) -> io::Result<OwnedFd> {
+        let mut entry = lock(&self.entry);
+        let listener = entry.as_mut().and_then(EndpointEntry::take_listener);
+        listener.ok_or_else(|| io::Error::other("this endpoint listens already"))
+    }
+
+    pub(crate) fn eventfd(&self) -> &SharedFd {
+        &self.eventfd
+    }
+
+    pub(crate) fn accepted(&self) -> &Accepted {
+        &self.accepted
+    }
+
+    pub(crate) fn busy_poll(&self) -> Duration {
+        self.busy_poll
+    }
+
+    /// Age in ns from which a poller's last look counts as stale.
+    pub(crate) fn stale_after(&self) -> u64 {
+        2 * self.busy_poll.as_nanos() as u64
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    /// May a process of that user link with us at all? Streams ask their own policy besides.
+    pub(crate) fn trusts(&self, uid: u32) -> bool {
+        let ours = sys::effective_uid();
+        uid == 0 || (uid == ours && uid != sys::overflow_uid())
+    }
+
+    /// Says in the device directory that we listen on `port`, as long as the entry lives.
+    pub(crate) fn publish(&self, port: u16) -> io::Result<Arc<PortEntry>> {
+        self.device.publish_port(port, self.id()).map(Arc::new)
+    }
+
+    /// C: looks for the other end of `stream` and offers the upgrade.
+    pub(crate) fn offer(self: &Arc<Self>, stream: Arc<dyn LinkedStream>) {
+        if let Err(reason) = self.try_offer(&stream) {
+            stream.stay_on_tcp(reason);
+        }
+    }
+
+    fn try_offer(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Result<(), FallbackReason> {
+        if self.is_dead() {
+            return Err(FallbackReason::NoRuntime);
+        }
+        let subject = stream.subject()?;
+        proof::suitable(subject.tuple)?;
+        let mut candidates =
+            self.device.endpoints_on_port(subject.tuple.remote.port()).map_err(|error| {
+                crate::trace::warning!("the device directory does not list a port: {error}");
+                FallbackReason::NoDevice
+            })?;
+        match (candidates.pop(), candidates.is_empty()) {
+            (None, _) => Err(FallbackReason::NoSmcListener),
+            (Some(only), true) => {
+                self.link_to(only)?.offer(stream.clone());
+                Ok(())
+            }
+            (Some(last), false) => {
+                candidates.push(last);
+                let reactor = self.reactor.get().ok_or(FallbackReason::NoRuntime)?;
+                reactor.query(stream.clone(), subject, candidates);
+                Ok(())
+            }
+        }
+    }
+
+    /// Opens a connection to another endpoint of the device.
+    pub(crate) fn connect(&self, peer: EndpointId) -> Result<OwnedFd, FallbackReason> {
+        self.device.connect(peer).map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => FallbackReason::NoSmcListener,
+            _ => {
+                crate::trace::debug!("no connection to an endpoint: {error}");
+                FallbackReason::LinkDown
+            }
+        })
+    }
+
+    /// The link to that endpoint, made when there is none.
+    pub(crate) fn link_to(self: &Arc<Self>, peer: EndpointId) -> Result<Arc<Link>, FallbackReason> {
+        let mut links = lock(&self.links);
+        if let Some(link) = links.by_peer.get(&peer.0) {
+            return Ok(link.clone());
+        }
+        let link = self.new_link(&mut links, self.connect(peer)?).map_err(|error| {
+            crate::trace::warning!("no link: {error}");
+            FallbackReason::LinkDown
+        })?;
+        links.by_peer.insert(peer.0, link.clone());
+        drop(links);
+        self.drive(&link);
+        Ok(link)
+    }
+
+    /// A peer's connection that begins with HELLO.
+    pub(crate) fn accept_link(self: &Arc<Self>, socket: OwnedFd) -> io::Result<Arc<Link>> {
+        let mut links = lock(&self.links);
+        self.new_link(&mut links, socket)
+    }
+
+    fn new_link(self: &Arc<Self>, links: &mut Links, socket: OwnedFd) -> io::Result<Arc<Link>> {
+        if links.all.len() >= MOST_LINKS {
+            return Err(io::Error::other("too many links"));
+        }
+        if self.is_dead() {
+            return Err(io::Error::other("the runtime of this endpoint is shut down"));
+        }
+        let link = Link::new(self, socket, self.dmb_size)?;
+        lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
+        links.all.push(link.clone());
+        self.generation.fetch_add(1, Ordering::Release);
+        Ok(link)
+    }
+
+    pub(crate) fn drive(&self, link: &Arc<Link>) {
+        match self.reactor.get() {
+            Some(reactor) => reactor.drive(link.clone()),
+            None => link.bury(Death::Runtime),
+        }
+    }
+
+    /// HELLO of `peer` came: from now on this link serves our own offers too.
+    pub(crate) fn greeted(&self, link: &Arc<Link>, peer: [u8; 16]) {
+        if peer != self.id().0 {
+            lock(&self.links).by_peer.entry(peer).or_insert_with(|| link.clone());
+        }
+    }
+
+    pub(crate) fn link_ended(&self, link: &Link) {
+        lock(&LINKS).get_or_insert_default().remove(&link.id);
+        let gone = {
+            let mut links = lock(&self.links);
+            let peer = links.by_peer.iter().find(|(_, other)| other.id == link.id).map(|(peer, _)| *peer);
+            let mut gone = Vec::from_iter(peer.and_then(|peer| links.by_peer.remove(&peer)));
+            if let Some(at) = links.all.iter().position(|other| other.id == link.id) {
+                gone.push(links.all.swap_remove(at));
+            }
+            gone
+        };
+        self.generation.fetch_add(1, Ordering::Release);
+        drop(gone);
+    }
+
+    /// Changes whenever [`Endpoint::links`] would answer something else.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn links(&self) -> Vec<Arc<Link>> {
+        lock(&self.links).all.clone()
+    }
+
+    /// Enters an accepted stream; offers that waited for it go on in the background.
+    pub(crate) fn accept(&self, port: u16, client: std::net::SocketAddr, stream: &Arc<dyn LinkedStream>) -> AcceptedEntry {
+        let key = Key::accepted(port, client);
+        let (number, waited) = self.accepted.insert(key, Arc::downgrade(stream));
+        if let (false, Some(reactor)) = (waited.is_empty(), self.reactor.get()) {
+            let stream = stream.clone();
+            reactor.run(Box::new(move || waited.into_iter().for_each(|waiting| waiting(stream.clone()))));
+        }
+        AcceptedEntry { key, number }
+    }
+
+    pub(crate) fn forget_accepted(&self, entry: AcceptedEntry) {
+        self.accepted.remove(entry.key, entry.number);
+    }
+
+    /// S: calls `answer` once the other end of the client's connection is known to be here. Returns what to forget
+    /// when nobody wants to know any more, or `None` when the answer was given or too many wait.
+    pub(crate) fn on_query(&self, theirs: Subject, answer: impl FnOnce() + Send + 'static) -> Option<AcceptedEntry> {
+        let key = Key::of_client(theirs.tuple);
+        let mut answer = Some(answer);
+        let found = self.accepted.find_or_wait(key, || {
+            let answer = answer.take();
+            Box::new(move |stream| {
+                if let (Ok(ours), Some(answer)) = (stream.subject(), answer) {
+                    if proof::same_place(&ours, &theirs).is_ok() {
+                        answer();
+                    }
+                }
+            })
+        });
+        match found {
+            Found::Waits(number) => return Some(AcceptedEntry { key, number }),
+            Found::Stream(stream) => {
+                if let (Ok(ours), Some(answer)) = (stream.subject(), answer.take()) {
+                    if proof::same_place(&ours, &theirs).is_ok() {
+                        answer();
+                    }
+                }
+            }
+            Found::Full => {}
+        }
+        None
+    }
+
+    pub(crate) fn forget_query(&self, entry: AcceptedEntry) {
+        self.accepted.forget(entry.key, entry.number);
+    }
+
+    pub(crate) fn grown(&self, stream: Weak<dyn LinkedStream>) {
+        let first = {
+            let mut grown = lock(&self.grown);
+            grown.push(stream);
+            grown.len() == 1
+        };
+        if let (true, Some(reactor)) = (first, self.reactor.get()) {
+            reactor.shrink_later();
+        }
+    }
+
+    /// Gives back the memory of rings that were idle since the last call; `true` while some are left.
+    pub(crate) fn shrink(&self) -> bool {
+        let (looked_at, streams) = {
+            let grown = lock(&self.grown);
+            (grown.len(), grown.iter().filter_map(Weak::upgrade).collect::<Vec<_>>())
+        };
+        let busy: Vec<_> = streams.iter().filter(|stream| !stream.shrink()).map(Arc::downgrade).collect();
+        let mut grown = lock(&self.grown);
+        // What came while we looked stays, behind those still in use.
+        let fresh = grown.split_off(looked_at);
+        *grown = busy;
+        grown.extend(fresh);
+        !grown.is_empty()
+    }
+
+    /// The runtime is gone: every link dies, and nothing starts any more.
+    pub(crate) fn shut_down(&self) {
+        self.dead.store(true, Ordering::Release);
+        for link in self.links() {
+            link.bury(Death::Runtime);
+        }
+        let entry = lock(&self.entry).take();
+        drop(entry);
+    }
+}
+
+/// An entry in the table of accepted streams.
+#[derive(Clone, Copy)]
+pub(crate) struct AcceptedEntry {
+    key: Key,
+    number: u64,
+}
+
+/// All links of this process by their number, so that two ends that meet here wake each other directly.
+static LINKS: Mutex<Option<HashMap<u64, Weak<Link>>>> = Mutex::new(None);
+
+/// The link of that number, if it is one of this process.
+pub(crate) fn link_of_this_process(id: u64) -> Option<Weak<Link>> {
+    lock(&LINKS).as_ref()?.get(&id).cloned()
+}

@@ -1,0 +1,366 @@
+//! One link between two endpoints: its state and its messages.
+//!
+//! Locks: neither `state` nor `entries` is held while a stream or a waker is called.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{OnceLock, Weak};
+use std::task::Waker;
+
+use crate::clc::{ClientHandshake, ServerHandshake};
+use crate::ism::arena::{ArenaMap, DmbMemory};
+use crate::ism::interrupt::{CONNECTIONS, Signal, SignalPage};
+use crate::ism::sys;
+use crate::link::accepted::Key;
+use crate::link::endpoint::Endpoint;
+use crate::link::message::{ArenaShape, Message, Subject};
+use crate::link::outbox::{Outbox, SharedFd};
+use crate::link::slots::{OwnArenas, PeerArenas};
+use crate::link::stream::{ClcOverTcp, Death, Interrupt, LinkedStream};
+use crate::sync::{Arc, AtomicU8, AtomicU64, Mutex, Ordering, fence, lock};
+use crate::transport::FallbackReason;
+
+mod client;
+mod life;
+mod server;
+
+/// What became known with the peer's HELLO.
+struct Peer {
+    endpoint: [u8; 16],
+    /// The control page of this arena takes our interrupts.
+    first_arena: Arc<ArenaMap>,
+    eventfd: OwnedFd,
+    /// The other side of the link, when it lives in this process.
+    here: Option<Weak<Link>>,
+}
+
+/// C: an offer from OFFER to READY or its end.
+struct Outgoing {
+    stream: Weak<dyn LinkedStream>,
+    subject: Subject,
+    clc: ClientHandshake,
+    proposal: Vec<u8>,
+    signal: u32,
+    handshake: bool,
+}
+
+/// S: an offer from its arrival to READY, CANCEL or REFUSE.
+enum Incoming {
+    /// Its stream is not accepted yet.
+    Waiting { key: Key, number: u64 },
+    /// Its stream is being proved; CANCEL may come meanwhile.
+    Matching { cancelled: bool },
+    Matched {
+        stream: Weak<dyn LinkedStream>,
+        clc: ServerHandshake,
+        token: u64,
+        peer_signal: u32,
+        messages: Option<ClcOverTcp>,
+    },
+}
+
+struct Registered {
+    interrupts: Arc<dyn Interrupt>,
+    stream: Weak<dyn LinkedStream>,
+}
+
+#[derive(Default)]
+struct Entries {
+    table: Vec<Option<Registered>>,
+    free: Vec<u32>,
+}
+
+struct State {
+    own: OwnArenas,
+    theirs: PeerArenas,
+    next_offer: u64,
+    next_linkid: u32,
+    outgoing: HashMap<u64, Outgoing>,
+    incoming: HashMap<u64, Incoming>,
+    /// Tokens of the peer that we owe a DETACH, with the stream that writes there.
+    received: HashMap<u64, Weak<dyn LinkedStream>>,
+    /// Streams that want to offer, until the peer's HELLO.
+    before_hello: Vec<Arc<dyn LinkedStream>>,
+}
+
+/// One link. It stays in memory as long as a stream of it lives.
+pub(crate) struct Link {
+    pub(crate) id: u64,
+    endpoint: Weak<Endpoint>,
+    socket: SharedFd,
+    pub(crate) credentials: sys::PeerCred,
+    outbox: Outbox,
+    own_signals: Arc<ArenaMap>,
+    peer: OnceLock<Peer>,
+    entries: Mutex<Entries>,
+    state: Mutex<State>,
+    last_rung: AtomicU64,
+    stale_after: u64,
+    /// 0, or a `Death`.
+    death: AtomicU8,
+    /// Wakes the task of this link when it has died.
+    task: Mutex<Option<Waker>>,
+}
+
+/// The number of a stream's signals on a link; dropping it frees the number.
+pub(crate) struct SignalEntry {
+    link: Arc<Link>,
+    index: u32,
+}
+
+impl Drop for SignalEntry {
+    fn drop(&mut self) {
+        self.link.unregister(self.index);
+    }
+}
+
+impl Link {
+    /// Starts a link on a connected socket and queues HELLO.
+    pub(crate) fn new(endpoint: &Arc<Endpoint>, socket: OwnedFd, dmb_size: usize) -> io::Result<Arc<Link>> {
+        let credentials = sys::peer_cred(socket.as_fd())?;
+        let own = OwnArenas::new(dmb_size)?;
+        let first = own.first().clone();
+        let link = Arc::new(Link {
+            id: sys::random_u64()?,
+            endpoint: Arc::downgrade(endpoint),
+            socket: Arc::new(socket),
+            credentials,
+            outbox: Outbox::default(),
+            own_signals: first.clone(),
+            peer: OnceLock::new(),
+            entries: Mutex::default(),
+            state: Mutex::new(State {
+                own,
+                theirs: PeerArenas::default(),
+                next_offer: 1,
+                next_linkid: 0,
+                outgoing: HashMap::new(),
+                incoming: HashMap::new(),
+                received: HashMap::new(),
+                before_hello: Vec::new(),
+            }),
+            last_rung: AtomicU64::new(0),
+            stale_after: endpoint.stale_after(),
+            death: AtomicU8::new(0),
+            task: Mutex::default(),
+        });
+        let hello = Message::Hello {
+            link_id: link.id,
+            endpoint: endpoint.id().0,
+            gid: endpoint.gid().0,
+            arena: shape(&first),
+        };
+        let arena_fd = Arc::new(first.fd().try_clone_to_owned()?);
+        link.outbox.send(link.socket(), hello.encode(), vec![endpoint.eventfd().clone(), arena_fd])?;
+        Ok(link)
+    }
+
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// The same socket, for the reactor to watch.
+    pub(crate) fn shared_socket(&self) -> &SharedFd {
+        &self.socket
+    }
+
+    /// The endpoint at the other end, once its HELLO is in.
+    pub(crate) fn peer_endpoint(&self) -> Option<[u8; 16]> {
+        self.peer.get().map(|peer| peer.endpoint)
+    }
+
+    pub(crate) fn death(&self) -> Option<Death> {
+        Death::from_u8(self.death.load(Ordering::Acquire))
+    }
+
+    /// Where the peer raises our interrupts.
+    pub(crate) fn signals(&self) -> &SignalPage {
+        self.own_signals.signals()
+    }
+
+    // ---- interrupts ----
+
+    /// Tells the peer's reader or writer of connection `index` to look.
+    pub(crate) fn interrupt_peer(&self, index: u32, signal: Signal) {
+        let Some(peer) = self.peer.get() else { return };
+        if let Some(here) = &peer.here {
+            if let Some(link) = here.upgrade() {
+                link.interrupted(index, signal);
+            }
+            return;
+        }
+        let page = peer.first_arena.signals();
+        if page.raise(index, signal, sys::monotonic_ns, self.stale_after, &self.last_rung) {
+            if let Err(error) = sys::ring(peer.eventfd.as_fd()) {
+                crate::trace::debug!("ringing the peer's eventfd failed: {error}");
+            }
+        }
+    }
+
+    fn interrupted(&self, index: u32, signal: Signal) {
+        let interrupts = {
+            let entries = lock(&self.entries);
+            entries.table.get(index as usize).and_then(Option::as_ref).map(|entry| entry.interrupts.clone())
+        };
+        if let Some(interrupts) = interrupts {
+            interrupts.interrupt(signal);
+        }
+    }
+
+    /// Takes what the peer has raised and wakes the streams concerned; returns how many signals there were.
+    pub(crate) fn drain_interrupts(&self) -> usize {
+        const BATCH: usize = 64;
+        let page = self.signals();
+        let mut batch: [(u32, Signal); BATCH] = [(0, Signal::Data); BATCH];
+        let mut held = 0;
+        let flush = |batch: &[(u32, Signal)]| {
+            let mut woken: [Option<(Arc<dyn Interrupt>, Signal)>; BATCH] = [const { None }; BATCH];
+            {
+                let entries = lock(&self.entries);
+                for (slot, (index, signal)) in woken.iter_mut().zip(batch) {
+                    *slot = entries
+                        .table
+                        .get(*index as usize)
+                        .and_then(Option::as_ref)
+                        .map(|entry| (entry.interrupts.clone(), *signal));
+                }
+            }
+            for (interrupts, signal) in woken.into_iter().take(batch.len()).flatten() {
+                interrupts.interrupt(signal);
+            }
+        };
+        let found = page.drain(|index, signal| {
+            batch[held] = (index, signal);
+            held += 1;
+            if held == BATCH {
+                flush(&batch);
+                held = 0;
+            }
+        });
+        if held > 0 {
+            flush(&batch[..held]);
+        }
+        found
+    }
+
+    fn register(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Option<u32> {
+        let registered = Registered { interrupts: stream.interrupts(), stream: Arc::downgrade(stream) };
+        let mut entries = lock(&self.entries);
+        let index = match entries.free.pop() {
+            Some(index) => index,
+            None if entries.table.len() < CONNECTIONS as usize => {
+                entries.table.push(None);
+                entries.table.len() as u32 - 1
+            }
+            None => return None,
+        };
+        entries.table[index as usize] = Some(registered);
+        Some(index)
+    }
+
+    fn unregister(&self, index: u32) {
+        let gone = {
+            let mut entries = lock(&self.entries);
+            entries.free.push(index);
+            entries.table[index as usize].take()
+        };
+        drop(gone);
+    }
+
+    /// The sending ring of `stream` grew: it is given back once it has been idle.
+    pub(crate) fn grown(&self, stream: Arc<dyn LinkedStream>) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.grown(Arc::downgrade(&stream));
+        }
+    }
+
+    // ---- sending ----
+
+    fn send(&self, message: &Message) {
+        self.send_with(message, Vec::new());
+    }
+
+    fn send_with(&self, message: &Message, fds: Vec<SharedFd>) {
+        if self.death.load(Ordering::Acquire) != 0 {
+            return;
+        }
+        // The task of this link sees the same error or the end of the socket and buries the link.
+        if let Err(error) = self.outbox.send(self.socket(), message.encode(), fds) {
+            crate::trace::debug!("a link's socket does not take messages: {error}");
+            let _ = sys::shutdown_socket(self.socket());
+        }
+    }
+
+    /// Sends what is queued; `false` when the socket is full.
+    pub(crate) fn flush(&self, flusher: &Waker) -> io::Result<bool> {
+        self.outbox.flush(self.socket(), flusher)
+    }
+
+    pub(crate) fn send_pinned(&self, token: u64) {
+        self.send(&Message::Pinned { token });
+    }
+
+    /// The stream is done with our DMB of that token.
+    pub(crate) fn stream_done(&self, token: u64) {
+        lock(&self.state).own.stream_done(token);
+    }
+
+    /// The producer will not touch the peer's DMB any more.
+    pub(crate) fn detach(&self, token: u64) {
+        // Whatever the producer stored comes before the peer's reuse of the memory, which the message allows.
+        fence(Ordering::SeqCst);
+        if lock(&self.state).received.remove(&token).is_some() {
+            self.send(&Message::Detach { token });
+        }
+    }
+
+    fn allocate(&self, dmb_size: usize) -> Result<NewDmb, FallbackReason> {
+        let allocated = lock(&self.state).own.allocate(dmb_size).map_err(|error| {
+            crate::trace::debug!("no DMB: {error}");
+            FallbackReason::Memory
+        })?;
+        if let Some(map) = allocated.announce {
+            match map.fd().try_clone_to_owned() {
+                Ok(fd) => self.send_with(&Message::Arena { shape: shape(&map) }, vec![Arc::new(fd)]),
+                Err(error) => {
+                    // The peer numbers arenas as they come: without this one all later ones would be misnamed.
+                    crate::trace::warning!("no descriptor for an arena: {error}");
+                    self.bury(Death::Fault);
+                    return Err(FallbackReason::Memory);
+                }
+            }
+        }
+        let (arena, slot, token) = (allocated.arena, allocated.slot, allocated.token);
+        Ok(NewDmb { arena, slot, token, memory: allocated.memory, bytes: dmb_size as u32 })
+    }
+
+    /// Takes back a DMB whose token never left this process.
+    fn take_back(&self, token: u64) {
+        lock(&self.state).own.detached(token);
+    }
+
+    fn next_linkid(&self) -> u32 {
+        let mut state = lock(&self.state);
+        // Linux counts link groups in steps of 256 (net/smc/smc_core.c).
+        state.next_linkid = state.next_linkid.wrapping_add(256);
+        state.next_linkid
+    }
+}
+
+/// A DMB of ours that a stream is about to get.
+struct NewDmb {
+    arena: u32,
+    slot: u32,
+    token: u64,
+    memory: DmbMemory,
+    bytes: u32,
+}
+
+/// A rule that the peer broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fault(pub(crate) &'static str);
+
+fn shape(map: &ArenaMap) -> ArenaShape {
+    ArenaShape { slots: map.slots(), dmb_size: map.dmb_size() as u64 }
+}

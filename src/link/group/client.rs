@@ -1,0 +1,185 @@
+//! The client's side of an upgrade: OFFER, MATCH, READY, CANCEL.
+
+use super::{Fault, Link, Outgoing, SignalEntry};
+use crate::clc::{Answer, ClientHandshake, Dmb};
+use crate::ism::interrupt::CONNECTIONS;
+use crate::ism::ring::{Consumer, Producer};
+use crate::link::message::Message;
+use crate::link::proof;
+use crate::link::stream::{ClcOverTcp, Doorbell, LinkedStream, ReceiveDmb, SendDmb};
+use crate::sync::{Arc, Ordering, lock};
+use crate::transport::FallbackReason;
+
+/// An offer that stands; dropping it takes it back with CANCEL, unless the upgrade went on meanwhile.
+struct Offer {
+    link: Arc<Link>,
+    id: u64,
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        self.link.cancel(self.id);
+    }
+}
+
+/// What MATCH says, besides its CLC Accept.
+pub(super) struct Matched {
+    pub(super) id: u64,
+    pub(super) signal: u32,
+    pub(super) cookie: u64,
+    pub(super) arena: u32,
+    pub(super) slot: u32,
+}
+
+impl Link {
+    /// Offers `stream` to the peer, at once or after its HELLO.
+    pub(crate) fn offer(self: &Arc<Self>, stream: Arc<dyn LinkedStream>) {
+        if self.peer.get().is_none() {
+            let mut state = lock(&self.state);
+            if self.peer.get().is_none() && self.death.load(Ordering::Acquire) == 0 {
+                state.before_hello.push(stream);
+                return;
+            }
+        }
+        if let Err(reason) = self.send_offer(&stream) {
+            stream.stay_on_tcp(reason);
+        }
+    }
+
+    fn send_offer(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Result<(), FallbackReason> {
+        if self.death().is_some() {
+            return Err(FallbackReason::LinkDown);
+        }
+        let endpoint = self.endpoint.upgrade().ok_or(FallbackReason::NoRuntime)?;
+        if !stream.admits(self.credentials.uid) {
+            return Err(FallbackReason::PeerPolicy);
+        }
+        let subject = stream.subject()?;
+        let handshake = stream.wants_clc_over_tcp();
+        // Before OFFER leaves: from then on the peer may raise this signal.
+        let signal = self.register(stream).ok_or(FallbackReason::Limit)?;
+        let (clc, proposal) = ClientHandshake::new(endpoint.clc_device());
+        let outgoing = Outgoing {
+            stream: Arc::downgrade(stream),
+            subject,
+            clc,
+            proposal: proposal.clone(),
+            signal,
+            handshake,
+        };
+        let id = {
+            let mut state = lock(&self.state);
+            let id = state.next_offer;
+            state.next_offer += 1;
+            state.outgoing.insert(id, outgoing);
+            id
+        };
+        stream.offered(Box::new(Offer { link: self.clone(), id }));
+        self.send(&Message::Offer { id, signal, handshake, subject, clc: proposal });
+        if self.death().is_some() {
+            // The burial may have passed by before the entry was there.
+            self.end_offer(id, FallbackReason::LinkDown);
+        }
+        Ok(())
+    }
+
+    /// Takes an offer back, if it still stands.
+    fn cancel(&self, id: u64) {
+        let outgoing = lock(&self.state).outgoing.remove(&id);
+        if let Some(outgoing) = outgoing {
+            self.unregister(outgoing.signal);
+            self.send(&Message::Cancel { id });
+        }
+    }
+
+    pub(super) fn end_offer(&self, id: u64, reason: FallbackReason) {
+        let outgoing = lock(&self.state).outgoing.remove(&id);
+        if let Some(outgoing) = outgoing {
+            self.unregister(outgoing.signal);
+            if let Some(stream) = outgoing.stream.upgrade() {
+                stream.stay_on_tcp(reason);
+            }
+        }
+    }
+
+    pub(super) fn on_refuse(&self, id: u64, clc: &[u8]) -> Result<(), Fault> {
+        let outgoing = {
+            let mut state = lock(&self.state);
+            match state.outgoing.remove(&id) {
+                Some(outgoing) => outgoing,
+                // It crossed our CANCEL.
+                None if id < state.next_offer => return Ok(()),
+                None => return Err(Fault("REFUSE of an offer never made")),
+            }
+        };
+        self.unregister(outgoing.signal);
+        let mut handshake = outgoing.clc;
+        let Ok(Answer::Declined(diagnosis)) = handshake.on_answer(clc) else {
+            return Err(Fault("REFUSE carries no CLC Decline"));
+        };
+        if let Some(stream) = outgoing.stream.upgrade() {
+            stream.stay_on_tcp(FallbackReason::Declined(diagnosis));
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_match(self: &Arc<Self>, matched: &Matched, accept: &[u8]) -> Result<(), Fault> {
+        let id = matched.id;
+        let (mut outgoing, server_dmb) = {
+            let mut state = lock(&self.state);
+            let Some(outgoing) = state.outgoing.remove(&id) else {
+                // It crossed our CANCEL, which stands for the DETACH of its token.
+                return if id < state.next_offer { Ok(()) } else { Err(Fault("MATCH of an offer never made")) };
+            };
+            (outgoing, state.theirs.dmb(matched.arena, matched.slot))
+        };
+        let entry = SignalEntry { link: self.clone(), index: outgoing.signal };
+        let server_dmb = server_dmb.map_err(|_| Fault("MATCH names a DMB that can not be used"))?;
+        if matched.signal >= CONNECTIONS {
+            return Err(Fault("MATCH names a signal that does not exist"));
+        }
+        let Ok(Answer::Accepted { dmb: accepted, .. }) = outgoing.clc.on_answer(accept) else {
+            return Err(Fault("MATCH carries no CLC Accept for its Proposal"));
+        };
+        let Some(stream) = outgoing.stream.upgrade() else {
+            self.send(&Message::Cancel { id });
+            return Ok(());
+        };
+        // The kernel's word first, our own socket after it: see `proof`.
+        let allocated = proof::other_end_is(&outgoing.subject, matched.cookie, self.credentials.uid)
+            .and_then(|()| stream.subject())
+            .and_then(|now| if now == outgoing.subject { Ok(()) } else { Err(FallbackReason::Unproved) })
+            .and_then(|()| self.allocate(stream.dmb_size()));
+        let allocated = match allocated {
+            Ok(allocated) => allocated,
+            Err(reason) => {
+                self.send(&Message::Cancel { id });
+                stream.stay_on_tcp(reason);
+                return Ok(());
+            }
+        };
+        let (token, linkid) = (allocated.token, self.next_linkid());
+        let Ok(confirm) = outgoing.clc.confirm(Dmb { token, bytes: allocated.bytes }, linkid) else {
+            return Err(Fault("the CLC handshake is out of order"));
+        };
+        let ready = Message::Ready { id, arena: allocated.arena, slot: allocated.slot, clc: confirm.clone() };
+        let doorbell = Doorbell { link: self.clone(), index: matched.signal };
+        let receive =
+            ReceiveDmb { consumer: Consumer::new(allocated.memory), doorbell: doorbell.clone(), token, entry };
+        if let Err(reason) = stream.attach_receive(receive, false) {
+            self.take_back(token);
+            self.send(&Message::Cancel { id });
+            stream.stay_on_tcp(reason);
+            return Ok(());
+        }
+        lock(&self.state).received.insert(accepted.token, Arc::downgrade(&stream));
+        if outgoing.handshake {
+            stream.go(&server_dmb, ClcOverTcp { proposal: outgoing.proposal, accept: accept.to_vec(), confirm });
+        }
+        // READY before the first CAS of the word: the server learns of the DMB before it hears of a switch.
+        self.send(&ready);
+        stream.attach_send(SendDmb { producer: Producer::new(server_dmb), doorbell, token: accepted.token });
+        self.bury_late(&stream);
+        Ok(())
+    }
+}

@@ -1,0 +1,221 @@
+//! How a link begins, what it is told, and how it ends.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::task::Waker;
+
+use super::client::Matched;
+use super::server::Offered;
+use super::{Fault, Incoming, Link, Peer};
+use crate::ism::sys;
+use crate::link::message::{ArenaShape, LONGEST, Message};
+use crate::link::stream::{Death, LinkedStream};
+use crate::sync::{Arc, Ordering, lock};
+use crate::transport::FallbackReason;
+
+/// Descriptors a message may carry at most.
+const MOST_FDS: usize = 2;
+
+impl Link {
+    /// Reads and answers what has come; returns when the socket is empty, or with `Err` when the link has to end.
+    pub(crate) fn receive(self: &Arc<Self>, buffer: &mut [u8; LONGEST]) -> Result<(), Death> {
+        loop {
+            if let Some(death) = self.death() {
+                return Err(death);
+            }
+            let received = match sys::recv(self.socket(), buffer, MOST_FDS) {
+                Ok(received) if received.len == 0 => return Err(Death::Peer),
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    crate::trace::warning!("link ended: {error}");
+                    return Err(Death::Fault);
+                }
+                Err(error) => {
+                    crate::trace::debug!("link ended: {error}");
+                    return Err(Death::Peer);
+                }
+            };
+            let message = Message::decode(&buffer[..received.len]).map_err(|malformed| {
+                crate::trace::warning!("link ended: {malformed}");
+                Death::Fault
+            })?;
+            self.deliver(message, received.fds)?;
+        }
+    }
+
+    /// Obeys one message: also the first of an accepted connection, which was read to see how it begins.
+    pub(crate) fn deliver(self: &Arc<Self>, message: Message, fds: Vec<OwnedFd>) -> Result<(), Death> {
+        self.on_message(message, fds).map_err(|Fault(rule)| {
+            crate::trace::warning!(
+                "link to process {} of user {} ended: {rule}",
+                self.credentials.pid,
+                self.credentials.uid
+            );
+            Death::Fault
+        })
+    }
+
+    fn on_message(self: &Arc<Self>, message: Message, mut fds: Vec<OwnedFd>) -> Result<(), Fault> {
+        let expected = match message {
+            Message::Hello { .. } => 2,
+            Message::Arena { .. } => 1,
+            _ => 0,
+        };
+        if fds.len() != expected {
+            return Err(Fault("a message carries another number of descriptors than its type says"));
+        }
+        if self.peer.get().is_none() && !matches!(message, Message::Hello { .. }) {
+            return Err(Fault("the first message is no HELLO"));
+        }
+        match message {
+            Message::Hello { link_id, endpoint, gid, arena } => {
+                let (Some(arena_fd), Some(eventfd)) = (fds.pop(), fds.pop()) else {
+                    return Err(Fault("HELLO without descriptors"));
+                };
+                self.on_hello(link_id, endpoint, gid, arena, arena_fd, eventfd)
+            }
+            Message::Arena { shape } => {
+                let Some(fd) = fds.pop() else { return Err(Fault("ARENA without descriptor")) };
+                lock(&self.state).theirs.add(fd, shape).map_err(|error| {
+                    crate::trace::warning!("an arena of the peer is refused: {error}");
+                    Fault("ARENA is not acceptable")
+                })?;
+                Ok(())
+            }
+            Message::Offer { id, signal, handshake, subject, clc } => {
+                self.on_offer(Offered { id, signal, handshake, subject, clc })
+            }
+            Message::Match { id, signal, arena, slot, cookie, clc } => {
+                self.on_match(&Matched { id, signal, cookie, arena, slot }, &clc)
+            }
+            Message::Ready { id, arena, slot, clc } => self.on_ready(id, (arena, slot), &clc),
+            Message::Refuse { id, clc } => self.on_refuse(id, &clc),
+            Message::Cancel { id } => self.on_cancel(id),
+            Message::Pinned { token } => {
+                // Unknown when it crossed our DETACH or CANCEL.
+                let stream = lock(&self.state).received.get(&token).and_then(|stream| stream.upgrade());
+                if let Some(stream) = stream {
+                    stream.peer_pinned();
+                }
+                Ok(())
+            }
+            Message::Detach { token } => {
+                if lock(&self.state).own.detached(token) {
+                    Ok(())
+                } else {
+                    Err(Fault("DETACH of a token that is not out"))
+                }
+            }
+            Message::Query { .. } | Message::Answer => Err(Fault("a query on a link")),
+        }
+    }
+
+    fn on_hello(
+        self: &Arc<Self>,
+        link_id: u64,
+        endpoint: [u8; 16],
+        gid: [u8; 16],
+        arena: ArenaShape,
+        arena_fd: OwnedFd,
+        eventfd: OwnedFd,
+    ) -> Result<(), Fault> {
+        if self.peer.get().is_some() {
+            return Err(Fault("a second HELLO"));
+        }
+        let Some(ours) = self.endpoint.upgrade() else { return Ok(()) };
+        if gid != ours.gid().0 {
+            return Err(Fault("HELLO of another device"));
+        }
+        if !ours.trusts(self.credentials.uid) {
+            return Err(Fault("HELLO of a user that is not trusted"));
+        }
+        let first_arena = lock(&self.state).theirs.add(arena_fd, arena).map_err(|error| {
+            crate::trace::warning!("the first arena of the peer is refused: {error}");
+            Fault("the arena of HELLO is not acceptable")
+        })?;
+        if !sys::is_eventfd(eventfd.as_fd()) {
+            return Err(Fault("HELLO carries no eventfd"));
+        }
+        let in_this_process = u32::try_from(self.credentials.pid) == Ok(std::process::id());
+        let here = if in_this_process { crate::link::endpoint::link_of_this_process(link_id) } else { None };
+        let peer = Peer { endpoint, first_arena, eventfd, here };
+        let waiting = {
+            let mut state = lock(&self.state);
+            // Checked above, and only this task sets it.
+            let _ = self.peer.set(peer);
+            std::mem::take(&mut state.before_hello)
+        };
+        ours.greeted(self, endpoint);
+        for stream in waiting {
+            self.offer(stream);
+        }
+        Ok(())
+    }
+
+    /// The waker to call when the link dies.
+    pub(crate) fn watch_death(&self, waker: &Waker) {
+        let stale = lock(&self.task).replace(waker.clone());
+        drop(stale);
+    }
+
+    /// Declares the link dead: every stream of it is told once, then the socket closes for both sides.
+    pub(crate) fn bury(&self, death: Death) {
+        if self.death.compare_exchange(0, death as u8, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return;
+        }
+        let streams: Vec<Arc<dyn LinkedStream>> = {
+            let entries = lock(&self.entries);
+            entries.table.iter().flatten().filter_map(|entry| entry.stream.upgrade()).collect()
+        };
+        for stream in &streams {
+            stream.link_died(death);
+        }
+        let (outgoing, incoming, before_hello) = {
+            let mut state = lock(&self.state);
+            let outgoing: Vec<u64> = state.outgoing.keys().copied().collect();
+            (outgoing, std::mem::take(&mut state.incoming), std::mem::take(&mut state.before_hello))
+        };
+        let reason = match death {
+            Death::Runtime => FallbackReason::NoRuntime,
+            Death::Peer | Death::Fault => FallbackReason::LinkDown,
+        };
+        for id in outgoing {
+            self.end_offer(id, reason);
+        }
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            for incoming in incoming.into_values() {
+                if let Incoming::Waiting { key, number } = incoming {
+                    endpoint.accepted().forget(key, number);
+                }
+            }
+            endpoint.link_ended(self);
+        }
+        for stream in before_hello {
+            stream.stay_on_tcp(reason);
+        }
+        let _ = sys::shutdown_socket(self.socket());
+        let task = lock(&self.task).take();
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+
+    /// A stream that was attached while the link died has missed the news.
+    pub(super) fn bury_late(&self, stream: &Arc<dyn LinkedStream>) {
+        if let Some(death) = self.death() {
+            stream.link_died(death);
+        }
+    }
+
+    /// A stream found that the peer broke a rule of the rings.
+    pub(crate) fn violated(&self, violation: &crate::ism::ring::Violation) {
+        crate::trace::warning!(
+            "link to process {} of user {} ended: {violation}",
+            self.credentials.pid,
+            self.credentials.uid
+        );
+        self.bury(Death::Fault);
+    }
+}

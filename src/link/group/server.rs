@@ -1,0 +1,253 @@
+//! The server's side of an upgrade: OFFER, MATCH, READY, REFUSE.
+
+use super::{Fault, Incoming, Link, SignalEntry};
+use crate::clc::{Confirmation, Diagnosis, Dmb, ServerHandshake};
+use crate::ism::interrupt::CONNECTIONS;
+use crate::ism::ring::{Consumer, Producer};
+use crate::link::accepted::{Found, Key};
+use crate::link::message::{Message, Subject};
+use crate::link::proof;
+use crate::link::stream::{ClcOverTcp, Doorbell, LinkedStream, ReceiveDmb, SendDmb};
+use crate::sync::{Arc, lock};
+use crate::transport::FallbackReason;
+
+/// Offers of one peer that may wait for their stream to be accepted.
+const MOST_WAITING_OFFERS: usize = 256;
+
+/// What OFFER says.
+pub(super) struct Offered {
+    pub(super) id: u64,
+    pub(super) signal: u32,
+    pub(super) handshake: bool,
+    pub(super) subject: Subject,
+    pub(super) clc: Vec<u8>,
+}
+
+/// An OFFER whose CLC Proposal is understood.
+struct Proposed {
+    offered: Offered,
+    clc: ServerHandshake,
+}
+
+impl Link {
+    pub(super) fn on_offer(self: &Arc<Self>, offered: Offered) -> Result<(), Fault> {
+        if offered.signal >= CONNECTIONS {
+            return Err(Fault("OFFER names a signal that does not exist"));
+        }
+        let Some(endpoint) = self.endpoint.upgrade() else { return Ok(()) };
+        let waiting = {
+            let state = lock(&self.state);
+            if state.incoming.contains_key(&offered.id) {
+                return Err(Fault("OFFER repeats a number"));
+            }
+            state.incoming.values().filter(|incoming| matches!(incoming, Incoming::Waiting { .. })).count()
+        };
+        let mut clc = match ServerHandshake::on_proposal(endpoint.clc_device(), &offered.clc) {
+            Ok(clc) => clc,
+            Err(refusal) if refusal.error.is_some() => return Err(Fault("OFFER carries no CLC Proposal")),
+            Err(refusal) => {
+                self.send(&Message::Refuse { id: offered.id, clc: refusal.decline });
+                return Ok(());
+            }
+        };
+        if waiting >= MOST_WAITING_OFFERS {
+            self.refuse(offered.id, &mut clc, FallbackReason::Limit);
+            return Ok(());
+        }
+        let (id, key) = (offered.id, Key::of_client(offered.subject.tuple));
+        let mut proposed = Some(Proposed { offered, clc });
+        let link = self.clone();
+        // Under the state lock, so that the stream can not be accepted before its offer is known to wait.
+        let mut state = lock(&self.state);
+        let found = endpoint.accepted().find_or_wait(key, || {
+            let proposed = proposed.take();
+            Box::new(move |stream| {
+                if let Some(proposed) = proposed {
+                    link.accepted_late(proposed, &stream);
+                }
+            })
+        });
+        match found {
+            Found::Waits(number) => {
+                state.incoming.insert(id, Incoming::Waiting { key, number });
+            }
+            Found::Stream(stream) => {
+                drop(state);
+                if let Some(proposed) = proposed.take() {
+                    lock(&self.state).incoming.insert(id, Incoming::Matching { cancelled: false });
+                    self.match_stream(proposed, &stream);
+                }
+            }
+            Found::Full => {
+                drop(state);
+                if let Some(mut proposed) = proposed.take() {
+                    self.refuse(id, &mut proposed.clc, FallbackReason::Limit);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The stream that an offer waited for has been accepted.
+    fn accepted_late(self: &Arc<Self>, proposed: Proposed, stream: &Arc<dyn LinkedStream>) {
+        match lock(&self.state).incoming.get_mut(&proposed.offered.id) {
+            Some(incoming @ Incoming::Waiting { .. }) => *incoming = Incoming::Matching { cancelled: false },
+            _ => return,
+        }
+        self.match_stream(proposed, stream);
+    }
+
+    fn refuse(&self, id: u64, clc: &mut ServerHandshake, reason: FallbackReason) {
+        self.send(&Message::Refuse { id, clc: clc.decline(reason.diagnosis()) });
+    }
+
+    fn match_stream(self: &Arc<Self>, mut proposed: Proposed, stream: &Arc<dyn LinkedStream>) {
+        if let Err(reason) = self.try_match(&mut proposed, stream) {
+            crate::trace::debug!("offer refused: {reason}");
+            lock(&self.state).incoming.remove(&proposed.offered.id);
+            self.refuse(proposed.offered.id, &mut proposed.clc, reason);
+            stream.refused(reason);
+        }
+    }
+
+    fn try_match(
+        self: &Arc<Self>,
+        proposed: &mut Proposed,
+        stream: &Arc<dyn LinkedStream>,
+    ) -> Result<(), FallbackReason> {
+        let offered = &proposed.offered;
+        if !stream.admits(self.credentials.uid) {
+            return Err(FallbackReason::PeerPolicy);
+        }
+        proof::same_place(&stream.subject()?, &offered.subject)?;
+        let mirrored = offered.subject.tuple.mirrored();
+        proof::other_end_is(&Subject { tuple: mirrored, ..offered.subject }, offered.subject.cookie, self.credentials.uid)?;
+        // Our own socket after the kernel's word: see `proof`.
+        let subject = stream.subject()?;
+        proof::same_place(&subject, &offered.subject)?;
+
+        let allocated = self.allocate(stream.dmb_size())?;
+        let token = allocated.token;
+        let accept = proposed.clc.accept(Dmb { token, bytes: allocated.bytes }, self.next_linkid(), true);
+        let Ok(accept) = accept else {
+            lock(&self.state).own.stream_done(token);
+            self.take_back(token);
+            return Err(FallbackReason::Protocol);
+        };
+        // Before MATCH leaves: from then on the peer may raise this signal and switch.
+        let Some(signal) = self.register(stream) else {
+            lock(&self.state).own.stream_done(token);
+            self.take_back(token);
+            return Err(FallbackReason::Limit);
+        };
+        let entry = SignalEntry { link: self.clone(), index: signal };
+        let doorbell = Doorbell { link: self.clone(), index: offered.signal };
+        let receive = ReceiveDmb { consumer: Consumer::new(allocated.memory), doorbell, token, entry };
+        if let Err(reason) = stream.attach_receive(receive, offered.handshake) {
+            self.take_back(token);
+            return Err(reason);
+        }
+        let messages = offered.handshake.then(|| ClcOverTcp {
+            proposal: offered.clc.clone(),
+            accept: accept.clone(),
+            confirm: Vec::new(),
+        });
+        let incoming = Incoming::Matched {
+            stream: Arc::downgrade(stream),
+            clc: proposed.clc.clone(),
+            token,
+            peer_signal: offered.signal,
+            messages,
+        };
+        {
+            let mut state = lock(&self.state);
+            if let Some(Incoming::Matching { cancelled: true }) = state.incoming.get(&offered.id) {
+                state.incoming.remove(&offered.id);
+                state.own.detached(token);
+                drop(state);
+                stream.stay_on_tcp(FallbackReason::Declined(Diagnosis::PEERDECL));
+                return Ok(());
+            }
+            state.incoming.insert(offered.id, incoming);
+        }
+        self.send(&Message::Match {
+            id: offered.id,
+            signal,
+            arena: allocated.arena,
+            slot: allocated.slot,
+            cookie: subject.cookie,
+            clc: accept,
+        });
+        self.bury_late(stream);
+        Ok(())
+    }
+
+    pub(super) fn on_ready(
+        self: &Arc<Self>,
+        id: u64,
+        (arena, slot): (u32, u32),
+        confirm: &[u8],
+    ) -> Result<(), Fault> {
+        let (incoming, client_dmb) = {
+            let mut state = lock(&self.state);
+            (state.incoming.remove(&id), state.theirs.dmb(arena, slot))
+        };
+        let Some(Incoming::Matched { stream, mut clc, peer_signal, messages, .. }) = incoming else {
+            return Err(Fault("READY without MATCH"));
+        };
+        let client_dmb = client_dmb.map_err(|_| Fault("READY names a DMB that can not be used"))?;
+        let Ok(Confirmation::Confirmed { dmb, .. }) = clc.on_confirm(confirm) else {
+            return Err(Fault("READY carries no CLC Confirm for its Accept"));
+        };
+        {
+            let mut state = lock(&self.state);
+            if state.received.contains_key(&dmb.token) {
+                return Err(Fault("READY repeats a token"));
+            }
+            state.received.insert(dmb.token, stream.clone());
+        }
+        // Dropped unused it sends the DETACH that every received token is owed.
+        let send = SendDmb {
+            producer: Producer::new(client_dmb),
+            doorbell: Doorbell { link: self.clone(), index: peer_signal },
+            token: dmb.token,
+        };
+        if let Some(stream) = stream.upgrade() {
+            if let Some(messages) = messages {
+                stream.gone(ClcOverTcp { confirm: confirm.to_vec(), ..messages });
+            }
+            stream.attach_send(send);
+            self.bury_late(&stream);
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_cancel(&self, id: u64) -> Result<(), Fault> {
+        let incoming = {
+            let mut state = lock(&self.state);
+            match state.incoming.get_mut(&id) {
+                Some(Incoming::Matching { cancelled }) => {
+                    *cancelled = true;
+                    None
+                }
+                _ => state.incoming.remove(&id),
+            }
+        };
+        match incoming {
+            // It crossed our REFUSE, or the match in progress will see it.
+            None | Some(Incoming::Matching { .. }) => {}
+            Some(Incoming::Waiting { key, number }) => {
+                if let Some(endpoint) = self.endpoint.upgrade() {
+                    endpoint.accepted().forget(key, number);
+                }
+            }
+            Some(Incoming::Matched { stream, token, .. }) => {
+                if let Some(stream) = stream.upgrade() {
+                    stream.stay_on_tcp(FallbackReason::Declined(Diagnosis::PEERDECL));
+                }
+                lock(&self.state).own.detached(token);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,43 @@
+//! The proof that a peer holds the other end of this very TCP connection (docs/protocol.md, "Proof").
+
+use crate::ism::sys;
+use crate::link::message::{Subject, Tuple};
+use crate::transport::FallbackReason;
+
+/// Asks the kernel whether the other end of the connection that is `ours` is the socket with `cookie`, owned by
+/// `uid`. Afterwards the caller checks its own socket again; that order makes the proof exact: two
+/// different sockets can not have held these two ends at the same time.
+pub(crate) fn other_end_is(ours: &Subject, cookie: u64, uid: u32) -> Result<(), FallbackReason> {
+    let theirs = ours.tuple.mirrored();
+    match sys::owner_of(theirs.local, theirs.remote, cookie, ours.network_namespace) {
+        Ok(Some(socket)) if socket.state == sys::TcpState::Established && socket.uid == uid => Ok(()),
+        Ok(_) => Err(FallbackReason::Unproved),
+        Err(error) => {
+            crate::trace::debug!("the kernel's socket diagnosis does not answer: {error}");
+            Err(FallbackReason::Unproved)
+        }
+    }
+}
+
+/// Addresses that never match: a connection to itself, and addresses that are unique only per interface.
+pub(crate) fn suitable(tuple: Tuple) -> Result<(), FallbackReason> {
+    let link_local = |ip: std::net::IpAddr| match ip {
+        std::net::IpAddr::V4(v4) => v4.is_link_local(),
+        std::net::IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if tuple.local == tuple.remote || link_local(tuple.local.ip()) || link_local(tuple.remote.ip()) {
+        return Err(FallbackReason::Address);
+    }
+    Ok(())
+}
+
+/// May the connection that the peer describes be ours at all?
+pub(crate) fn same_place(ours: &Subject, theirs: &Subject) -> Result<(), FallbackReason> {
+    if ours.network_namespace != theirs.network_namespace {
+        return Err(FallbackReason::NetworkNamespace);
+    }
+    if ours.tuple != theirs.tuple.mirrored() {
+        return Err(FallbackReason::Unproved);
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! What a link and a stream know of each other.
+
+use crate::ism::arena::DmbMemory;
+use crate::ism::interrupt::Signal;
+use crate::ism::ring::{Consumer, Producer};
+use crate::link::group::{Link, SignalEntry};
+use crate::link::message::Subject;
+use crate::sync::Arc;
+use crate::transport::FallbackReason;
+
+/// Why a link ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Death {
+    /// The peer's process or runtime went away.
+    Peer = 1,
+    /// One of the two ends broke a rule, or a limit was hit.
+    Fault = 2,
+    /// Our own runtime is shut down.
+    Runtime = 3,
+}
+
+impl Death {
+    pub(crate) fn from_u8(value: u8) -> Option<Self> {
+        match value {
+            1 => Some(Death::Peer),
+            2 => Some(Death::Fault),
+            3 => Some(Death::Runtime),
+            _ => None,
+        }
+    }
+}
+
+/// The side of a stream that an interrupt reaches.
+pub(crate) trait Interrupt: Send + Sync {
+    fn interrupt(&self, signal: Signal);
+}
+
+/// Something that stands for a stream until it is dropped: an offer, or the search for whom to offer to.
+pub(crate) type Standing = Box<dyn Send + Sync>;
+
+/// CLC messages of a connection whose policy sends them over TCP (docs/protocol.md, "Policy Handshake").
+#[derive(Clone, Debug)]
+pub(crate) struct ClcOverTcp {
+    pub(crate) proposal: Vec<u8>,
+    pub(crate) accept: Vec<u8>,
+    pub(crate) confirm: Vec<u8>,
+}
+
+/// A connection as its link sees it. No lock of the link is held during any of these calls.
+pub(crate) trait LinkedStream: Send + Sync {
+    /// Live facts from the kernel, or why this stream can not be upgraded.
+    fn subject(&self) -> Result<Subject, FallbackReason>;
+
+    /// Bytes of the largest segment of this stream's DMB.
+    fn dmb_size(&self) -> usize;
+
+    /// May this stream be upgraded with processes of that user?
+    fn admits(&self, uid: u32) -> bool;
+
+    /// Where the peer's interrupts for this stream go.
+    fn interrupts(&self) -> Arc<dyn Interrupt>;
+
+    /// Has connect asked for CLC over TCP?
+    fn wants_clc_over_tcp(&self) -> bool;
+
+    /// An offer for this stream stands, until `offer` is dropped.
+    fn offered(&self, offer: Standing);
+
+    /// S: an offer for this stream was refused; another one may come.
+    fn refused(&self, reason: FallbackReason);
+
+    /// Lets the sending ring go back to its first segment if it was idle since the last call. `false`: ask again.
+    fn shrink(&self) -> bool;
+
+    /// From here on the reader obeys the word in `dmb`. With `hold` the client asks for CLC over TCP.
+    fn attach_receive(&self, dmb: ReceiveDmb, hold: bool) -> Result<(), FallbackReason>;
+
+    /// From here on the sender may switch to `dmb`.
+    fn attach_send(&self, dmb: SendDmb);
+
+    /// C with policy Handshake, between MATCH and READY: go, with these messages. The DMB is the server's.
+    fn go(&self, server: &DmbMemory, clc: ClcOverTcp);
+
+    /// S with policy Handshake, at READY: if the client went, these are the messages.
+    fn gone(&self, clc: ClcOverTcp);
+
+    /// The upgrade ends before READY: this stream stays on TCP.
+    fn stay_on_tcp(&self, reason: FallbackReason);
+
+    /// The peer will never read from its DMB.
+    fn peer_pinned(&self);
+
+    /// The link ended.
+    fn link_died(&self, death: Death);
+}
+
+/// How a stream interrupts its peer.
+#[derive(Clone)]
+pub(crate) struct Doorbell {
+    pub(crate) link: Arc<Link>,
+    /// The peer's number for this connection.
+    pub(crate) index: u32,
+}
+
+impl Doorbell {
+    /// Wakes the peer's reader (`Data`) or writer (`Space`).
+    #[inline]
+    pub(crate) fn ring(&self, signal: Signal) {
+        self.link.interrupt_peer(self.index, signal);
+    }
+}
+
+/// The DMB that a stream reads from. Dropping it says that the stream is done with it.
+pub(crate) struct ReceiveDmb {
+    pub(crate) consumer: Consumer<DmbMemory>,
+    pub(crate) doorbell: Doorbell,
+    pub(crate) token: u64,
+    /// Keeps the number of our signals.
+    pub(crate) entry: SignalEntry,
+}
+
+impl ReceiveDmb {
+    /// Ends the use of a DMB whose word this end has pinned: the producer has nothing to wait for.
+    pub(crate) fn pinned(self) {
+        self.doorbell.link.send_pinned(self.token);
+    }
+}
+
+impl Drop for ReceiveDmb {
+    fn drop(&mut self) {
+        self.doorbell.link.stream_done(self.token);
+    }
+}
+
+/// The peer's DMB that a stream writes to. Dropping it sends the one DETACH of its token.
+pub(crate) struct SendDmb {
+    pub(crate) producer: Producer<DmbMemory>,
+    pub(crate) doorbell: Doorbell,
+    pub(crate) token: u64,
+}
+
+impl Drop for SendDmb {
+    fn drop(&mut self) {
+        self.doorbell.link.detach(self.token);
+    }
+}

@@ -1,0 +1,224 @@
+//! Tasks that serve the endpoint's socket, its links and its searches.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Weak;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use super::{EndOfRuntime, watch};
+use crate::ism::device::EndpointId;
+use crate::ism::sys;
+use crate::link::endpoint::Endpoint;
+use crate::link::group::Link;
+use crate::link::message::{LONGEST, Message, Subject};
+use crate::link::stream::{Death, LinkedStream};
+use crate::sync::Arc;
+use crate::transport::FallbackReason;
+
+/// Connections to an endpoint's socket that have not said what they want yet.
+const MOST_GREETINGS: usize = 256;
+/// Descriptors the first message may carry.
+const MOST_FDS: usize = 2;
+
+/// Takes what connects to the endpoint's socket.
+pub(super) async fn accept(listener: UnixStream, endpoint: Arc<Endpoint>, _end: Arc<EndOfRuntime>) {
+    let greetings = Arc::new(tokio::sync::Semaphore::new(MOST_GREETINGS));
+    loop {
+        let Ok(permit) = greetings.clone().acquire_owned().await else { return };
+        let Ok(socket) = when_readable(&listener, |listener| match sys::accept(listener.as_fd())? {
+            Some(socket) => Ok(socket),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        })
+        .await
+        else {
+            // Out of descriptors, or a connection that went away: the next one may work, after the others had a turn.
+            tokio::task::yield_now().await;
+            continue;
+        };
+        let endpoint = endpoint.clone();
+        tokio::spawn(async move {
+            if let Err(error) = greet(socket, endpoint).await {
+                crate::trace::debug!("a connection to this endpoint ended early: {error}");
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Waits until `attempt` gives something else than WouldBlock.
+async fn when_readable<R>(
+    io: &UnixStream,
+    mut attempt: impl FnMut(&UnixStream) -> io::Result<R>,
+) -> io::Result<R> {
+    loop {
+        io.readable().await?;
+        match io.try_io(Interest::READABLE, || attempt(io)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            answer => return answer,
+        }
+    }
+}
+
+async fn first_message(io: &UnixStream) -> io::Result<(Message, Vec<OwnedFd>)> {
+    let mut buffer = [0; LONGEST];
+    let received = when_readable(io, |io| sys::recv(io.as_fd(), &mut buffer, MOST_FDS)).await?;
+    if received.len == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let message = Message::decode(&buffer[..received.len])
+        .map_err(|malformed| io::Error::new(io::ErrorKind::InvalidData, malformed.to_string()))?;
+    Ok((message, received.fds))
+}
+
+/// Reads how a connection begins, and serves it.
+async fn greet(socket: OwnedFd, endpoint: Arc<Endpoint>) -> io::Result<()> {
+    let io = watch(socket)?;
+    match first_message(&io).await? {
+        (Message::Query { subject }, _) => {
+            answer_query(io, &endpoint, subject).await;
+            Ok(())
+        }
+        (hello, fds) => {
+            let socket = OwnedFd::from(io.into_std()?);
+            let link = endpoint.accept_link(socket)?;
+            match link.deliver(hello, fds) {
+                Ok(()) => endpoint.drive(&link),
+                Err(death) => link.bury(death),
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Answers when the stream is there, now or later; until then the peer may hang up.
+async fn answer_query(io: UnixStream, endpoint: &Arc<Endpoint>, subject: Subject) {
+    let io = Arc::new(io);
+    let answering = io.clone();
+    let waits = endpoint.on_query(subject, move || {
+        let _ = sys::send(answering.as_fd(), &Message::Answer.encode(), &[]);
+        let _ = sys::shutdown_socket(answering.as_fd());
+    });
+    if let Some(entry) = waits {
+        let mut buffer = [0; LONGEST];
+        // Nothing more is expected than the end, from either side.
+        let _ = when_readable(&io, |io| sys::recv(io.as_fd(), &mut buffer, 0)).await;
+        endpoint.forget_query(entry);
+    }
+}
+
+/// Serves a link until it dies.
+pub(super) async fn drive(link: Arc<Link>) {
+    let end = Buried(link);
+    let link = &end.0;
+    let socket = match link.shared_socket().try_clone().and_then(watch) {
+        Ok(socket) => socket,
+        Err(error) => {
+            crate::trace::warning!("a link's socket can not be watched: {error}");
+            return link.bury(Death::Fault);
+        }
+    };
+    let mut buffer = [0; LONGEST];
+    let death = std::future::poll_fn(|cx| {
+        link.watch_death(cx.waker());
+        loop {
+            if let Some(death) = link.death() {
+                return Poll::Ready(death);
+            }
+            match link.flush(cx.waker()) {
+                Ok(true) => {}
+                Ok(false) => {
+                    if let Poll::Ready(Ok(())) = writable(&socket, cx) {
+                        continue;
+                    }
+                }
+                Err(_) => return Poll::Ready(Death::Peer),
+            }
+            let Ok(()) = ready!(socket.poll_read_ready(cx)) else { return Poll::Ready(Death::Runtime) };
+            let mut death = None;
+            let _ = socket.try_io(Interest::READABLE, || match link.receive(&mut buffer) {
+                Ok(()) => Err(io::Error::from(io::ErrorKind::WouldBlock)),
+                Err(cause) => {
+                    death = Some(cause);
+                    Ok(())
+                }
+            });
+            if let Some(death) = death {
+                return Poll::Ready(death);
+            }
+        }
+    })
+    .await;
+    link.bury(death);
+}
+
+/// `Ready` when the queue is worth another try: the readiness was stale or new.
+fn writable(socket: &UnixStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    ready!(socket.poll_write_ready(cx))?;
+    // The socket was full a moment ago. If it still is, the readiness was older than that: clear it.
+    let _ = socket.try_io(Interest::WRITABLE, || {
+        if sys::is_writable(socket.as_fd())? { Ok(()) } else { Err(io::Error::from(io::ErrorKind::WouldBlock)) }
+    });
+    socket.poll_write_ready(cx)
+}
+
+/// A link whose task is dropped has lost its runtime.
+struct Buried(Arc<Link>);
+
+impl Drop for Buried {
+    fn drop(&mut self) {
+        self.0.bury(Death::Runtime);
+    }
+}
+
+/// Asks the candidates which one holds the other end of the client's connection, and offers to the first that does.
+pub(super) async fn query(
+    endpoint: Arc<Endpoint>,
+    stream: Weak<dyn LinkedStream>,
+    subject: Subject,
+    candidates: Vec<EndpointId>,
+) {
+    let question = Message::Query { subject }.encode();
+    let mut asked: Vec<(EndpointId, UnixStream)> = Vec::new();
+    for candidate in candidates {
+        let Ok(socket) = endpoint.connect(candidate) else { continue };
+        let Ok(io) = watch(socket) else { continue };
+        if sys::send(io.as_fd(), &question, &[]).is_ok() {
+            asked.push((candidate, io));
+        }
+    }
+    let mut buffer = [0; LONGEST];
+    let owner = std::future::poll_fn(|cx| {
+        let mut at = 0;
+        while at < asked.len() {
+            let (candidate, io) = &asked[at];
+            let answer = loop {
+                match io.poll_read_ready(cx) {
+                    Poll::Pending => break None,
+                    Poll::Ready(Err(error)) => break Some(Err(error)),
+                    Poll::Ready(Ok(())) => {}
+                }
+                match io.try_io(Interest::READABLE, || sys::recv(io.as_fd(), &mut buffer, 0)) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    answer => break Some(answer),
+                }
+            };
+            match answer {
+                None => at += 1,
+                Some(Ok(received)) if Message::decode(&buffer[..received.len]) == Ok(Message::Answer) => {
+                    return Poll::Ready(Some(*candidate));
+                }
+                Some(_) => drop(asked.swap_remove(at)),
+            }
+        }
+        if asked.is_empty() { Poll::Ready(None) } else { Poll::Pending }
+    })
+    .await;
+    let Some(stream) = stream.upgrade() else { return };
+    match owner.ok_or(FallbackReason::NoSmcListener).and_then(|owner| endpoint.link_to(owner)) {
+        Ok(link) => link.offer(stream),
+        Err(reason) => stream.stay_on_tcp(reason),
+    }
+}

@@ -1,0 +1,185 @@
+//! The ways to read and write that tokio's sockets have, each on both transports.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::BufMut;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::TokioTcp;
+use crate::conn::{ReadOp, WriteOp, receive, send};
+use crate::ism::ring::Violation;
+
+fn pending<T>(answer: io::Result<T>) -> Poll<io::Result<T>> {
+    match answer {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+        answer => Poll::Ready(answer),
+    }
+}
+
+/// `AsyncRead::poll_read`, and every other read into one buffer.
+pub(crate) struct Reading<'a, 'b>(pub(crate) &'a mut ReadBuf<'b>);
+
+impl ReadOp<TokioTcp> for Reading<'_, '_> {
+    fn tcp(&mut self, half: &mut OwnedReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let before = self.0.filled().len();
+        ready!(Pin::new(half).poll_read(cx, self.0))?;
+        Poll::Ready(Ok(self.0.filled().len() - before))
+    }
+
+    #[inline]
+    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
+        ring.read(self.0)
+    }
+}
+
+/// `poll_peek`: the bytes stay in the stream.
+pub(crate) struct PeekBuf<'a, 'b>(pub(crate) &'a mut ReadBuf<'b>);
+
+impl ReadOp<TokioTcp> for PeekBuf<'_, '_> {
+    fn tcp(&mut self, half: &mut OwnedReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        half.poll_peek(cx, self.0)
+    }
+
+    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
+        ring.peek(self.0)
+    }
+
+    const CONSUMES: bool = false;
+}
+
+/// `try_read_vectored`.
+pub(crate) struct ReadVectored<'a, 'b>(pub(crate) &'a mut [IoSliceMut<'b>]);
+
+impl ReadOp<TokioTcp> for ReadVectored<'_, '_> {
+    fn tcp(&mut self, half: &mut OwnedReadHalf, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        pending(half.try_read_vectored(self.0))
+    }
+
+    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
+        let mut total = 0;
+        for slice in self.0.iter_mut() {
+            let wanted = slice.len();
+            let mut buffer = ReadBuf::new(slice);
+            let length = ring.read(&mut buffer)?;
+            total += length;
+            if length < wanted {
+                break;
+            }
+        }
+        Ok(total)
+    }
+}
+
+/// `try_read`: without a waker and without the task's budget.
+pub(crate) struct TryReading<'a>(pub(crate) &'a mut [u8]);
+
+impl ReadOp<TokioTcp> for TryReading<'_> {
+    fn tcp(&mut self, half: &mut OwnedReadHalf, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        pending(half.try_read(self.0))
+    }
+
+    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
+        ring.read(&mut ReadBuf::new(self.0))
+    }
+}
+
+/// `try_read_buf`.
+pub(crate) struct TryReadingBuf<'a, B>(pub(crate) &'a mut B);
+
+impl<B: BufMut> ReadOp<TokioTcp> for TryReadingBuf<'_, B> {
+    fn tcp(&mut self, half: &mut OwnedReadHalf, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        pending(half.try_read_buf(self.0))
+    }
+
+    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
+        ring.read(self.0)
+    }
+}
+
+/// Readable, at its end, or failed: all of these are ready.
+pub(crate) struct ReadReady;
+
+impl ReadOp<TokioTcp> for ReadReady {
+    fn tcp(&mut self, half: &mut OwnedReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        ready!(half.as_ref().poll_read_ready(cx))?;
+        Poll::Ready(Ok(1))
+    }
+
+    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
+        ring.is_readable().map(usize::from)
+    }
+
+    const CONSUMES: bool = false;
+}
+
+/// `AsyncWrite::poll_write`.
+pub(crate) struct Writing<'a>(pub(crate) &'a [u8]);
+
+impl WriteOp<TokioTcp> for Writing<'_> {
+    fn tcp(&mut self, half: &mut OwnedWriteHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        Pin::new(half).poll_write(cx, self.0)
+    }
+
+    #[inline]
+    fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
+        ring.write(self.0)
+    }
+}
+
+/// `AsyncWrite::poll_write_vectored`.
+pub(crate) struct WritingVectored<'a, 'b>(pub(crate) &'a [IoSlice<'b>]);
+
+impl WriteOp<TokioTcp> for WritingVectored<'_, '_> {
+    fn tcp(&mut self, half: &mut OwnedWriteHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        Pin::new(half).poll_write_vectored(cx, self.0)
+    }
+
+    fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
+        ring.write_vectored(self.0)
+    }
+}
+
+/// `try_write`: without a waker and without the task's budget.
+pub(crate) struct TryWriting<'a>(pub(crate) &'a [u8]);
+
+impl WriteOp<TokioTcp> for TryWriting<'_> {
+    fn tcp(&mut self, half: &mut OwnedWriteHalf, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        pending(half.try_write(self.0))
+    }
+
+    fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
+        ring.write(self.0)
+    }
+}
+
+/// `try_write_vectored`.
+pub(crate) struct TryWritingVectored<'a, 'b>(pub(crate) &'a [IoSlice<'b>]);
+
+impl WriteOp<TokioTcp> for TryWritingVectored<'_, '_> {
+    fn tcp(&mut self, half: &mut OwnedWriteHalf, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        pending(half.try_write_vectored(self.0))
+    }
+
+    fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
+        ring.write_vectored(self.0)
+    }
+}
+
+/// Writable, or failed.
+pub(crate) struct WriteReady;
+
+impl WriteOp<TokioTcp> for WriteReady {
+    fn tcp(&mut self, half: &mut OwnedWriteHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        ready!(half.as_ref().poll_write_ready(cx))?;
+        Poll::Ready(Ok(1))
+    }
+
+    fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
+        ring.is_writable().map(usize::from)
+    }
+
+    const WRITES: bool = false;
+}

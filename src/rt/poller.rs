@@ -1,0 +1,167 @@
+//! The poller of an endpoint: takes the interrupts of all its links and wakes the streams they are for.
+//!
+//! While there is work it looks again and again, giving way to the runtime between looks, within an adaptive window;
+//! then it arms and sleeps in the reactor. The eventfd is served by a waker that drains the signals inside the
+//! reactor's own turn, so that a handler which blocks the worker the poller sits on delays nobody else (the peers
+//! ring when the poller's last look is stale). docs/design.md, "Wake-ups".
+
+use std::io;
+use std::task::{Context, Poll, Wake, Waker};
+
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use super::EndOfRuntime;
+use crate::ism::interrupt::Window;
+use crate::ism::sys;
+use crate::link::endpoint::Endpoint;
+use crate::link::group::Link;
+use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock};
+
+/// A gap between two looks, in ns, from which the thread may have been preempted; only then the kernel is asked.
+const SUSPICIOUS_GAP: u64 = 10_000;
+
+/// What both the task and the reactor's waker use.
+struct Poller {
+    endpoint: Arc<Endpoint>,
+    eventfd: UnixStream,
+    links: Mutex<Links>,
+    task: Mutex<Option<Waker>>,
+    /// Signals that the reactor's waker found; they open the window like those of the task.
+    found_in_reactor: AtomicUsize,
+}
+
+/// The endpoint's links as of a generation.
+#[derive(Default)]
+struct Links {
+    generation: u64,
+    all: Arc<Vec<Arc<Link>>>,
+}
+
+impl Poller {
+    fn links(&self) -> Arc<Vec<Arc<Link>>> {
+        let generation = self.endpoint.generation();
+        let mut links = lock(&self.links);
+        if links.generation != generation {
+            *links = Links { generation, all: Arc::new(self.endpoint.links()) };
+        }
+        links.all.clone()
+    }
+
+    /// One look at everything; returns how many signals there were.
+    fn look(links: &[Arc<Link>], now: u64) -> usize {
+        let mut found = 0;
+        for link in links {
+            link.signals().publish_look(now);
+            if !link.signals().is_idle() {
+                found += link.drain_interrupts();
+            }
+        }
+        found
+    }
+
+    /// Announces sleep on every page; `false` when one of them has signals.
+    fn sleep(links: &[Arc<Link>]) -> bool {
+        // No short cut: every page has to say that we sleep.
+        links.iter().fold(true, |idle, link| link.signals().sleep() && idle)
+    }
+
+    /// Asks the reactor to call our own waker when the eventfd is written; returns once that is so.
+    fn listen(self: &Arc<Self>) {
+        let waker = Waker::from(self.clone());
+        let mut cx = Context::from_waker(&waker);
+        while let Poll::Ready(Ok(())) = self.eventfd.poll_read_ready(&mut cx) {
+            // Edge-triggered and never read: forget this edge, the next write makes another.
+            let _ = self.eventfd.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        }
+    }
+}
+
+impl Wake for Poller {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    /// Called by the reactor, on whichever thread it runs.
+    fn wake_by_ref(self: &Arc<Self>) {
+        // First listen, then drain: what is raised after the drain makes a new edge.
+        self.listen();
+        let found = Self::look(&self.links(), sys::monotonic_ns());
+        self.found_in_reactor.fetch_add(found, Ordering::Relaxed);
+        let task = lock(&self.task).clone();
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+}
+
+/// The state of the poller's task between two looks.
+struct Watch {
+    window: Window,
+    last_look: u64,
+    thread: u32,
+    switches: u64,
+}
+
+impl Watch {
+    /// Was this thread preempted since the last look? Only the kernel knows, and only a long gap makes us ask.
+    fn preempted(&mut self, now: u64) -> bool {
+        if now.saturating_sub(self.last_look) < SUSPICIOUS_GAP {
+            return false;
+        }
+        let (thread, switches) = (sys::thread_id(), sys::involuntary_switches());
+        let preempted = thread == self.thread && switches > self.switches;
+        (self.thread, self.switches) = (thread, switches);
+        preempted
+    }
+}
+
+/// Serves the interrupts of an endpoint.
+pub(super) async fn run(eventfd: UnixStream, endpoint: Arc<Endpoint>, _end: Arc<EndOfRuntime>) {
+    let cap = endpoint.busy_poll().as_nanos() as u64;
+    let poller = Arc::new(Poller {
+        endpoint,
+        eventfd,
+        links: Mutex::default(),
+        task: Mutex::new(None),
+        found_in_reactor: AtomicUsize::new(0),
+    });
+    let mut watch = Watch { window: Window::new(cap), last_look: 0, thread: 0, switches: 0 };
+    let mut listening = false;
+    std::future::poll_fn(move |cx| {
+        {
+            let mut task = lock(&poller.task);
+            if !task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+                *task = Some(cx.waker().clone());
+            }
+        }
+        if !listening {
+            listening = true;
+            poller.listen();
+        }
+        let links = poller.links();
+        loop {
+            let now = sys::monotonic_ns();
+            let mut found = Poller::look(&links, now);
+            if poller.found_in_reactor.load(Ordering::Relaxed) > 0 {
+                found += poller.found_in_reactor.swap(0, Ordering::Relaxed);
+            }
+            if watch.preempted(now) {
+                watch.window.preempted();
+            }
+            watch.last_look = now;
+            if found > 0 {
+                watch.window.work(now);
+            }
+            if watch.window.keep_polling(now) {
+                // Behind everything that is ready to run: the looks are cooperative.
+                cx.waker().wake_by_ref();
+                return Poll::<()>::Pending;
+            }
+            if Poller::sleep(&links) {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+}

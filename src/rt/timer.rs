@@ -1,0 +1,143 @@
+//! Time without tokio's timer: one timerfd per endpoint, armed only while someone waits.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Weak;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use super::{EndOfRuntime, watch};
+use crate::ism::sys;
+use crate::link::endpoint::Endpoint;
+use crate::sync::{Arc, Mutex, lock};
+
+/// For how long a grown ring has to be idle before its memory is given back.
+const SHRINK_AFTER: Duration = Duration::from_secs(10);
+
+#[derive(Default)]
+struct Waiting {
+    wakers: BTreeMap<(Instant, u64), Waker>,
+    next: u64,
+}
+
+pub(crate) struct Timers {
+    fd: OwnedFd,
+    waiting: Mutex<Waiting>,
+}
+
+impl Timers {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Timers { fd: sys::timerfd()?, waiting: Mutex::default() })
+    }
+
+    pub(super) fn watch(&self) -> io::Result<UnixStream> {
+        watch(self.fd.try_clone()?)
+    }
+
+    /// Waits for `duration`.
+    pub(crate) fn sleep(self: &Arc<Self>, duration: Duration) -> Sleep {
+        Sleep { timers: self.clone(), deadline: Instant::now() + duration, number: None }
+    }
+
+    /// Sets the timer to the earliest deadline; to be called with the lock held, so that no older one overwrites it.
+    fn arm(&self, waiting: &Waiting) {
+        let first = waiting.wakers.first_key_value().map(|((deadline, _), _)| {
+            // Zero would disarm it.
+            deadline.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1))
+        });
+        if let Err(error) = sys::arm_timer(self.fd.as_fd(), first) {
+            crate::trace::warning!("the timer can not be set: {error}");
+        }
+    }
+
+    fn expire(&self) {
+        let now = Instant::now();
+        let expired = {
+            let mut waiting = lock(&self.waiting);
+            let later = waiting.wakers.split_off(&(now, u64::MAX));
+            let expired = std::mem::replace(&mut waiting.wakers, later);
+            self.arm(&waiting);
+            expired
+        };
+        for waker in expired.into_values() {
+            waker.wake();
+        }
+    }
+}
+
+/// See [`Timers::sleep`].
+pub(crate) struct Sleep {
+    timers: Arc<Timers>,
+    deadline: Instant,
+    number: Option<u64>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if Instant::now() >= self.deadline {
+            return Poll::Ready(());
+        }
+        let timers = self.timers.clone();
+        let stale = {
+            let mut waiting = lock(&timers.waiting);
+            let number = *self.number.get_or_insert_with(|| {
+                waiting.next += 1;
+                waiting.next
+            });
+            let stale = waiting.wakers.insert((self.deadline, number), cx.waker().clone());
+            timers.arm(&waiting);
+            stale
+        };
+        drop(stale);
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        let Some(number) = self.number else { return };
+        let gone = {
+            let mut waiting = lock(&self.timers.waiting);
+            let gone = waiting.wakers.remove(&(self.deadline, number));
+            if gone.is_some() {
+                self.timers.arm(&waiting);
+            }
+            gone
+        };
+        drop(gone);
+    }
+}
+
+/// Serves the timer of an endpoint.
+pub(super) async fn run(timer: UnixStream, timers: Arc<Timers>, _end: Arc<EndOfRuntime>) {
+    loop {
+        if timer.readable().await.is_err() {
+            return std::future::pending().await;
+        }
+        let _ = timer.try_io(Interest::READABLE, || match sys::clear_timer(timer.as_fd()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(io::Error::from(io::ErrorKind::WouldBlock)),
+            Err(error) => Err(error),
+        });
+        timers.expire();
+    }
+}
+
+/// Gives back the memory of idle rings, then ends; every ring that grows later starts it again.
+pub(super) async fn shrink(timers: Arc<Timers>, endpoint: Weak<Endpoint>) {
+    loop {
+        timers.sleep(SHRINK_AFTER).await;
+        match endpoint.upgrade() {
+            Some(endpoint) if endpoint.shrink() => {}
+            _ => return,
+        }
+    }
+}

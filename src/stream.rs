@@ -1,0 +1,680 @@
+//! [`SmcStream`], the drop-in for tokio's `TcpStream`: a skin over one connection.
+
+pub(crate) mod ready;
+pub(crate) mod split;
+pub(crate) mod split_owned;
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::BufMut;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
+use tokio::net::{TcpStream, ToSocketAddrs};
+use tokio::runtime::Handle;
+use tokio::task::coop::poll_proceed;
+
+use crate::config::{Config, UpgradePolicy};
+use crate::conn::{Connection, ReadOp, Role, WriteOp};
+use crate::link::endpoint::{AcceptedEntry, Endpoint};
+use crate::link::stream::LinkedStream;
+use crate::rt::{self, PeekBuf, Reading, TokioTcp, Writing, WritingVectored};
+use crate::sync::Arc;
+use crate::transport::{FallbackReason, Transport};
+use ready::Readiness;
+use split::{ReadHalf, WriteHalf};
+use split_owned::{OwnedReadHalf, OwnedWriteHalf};
+
+/// For how long connect waits with `UpgradePolicy::Require`.
+const REQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A TCP stream that moves onto shared memory when its peer is on this host and uses this crate too.
+///
+/// It is used exactly like [`tokio::net::TcpStream`]; [`SmcStream::transport`] tells what it runs on.
+///
+/// Dropping it closes the connection as TCP would: what was written still arrives, unless unread data makes it a
+/// reset.
+///
+/// ```no_run
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// use tokio_smc::SmcStream;
+///
+/// # async fn example() -> std::io::Result<()> {
+/// let mut stream = SmcStream::connect("127.0.0.1:8080").await?;
+/// stream.write_all(b"hello").await?;
+/// let mut answer = [0; 5];
+/// stream.read_exact(&mut answer).await?;
+/// println!("{} runs on {}", stream.peer_addr()?, stream.transport());
+/// # Ok(()) }
+/// ```
+pub struct SmcStream {
+    conn: Arc<Connection<TokioTcp>>,
+    handle: Handle,
+    accepted: Option<Accepted>,
+    fd: RawFd,
+}
+
+/// What ties an accepted stream to its listener's endpoint until it is gone.
+pub(crate) struct Accepted {
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) entry: AcceptedEntry,
+    /// The port stays listed as long as a stream of it may still be upgraded.
+    pub(crate) port: Option<Arc<crate::ism::device::PortEntry>>,
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        self.endpoint.forget_accepted(self.entry);
+        drop(self.port.take());
+    }
+}
+
+impl SmcStream {
+    /// Opens a connection, with the settings of [`Config::from_env`].
+    ///
+    /// Returns when TCP has connected; the upgrade happens later, while the stream is used.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`tokio::net::TcpStream::connect`]. With [`UpgradePolicy::Require`] also `Unsupported` with the
+    /// [`FallbackReason`], or `TimedOut`, when there is no upgrade.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the connection.
+    pub async fn connect<A: ToSocketAddrs>(addr: A) -> io::Result<SmcStream> {
+        Self::connect_with(addr, &Config::from_env()).await
+    }
+
+    /// Opens a connection with settings of its own; see [`SmcStream::connect`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`SmcStream::connect`].
+    pub async fn connect_with<A: ToSocketAddrs>(addr: A, config: &Config) -> io::Result<SmcStream> {
+        let stream = SmcStream::new(TcpStream::connect(addr).await?, Role::Client, Arc::new(config.clone()));
+        stream.after_connect().await?;
+        Ok(stream)
+    }
+
+    pub(crate) async fn after_connect(&self) -> io::Result<()> {
+        let wait = match self.conn.config.upgrade_policy {
+            _ if self.conn.config.off => return Ok(()),
+            UpgradePolicy::FirstTurn | UpgradePolicy::Manual | UpgradePolicy::Never => return Ok(()),
+            UpgradePolicy::Eager => {
+                self.offer_if(self.conn.begin_upgrade());
+                return Ok(());
+            }
+            UpgradePolicy::Require => REQUIRE_TIMEOUT,
+            UpgradePolicy::Handshake => self.conn.config.handshake_timeout,
+        };
+        let required = self.conn.config.upgrade_policy == UpgradePolicy::Require;
+        let reason = match self.upgrade_within(wait).await {
+            Some(Transport::LoopbackIsm) => return Ok(()),
+            _ if !required => return Ok(()),
+            Some(Transport::Tcp(reason)) => reason,
+            None => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the upgrade to shared memory that UpgradePolicy::Require asks for did not happen in time",
+                ));
+            }
+        };
+        Err(reason.into())
+    }
+
+    /// `None`: not decided in time.
+    async fn upgrade_within(&self, wait: Duration) -> Option<Transport> {
+        let Ok(driven) = rt::endpoint(&self.handle, &self.conn.config) else {
+            return Some(Transport::Tcp(FallbackReason::NoDevice));
+        };
+        let mut timeout = std::pin::pin!(driven.timers.sleep(wait));
+        let mut upgrade = std::pin::pin!(self.upgrade());
+        poll_fn(|cx| {
+            if let Poll::Ready(transport) = upgrade.as_mut().poll(cx) {
+                return Poll::Ready(Some(transport));
+            }
+            timeout.as_mut().poll(cx).map(|()| None)
+        })
+        .await
+    }
+
+    pub(crate) fn new(stream: TcpStream, role: Role, config: Arc<Config>) -> SmcStream {
+        let fd = stream.as_raw_fd();
+        let (read, write) = stream.into_split();
+        let conn = Connection::new(read, write, role, config);
+        SmcStream { conn, handle: Handle::current(), accepted: None, fd }
+    }
+
+    /// Enters an accepted stream into the table of its endpoint.
+    pub(crate) fn register(&mut self, port: u16, client: SocketAddr, home: &crate::listener::Home) {
+        let linked: Arc<dyn LinkedStream> = self.conn.clone();
+        let entry = home.endpoint.accept(port, client, &linked);
+        self.accepted =
+            Some(Accepted { endpoint: home.endpoint.clone(), entry, port: Some(home.port.clone()) });
+    }
+
+    /// Makes a stream of a connected std socket, which has to be in non-blocking mode.
+    ///
+    /// Nothing is known about what has passed through it, so it is upgraded only by [`SmcStream::upgrade`], and
+    /// only offers; the other end has to come from an [`SmcListener`](crate::SmcListener).
+    ///
+    /// # Errors
+    ///
+    /// When the socket can not be registered with the runtime.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled; as tokio's in debug builds, when the socket is blocking.
+    #[track_caller]
+    pub fn from_std(stream: std::net::TcpStream) -> io::Result<SmcStream> {
+        let stream = TcpStream::from_std(stream)?;
+        Ok(SmcStream::new(stream, Role::Adopted, Arc::new(Config::from_env())))
+    }
+
+    /// Takes the TCP socket out; it stays in non-blocking mode.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` when the stream has moved to shared memory; the stream is closed then.
+    pub fn into_std(self) -> io::Result<std::net::TcpStream> {
+        self.conn.pin("into_std", true, true)?;
+        let halves = self.conn.take_halves();
+        let (read, write) = halves.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+        TokioTcp::reunite(read, write)?.into_std()
+    }
+
+    // ---- the upgrade ----
+
+    /// What the stream runs on now, and why.
+    pub fn transport(&self) -> Transport {
+        self.conn.transport()
+    }
+
+    /// Asks for the upgrade, where this end may ask, and waits until it is done or known not to happen.
+    ///
+    /// On an accepted stream, whose client does the asking, it only waits for an upgrade that is under way.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing: an upgrade that has begun goes on.
+    pub async fn upgrade(&self) -> Transport {
+        self.offer_if(self.conn.begin_upgrade());
+        struct Watch<'a>(&'a Connection<TokioTcp>, crate::conn::upgrade::WatchKey);
+        impl Drop for Watch<'_> {
+            fn drop(&mut self) {
+                self.0.forget_watch(&mut self.1);
+            }
+        }
+        let mut watch = Watch(&self.conn, Default::default());
+        poll_fn(|cx| watch.0.poll_upgraded(cx, &mut watch.1)).await
+    }
+
+    /// Looks for the peer in the background.
+    fn offer_if(&self, begun: bool) {
+        if !begun {
+            return;
+        }
+        let (handle, conn) = (self.handle.clone(), self.conn.clone());
+        self.handle.spawn(async move {
+            match rt::endpoint(&handle, &conn.config) {
+                Ok(driven) => driven.endpoint.offer(conn),
+                Err(error) => {
+                    crate::trace::warning!("no loopback-ism device: {error}");
+                    conn.stay_on_tcp(FallbackReason::NoDevice);
+                }
+            }
+        });
+    }
+
+    // ---- reading and writing ----
+
+    #[inline]
+    fn poll_read_with<O: ReadOp<TokioTcp>>(&self, cx: &mut Context<'_>, op: &mut O) -> Poll<io::Result<usize>> {
+        if self.conn.reads_ring() {
+            let coop = ready!(poll_proceed(cx));
+            let answer = self.conn.poll_read(cx, op);
+            if answer.is_ready() {
+                coop.made_progress();
+            }
+            return answer;
+        }
+        let answer = self.conn.poll_read(cx, op);
+        if answer.is_ready() {
+            self.offer_if(self.conn.triggered(false));
+        }
+        answer
+    }
+
+    #[inline]
+    fn poll_write_with<O: WriteOp<TokioTcp>>(&self, cx: &mut Context<'_>, op: &mut O) -> Poll<io::Result<usize>> {
+        if self.conn.writes_ring() {
+            let coop = ready!(poll_proceed(cx));
+            let answer = self.conn.poll_write(cx, op);
+            if answer.is_ready() {
+                coop.made_progress();
+            }
+            return answer;
+        }
+        let answer = self.conn.poll_write(cx, op);
+        if answer.is_ready() {
+            self.offer_if(self.conn.triggered(true));
+        }
+        answer
+    }
+
+    fn try_read_with<O: ReadOp<TokioTcp>>(&self, op: &mut O) -> io::Result<usize> {
+        match self.conn.try_read(op, false) {
+            Poll::Ready(answer) => {
+                self.offer_if(self.conn.triggered(false));
+                answer
+            }
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    fn try_write_with<O: WriteOp<TokioTcp>>(&self, op: &mut O) -> io::Result<usize> {
+        match self.conn.try_write(op, false) {
+            Poll::Ready(answer) => {
+                self.offer_if(self.conn.triggered(true));
+                answer
+            }
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    pub(crate) fn poll_read_priv(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_read_with(cx, &mut Reading(buf)).map_ok(drop)
+    }
+
+    pub(crate) fn poll_write_priv(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        self.poll_write_with(cx, &mut Writing(buf))
+    }
+
+    pub(crate) fn poll_write_vectored_priv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if bufs.iter().all(|buf| buf.is_empty()) {
+            return Poll::Ready(Ok(0));
+        }
+        self.poll_write_with(cx, &mut WritingVectored(bufs))
+    }
+
+    pub(crate) fn shutdown_write(&self) -> io::Result<()> {
+        self.conn.shutdown_write()
+    }
+
+    /// Reads what is next without taking it; the bytes are returned again by the next read.
+    ///
+    /// # Errors
+    ///
+    /// As a read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
+    pub async fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            self.readable().await?;
+            match self.try_read_with(&mut PeekBuf(&mut ReadBuf::new(buf))) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Polls for [`SmcStream::peek`]; of several tasks that do so the latest one is woken.
+    ///
+    /// # Errors
+    ///
+    /// As a read.
+    pub fn poll_peek(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        self.poll_read_with(cx, &mut PeekBuf(buf))
+    }
+
+    /// Waits until one of the asked-for operations can be tried; see [`tokio::net::TcpStream::ready`].
+    ///
+    /// # Errors
+    ///
+    /// When the runtime is shut down.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
+    pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        Readiness::new(&self.conn, interest).await
+    }
+
+    /// Waits until the stream can be read, or has ended.
+    ///
+    /// # Errors
+    ///
+    /// As [`SmcStream::ready`].
+    pub async fn readable(&self) -> io::Result<()> {
+        self.ready(Interest::READABLE).await.map(drop)
+    }
+
+    /// Waits until the stream can be written, or has failed.
+    ///
+    /// # Errors
+    ///
+    /// As [`SmcStream::ready`].
+    pub async fn writable(&self) -> io::Result<()> {
+        self.ready(Interest::WRITABLE).await.map(drop)
+    }
+
+    /// Polls for [`SmcStream::readable`]; of several tasks that do so the latest one is woken.
+    ///
+    /// # Errors
+    ///
+    /// As [`SmcStream::ready`].
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready::poll_read_ready(&self.conn, cx)
+    }
+
+    /// Polls for [`SmcStream::writable`]; of several tasks that do so the latest one is woken.
+    ///
+    /// # Errors
+    ///
+    /// As [`SmcStream::ready`].
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready::poll_write_ready(&self.conn, cx)
+    }
+
+    /// Reads what is there; 0 is the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when there is nothing.
+    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        self.try_read_with(&mut rt::TryReading(buf))
+    }
+
+    /// Reads what is there into several buffers; 0 is the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when there is nothing.
+    pub fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        if bufs.iter().all(|buf| buf.is_empty()) {
+            return Ok(0);
+        }
+        self.try_read_with(&mut rt::ReadVectored(bufs))
+    }
+
+    /// Reads what is there and advances `buf`; 0 is the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when there is nothing.
+    pub fn try_read_buf<B: BufMut>(&self, buf: &mut B) -> io::Result<usize> {
+        if !buf.has_remaining_mut() {
+            return Ok(0);
+        }
+        self.try_read_with(&mut rt::TryReadingBuf(buf))
+    }
+
+    /// Writes what fits.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when nothing fits.
+    pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        self.try_write_with(&mut rt::TryWriting(buf))
+    }
+
+    /// Writes what fits of several buffers.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when nothing fits.
+    pub fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        if bufs.iter().all(|buf| buf.is_empty()) {
+            return Ok(0);
+        }
+        self.try_write_with(&mut rt::TryWritingVectored(bufs))
+    }
+
+    /// Tries I/O of one's own on the TCP socket; the directions of `interest` stay on TCP from then on.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` when one of them has moved to shared memory; else those of `f`.
+    pub fn try_io<R>(&self, interest: Interest, f: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+        self.pin("try_io", interest)?;
+        if !interest.is_readable() {
+            return self.conn.with_write_half(|half| half.as_ref().try_io(interest, f));
+        }
+        self.with_tcp(|tcp| tcp.try_io(interest, f))
+    }
+
+    /// Does I/O of one's own on the TCP socket; the directions of `interest` stay on TCP from then on.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` when one of them has moved to shared memory; else those of `f`.
+    pub async fn async_io<R>(
+        &self,
+        interest: Interest,
+        mut f: impl FnMut() -> io::Result<R>,
+    ) -> io::Result<R> {
+        self.pin("async_io", interest)?;
+        loop {
+            self.ready(interest).await?;
+            match self.try_io(interest, &mut f) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    fn pin(&self, what: &str, interest: Interest) -> io::Result<()> {
+        self.conn.pin(what, interest.is_readable(), interest.is_writable())
+    }
+
+    // ---- the socket's own properties ----
+
+    fn with_tcp<R>(&self, ask: impl FnOnce(&TcpStream) -> io::Result<R>) -> io::Result<R> {
+        self.conn.with_read_half(|half| ask(half.as_ref()))
+    }
+
+    /// The address of this end.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.with_tcp(TcpStream::local_addr)
+    }
+
+    /// The address of the other end.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` when the connection has ended.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.with_tcp(TcpStream::peer_addr)
+    }
+
+    /// Takes the pending error of the TCP socket (`SO_ERROR`).
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        self.with_tcp(TcpStream::take_error)
+    }
+
+    /// Is `TCP_NODELAY` set? A stream on shared memory never delays.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn nodelay(&self) -> io::Result<bool> {
+        self.with_tcp(TcpStream::nodelay)
+    }
+
+    /// Sets `TCP_NODELAY`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
+        self.with_tcp(|tcp| tcp.set_nodelay(nodelay))
+    }
+
+    /// The value of `SO_LINGER`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn linger(&self) -> io::Result<Option<Duration>> {
+        self.with_tcp(TcpStream::linger)
+    }
+
+    /// Sets `SO_LINGER`; zero makes dropping the stream a reset, on shared memory too.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    #[deprecated = "`SO_LINGER` causes the socket to block the thread on drop"]
+    pub fn set_linger(&self, dur: Option<Duration>) -> io::Result<()> {
+        self.with_tcp(|tcp| socket2::SockRef::from(tcp).set_linger(dur))
+    }
+
+    /// Makes dropping the stream a reset.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_zero_linger(&self) -> io::Result<()> {
+        self.with_tcp(TcpStream::set_zero_linger)
+    }
+
+    /// The time-to-live of the TCP packets.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn ttl(&self) -> io::Result<u32> {
+        self.with_tcp(TcpStream::ttl)
+    }
+
+    /// Sets the time-to-live of the TCP packets.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
+        self.with_tcp(|tcp| tcp.set_ttl(ttl))
+    }
+
+    // ---- halves ----
+
+    /// Borrows the stream as a half to read from and a half to write to.
+    pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
+        split::split(self)
+    }
+
+    /// Splits the stream into halves that can be moved to different tasks; dropping the write half shuts down that
+    /// direction.
+    pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
+        split_owned::split_owned(self)
+    }
+}
+
+impl Drop for SmcStream {
+    fn drop(&mut self) {
+        self.conn.close();
+    }
+}
+
+impl AsyncRead for SmcStream {
+    #[inline]
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_priv(cx, buf)
+    }
+}
+
+impl AsyncWrite for SmcStream {
+    #[inline]
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_priv(cx, buf)
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored_priv(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.shutdown_write())
+    }
+}
+
+impl AsRawFd for SmcStream {
+    /// The TCP socket, which is idle once the stream has moved to shared memory.
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd
+    }
+}
+
+impl TryFrom<std::net::TcpStream> for SmcStream {
+    type Error = io::Error;
+
+    /// As [`SmcStream::from_std`].
+    fn try_from(stream: std::net::TcpStream) -> io::Result<SmcStream> {
+        SmcStream::from_std(stream)
+    }
+}
+
+impl fmt::Debug for SmcStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SmcStream")
+            .field("local_addr", &self.local_addr().ok())
+            .field("peer_addr", &self.peer_addr().ok())
+            .field("transport", &self.transport())
+            .finish()
+    }
+}

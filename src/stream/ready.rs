@@ -1,0 +1,125 @@
+//! Readiness of both transports, for any number of waiting tasks.
+
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+
+use tokio::io::{Interest, Ready};
+use tokio::net::TcpStream;
+
+use crate::conn::Connection;
+use crate::rt::{ReadReady, TokioTcp, WriteReady};
+
+type Conn = Connection<TokioTcp>;
+
+/// What the TCP socket is ready for at this moment, as tokio knows it.
+fn tcp_ready(tcp: &TcpStream, interest: Interest) -> io::Result<Ready> {
+    match pin!(tcp.ready(interest)).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(ready) => ready,
+        Poll::Pending => Ok(Ready::EMPTY),
+    }
+}
+
+/// Reading: `None` when it has to wait.
+fn read_ready(conn: &Conn, park: bool) -> io::Result<Option<Ready>> {
+    match conn.try_read(&mut ReadReady, park) {
+        Poll::Pending => Ok(None),
+        Poll::Ready(Ok(0)) => Ok(Some(Ready::READABLE | Ready::READ_CLOSED)),
+        Poll::Ready(Ok(_)) if conn.reads_ring() => Ok(Some(Ready::READABLE)),
+        Poll::Ready(Ok(_)) => {
+            let ready = conn.with_read_half(|half| tcp_ready(half.as_ref(), Interest::READABLE))?;
+            Ok(Some(ready | Ready::READABLE))
+        }
+        Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+            Ok(Some(Ready::READABLE | Ready::READ_CLOSED))
+        }
+        Poll::Ready(Err(error)) => Err(error),
+    }
+}
+
+/// Writing: `None` when it has to wait.
+fn write_ready(conn: &Conn, park: bool) -> io::Result<Option<Ready>> {
+    match conn.try_write(&mut WriteReady, park) {
+        Poll::Pending => Ok(None),
+        Poll::Ready(Ok(_)) if conn.writes_ring() => Ok(Some(Ready::WRITABLE)),
+        Poll::Ready(Ok(_)) => {
+            let ready = conn.with_write_half(|half| tcp_ready(half.as_ref(), Interest::WRITABLE))?;
+            Ok(Some(ready | Ready::WRITABLE))
+        }
+        Poll::Ready(Err(error))
+            if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) =>
+        {
+            Ok(Some(Ready::WRITABLE | Ready::WRITE_CLOSED))
+        }
+        Poll::Ready(Err(error)) => Err(error),
+    }
+}
+
+pub(super) fn poll_read_ready(conn: &Conn, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    if read_ready(conn, false)?.is_some() {
+        return Poll::Ready(Ok(()));
+    }
+    conn.wakes.readers.register(cx.waker());
+    read_ready(conn, true)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
+}
+
+pub(super) fn poll_write_ready(conn: &Conn, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    if write_ready(conn, false)?.is_some() {
+        return Poll::Ready(Ok(()));
+    }
+    conn.wakes.writers.register(cx.waker());
+    write_ready(conn, true)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
+}
+
+/// The future of `ready()`: one of any number that wait.
+pub(super) struct Readiness<'a> {
+    conn: &'a Conn,
+    interest: Interest,
+    reader: Option<u64>,
+    writer: Option<u64>,
+}
+
+impl<'a> Readiness<'a> {
+    pub(super) fn new(conn: &'a Conn, interest: Interest) -> Self {
+        Readiness { conn, interest, reader: None, writer: None }
+    }
+
+    fn look(&self, park: bool) -> io::Result<Ready> {
+        let mut ready = Ready::EMPTY;
+        if self.interest.is_readable() {
+            ready |= read_ready(self.conn, park)?.unwrap_or(Ready::EMPTY);
+        }
+        if self.interest.is_writable() {
+            ready |= write_ready(self.conn, park)?.unwrap_or(Ready::EMPTY);
+        }
+        Ok(ready)
+    }
+}
+
+impl Future for Readiness<'_> {
+    type Output = io::Result<Ready>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Ready>> {
+        let this = &mut *self;
+        let ready = this.look(false)?;
+        if !ready.is_empty() {
+            return Poll::Ready(Ok(ready));
+        }
+        if this.interest.is_readable() {
+            this.conn.wakes.readers.enlist(&mut this.reader, cx.waker());
+        }
+        if this.interest.is_writable() {
+            this.conn.wakes.writers.enlist(&mut this.writer, cx.waker());
+        }
+        let ready = this.look(true)?;
+        if ready.is_empty() { Poll::Pending } else { Poll::Ready(Ok(ready)) }
+    }
+}
+
+impl Drop for Readiness<'_> {
+    fn drop(&mut self) {
+        self.conn.wakes.readers.delist(&mut self.reader);
+        self.conn.wakes.writers.delist(&mut self.writer);
+    }
+}

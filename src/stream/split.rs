@@ -1,0 +1,195 @@
+//! Borrowed halves of a stream.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::BufMut;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
+
+use super::SmcStream;
+
+/// The half of an [`SmcStream`] to read from, borrowed by [`SmcStream::split`].
+#[derive(Debug)]
+pub struct ReadHalf<'a>(&'a SmcStream);
+
+/// The half of an [`SmcStream`] to write to, borrowed by [`SmcStream::split`].
+#[derive(Debug)]
+pub struct WriteHalf<'a>(&'a SmcStream);
+
+pub(super) fn split(stream: &mut SmcStream) -> (ReadHalf<'_>, WriteHalf<'_>) {
+    (ReadHalf(stream), WriteHalf(stream))
+}
+
+impl AsRef<SmcStream> for ReadHalf<'_> {
+    fn as_ref(&self) -> &SmcStream {
+        self.0
+    }
+}
+
+impl AsRef<SmcStream> for WriteHalf<'_> {
+    fn as_ref(&self) -> &SmcStream {
+        self.0
+    }
+}
+
+/// What every half has in common, written once.
+macro_rules! half_methods {
+    (read) => {
+        /// Polls for [`Self::peek`]; see [`SmcStream::poll_peek`].
+        ///
+        /// # Errors
+        ///
+        /// As a read.
+        pub fn poll_peek(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
+            self.as_ref().poll_peek(cx, buf)
+        }
+
+        /// Reads what is next without taking it; see [`SmcStream::peek`].
+        ///
+        /// # Errors
+        ///
+        /// As a read.
+        pub async fn peek(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.as_ref().peek(buf).await
+        }
+
+        /// Waits until the stream can be read, or has ended.
+        ///
+        /// # Errors
+        ///
+        /// As [`SmcStream::ready`].
+        pub async fn readable(&self) -> io::Result<()> {
+            self.as_ref().readable().await
+        }
+
+        /// Reads what is there; see [`SmcStream::try_read`].
+        ///
+        /// # Errors
+        ///
+        /// `WouldBlock` when there is nothing.
+        pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+            self.as_ref().try_read(buf)
+        }
+
+        /// Reads what is there into several buffers; see [`SmcStream::try_read_vectored`].
+        ///
+        /// # Errors
+        ///
+        /// `WouldBlock` when there is nothing.
+        pub fn try_read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+            self.as_ref().try_read_vectored(bufs)
+        }
+
+        /// Reads what is there and advances `buf`; see [`SmcStream::try_read_buf`].
+        ///
+        /// # Errors
+        ///
+        /// `WouldBlock` when there is nothing.
+        pub fn try_read_buf<B: BufMut>(&self, buf: &mut B) -> io::Result<usize> {
+            self.as_ref().try_read_buf(buf)
+        }
+
+        half_methods!(both);
+    };
+    (write) => {
+        /// Waits until the stream can be written, or has failed.
+        ///
+        /// # Errors
+        ///
+        /// As [`SmcStream::ready`].
+        pub async fn writable(&self) -> io::Result<()> {
+            self.as_ref().writable().await
+        }
+
+        /// Writes what fits; see [`SmcStream::try_write`].
+        ///
+        /// # Errors
+        ///
+        /// `WouldBlock` when nothing fits.
+        pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
+            self.as_ref().try_write(buf)
+        }
+
+        /// Writes what fits of several buffers; see [`SmcStream::try_write_vectored`].
+        ///
+        /// # Errors
+        ///
+        /// `WouldBlock` when nothing fits.
+        pub fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+            self.as_ref().try_write_vectored(bufs)
+        }
+
+        half_methods!(both);
+    };
+    (both) => {
+        /// Waits until one of the asked-for operations can be tried; see [`SmcStream::ready`].
+        ///
+        /// # Errors
+        ///
+        /// As [`SmcStream::ready`].
+        pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+            self.as_ref().ready(interest).await
+        }
+
+        /// The address of the other end.
+        ///
+        /// # Errors
+        ///
+        /// As [`SmcStream::peer_addr`].
+        pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+            self.as_ref().peer_addr()
+        }
+
+        /// The address of this end.
+        ///
+        /// # Errors
+        ///
+        /// As [`SmcStream::local_addr`].
+        pub fn local_addr(&self) -> io::Result<SocketAddr> {
+            self.as_ref().local_addr()
+        }
+    };
+}
+pub(super) use half_methods;
+
+impl ReadHalf<'_> {
+    half_methods!(read);
+}
+
+impl WriteHalf<'_> {
+    half_methods!(write);
+}
+
+impl AsyncRead for ReadHalf<'_> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_read_priv(cx, buf)
+    }
+}
+
+impl AsyncWrite for WriteHalf<'_> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.poll_write_priv(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll_write_vectored_priv(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.0.shutdown_write())
+    }
+}
