@@ -27,8 +27,8 @@ use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, Mutex, lock};
 
 pub(crate) use ops::{
-    PeekBuf, ReadReady, ReadVectored, Reading, TryReading, TryReadingBuf, TryWriting, TryWritingVectored, WriteReady,
-    Writing, WritingVectored,
+    PeekBuf, ReadReady, ReadVectored, Reading, TryReading, TryReadingBuf, TryWriting, TryWritingVectored,
+    WriteReady, Writing, WritingVectored,
 };
 pub(crate) use tcp::TokioTcp;
 pub(crate) use timer::Timers;
@@ -57,7 +57,11 @@ pub(crate) fn endpoint(handle: &Handle, config: &Config) -> io::Result<Driven> {
     let _context = handle.enter();
     let endpoint = Arc::new(Endpoint::open(config)?);
     let timers = Arc::new(Timers::new()?);
-    let tokio = Arc::new(Tokio { handle: handle.clone(), endpoint: Arc::downgrade(&endpoint), timers: timers.clone() });
+    let tokio = Arc::new(Tokio {
+        handle: handle.clone(),
+        endpoint: Arc::downgrade(&endpoint),
+        timers: timers.clone(),
+    });
     endpoint.start(tokio);
     let driven = Driven { endpoint: endpoint.clone(), timers: timers.clone() };
     table.insert(key.clone(), driven.clone());

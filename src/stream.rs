@@ -239,7 +239,11 @@ impl SmcStream {
     // ---- reading and writing ----
 
     #[inline]
-    fn poll_read_with<O: ReadOp<TokioTcp>>(&self, cx: &mut Context<'_>, op: &mut O) -> Poll<io::Result<usize>> {
+    fn poll_read_with<O: ReadOp<TokioTcp>>(
+        &self,
+        cx: &mut Context<'_>,
+        op: &mut O,
+    ) -> Poll<io::Result<usize>> {
         if self.conn.reads_ring() {
             let coop = ready!(poll_proceed(cx));
             let answer = self.conn.poll_read(cx, op);
@@ -256,7 +260,11 @@ impl SmcStream {
     }
 
     #[inline]
-    fn poll_write_with<O: WriteOp<TokioTcp>>(&self, cx: &mut Context<'_>, op: &mut O) -> Poll<io::Result<usize>> {
+    fn poll_write_with<O: WriteOp<TokioTcp>>(
+        &self,
+        cx: &mut Context<'_>,
+        op: &mut O,
+    ) -> Poll<io::Result<usize>> {
         if self.conn.writes_ring() {
             let coop = ready!(poll_proceed(cx));
             let answer = self.conn.poll_write(cx, op);

@@ -1,7 +1,6 @@
 //! The connection: two locked directions, their waiters, and what both share.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Weak;
 use std::task::{Context, Poll, Waker};
 
@@ -14,7 +13,6 @@ use crate::config::Config;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
-use crate::ism::sys;
 use crate::link::stream::{Death, Interrupt};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock};
 use crate::transport::{FallbackReason, Transport};
@@ -113,12 +111,18 @@ impl<T: Tcp> Connection<T> {
     }
 
     /// Runs `look` on the reading half.
-    pub(crate) fn with_read_half<R>(&self, look: impl FnOnce(&mut T::Read) -> io::Result<R>) -> io::Result<R> {
+    pub(crate) fn with_read_half<R>(
+        &self,
+        look: impl FnOnce(&mut T::Read) -> io::Result<R>,
+    ) -> io::Result<R> {
         look(lock(&self.rx).half.as_mut().ok_or_else(closed)?)
     }
 
     /// Runs `look` on the writing half.
-    pub(crate) fn with_write_half<R>(&self, look: impl FnOnce(&mut T::Write) -> io::Result<R>) -> io::Result<R> {
+    pub(crate) fn with_write_half<R>(
+        &self,
+        look: impl FnOnce(&mut T::Write) -> io::Result<R>,
+    ) -> io::Result<R> {
         look(lock(&self.tx).half.as_mut().ok_or_else(closed)?)
     }
 
@@ -152,7 +156,11 @@ impl<T: Tcp> Connection<T> {
 
     /// Reads, or waits in the slot of the latest `poll_*` call.
     #[inline]
-    pub(crate) fn poll_read<O: ReadOp<T>>(&self, cx: &mut Context<'_>, op: &mut O) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_read<O: ReadOp<T>>(
+        &self,
+        cx: &mut Context<'_>,
+        op: &mut O,
+    ) -> Poll<io::Result<usize>> {
         if let Poll::Ready(answer) = self.try_read(op, false) {
             return Poll::Ready(answer);
         }
@@ -185,7 +193,11 @@ impl<T: Tcp> Connection<T> {
 
     /// Writes, or waits in the slot of the latest `poll_*` call.
     #[inline]
-    pub(crate) fn poll_write<O: WriteOp<T>>(&self, cx: &mut Context<'_>, op: &mut O) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_write<O: WriteOp<T>>(
+        &self,
+        cx: &mut Context<'_>,
+        op: &mut O,
+    ) -> Poll<io::Result<usize>> {
         if let Poll::Ready(answer) = self.try_write(op, false) {
             return Poll::Ready(answer);
         }
@@ -327,13 +339,6 @@ impl<T: Tcp> Connection<T> {
         ((by_write && read > 0) || read.max(written) >= MANY_BYTES) && self.upgrade.begin()
     }
 
-    /// The addresses of the connection, live from the kernel.
-    pub(crate) fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
-        let rx = lock(&self.rx);
-        let fd = rx.fd()?;
-        Ok((sys::local_addr(fd)?, sys::peer_addr(fd)?))
-    }
-
     /// Does what was collected under a lock.
     #[inline]
     pub(super) fn carry_out(&self, effects: Effects) {
@@ -359,11 +364,5 @@ impl<T: Tcp> Connection<T> {
             self.wakes.writers.wake_all();
             self.upgrade.changed();
         }
-    }
-
-    pub(super) fn wake_all(&self) {
-        self.wakes.readers.wake_all();
-        self.wakes.writers.wake_all();
-        self.upgrade.changed();
     }
 }

@@ -20,7 +20,10 @@ pub(crate) type Ring = Consumer<DmbMemory>;
 pub(crate) enum Path {
     Tcp,
     /// The sender has switched at `until`; TCP has been read up to `at`.
-    Draining { at: u64, until: u64 },
+    Draining {
+        at: u64,
+        until: u64,
+    },
     Ring,
 }
 
@@ -222,7 +225,9 @@ impl<T: Tcp> Receiver<T> {
     pub(crate) fn drain_until(&mut self, until: u64) -> io::Result<()> {
         let at = match self.look()? {
             Some(at) => at,
-            None => self.last_position.ok_or_else(|| io::Error::other("the kernel does not tell the position"))?,
+            None => {
+                self.last_position.ok_or_else(|| io::Error::other("the kernel does not tell the position"))?
+            }
         };
         self.path = Path::Draining { at, until };
         Ok(())
@@ -378,7 +383,10 @@ enum Step {
     End,
     Reset,
     /// The link is gone: TCP tells how the connection ends.
-    AskTcp { peer_died: bool, left_unread: bool },
+    AskTcp {
+        peer_died: bool,
+        left_unread: bool,
+    },
 }
 
 /// Looks that may be torn before a position counts as unknown; each costs three system calls.

@@ -179,7 +179,9 @@ impl<T: Tcp> Sender<T> {
         if self.path == Path::Ring || self.pinned || self.shut || !matches!(self.clc, Clc::None) {
             return;
         }
-        let (Some(syn), Some(dmb), Some(half)) = (self.syn, self.dmb.as_ref(), self.half.as_ref()) else { return };
+        let (Some(syn), Some(dmb), Some(half)) = (self.syn, self.dmb.as_ref(), self.half.as_ref()) else {
+            return;
+        };
         let fd = T::write_fd(half);
         let Ok(Some((look, queued))) = whole(|| sys::tx_counters(fd)) else { return };
         if !matches!(look.state, sys::TcpState::Established | sys::TcpState::CloseWait) {

@@ -55,7 +55,8 @@ impl Waiters {
     pub(crate) fn delist(&self, key: &mut Option<u64>) {
         let Some(key) = key.take() else { return };
         let mut set = lock(&self.set);
-        let gone = set.listed.iter().position(|(listed, _)| *listed == key).map(|at| set.listed.swap_remove(at));
+        let gone =
+            set.listed.iter().position(|(listed, _)| *listed == key).map(|at| set.listed.swap_remove(at));
         drop(set);
         drop(gone);
     }
@@ -88,7 +89,7 @@ impl Wake for Waiters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use crate::sync::{AtomicUsize, Ordering};
 
     #[derive(Default)]
     struct Count(AtomicUsize);

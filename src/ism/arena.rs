@@ -253,18 +253,6 @@ pub(crate) struct DmbMemory {
     slot: u32,
 }
 
-impl DmbMemory {
-    /// The arena it is part of.
-    pub(crate) fn arena(&self) -> &Arc<ArenaMap> {
-        &self.map
-    }
-
-    /// Its slot there.
-    pub(crate) fn slot(&self) -> u32 {
-        self.slot
-    }
-}
-
 impl Memory for DmbMemory {
     #[inline]
     fn header(&self) -> &DmbHeader {
@@ -394,11 +382,13 @@ impl Arena {
     }
 
     /// Slots lent at the moment.
+    #[cfg(test)]
     pub(crate) fn in_use(&self) -> u32 {
         lock(&self.slots).in_use
     }
 
     /// Memory the arena takes at the moment; 0 when the system does not tell.
+    #[cfg(test)]
     pub(crate) fn committed_bytes(&self) -> u64 {
         rustix::fs::fstat(&self.map.fd).map_or(0, |stat| stat.st_blocks.unsigned_abs() * 512)
     }

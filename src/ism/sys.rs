@@ -24,9 +24,7 @@ pub(crate) use seqpacket::{
     shutdown_socket,
 };
 pub(crate) use socket::{
-    cookie, ineligible, linger_is_zero, local_addr, netns_cookie, peer_addr, push_unsent,
-    reset_connection, set_zero_linger,
+    cookie, ineligible, linger_is_zero, local_addr, netns_cookie, peer_addr, push_unsent, reset_connection,
+    set_zero_linger,
 };
-pub(crate) use tcp::{
-    TcpState, queued_in, rx_counters, tcp_look, tx_counters, unsent_out,
-};
+pub(crate) use tcp::{TcpState, queued_in, rx_counters, tcp_look, tx_counters, unsent_out};

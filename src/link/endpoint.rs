@@ -154,11 +154,10 @@ impl Endpoint {
         }
         let subject = stream.subject()?;
         proof::suitable(subject.tuple)?;
-        let mut candidates =
-            self.device.endpoints_on_port(subject.tuple.remote.port()).map_err(|error| {
-                crate::trace::warning!("the device directory does not list a port: {error}");
-                FallbackReason::NoDevice
-            })?;
+        let mut candidates = self.device.endpoints_on_port(subject.tuple.remote.port()).map_err(|error| {
+            crate::trace::warning!("the device directory does not list a port: {error}");
+            FallbackReason::NoDevice
+        })?;
         match (candidates.pop(), candidates.is_empty()) {
             (None, _) => Err(FallbackReason::NoSmcListener),
             (Some(only), true) => {
@@ -260,7 +259,12 @@ impl Endpoint {
     }
 
     /// Enters an accepted stream; offers that waited for it go on in the background.
-    pub(crate) fn accept(&self, port: u16, client: std::net::SocketAddr, stream: &Arc<dyn LinkedStream>) -> AcceptedEntry {
+    pub(crate) fn accept(
+        &self,
+        port: u16,
+        client: std::net::SocketAddr,
+        stream: &Arc<dyn LinkedStream>,
+    ) -> AcceptedEntry {
         let key = Key::accepted(port, client);
         let (number, waited) = self.accepted.insert(key, Arc::downgrade(stream));
         if let (false, Some(reactor)) = (waited.is_empty(), self.reactor.get()) {
@@ -276,7 +280,11 @@ impl Endpoint {
 
     /// S: calls `answer` once the other end of the client's connection is known to be here. Returns what to forget
     /// when nobody wants to know any more, or `None` when the answer was given or too many wait.
-    pub(crate) fn on_query(&self, theirs: Subject, answer: impl FnOnce() + Send + 'static) -> Option<AcceptedEntry> {
+    pub(crate) fn on_query(
+        &self,
+        theirs: Subject,
+        answer: impl FnOnce() + Send + 'static,
+    ) -> Option<AcceptedEntry> {
         let key = Key::of_client(theirs.tuple);
         let mut answer = Some(answer);
         let found = self.accepted.find_or_wait(key, || {

@@ -27,7 +27,6 @@ mod server;
 
 /// What became known with the peer's HELLO.
 struct Peer {
-    endpoint: [u8; 16],
     /// The control page of this arena takes our interrupts.
     first_arena: Arc<ArenaMap>,
     eventfd: OwnedFd,
@@ -163,11 +162,6 @@ impl Link {
     /// The same socket, for the reactor to watch.
     pub(crate) fn shared_socket(&self) -> &SharedFd {
         &self.socket
-    }
-
-    /// The endpoint at the other end, once its HELLO is in.
-    pub(crate) fn peer_endpoint(&self) -> Option<[u8; 16]> {
-        self.peer.get().map(|peer| peer.endpoint)
     }
 
     pub(crate) fn death(&self) -> Option<Death> {

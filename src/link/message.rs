@@ -230,7 +230,8 @@ struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (field, rest) = self.0.split_first_chunk::<N>().ok_or(Malformed("shorter than its type needs"))?;
+        let (field, rest) =
+            self.0.split_first_chunk::<N>().ok_or(Malformed("shorter than its type needs"))?;
         self.0 = rest;
         Ok(*field)
     }
@@ -340,7 +341,11 @@ mod tests {
             let kept = whole.len().saturating_sub(cut);
             if let Ok(message) = Message::decode(&whole[..kept]) {
                 // Only the CLC part, which has lengths of its own, may come out shorter.
-                prop_assert!(matches!(message, Message::Offer { .. } | Message::Match { .. } | Message::Ready { .. } | Message::Refuse { .. }));
+                let has_clc = matches!(
+                    message,
+                    Message::Offer { .. } | Message::Match { .. } | Message::Ready { .. } | Message::Refuse { .. }
+                );
+                prop_assert!(has_clc);
             }
         }
     }

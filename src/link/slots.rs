@@ -75,7 +75,8 @@ impl OwnArenas {
     }
 
     fn give(&mut self, number: usize, slot: u32, map: &Arc<ArenaMap>, fresh: bool) -> io::Result<Allocated> {
-        let memory = map.dmb(slot).ok_or_else(|| io::Error::other("the arena handed out a slot it has not"))?;
+        let memory =
+            map.dmb(slot).ok_or_else(|| io::Error::other("the arena handed out a slot it has not"))?;
         let mut token = sys::random_u64()?;
         while self.given.contains_key(&token) {
             token = sys::random_u64()?;

@@ -117,7 +117,7 @@ pub(crate) struct ReceiveDmb {
     pub(crate) doorbell: Doorbell,
     pub(crate) token: u64,
     /// Keeps the number of our signals.
-    pub(crate) entry: SignalEntry,
+    pub(crate) _entry: SignalEntry,
 }
 
 impl ReceiveDmb {

@@ -63,7 +63,7 @@ impl Poller {
     /// Announces sleep on every page; `false` when one of them has signals.
     fn sleep(links: &[Arc<Link>]) -> bool {
         // No short cut: every page has to say that we sleep.
-        links.iter().fold(true, |idle, link| link.signals().sleep() && idle)
+        links.iter().filter(|link| !link.signals().sleep()).count() == 0
     }
 
     /// Asks the reactor to call our own waker when the eventfd is written; returns once that is so.
@@ -72,7 +72,8 @@ impl Poller {
         let mut cx = Context::from_waker(&waker);
         while let Poll::Ready(Ok(())) = self.eventfd.poll_read_ready(&mut cx) {
             // Edge-triggered and never read: forget this edge, the next write makes another.
-            let _ = self.eventfd.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+            let _ =
+                self.eventfd.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
         }
     }
 }

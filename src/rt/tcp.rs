@@ -37,7 +37,11 @@ impl Tcp for TokioTcp {
         half.as_ref().as_fd()
     }
 
-    fn poll_read(half: &mut OwnedReadHalf, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        half: &mut OwnedReadHalf,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         let mut buffer = ReadBuf::new(buffer);
         ready!(Pin::new(half).poll_read(cx, &mut buffer))?;
         Poll::Ready(Ok(buffer.filled().len()))

@@ -1,6 +1,6 @@
 //! Endpoints: their names, their sockets, and what the dead ones leave behind.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::{fmt, io};
 
@@ -65,8 +65,9 @@ impl EndpointEntry {
     }
 
     /// The listening control socket; `None` once it was taken.
-    pub(crate) fn listener(&self) -> Option<BorrowedFd<'_>> {
-        self.listener.as_ref().map(AsFd::as_fd)
+    #[cfg(test)]
+    pub(crate) fn listener(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.listener.as_ref().map(std::os::fd::AsFd::as_fd)
     }
 
     /// Hands out the listening control socket, once.

@@ -29,6 +29,7 @@ impl PortEntry {
     }
 
     /// The endpoint.
+    #[cfg(test)]
     pub(crate) fn id(&self) -> EndpointId {
         self.id
     }

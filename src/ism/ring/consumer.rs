@@ -177,14 +177,6 @@ impl<M: Memory> Consumer<M> {
             && header.space_armed.0.swap(0, Ordering::AcqRel) != 0
     }
 
-    /// Like [`Consumer::wake_writer`], wherever the cursor is: after a change of flags.
-    pub(crate) fn wake_writer_always(&self) -> bool {
-        // Between the flags and the armed flag; pairs as above.
-        fence(Ordering::SeqCst);
-        let armed = &self.memory.header().space_armed.0;
-        armed.load(Ordering::Relaxed) != 0 && armed.swap(0, Ordering::AcqRel) != 0
-    }
-
     /// Prepares to wait for data. True if the caller shall wait: it will be interrupted with
     /// [`Signal::Data`](super::super::interrupt::Signal). False if there are bytes or flags of the sender.
     ///
@@ -203,6 +195,7 @@ impl<M: Memory> Consumer<M> {
     }
 
     /// Bytes read so far.
+    #[cfg(any(test, loom))]
     pub(crate) fn position(&self) -> u64 {
         self.place.cons
     }

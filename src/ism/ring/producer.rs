@@ -105,12 +105,6 @@ impl<M: Memory> Producer<M> {
         Ok(self.cons < wake_at)
     }
 
-    /// Asks for an interrupt with the receiver's next progress or change of flags, whatever is free; for waiting on
-    /// something else than space. The caller looks again at what it waits for after this.
-    pub(crate) fn arm(&self) {
-        self.arm_at(0);
-    }
-
     fn arm_at(&self, wake_at: u64) {
         let header = self.memory.header();
         header.producer.wake_at.store(wake_at, Ordering::Relaxed);

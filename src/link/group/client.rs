@@ -129,7 +129,11 @@ impl Link {
             let mut state = lock(&self.state);
             let Some(outgoing) = state.outgoing.remove(&id) else {
                 // It crossed our CANCEL, which stands for the DETACH of its token.
-                return if id < state.next_offer { Ok(()) } else { Err(Fault("MATCH of an offer never made")) };
+                return if id < state.next_offer {
+                    Ok(())
+                } else {
+                    Err(Fault("MATCH of an offer never made"))
+                };
             };
             (outgoing, state.theirs.dmb(matched.arena, matched.slot))
         };
@@ -164,8 +168,12 @@ impl Link {
         };
         let ready = Message::Ready { id, arena: allocated.arena, slot: allocated.slot, clc: confirm.clone() };
         let doorbell = Doorbell { link: self.clone(), index: matched.signal };
-        let receive =
-            ReceiveDmb { consumer: Consumer::new(allocated.memory), doorbell: doorbell.clone(), token, entry };
+        let receive = ReceiveDmb {
+            consumer: Consumer::new(allocated.memory),
+            doorbell: doorbell.clone(),
+            token,
+            _entry: entry,
+        };
         if let Err(reason) = stream.attach_receive(receive, false) {
             self.take_back(token);
             self.send(&Message::Cancel { id });
@@ -174,7 +182,10 @@ impl Link {
         }
         lock(&self.state).received.insert(accepted.token, Arc::downgrade(&stream));
         if outgoing.handshake {
-            stream.go(&server_dmb, ClcOverTcp { proposal: outgoing.proposal, accept: accept.to_vec(), confirm });
+            stream.go(
+                &server_dmb,
+                ClcOverTcp { proposal: outgoing.proposal, accept: accept.to_vec(), confirm },
+            );
         }
         // READY before the first CAS of the word: the server learns of the DMB before it hears of a switch.
         self.send(&ready);

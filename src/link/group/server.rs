@@ -121,7 +121,11 @@ impl Link {
         }
         proof::same_place(&stream.subject()?, &offered.subject)?;
         let mirrored = offered.subject.tuple.mirrored();
-        proof::other_end_is(&Subject { tuple: mirrored, ..offered.subject }, offered.subject.cookie, self.credentials.uid)?;
+        proof::other_end_is(
+            &Subject { tuple: mirrored, ..offered.subject },
+            offered.subject.cookie,
+            self.credentials.uid,
+        )?;
         // Our own socket after the kernel's word: see `proof`.
         let subject = stream.subject()?;
         proof::same_place(&subject, &offered.subject)?;
@@ -142,7 +146,8 @@ impl Link {
         };
         let entry = SignalEntry { link: self.clone(), index: signal };
         let doorbell = Doorbell { link: self.clone(), index: offered.signal };
-        let receive = ReceiveDmb { consumer: Consumer::new(allocated.memory), doorbell, token, entry };
+        let receive =
+            ReceiveDmb { consumer: Consumer::new(allocated.memory), doorbell, token, _entry: entry };
         if let Err(reason) = stream.attach_receive(receive, offered.handshake) {
             self.take_back(token);
             return Err(reason);

@@ -1,0 +1,408 @@
+//! Random plays on tokio's TCP and on SMC, which moves to the ring somewhere in the middle: whatever is not a race must
+//! come out the same.
+//!
+//! Sizes of single reads and the moment a buffer is full are TCP's to choose and are not compared. Each step is
+//! brought to a point where TCP has only one answer (all bytes on their way have arrived), and what is compared
+//! there is: the bytes, their order, who sees an end or a reset, and which operations fail with which kind.
+
+#[path = "support/lab.rs"]
+mod lab;
+#[path = "support/watchdog.rs"]
+mod watchdog;
+
+use std::io::{self, ErrorKind};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config as ProptestConfig, TestRunner};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_smc::{SmcListener, SmcStream, UpgradePolicy};
+
+use lab::Lab;
+use watchdog::{Flavour, step, watched};
+
+/// What TCP on loopback surely hands to the receiver at once: no play blocks, and an abort has nothing to throw away.
+const UNREAD: usize = 24 * 1024;
+/// Nothing that is compared depends on it: it only ends a wait for what never comes.
+const NOTHING_COMES: Duration = Duration::from_millis(1);
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Write(usize),
+    TryWrite(usize),
+    WriteNothing,
+    Read(usize),
+    TryRead(usize),
+    Peek(usize),
+    Readable,
+    Writable,
+    Shutdown,
+    SplitAndReunite,
+    ShutdownHalf,
+    ZeroLinger,
+    Drop,
+    Upgrade,
+    Pass(u8),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let size = prop_oneof![1..10_usize, 10..5000_usize, 4090..4102_usize, 5000..30_000_usize];
+    prop_oneof![
+        8 => size.clone().prop_map(Op::Write),
+        4 => size.clone().prop_map(Op::TryWrite),
+        1 => Just(Op::WriteNothing),
+        8 => size.clone().prop_map(Op::Read),
+        4 => size.clone().prop_map(Op::TryRead),
+        4 => size.prop_map(Op::Peek),
+        2 => Just(Op::Readable),
+        2 => Just(Op::Writable),
+        2 => Just(Op::Shutdown),
+        1 => Just(Op::SplitAndReunite),
+        1 => Just(Op::ShutdownHalf),
+        1 => Just(Op::ZeroLinger),
+        1 => Just(Op::Drop),
+        4 => Just(Op::Upgrade),
+        3 => (0_u8..20).prop_map(Op::Pass),
+    ]
+}
+
+/// What one step of a play came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Answer {
+    /// So many bytes, and which.
+    Bytes(Vec<u8>),
+    Done,
+    End,
+    Nothing,
+    Failed(ErrorKind),
+    /// An end or an error after the first error: Linux reports a reset once, to whoever asks first, and shows an end
+    /// from then on; which of the two comes later is no part of TCP.
+    Over,
+    /// The end of this side is gone already.
+    Gone,
+}
+
+/// The end that a write to a closed peer shows: which of the two depends on what arrived first, on TCP as well.
+fn failed(error: &io::Error) -> Answer {
+    Answer::Failed(match error.kind() {
+        ErrorKind::BrokenPipe => ErrorKind::ConnectionReset,
+        kind => kind,
+    })
+}
+
+fn once(answer: Answer, broken: &mut bool) -> Answer {
+    match answer {
+        Answer::End | Answer::Failed(_) if *broken => Answer::Over,
+        Answer::Failed(_) => {
+            *broken = true;
+            answer
+        }
+        answer => answer,
+    }
+}
+
+fn byte(side: usize, place: usize) -> u8 {
+    (place.wrapping_mul(0x9E37_79B1) >> 9) as u8 ^ (side as u8 * 0x55)
+}
+
+// Both types have the same methods under the same names, which is what the test is about, but no trait for them.
+macro_rules! player {
+    ($name:ident, $stream:ty, $upgrade:ident) => {
+        /// Plays all of `ops`, and says what each step came to and how the two sides ended.
+        async fn $name(ends: [$stream; 2], ops: &[(bool, Op)]) -> Vec<Answer> {
+            for end in &ends {
+                // What Nagle holds back an abort throws away: on TCP, too, a matter of timing.
+                end.set_nodelay(true).expect("set_nodelay");
+            }
+            let mut ends = ends.map(Some);
+            // Bytes written and read by each side; each side's closings.
+            let (mut sent, mut got) = ([0_usize; 2], [0_usize; 2]);
+            let mut closed = [false; 2];
+            let mut broken = [false; 2];
+            let mut answers = Vec::new();
+            for (number, &(second, op)) in ops.iter().enumerate() {
+                let (me, other) = (usize::from(second), usize::from(!second));
+                let on_its_way = sent[other] - got[me];
+                let over = closed[other] || ends[other].is_none();
+                let room = UNREAD - (sent[me] - got[other]).min(UNREAD);
+                let alive = ends[other].is_some();
+                let Some(stream) = ends[me].as_mut() else {
+                    answers.push(Answer::Gone);
+                    continue;
+                };
+                step(format!("{} {number}: side {me} {op:?}", stringify!($name)));
+                let answer = match op {
+                    Op::Write(size) | Op::TryWrite(size) => {
+                        let size = size.min(room);
+                        if size == 0 && (alive || closed[me]) {
+                            answers.push(Answer::Nothing);
+                            continue;
+                        }
+                        let bytes: Vec<_> =
+                            (sent[me]..sent[me] + size).map(|place| byte(me, place)).collect();
+                        if !alive && !closed[me] {
+                            // The first write after the peer went may still succeed on TCP; the stream's end decides.
+                            loop {
+                                match stream.write(b"into the void").await {
+                                    Ok(_) => tokio::task::yield_now().await,
+                                    Err(error) => break failed(&error),
+                                }
+                            }
+                        } else {
+                            let mut done = 0;
+                            loop {
+                                if done == size && size > 0 {
+                                    sent[me] += size;
+                                    break Answer::Done;
+                                }
+                                let result = if matches!(op, Op::Write(_)) {
+                                    stream.write(&bytes[done..]).await
+                                } else {
+                                    stream.try_write(&bytes[done..])
+                                };
+                                match result {
+                                    Ok(n) if size > 0 => done += n,
+                                    Ok(_) => break Answer::Done,
+                                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                                        stream.writable().await.expect("writable");
+                                    }
+                                    Err(error) => break failed(&error),
+                                }
+                            }
+                        }
+                    }
+                    Op::WriteNothing if closed[me] || !alive => Answer::Nothing,
+                    Op::WriteNothing => match stream.write(&[]).await {
+                        Ok(n) => {
+                            assert_eq!(n, 0);
+                            Answer::Done
+                        }
+                        Err(error) => failed(&error),
+                    },
+                    Op::Read(size) | Op::TryRead(size) | Op::Peek(size) => {
+                        // All that was sent is taken before the end is looked at.
+                        let wanted = if on_its_way > 0 { size.min(on_its_way) } else { size };
+                        let mut bytes = vec![0; wanted];
+                        let mut have = 0;
+                        loop {
+                            let result = match op {
+                                Op::Read(_) if on_its_way > 0 || over => {
+                                    stream.read(&mut bytes[have..]).await
+                                }
+                                Op::Peek(_) if on_its_way > 0 || over => {
+                                    let seen = stream.peek(&mut bytes).await;
+                                    if seen.as_ref().is_ok_and(|&n| partial(n, wanted, on_its_way)) {
+                                        tokio::task::yield_now().await;
+                                        continue;
+                                    }
+                                    seen
+                                }
+                                Op::Read(_) | Op::Peek(_) => {
+                                    // Nothing is there and nothing may come: the read must not answer.
+                                    let mut one = [0];
+                                    let patience = tokio::time::timeout(NOTHING_COMES, stream.read(&mut one));
+                                    match patience.await {
+                                        Ok(result) => result,
+                                        Err(_) => Err(ErrorKind::WouldBlock.into()),
+                                    }
+                                }
+                                _ => stream.try_read(&mut bytes[have..]),
+                            };
+                            match result {
+                                Ok(0) => break Answer::End,
+                                Ok(n) => have += n,
+                                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                                    if on_its_way == 0 && !over {
+                                        break Answer::Nothing;
+                                    }
+                                    stream.readable().await.expect("readable");
+                                }
+                                Err(error) => break failed(&error),
+                            }
+                            if have == wanted || matches!(op, Op::Peek(_)) {
+                                if !matches!(op, Op::Peek(_)) {
+                                    got[me] += have;
+                                }
+                                break Answer::Bytes(bytes[..have].to_vec());
+                            }
+                        }
+                    }
+                    Op::Readable => match tokio::time::timeout(NOTHING_COMES, stream.readable()).await {
+                        // Readiness may be announced for nothing, but never withheld.
+                        Err(_) if on_its_way > 0 || over => {
+                            stream.readable().await.expect("readable");
+                            Answer::Done
+                        }
+                        _ => Answer::Done,
+                    },
+                    Op::Writable if closed[me] || !alive => Answer::Nothing,
+                    Op::Writable => {
+                        stream.writable().await.expect("writable");
+                        Answer::Done
+                    }
+                    Op::Shutdown => {
+                        let result = stream.shutdown().await;
+                        closed[me] = true;
+                        result.map_or_else(|error| failed(&error), |()| Answer::Done)
+                    }
+                    Op::SplitAndReunite => {
+                        let (reader, writer) = ends[me].take().expect("just seen").into_split();
+                        ends[me] = Some(reader.reunite(writer).expect("of one stream"));
+                        Answer::Done
+                    }
+                    Op::ShutdownHalf => {
+                        let (reader, mut writer) = ends[me].take().expect("just seen").into_split();
+                        let result = writer.shutdown().await;
+                        closed[me] = true;
+                        ends[me] = Some(writer.reunite(reader).expect("of one stream"));
+                        result.map_or_else(|error| failed(&error), |()| Answer::Done)
+                    }
+                    Op::ZeroLinger => {
+                        stream.set_zero_linger().expect("set_zero_linger");
+                        ends[me] = None;
+                        Answer::Done
+                    }
+                    Op::Drop => {
+                        // Bytes on their way decide between an end and a reset: they have all arrived first.
+                        let mut all = vec![0; on_its_way];
+                        while on_its_way > 0
+                            && stream.peek(&mut all).await.is_ok_and(|n| n > 0 && n < on_its_way)
+                        {
+                            tokio::task::yield_now().await;
+                        }
+                        ends[me] = None;
+                        Answer::Done
+                    }
+                    Op::Upgrade => {
+                        $upgrade(stream).await;
+                        Answer::Done
+                    }
+                    Op::Pass(turns) => {
+                        for _ in 0..turns {
+                            tokio::task::yield_now().await;
+                        }
+                        Answer::Done
+                    }
+                };
+                answers.push(once(answer, &mut broken[me]));
+            }
+            // The end state: what each side can still read, after the other side goes.
+            for me in [0, 1] {
+                let Some(mut stream) = ends[me].take() else { continue };
+                if ends[1 - me].is_some() {
+                    // Unread bytes would make this a race between a reset and what is read below.
+                    if let Some(mut other) = ends[1 - me].take() {
+                        step("the other side finishes");
+                        let shut = other.shutdown().await;
+                        answers.push(shut.map_or_else(|error| failed(&error), |()| Answer::Done));
+                        ends[1 - me] = Some(other);
+                    }
+                }
+                step(format!("{}: side {me} reads the rest", stringify!($name)));
+                let mut rest = Vec::new();
+                let ended = stream.read_to_end(&mut rest).await;
+                answers.push(Answer::Bytes(rest));
+                let ended = ended.map_or_else(|error| failed(&error), |_| Answer::End);
+                answers.push(once(ended, &mut broken[me]));
+                step("and closes");
+                answers.push(stream.shutdown().await.map_or_else(|error| failed(&error), |()| Answer::Done));
+            }
+            answers
+        }
+    };
+}
+
+/// Whether a peek that saw `n` bytes has yet to see all that are wanted and on their way.
+fn partial(n: usize, wanted: usize, on_its_way: usize) -> bool {
+    n > 0 && n < wanted.min(on_its_way)
+}
+
+/// TCP has nowhere to go.
+async fn stay(_: &TcpStream) {}
+
+/// Concluded or not, the play goes on: an upgrade never delays the application.
+async fn upgrade(stream: &SmcStream) {
+    drop(tokio::time::timeout(NOTHING_COMES, stream.upgrade()).await);
+}
+
+player!(play_tcp, TcpStream, stay);
+player!(play_smc, SmcStream, upgrade);
+
+async fn tcp_pair() -> [TcpStream; 2] {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let connect = TcpStream::connect(listener.local_addr().expect("an address"));
+    let (client, server) = tokio::join!(connect, listener.accept());
+    [client.expect("connect"), server.expect("accept").0]
+}
+
+async fn smc_pair(lab: &Lab, policy: UpgradePolicy) -> [SmcStream; 2] {
+    let listener = SmcListener::bind_with("127.0.0.1:0", &lab.config(policy)).await.expect("bind");
+    let addr = listener.local_addr().expect("an address");
+    let config = lab.config(policy);
+    let (client, server) = tokio::join!(SmcStream::connect_with(addr, &config), listener.accept());
+    [client.expect("connect"), server.expect("accept").0]
+}
+
+fn differ(name: &str, flavour: Flavour, policy: UpgradePolicy) {
+    watched(name, move || {
+        let runtime = flavour.runtime();
+        let lab = Lab::new();
+        let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(200);
+        let mut runner = TestRunner::new(ProptestConfig {
+            cases,
+            failure_persistence: None,
+            max_shrink_iters: 2000,
+            ..Default::default()
+        });
+        let plays = proptest::collection::vec((any::<bool>(), op()), 1..30);
+        let outcome = runner.run(&plays, |ops| {
+            let (tcp, smc) = runtime.block_on(async {
+                let tcp = play_tcp(tcp_pair().await, &ops).await;
+                (tcp, play_smc(smc_pair(&lab, policy).await, &ops).await)
+            });
+            prop_assert_eq!(short(&tcp), short(&smc));
+            prop_assert!(tcp == smc, "the same answers, but not the same bytes");
+            Ok(())
+        });
+        if let Err(error) = outcome {
+            panic!("{error}");
+        }
+    });
+}
+
+/// Answers for people: kinds and lengths.
+fn short(answers: &[Answer]) -> Vec<String> {
+    answers
+        .iter()
+        .map(|answer| match answer {
+            Answer::Bytes(bytes) => format!("{} bytes", bytes.len()),
+            other => format!("{other:?}"),
+        })
+        .collect()
+}
+
+#[test]
+fn tcp_and_smc_upgraded_by_hand_current_thread() {
+    differ("tcp_and_smc_upgraded_by_hand_current_thread", Flavour::CurrentThread, UpgradePolicy::Manual);
+}
+
+#[test]
+fn tcp_and_smc_upgraded_by_hand_multi_thread() {
+    differ("tcp_and_smc_upgraded_by_hand_multi_thread", Flavour::MultiThread, UpgradePolicy::Manual);
+}
+
+#[test]
+fn tcp_and_smc_upgraded_in_the_background() {
+    differ("tcp_and_smc_upgraded_in_the_background", Flavour::MultiThread, UpgradePolicy::Eager);
+}
+
+#[test]
+fn tcp_and_smc_upgraded_at_the_first_turn() {
+    differ("tcp_and_smc_upgraded_at_the_first_turn", Flavour::MultiThread, UpgradePolicy::FirstTurn);
+}
+
+#[test]
+fn tcp_and_smc_that_stays_on_tcp() {
+    differ("tcp_and_smc_that_stays_on_tcp", Flavour::CurrentThread, UpgradePolicy::Never);
+}

@@ -1,0 +1,99 @@
+//! A second process: this test binary once more, running only its `child_process` test in the role it is given.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child as Process, ChildStdin, ChildStdout, Command, Stdio};
+
+const ROLE: &str = "SMC_TEST_ROLE";
+/// What the child says begins with this; libtest writes to the same pipe.
+const MARK: char = '@';
+
+/// A running child. It is killed when this is dropped, and ends by itself when its parent dies.
+#[derive(Debug)]
+pub(crate) struct Child {
+    process: Process,
+    words: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Child {
+    /// Starts a child in `role` on the device in `dir`, with more variables of the environment.
+    pub(crate) fn start(role: &str, dir: &Path, variables: &[(&str, &str)]) -> Self {
+        let exe = std::env::current_exe().expect("the test binary");
+        let mut command = Command::new(exe);
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"SMC_LO") {
+                command.env_remove(name);
+            }
+        }
+        let mut process = command
+            .args(["child_process", "--exact", "--nocapture", "--test-threads=1"])
+            .env(ROLE, role)
+            .env("SMC_LO_DIR", AsRef::<OsStr>::as_ref(dir))
+            .envs(variables.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a second process");
+        let words = process.stdin.take().expect("piped");
+        let answers = BufReader::new(process.stdout.take().expect("piped"));
+        Self { process, words, answers }
+    }
+
+    /// The next answer of the child.
+    pub(crate) fn hear(&mut self) -> String {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            let n = self.answers.read_line(&mut line).expect("the child's answer");
+            assert_ne!(n, 0, "the child ended without an answer (its panic is above)");
+            if let Some((_, said)) = line.trim_end().split_once(MARK) {
+                return said.to_owned();
+            }
+        }
+    }
+
+    /// Gives the child a word and waits for its answer.
+    pub(crate) fn ask(&mut self, word: &str) -> String {
+        writeln!(self.words, "{word}").expect("the child listens");
+        self.hear()
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// `kill -9`, and the child is gone when this returns.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().expect("kill");
+        self.process.wait().expect("wait");
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // It may have ended long ago.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The role this process was started in, if it is a child.
+pub(crate) fn role() -> Option<String> {
+    std::env::var(ROLE).ok()
+}
+
+/// Answers the parent.
+pub(crate) fn tell(answer: &str) {
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{MARK}{answer}").expect("the parent listens");
+    stdout.flush().expect("the parent listens");
+}
+
+/// The parent's next word; `None` when it is gone.
+pub(crate) fn next_word() -> Option<String> {
+    let mut line = String::new();
+    let n = std::io::stdin().read_line(&mut line).expect("stdin");
+    (n > 0).then(|| line.trim_end().to_owned())
+}
