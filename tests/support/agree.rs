@@ -29,10 +29,7 @@ pub(crate) async fn agree(stream: &mut SmcStream, first: bool) {
         assert!(
             started.elapsed() < PATIENCE,
             "no upgrade: this end runs on {transport}{}, the other end {} on the ring",
-            match &transport {
-                Transport::Tcp(reason) => format!(" ({reason})"),
-                Transport::LoopbackIsm => String::new(),
-            },
+            transport.fallback_reason().map(|reason| format!(" ({reason})")).unwrap_or_default(),
             if theirs == 1 { "is" } else { "is not" },
         );
         if first {
