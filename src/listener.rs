@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::task::{Context, Poll, ready};
 
 use tokio::net::{TcpListener, ToSocketAddrs};
@@ -173,6 +174,10 @@ impl SmcListener {
         self.listener.set_ttl(ttl)
     }
 }
+
+// As tokio's TcpListener; see SmcStream.
+impl UnwindSafe for SmcListener {}
+impl RefUnwindSafe for SmcListener {}
 
 impl TryFrom<std::net::TcpListener> for SmcListener {
     type Error = io::Error;

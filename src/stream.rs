@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -619,6 +620,10 @@ impl SmcStream {
         split_owned::split_owned(self)
     }
 }
+
+// As tokio's TcpStream: a panic in one task leaves the stream as it was, every step under its locks is whole.
+impl UnwindSafe for SmcStream {}
+impl RefUnwindSafe for SmcStream {}
 
 impl Drop for SmcStream {
     fn drop(&mut self) {
