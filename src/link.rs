@@ -5,6 +5,7 @@
 //! any reactor can drive it.
 
 pub(crate) mod accepted;
+pub(crate) mod adopted;
 pub(crate) mod endpoint;
 pub(crate) mod group;
 pub(crate) mod message;

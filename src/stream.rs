@@ -22,6 +22,7 @@ use tokio::task::coop::poll_proceed;
 
 use crate::config::{Config, UpgradePolicy};
 use crate::conn::{Connection, ReadOp, Role, WriteOp};
+use crate::link::adopted::adopt;
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::stream::LinkedStream;
 use crate::rt::{self, PeekBuf, Reading, TokioTcp, Writing, WritingVectored};
@@ -179,7 +180,13 @@ impl SmcStream {
     #[track_caller]
     pub fn from_std(stream: std::net::TcpStream) -> io::Result<SmcStream> {
         let stream = TcpStream::from_std(stream)?;
-        Ok(SmcStream::new(stream, Role::Adopted, Arc::new(Config::from_env())))
+        let stream = SmcStream::new(stream, Role::Adopted, Arc::new(Config::from_env()));
+        let linked: Arc<dyn LinkedStream> = stream.conn.clone();
+        if let Some(other) = linked.subject().ok().and_then(|ours| adopt(ours.cookie, Arc::downgrade(&linked))) {
+            linked.shared();
+            other.shared();
+        }
+        Ok(stream)
     }
 
     /// Takes the TCP socket out; it stays in non-blocking mode.

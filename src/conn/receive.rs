@@ -47,6 +47,8 @@ pub(crate) struct Receiver<T: Tcp> {
     pub(crate) clc: Clc,
     /// The latest position that the kernel told, and bytes read since.
     last_position: Option<u64>,
+    /// The reset was reported; from then on there is only the end, as with TCP.
+    reset_told: bool,
     /// Wakes everyone who waits to read.
     pub(crate) waiters: Waker,
 }
@@ -67,6 +69,7 @@ impl<T: Tcp> Receiver<T> {
             pinned: false,
             clc: Clc::None,
             last_position: None,
+            reset_told: false,
             waiters,
         }
     }
@@ -314,7 +317,11 @@ impl<T: Tcp> Receiver<T> {
                 Ok(Step::Again) => {}
                 Ok(Step::Wait) => return Poll::Pending,
                 Ok(Step::End) => return Poll::Ready(Ok(0)),
-                Ok(Step::Reset) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                Ok(Step::Reset) if self.reset_told => return Poll::Ready(Ok(0)),
+                Ok(Step::Reset) => {
+                    self.reset_told = O::CONSUMES;
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                }
                 Ok(Step::AskTcp { peer_died, left_unread }) => {
                     let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
                     let mut cx = Context::from_waker(&self.waiters);
@@ -350,7 +357,9 @@ impl<T: Tcp> Receiver<T> {
             if dmb.consumer.is_readable()? {
                 return Ok(Step::Again);
             }
-            return Ok(if flags.contains(Flags::ABORT) { Step::Reset } else { Step::End });
+            // As with TCP, a reset behind the sender's FIN is not seen by who reads.
+            let reset = flags.contains(Flags::ABORT) && !flags.contains(Flags::DONE_WRITING);
+            return Ok(if reset { Step::Reset } else { Step::End });
         }
         let now = circumstances();
         match now.death {

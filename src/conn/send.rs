@@ -41,6 +41,8 @@ pub(crate) struct Sender<T: Tcp> {
     pub(crate) pinned: bool,
     /// shutdown(Write) was called.
     pub(crate) shut: bool,
+    /// The reader has closed or aborted: every later write fails.
+    broken: bool,
     pub(crate) clc: Clc,
     /// What the SYN adds to the kernel's counter; known from the moment a DMB of ours was given away.
     pub(crate) syn: Option<u64>,
@@ -56,6 +58,7 @@ impl<T: Tcp> Sender<T> {
             dmb: None,
             pinned: false,
             shut: false,
+            broken: false,
             clc: Clc::None,
             syn: None,
             waiters,
@@ -101,7 +104,7 @@ impl<T: Tcp> Sender<T> {
         death: Option<Death>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
-        if self.shut {
+        if self.shut || self.broken {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         match death {
@@ -112,7 +115,10 @@ impl<T: Tcp> Sender<T> {
         }
         let Some(dmb) = self.dmb.as_mut() else { return Poll::Ready(Err(closed())) };
         match Self::ring_step(dmb, op, park, look_at_peer, effects) {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                self.broken = O::WRITES && matches!(answer, Poll::Ready(Err(_)));
+                answer
+            }
             Err(violation) => {
                 effects.violation = Some((dmb.doorbell.clone(), violation));
                 Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))

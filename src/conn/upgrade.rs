@@ -364,6 +364,12 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         }
     }
 
+    fn shared(&self) {
+        // A direction that has switched already goes on in its ring.
+        let _ = self.pin("a shared socket", true, true);
+        self.upgrade.settle(FallbackReason::Pinned);
+    }
+
     fn shrink(&self) -> bool {
         let mut tx = lock(&self.tx);
         if tx.path != send::Path::Ring || self.death().is_some() {

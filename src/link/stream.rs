@@ -85,6 +85,9 @@ pub(crate) trait LinkedStream: Send + Sync {
     /// S with policy Handshake, at READY: if the client went, these are the messages.
     fn gone(&self, clc: ClcOverTcp);
 
+    /// Another stream of the same socket exists: neither can know what passes through it.
+    fn shared(&self);
+
     /// The upgrade ends before READY: this stream stays on TCP.
     fn stay_on_tcp(&self, reason: FallbackReason);
 

@@ -2,8 +2,10 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::parent_id;
 use std::path::Path;
 use std::process::{Child as Process, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 const ROLE: &str = "SMC_TEST_ROLE";
 /// What the child says begins with this; libtest writes to the same pipe.
@@ -79,9 +81,17 @@ impl Drop for Child {
     }
 }
 
-/// The role this process was started in, if it is a child.
+/// The role this process was started in, if it is a child. A child that has a role does not outlive its parent.
 pub(crate) fn role() -> Option<String> {
-    std::env::var(ROLE).ok()
+    let role = std::env::var(ROLE).ok()?;
+    let parent = parent_id();
+    std::thread::spawn(move || {
+        while parent_id() == parent {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        std::process::exit(1);
+    });
+    Some(role)
 }
 
 /// Answers the parent.
