@@ -20,6 +20,7 @@ use std::task::{Context, Poll};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Violation;
 use crate::link::stream::{Doorbell, ReceiveDmb, SendDmb};
+use crate::transport::FallbackReason;
 
 pub(crate) use connection::{Connection, Role};
 
@@ -48,9 +49,6 @@ pub(crate) trait Tcp: Sized + Send + Sync + 'static {
 
     /// Closes the socket without a word of its own: no FIN that would turn a reset into an end.
     fn close(read: Self::Read, write: Self::Write);
-
-    /// Reads `left` bytes of CLC that a closed stream has still to take off the socket, then closes it.
-    fn close_after(read: Self::Read, write: Self::Write, left: usize);
 }
 
 /// One way to read, on either transport.
@@ -63,6 +61,9 @@ pub(crate) trait ReadOp<T: Tcp> {
 
     /// Bytes it reports are gone from the stream (not so for peek and readiness).
     const CONSUMES: bool = true;
+
+    /// It shows bytes and leaves them: at the switch both transports together hold what is next.
+    const PEEKS: bool = false;
 }
 
 /// One way to write, on either transport.
@@ -94,6 +95,8 @@ pub(crate) struct Effects {
     pub(crate) pinned: Option<Box<ReceiveDmb>>,
     /// The sender will never use this DMB.
     pub(crate) unused: Option<Box<SendDmb>>,
+    /// One direction will never leave TCP.
+    pub(crate) settled: Option<FallbackReason>,
 }
 
 impl Effects {

@@ -30,7 +30,7 @@ pub(crate) use ops::{
     PeekBuf, ReadReady, ReadVectored, Reading, TryReading, TryReadingBuf, TryWriting, TryWritingVectored,
     WriteReady, Writing, WritingVectored,
 };
-pub(crate) use tcp::TokioTcp;
+pub(crate) use tcp::{TokioTcp, drain};
 pub(crate) use timer::Timers;
 
 /// An endpoint with the runtime that drives it.

@@ -182,7 +182,9 @@ impl SmcStream {
         let stream = TcpStream::from_std(stream)?;
         let stream = SmcStream::new(stream, Role::Adopted, Arc::new(Config::from_env()));
         let linked: Arc<dyn LinkedStream> = stream.conn.clone();
-        if let Some(other) = linked.subject().ok().and_then(|ours| adopt(ours.cookie, Arc::downgrade(&linked))) {
+        if let Some(other) =
+            linked.subject().ok().and_then(|ours| adopt(ours.cookie, Arc::downgrade(&linked)))
+        {
             linked.shared();
             other.shared();
         }
@@ -634,7 +636,9 @@ impl RefUnwindSafe for SmcStream {}
 
 impl Drop for SmcStream {
     fn drop(&mut self) {
-        self.conn.close();
+        if let Some(leftover) = self.conn.close() {
+            self.handle.spawn(rt::drain(leftover));
+        }
     }
 }
 

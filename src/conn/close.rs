@@ -2,6 +2,8 @@
 
 use super::receive::{self, Clc};
 use super::send;
+use std::task::Poll;
+
 use super::{Connection, Effects, Tcp};
 use crate::ism::dmb::Flags;
 use crate::ism::interrupt::Signal;
@@ -9,23 +11,29 @@ use crate::ism::sys;
 use crate::sync::lock;
 use crate::transport::FallbackReason;
 
+/// A closed connection whose peer's CLC messages are still on their way: closing the socket now would make them a
+/// reset, and throw away what was sent.
+pub(crate) struct Leftover<T: Tcp> {
+    pub(crate) read: T::Read,
+    pub(crate) write: T::Write,
+    pub(crate) clc_left: usize,
+}
+
 impl<T: Tcp> Connection<T> {
-    /// Closes the connection; whatever the peer may still read stays readable.
-    pub(crate) fn close(&self) {
+    /// Closes the connection; whatever the peer may still read stays readable. Returns a socket from which CLC
+    /// bytes have still to be read before it is closed.
+    pub(crate) fn close(&self) -> Option<Leftover<T>> {
         self.upgrade.withdraw();
         let mut effects = Effects::default();
-        let (read, write, receive_dmb, send_dmb, clc_left) = {
+        let (halves, receive_dmb, send_dmb, clc_left) = {
             let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
             // CLC that was promised goes out before the end.
             let _ = tx.send_clc(|| self.stop_handshake());
             Self::pin_receiver(&mut rx, &mut effects);
             Self::pin_sender(&mut tx, &mut effects);
             let switched = rx.path != receive::Path::Tcp || tx.path == send::Path::Ring;
-            let clc_left = match rx.strip_clc() {
-                std::task::Poll::Pending => match rx.clc {
-                    Clc::Skip(left) => left,
-                    _ => 0,
-                },
+            let mut clc_left = match (rx.strip_clc(), rx.clc) {
+                (Poll::Pending, Clc::Skip(left)) => left,
                 _ => 0,
             };
             if switched {
@@ -48,14 +56,21 @@ impl<T: Tcp> Connection<T> {
                     let _ = sys::set_zero_linger(fd);
                 }
             }
-            (rx.half.take(), tx.half.take(), rx.dmb.take(), tx.dmb.take(), clc_left)
+            if rx.fd().and_then(sys::linger_is_zero).unwrap_or(false) {
+                // It ends in a reset anyway.
+                clc_left = 0;
+            }
+            (rx.half.take().zip(tx.half.take()), rx.dmb.take(), tx.dmb.take(), clc_left)
         };
         // The flags are in the rings before the socket says anything.
         self.carry_out(effects);
-        if let (Some(read), Some(write)) = (read, write) {
-            if clc_left > 0 { T::close_after(read, write, clc_left) } else { T::close(read, write) }
-        }
         drop((receive_dmb, send_dmb));
         self.upgrade.settle(FallbackReason::HalfClosed);
+        let (read, write) = halves?;
+        if clc_left > 0 {
+            return Some(Leftover { read, write, clc_left });
+        }
+        T::close(read, write);
+        None
     }
 }

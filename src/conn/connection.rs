@@ -238,6 +238,7 @@ impl<T: Tcp> Connection<T> {
                 }
                 Self::pin_sender(&mut tx, &mut effects);
                 tx.shut = true;
+                effects.settled = Some(FallbackReason::HalfClosed);
                 let half = tx.half.as_mut().ok_or_else(closed)?;
                 T::shutdown(half)
             }
@@ -267,7 +268,7 @@ impl<T: Tcp> Connection<T> {
         if rx.path != receive::Path::Tcp {
             return false;
         }
-        rx.settle_handshake();
+        rx.resolve_handshake();
         if let (false, Some(dmb)) = (rx.pinned, rx.dmb.as_ref()) {
             if let Direction::Switched(until) = dmb.consumer.memory().header().pin() {
                 // A position that the kernel does not tell is found out by the reader.
@@ -276,9 +277,7 @@ impl<T: Tcp> Connection<T> {
             }
         }
         rx.pinned = true;
-        if matches!(rx.clc, receive::Clc::None) {
-            effects.pinned = rx.dmb.take().map(Box::new);
-        }
+        effects.pinned = rx.dmb.take().map(Box::new);
         true
     }
 
@@ -290,7 +289,12 @@ impl<T: Tcp> Connection<T> {
     pub(crate) fn pin(&self, what: &str, read: bool, write: bool) -> io::Result<()> {
         let mut effects = Effects::default();
         let read_pinned = !read || Self::pin_receiver(&mut lock(&self.rx), &mut effects);
-        let write_pinned = !write || Self::pin_sender(&mut lock(&self.tx), &mut effects);
+        let write_pinned = !write || {
+            let mut tx = lock(&self.tx);
+            // The application's bytes may be next: CLC that was promised goes first.
+            let _ = tx.send_clc(|| self.stop_handshake());
+            Self::pin_sender(&mut tx, &mut effects)
+        };
         self.carry_out(effects);
         if !(read_pinned && write_pinned) {
             return Err(upgraded_error(what));
@@ -342,11 +346,14 @@ impl<T: Tcp> Connection<T> {
     /// Does what was collected under a lock.
     #[inline]
     pub(super) fn carry_out(&self, effects: Effects) {
-        let Effects { ring, violation, reset, wake, grown, pinned, unused } = effects;
+        let Effects { ring, violation, reset, wake, grown, pinned, unused, settled } = effects;
         if let Some(dmb) = pinned {
             dmb.pinned();
         }
         drop(unused);
+        if let Some(reason) = settled {
+            self.upgrade.settle(reason);
+        }
         if let (Some(doorbell), Some(this)) = (grown, self.this.upgrade()) {
             doorbell.link.grown(this);
         }

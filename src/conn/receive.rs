@@ -11,6 +11,7 @@ use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Consumer, Memory, Violation};
 use crate::ism::sys;
 use crate::link::stream::{Death, ReceiveDmb};
+use crate::transport::FallbackReason;
 
 /// The ring that a stream reads from.
 pub(crate) type Ring = Consumer<DmbMemory>;
@@ -99,7 +100,7 @@ impl<T: Tcp> Receiver<T> {
                 }
                 Path::Draining { at, until } if at > until => return self.broken(effects),
                 Path::Draining { .. } | Path::Tcp => {
-                    if let Some(answer) = self.poll_tcp(op, park, effects) {
+                    if let Some(answer) = self.poll_tcp(op, park, &circumstances, effects) {
                         return answer;
                     }
                 }
@@ -117,9 +118,10 @@ impl<T: Tcp> Receiver<T> {
         &mut self,
         op: &mut O,
         park: bool,
+        circumstances: &impl Fn() -> Circumstances,
         effects: &mut Effects,
     ) -> Option<Poll<io::Result<usize>>> {
-        if let Err(error) = self.latch() {
+        if let Err(error) = self.latch(effects) {
             return Some(Poll::Ready(Err(error)));
         }
         if matches!(self.path, Path::Draining { at, until } if at >= until) {
@@ -137,10 +139,26 @@ impl<T: Tcp> Receiver<T> {
                 if O::CONSUMES {
                     self.count(length as u64);
                 }
-                Some(Poll::Ready(Ok(length)))
+                let behind = if O::PEEKS { self.peek_behind(op, length) } else { 0 };
+                Some(Poll::Ready(Ok(length + behind)))
+            }
+            Poll::Ready(Ok(_)) if circumstances().peer_left_unread => {
+                // The peer died with bytes of ours unread, which TCP would have told by a reset.
+                self.believe(Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())), effects)
             }
             Poll::Ready(end) => self.believe(Poll::Ready(end), effects),
             Poll::Pending => self.believe_pending(park),
+        }
+    }
+
+    /// What a peek sees behind TCP's last byte: who waits for more by peeking must not wait for ever.
+    fn peek_behind<O: ReadOp<T>>(&mut self, op: &mut O, length: usize) -> usize {
+        match (self.path, self.dmb.as_mut()) {
+            (Path::Draining { at, until }, Some(dmb)) if at + length as u64 == until => {
+                // A violation is the business of the read that gets there.
+                op.ring(&mut dmb.consumer).unwrap_or(0)
+            }
+            _ => 0,
         }
     }
 
@@ -160,7 +178,7 @@ impl<T: Tcp> Receiver<T> {
         end: Poll<io::Result<usize>>,
         effects: &mut Effects,
     ) -> Option<Poll<io::Result<usize>>> {
-        if let Err(error) = self.latch() {
+        if let Err(error) = self.latch(effects) {
             return Some(Poll::Ready(Err(error)));
         }
         let Path::Draining { until, .. } = self.path else { return Some(end) };
@@ -210,7 +228,7 @@ impl<T: Tcp> Receiver<T> {
     }
 
     /// Obeys the word of this direction, once it has its final value.
-    fn latch(&mut self) -> io::Result<()> {
+    fn latch(&mut self, effects: &mut Effects) -> io::Result<()> {
         if self.path != Path::Tcp || self.pinned {
             return Ok(());
         }
@@ -219,6 +237,7 @@ impl<T: Tcp> Receiver<T> {
             Direction::Open => Ok(()),
             Direction::Pinned => {
                 self.pinned = true;
+                effects.settled = Some(FallbackReason::Pinned);
                 Ok(())
             }
             Direction::Switched(until) => self.drain_until(until),
@@ -251,7 +270,7 @@ impl<T: Tcp> Receiver<T> {
         loop {
             match self.clc {
                 Clc::None => return Poll::Ready(Ok(true)),
-                Clc::Held(length) => {
+                Clc::Held(_) => {
                     let word = self.handshake_word();
                     if word == HandshakeWord::Held {
                         let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
@@ -259,13 +278,9 @@ impl<T: Tcp> Receiver<T> {
                         if T::poll_peek(half, &mut cx).is_pending() {
                             return Poll::Pending;
                         }
-                        // GO comes before the client's first CLC byte, so what is there without it is data.
-                        self.settle_handshake();
                     }
-                    self.clc = match self.handshake_word() {
-                        HandshakeWord::Go => Clc::Skip(length),
-                        _ => Clc::None,
-                    };
+                    // GO comes before the client's first CLC byte, so what is there without it is data.
+                    self.resolve_handshake();
                 }
                 Clc::Skip(0) => self.clc = Clc::None,
                 Clc::Skip(left) => {
@@ -291,8 +306,19 @@ impl<T: Tcp> Receiver<T> {
         self.dmb.as_ref().map_or(HandshakeWord::Off, |dmb| dmb.consumer.memory().header().handshake())
     }
 
+    /// S: decides the word now, and with it which bytes are CLC.
+    pub(crate) fn resolve_handshake(&mut self) {
+        self.settle_handshake();
+        if let Clc::Held(length) = self.clc {
+            self.clc = match self.handshake_word() {
+                HandshakeWord::Go => Clc::Skip(length),
+                _ => Clc::None,
+            };
+        }
+    }
+
     /// S: no CLC over TCP any more, unless the client went already.
-    pub(crate) fn settle_handshake(&mut self) {
+    fn settle_handshake(&mut self) {
         if let (Clc::Held(_), Some(dmb)) = (self.clc, self.dmb.as_ref()) {
             let _ = dmb.consumer.memory().header().move_handshake(HandshakeWord::Held, HandshakeWord::Off);
         }

@@ -12,6 +12,7 @@ use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Memory, Producer, Violation};
 use crate::ism::sys;
 use crate::link::stream::{Death, SendDmb};
+use crate::transport::FallbackReason;
 
 /// The ring that a stream writes to.
 pub(crate) type Ring = Producer<DmbMemory>;
@@ -43,6 +44,8 @@ pub(crate) struct Sender<T: Tcp> {
     pub(crate) shut: bool,
     /// The reader has closed or aborted: every later write fails.
     broken: bool,
+    /// The ring could not be shrunk when it was idle; after the next write it is tried again.
+    pub(crate) shrink_at_write: bool,
     pub(crate) clc: Clc,
     /// What the SYN adds to the kernel's counter; known from the moment a DMB of ours was given away.
     pub(crate) syn: Option<u64>,
@@ -59,6 +62,7 @@ impl<T: Tcp> Sender<T> {
             pinned: false,
             shut: false,
             broken: false,
+            shrink_at_write: false,
             clc: Clc::None,
             syn: None,
             waiters,
@@ -114,7 +118,7 @@ impl<T: Tcp> Sender<T> {
             Some(Death::Runtime) => return Poll::Ready(self.runtime_error()),
         }
         let Some(dmb) = self.dmb.as_mut() else { return Poll::Ready(Err(closed())) };
-        match Self::ring_step(dmb, op, park, look_at_peer, effects) {
+        match Self::ring_step(dmb, op, park, look_at_peer, &mut self.shrink_at_write, effects) {
             Ok(answer) => {
                 self.broken = O::WRITES && matches!(answer, Poll::Ready(Err(_)));
                 answer
@@ -132,6 +136,7 @@ impl<T: Tcp> Sender<T> {
         op: &mut O,
         park: bool,
         look_at_peer: bool,
+        shrink_at_write: &mut bool,
         effects: &mut Effects,
     ) -> Result<Poll<io::Result<usize>>, Violation> {
         if look_at_peer {
@@ -147,7 +152,7 @@ impl<T: Tcp> Sender<T> {
                     if dmb.producer.wake_reader() {
                         effects.ring(&dmb.doorbell, Signal::Data);
                     }
-                    if !was_grown && dmb.producer.is_grown() {
+                    if dmb.producer.is_grown() && (!was_grown || std::mem::take(shrink_at_write)) {
                         effects.grown = Some(dmb.doorbell.clone());
                     }
                 }
@@ -195,8 +200,10 @@ impl<T: Tcp> Sender<T> {
         }
         let Some(position) = look.tx_position(queued, syn) else { return };
         if dmb.producer.memory().header().switch(position).is_err() {
-            // The reader pinned it; its PINNED is on the way.
+            // The reader has pinned it. Its PINNED is answered here, whether it came already or not.
             self.pinned = true;
+            effects.unused = self.dmb.take().map(Box::new);
+            effects.settled = Some(FallbackReason::Pinned);
             return;
         }
         self.path = Path::Ring;
@@ -215,12 +222,8 @@ impl<T: Tcp> Sender<T> {
         self.send_clc_until(usize::MAX, handshake)
     }
 
-    /// Sends the first `limit` bytes of them.
-    pub(crate) fn send_clc_until(
-        &mut self,
-        limit: usize,
-        handshake: impl Fn() -> HandshakeWord,
-    ) -> Poll<io::Result<()>> {
+    /// S: obeys the word, which `handshake` has decided.
+    pub(crate) fn resolve_handshake(&mut self, handshake: impl Fn() -> HandshakeWord) {
         if let Clc::Held(bytes) = &mut self.clc {
             let bytes = std::mem::take(bytes);
             self.clc = match handshake() {
@@ -228,6 +231,15 @@ impl<T: Tcp> Sender<T> {
                 _ => Clc::None,
             };
         }
+    }
+
+    /// Sends the first `limit` bytes of them.
+    pub(crate) fn send_clc_until(
+        &mut self,
+        limit: usize,
+        handshake: impl Fn() -> HandshakeWord,
+    ) -> Poll<io::Result<()>> {
+        self.resolve_handshake(handshake);
         loop {
             let Clc::Send(bytes, at) = &mut self.clc else { return Poll::Ready(Ok(())) };
             if *at == bytes.len() {

@@ -93,7 +93,6 @@ impl Upgrade {
                 return false;
             }
             state.phase = Phase::Settled(reason);
-            state.hold = None;
             state.offer.take()
         };
         drop(offer);
@@ -113,11 +112,7 @@ impl Upgrade {
 
     /// Takes back an offer that still stands.
     pub(super) fn withdraw(&self) {
-        let offer = {
-            let mut state = lock(&self.state);
-            state.hold = None;
-            state.offer.take()
-        };
+        let offer = lock(&self.state).offer.take();
         drop(offer);
     }
 }
@@ -181,11 +176,8 @@ impl<T: Tcp> Connection<T> {
         if rx.path != receive::Path::Tcp {
             return None;
         }
-        rx.settle_handshake();
+        rx.resolve_handshake();
         rx.pinned = true;
-        if matches!(rx.clc, receive::Clc::Held(_)) {
-            rx.clc = receive::Clc::None;
-        }
         let dmb = rx.dmb.take()?;
         dmb.consumer.memory().header().pin();
         Some(dmb)
@@ -247,7 +239,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         drop(gone);
     }
 
-    fn attach_receive(&self, dmb: ReceiveDmb, hold: bool) -> Result<(), FallbackReason> {
+    fn attach_receive(&self, dmb: ReceiveDmb, hold: Option<&[u8]>) -> Result<(), FallbackReason> {
         let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
         if rx.half.is_none() || tx.half.is_none() || tx.shut {
             return Err(FallbackReason::HalfClosed);
@@ -269,13 +261,15 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             Ok(None) | Err(_) => return Err(FallbackReason::Positions),
         };
         tx.syn = Some(syn);
-        if hold && received == 0 && look.tx_position(queued, syn) == Some(0) {
+        let untouched = received == 0 && look.tx_position(queued, syn) == Some(0);
+        if let (Some(accept), true) = (hold, untouched) {
             let unread = rx.fd().and_then(sys::queued_in).unwrap_or(1);
             if unread == 0 {
                 let memory = dmb.consumer.memory().clone();
                 if memory.header().move_handshake(HandshakeWord::None, HandshakeWord::Held).is_ok() {
-                    rx.clc = receive::Clc::Held(crate::clc::PROPOSAL_BYTES + crate::clc::answer_bytes(true));
-                    tx.clc = send::Clc::Held(Vec::new());
+                    // The Confirm mirrors the Accept, field by field.
+                    rx.clc = receive::Clc::Held(crate::clc::PROPOSAL_BYTES + accept.len());
+                    tx.clc = send::Clc::Held(accept.to_vec());
                     lock(&self.upgrade.state).hold = Some(memory);
                 }
             }
@@ -341,20 +335,16 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         let _ = tx.send_clc_until(proposal, || HandshakeWord::Off);
     }
 
-    fn gone(&self, clc: ClcOverTcp) {
+    fn gone(&self) {
         let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-        rx.settle_handshake();
-        let word = rx.dmb.as_ref().map(|dmb| dmb.consumer.memory().header().handshake());
-        if word != Some(HandshakeWord::Go) {
-            return;
-        }
-        if let receive::Clc::Held(_) = rx.clc {
-            rx.clc = receive::Clc::Skip(clc.proposal.len() + clc.confirm.len());
-        }
-        if let send::Clc::Held(_) = tx.clc {
-            tx.clc = send::Clc::Send(clc.accept, 0);
-            let _ = tx.send_clc(|| HandshakeWord::Go);
-        }
+        rx.resolve_handshake();
+        // At once: the client waits for the Accept. What does not fit goes before the application's first byte.
+        let _ = tx.send_clc(|| self.stop_handshake());
+    }
+
+    fn can_not_send(&self, reason: FallbackReason) {
+        lock(&self.tx).pinned = true;
+        self.upgrade.settle(reason);
     }
 
     fn refused(&self, reason: FallbackReason) {
@@ -380,12 +370,21 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         if self.idle_since.swap(position, Ordering::Relaxed) != position {
             return false;
         }
-        // A violation is the business of the next write, which sees it too.
-        dmb.producer.shrink().unwrap_or(true)
+        // A violation is the business of the next write, which sees it too. What is still unread may stay so for
+        // ever: the next write asks again.
+        if !dmb.producer.shrink().unwrap_or(true) {
+            tx.shrink_at_write = true;
+        }
+        true
     }
 
     fn stay_on_tcp(&self, reason: FallbackReason) {
-        let unused = self.abandon_receiver(&mut lock(&self.rx));
+        let unused = {
+            let mut rx = lock(&self.rx);
+            // Before the DMB with the word is given back.
+            lock(&self.tx).resolve_handshake(|| self.stop_handshake());
+            self.abandon_receiver(&mut rx)
+        };
         drop(unused);
         self.upgrade.settle(reason);
     }
@@ -422,6 +421,9 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             if tx.path == send::Path::Tcp {
                 tx.pinned = true;
             }
+            // GO is final, whatever becomes of the link.
+            rx.resolve_handshake();
+            tx.resolve_handshake(|| self.stop_handshake());
             if rx.path == receive::Path::Tcp && tx.path == send::Path::Tcp {
                 unused = (rx.dmb.take(), tx.dmb.take());
             } else {

@@ -17,7 +17,7 @@ use crate::link::endpoint::Endpoint;
 use crate::link::message::{ArenaShape, Message, Subject};
 use crate::link::outbox::{Outbox, SharedFd};
 use crate::link::slots::{OwnArenas, PeerArenas};
-use crate::link::stream::{ClcOverTcp, Death, Interrupt, LinkedStream};
+use crate::link::stream::{Death, Interrupt, LinkedStream};
 use crate::sync::{Arc, AtomicU8, AtomicU64, Mutex, Ordering, fence, lock};
 use crate::transport::FallbackReason;
 
@@ -55,7 +55,8 @@ enum Incoming {
         clc: ServerHandshake,
         token: u64,
         peer_signal: u32,
-        messages: Option<ClcOverTcp>,
+        handshake: bool,
+        entry: Arc<SignalEntry>,
     },
 }
 
@@ -74,7 +75,8 @@ struct State {
     own: OwnArenas,
     theirs: PeerArenas,
     next_offer: u64,
-    next_linkid: u32,
+    /// The CLC name of this link, once a connection of it was confirmed; the first one is its first contact.
+    met: bool,
     outgoing: HashMap<u64, Outgoing>,
     incoming: HashMap<u64, Incoming>,
     /// Tokens of the peer that we owe a DETACH, with the stream that writes there.
@@ -133,7 +135,7 @@ impl Link {
                 own,
                 theirs: PeerArenas::default(),
                 next_offer: 1,
-                next_linkid: 0,
+                met: false,
                 outgoing: HashMap::new(),
                 incoming: HashMap::new(),
                 received: HashMap::new(),
@@ -334,11 +336,9 @@ impl Link {
         lock(&self.state).own.detached(token);
     }
 
-    fn next_linkid(&self) -> u32 {
-        let mut state = lock(&self.state);
-        // Linux counts link groups in steps of 256 (net/smc/smc_core.c).
-        state.next_linkid = state.next_linkid.wrapping_add(256);
-        state.next_linkid
+    /// The CLC name of this link: any number serves, the peer only compares it.
+    fn linkid(&self) -> u32 {
+        self.id as u32
     }
 }
 

@@ -136,6 +136,7 @@ impl PeerArenas {
     /// When there is none, or no memory for it: the peer may not have committed what it names.
     pub(crate) fn dmb(&self, arena: u32, slot: u32) -> io::Result<DmbMemory> {
         let map = self.maps.get(arena as usize).ok_or(io::ErrorKind::NotFound)?;
+        map.dmb(slot).ok_or(io::ErrorKind::NotFound)?;
         map.claim(slot)
     }
 }

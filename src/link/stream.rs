@@ -73,8 +73,9 @@ pub(crate) trait LinkedStream: Send + Sync {
     /// Lets the sending ring go back to its first segment if it was idle since the last call. `false`: ask again.
     fn shrink(&self) -> bool;
 
-    /// From here on the reader obeys the word in `dmb`. With `hold` the client asks for CLC over TCP.
-    fn attach_receive(&self, dmb: ReceiveDmb, hold: bool) -> Result<(), FallbackReason>;
+    /// From here on the reader obeys the word in `dmb`. With `hold` the client asks for CLC over TCP; if it goes,
+    /// the Accept is that message.
+    fn attach_receive(&self, dmb: ReceiveDmb, hold: Option<&[u8]>) -> Result<(), FallbackReason>;
 
     /// From here on the sender may switch to `dmb`.
     fn attach_send(&self, dmb: SendDmb);
@@ -82,8 +83,11 @@ pub(crate) trait LinkedStream: Send + Sync {
     /// C with policy Handshake, between MATCH and READY: go, with these messages. The DMB is the server's.
     fn go(&self, server: &DmbMemory, clc: ClcOverTcp);
 
-    /// S with policy Handshake, at READY: if the client went, these are the messages.
-    fn gone(&self, clc: ClcOverTcp);
+    /// S with policy Handshake, at READY: the client went or never will.
+    fn gone(&self);
+
+    /// The peer named a DMB that this end can not use: the sender stays on TCP.
+    fn can_not_send(&self, reason: FallbackReason);
 
     /// Another stream of the same socket exists: neither can know what passes through it.
     fn shared(&self);
@@ -120,7 +124,7 @@ pub(crate) struct ReceiveDmb {
     pub(crate) doorbell: Doorbell,
     pub(crate) token: u64,
     /// Keeps the number of our signals.
-    pub(crate) _entry: SignalEntry,
+    pub(crate) _entry: Arc<SignalEntry>,
 }
 
 impl ReceiveDmb {
@@ -141,6 +145,8 @@ pub(crate) struct SendDmb {
     pub(crate) producer: Producer<DmbMemory>,
     pub(crate) doorbell: Doorbell,
     pub(crate) token: u64,
+    /// Keeps the number of our signals, also when the receiving direction stayed on TCP.
+    pub(crate) _entry: Arc<SignalEntry>,
 }
 
 impl Drop for SendDmb {

@@ -48,6 +48,7 @@ impl ReadOp<TokioTcp> for PeekBuf<'_, '_> {
     }
 
     const CONSUMES: bool = false;
+    const PEEKS: bool = true;
 }
 
 /// `try_read_vectored`.

@@ -8,9 +8,9 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf, ReuniteError};
-use tokio::runtime::Handle;
 
 use crate::conn::Tcp;
+use crate::conn::close::Leftover;
 
 pub(crate) enum TokioTcp {}
 
@@ -68,21 +68,20 @@ impl Tcp for TokioTcp {
         // As one TcpStream again it closes without the FIN that a dropped write half would send.
         drop(TokioTcp::reunite(read, write));
     }
+}
 
-    fn close_after(mut read: OwnedReadHalf, mut write: OwnedWriteHalf, left: usize) {
-        let _ = Self::shutdown(&mut write);
-        let Ok(runtime) = Handle::try_current() else { return Self::close(read, write) };
-        runtime.spawn(async move {
-            let mut scratch = [0; 512];
-            let mut left = left;
-            while left > 0 {
-                let wanted = left.min(scratch.len());
-                match read.read(&mut scratch[..wanted]).await {
-                    Ok(length) if length > 0 => left -= length,
-                    _ => break,
-                }
-            }
-            Self::close(read, write);
-        });
+/// Reads what a closed stream has still to take off its socket, then closes it.
+pub(crate) async fn drain(leftover: Leftover<TokioTcp>) {
+    let Leftover { mut read, mut write, clc_left } = leftover;
+    let _ = TokioTcp::shutdown(&mut write);
+    let mut scratch = [0; 512];
+    let mut left = clc_left;
+    while left > 0 {
+        let wanted = left.min(scratch.len());
+        match read.read(&mut scratch[..wanted]).await {
+            Ok(length) if length > 0 => left -= length,
+            _ => break,
+        }
     }
+    TokioTcp::close(read, write);
 }

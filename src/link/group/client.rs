@@ -1,5 +1,7 @@
 //! The client's side of an upgrade: OFFER, MATCH, READY, CANCEL.
 
+use std::io;
+
 use super::{Fault, Link, Outgoing, SignalEntry};
 use crate::clc::{Answer, ClientHandshake, Dmb};
 use crate::ism::interrupt::CONNECTIONS;
@@ -137,8 +139,7 @@ impl Link {
             };
             (outgoing, state.theirs.dmb(matched.arena, matched.slot))
         };
-        let entry = SignalEntry { link: self.clone(), index: outgoing.signal };
-        let server_dmb = server_dmb.map_err(|_| Fault("MATCH names a DMB that can not be used"))?;
+        let entry = Arc::new(SignalEntry { link: self.clone(), index: outgoing.signal });
         if matched.signal >= CONNECTIONS {
             return Err(Fault("MATCH names a signal that does not exist"));
         }
@@ -148,6 +149,18 @@ impl Link {
         let Some(stream) = outgoing.stream.upgrade() else {
             self.send(&Message::Cancel { id });
             return Ok(());
+        };
+        let server_dmb = match server_dmb {
+            Ok(dmb) => dmb,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Fault("MATCH names a DMB that does not exist"));
+            }
+            Err(error) => {
+                crate::trace::debug!("no memory for the peer's DMB: {error}");
+                self.send(&Message::Cancel { id });
+                stream.stay_on_tcp(FallbackReason::Memory);
+                return Ok(());
+            }
         };
         // The kernel's word first, our own socket after it: see `proof`.
         let allocated = proof::other_end_is(&outgoing.subject, matched.cookie, self.credentials.uid)
@@ -162,7 +175,7 @@ impl Link {
                 return Ok(());
             }
         };
-        let (token, linkid) = (allocated.token, self.next_linkid());
+        let (token, linkid) = (allocated.token, self.linkid());
         let Ok(confirm) = outgoing.clc.confirm(Dmb { token, bytes: allocated.bytes }, linkid) else {
             return Err(Fault("the CLC handshake is out of order"));
         };
@@ -172,9 +185,9 @@ impl Link {
             consumer: Consumer::new(allocated.memory),
             doorbell: doorbell.clone(),
             token,
-            _entry: entry,
+            _entry: entry.clone(),
         };
-        if let Err(reason) = stream.attach_receive(receive, false) {
+        if let Err(reason) = stream.attach_receive(receive, None) {
             self.take_back(token);
             self.send(&Message::Cancel { id });
             stream.stay_on_tcp(reason);
@@ -189,7 +202,12 @@ impl Link {
         }
         // READY before the first CAS of the word: the server learns of the DMB before it hears of a switch.
         self.send(&ready);
-        stream.attach_send(SendDmb { producer: Producer::new(server_dmb), doorbell, token: accepted.token });
+        stream.attach_send(SendDmb {
+            producer: Producer::new(server_dmb),
+            doorbell,
+            token: accepted.token,
+            _entry: entry,
+        });
         self.bury_late(&stream);
         Ok(())
     }

@@ -179,6 +179,10 @@ impl Link {
         };
         let reason = match death {
             Death::Runtime => FallbackReason::NoRuntime,
+            // Whoever does not trust our user hangs up instead of greeting.
+            _ if self.peer.get().is_none() && self.credentials.uid != sys::effective_uid() => {
+                FallbackReason::PeerPolicy
+            }
             Death::Peer | Death::Fault => FallbackReason::LinkDown,
         };
         for id in outgoing {

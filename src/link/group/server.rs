@@ -1,5 +1,7 @@
 //! The server's side of an upgrade: OFFER, MATCH, READY, REFUSE.
 
+use std::io;
+
 use super::{Fault, Incoming, Link, SignalEntry};
 use crate::clc::{Confirmation, Diagnosis, Dmb, ServerHandshake};
 use crate::ism::interrupt::CONNECTIONS;
@@ -7,7 +9,7 @@ use crate::ism::ring::{Consumer, Producer};
 use crate::link::accepted::{Found, Key};
 use crate::link::message::{Message, Subject};
 use crate::link::proof;
-use crate::link::stream::{ClcOverTcp, Doorbell, LinkedStream, ReceiveDmb, SendDmb};
+use crate::link::stream::{Doorbell, LinkedStream, ReceiveDmb, SendDmb};
 use crate::sync::{Arc, lock};
 use crate::transport::FallbackReason;
 
@@ -132,7 +134,9 @@ impl Link {
 
         let allocated = self.allocate(stream.dmb_size())?;
         let token = allocated.token;
-        let accept = proposed.clc.accept(Dmb { token, bytes: allocated.bytes }, self.next_linkid(), true);
+        let first_contact = !std::mem::replace(&mut lock(&self.state).met, true);
+        let dmb = Dmb { token, bytes: allocated.bytes };
+        let accept = proposed.clc.accept(dmb, self.linkid(), first_contact);
         let Ok(accept) = accept else {
             lock(&self.state).own.stream_done(token);
             self.take_back(token);
@@ -144,25 +148,21 @@ impl Link {
             self.take_back(token);
             return Err(FallbackReason::Limit);
         };
-        let entry = SignalEntry { link: self.clone(), index: signal };
+        let entry = Arc::new(SignalEntry { link: self.clone(), index: signal });
         let doorbell = Doorbell { link: self.clone(), index: offered.signal };
         let receive =
-            ReceiveDmb { consumer: Consumer::new(allocated.memory), doorbell, token, _entry: entry };
-        if let Err(reason) = stream.attach_receive(receive, offered.handshake) {
+            ReceiveDmb { consumer: Consumer::new(allocated.memory), doorbell, token, _entry: entry.clone() };
+        if let Err(reason) = stream.attach_receive(receive, offered.handshake.then_some(&accept[..])) {
             self.take_back(token);
             return Err(reason);
         }
-        let messages = offered.handshake.then(|| ClcOverTcp {
-            proposal: offered.clc.clone(),
-            accept: accept.clone(),
-            confirm: Vec::new(),
-        });
         let incoming = Incoming::Matched {
             stream: Arc::downgrade(stream),
             clc: proposed.clc.clone(),
             token,
             peer_signal: offered.signal,
-            messages,
+            handshake: offered.handshake,
+            entry,
         };
         {
             let mut state = lock(&self.state);
@@ -197,10 +197,9 @@ impl Link {
             let mut state = lock(&self.state);
             (state.incoming.remove(&id), state.theirs.dmb(arena, slot))
         };
-        let Some(Incoming::Matched { stream, mut clc, peer_signal, messages, .. }) = incoming else {
+        let Some(Incoming::Matched { stream, mut clc, peer_signal, handshake, entry, .. }) = incoming else {
             return Err(Fault("READY without MATCH"));
         };
-        let client_dmb = client_dmb.map_err(|_| Fault("READY names a DMB that can not be used"))?;
         let Ok(Confirmation::Confirmed { dmb, .. }) = clc.on_confirm(confirm) else {
             return Err(Fault("READY carries no CLC Confirm for its Accept"));
         };
@@ -211,16 +210,32 @@ impl Link {
             }
             state.received.insert(dmb.token, stream.clone());
         }
+        let stream = stream.upgrade();
+        if let (true, Some(stream)) = (handshake, &stream) {
+            stream.gone();
+        }
+        let client_dmb = match client_dmb {
+            Ok(dmb) => dmb,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Fault("READY names a DMB that does not exist"));
+            }
+            Err(error) => {
+                crate::trace::debug!("no memory for the peer's DMB: {error}");
+                self.detach(dmb.token);
+                if let Some(stream) = stream {
+                    stream.can_not_send(FallbackReason::Memory);
+                }
+                return Ok(());
+            }
+        };
         // Dropped unused it sends the DETACH that every received token is owed.
         let send = SendDmb {
             producer: Producer::new(client_dmb),
             doorbell: Doorbell { link: self.clone(), index: peer_signal },
             token: dmb.token,
+            _entry: entry,
         };
-        if let Some(stream) = stream.upgrade() {
-            if let Some(messages) = messages {
-                stream.gone(ClcOverTcp { confirm: confirm.to_vec(), ..messages });
-            }
+        if let Some(stream) = stream {
             stream.attach_send(send);
             self.bury_late(&stream);
         }
