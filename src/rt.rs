@@ -70,7 +70,7 @@ pub(crate) fn endpoint(handle: &Handle, config: &Config) -> io::Result<Driven> {
     let listener = watch(endpoint.take_listener()?)?;
     let eventfd = watch(endpoint.eventfd().try_clone()?)?;
     let timer = timers.watch()?;
-    handle.spawn(link::accept(listener, endpoint.clone(), end.clone()));
+    handle.spawn(link::accept(listener, endpoint.clone(), timers.clone(), end.clone()));
     handle.spawn(poller::run(eventfd, endpoint, end.clone()));
     handle.spawn(timer::run(timer, timers, end));
     Ok(driven)
@@ -107,8 +107,15 @@ impl Reactor for Tokio {
     fn query(&self, stream: Arc<dyn LinkedStream>, subject: Subject, candidates: Vec<EndpointId>) {
         if let Some(endpoint) = self.endpoint.upgrade() {
             let search = link::query(endpoint, Arc::downgrade(&stream), subject, candidates);
-            let task = self.handle.spawn(search);
+            // The search must not end in an offer before the stream knows of the search.
+            let (start, started) = tokio::sync::oneshot::channel::<()>();
+            let task = self.handle.spawn(async move {
+                if started.await.is_ok() {
+                    search.await;
+                }
+            });
             stream.offered(Box::new(AbortOnDrop(task.abort_handle())));
+            let _ = start.send(());
         }
     }
 

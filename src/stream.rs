@@ -354,9 +354,13 @@ impl SmcStream {
         }
         loop {
             self.readable().await?;
+            let coop = poll_fn(poll_proceed).await;
             match self.try_read_with(&mut PeekBuf(&mut ReadBuf::new(buf))) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                answer => return answer,
+                answer => {
+                    coop.made_progress();
+                    return answer;
+                }
             }
         }
     }
@@ -489,10 +493,15 @@ impl SmcStream {
     /// `Unsupported` when one of them has moved to shared memory; else those of `f`.
     pub fn try_io<R>(&self, interest: Interest, f: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
         self.pin("try_io", interest)?;
-        if !interest.is_readable() {
-            return self.conn.with_write_half(|half| half.as_ref().try_io(interest, f));
+        if self.with_tcp(|tcp| ready::tcp_ready(tcp, interest))?.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
         }
-        self.with_tcp(|tcp| tcp.try_io(interest, f))
+        // Without a lock: `f` is the application's, and may use this stream.
+        let answer = f();
+        if matches!(&answer, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            self.with_tcp(|tcp| ready::clear_stale(tcp, interest))?;
+        }
+        answer
     }
 
     /// Does I/O of one's own on the TCP socket; the directions of `interest` stay on TCP from then on.

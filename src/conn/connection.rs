@@ -144,7 +144,9 @@ impl<T: Tcp> Connection<T> {
                 &mut effects,
             );
             if rx.path == receive::Path::Ring {
-                self.rx_in_ring.store(true, Ordering::Relaxed);
+                if !self.reads_ring() {
+                    self.rx_in_ring.store(true, Ordering::Relaxed);
+                }
             } else if let (true, Poll::Ready(Ok(length))) = (O::CONSUMES, &answer) {
                 self.read_bytes.fetch_add(*length as u64, Ordering::Relaxed);
             }
@@ -181,7 +183,9 @@ impl<T: Tcp> Connection<T> {
                 && self.wakes.attention.swap(false, Ordering::Acquire);
             let answer = tx.poll(op, park, attention, self.death(), || self.stop_handshake(), &mut effects);
             if tx.path == send::Path::Ring {
-                self.tx_in_ring.store(true, Ordering::Relaxed);
+                if !self.writes_ring() {
+                    self.tx_in_ring.store(true, Ordering::Relaxed);
+                }
             } else if let (true, Poll::Ready(Ok(length))) = (O::WRITES, &answer) {
                 self.written_bytes.fetch_add(*length as u64, Ordering::Relaxed);
             }
@@ -258,6 +262,7 @@ impl<T: Tcp> Connection<T> {
         if let Some(dmb) = tx.dmb.take() {
             // Only this end switches it, and it has not: the reader learns that it never will.
             dmb.producer.memory().header().pin();
+            effects.ring(&dmb.doorbell, Signal::Data);
             effects.unused = Some(Box::new(dmb));
         }
         true
@@ -288,12 +293,19 @@ impl<T: Tcp> Connection<T> {
     /// `Unsupported` when one of them has already left TCP; the other stays pinned.
     pub(crate) fn pin(&self, what: &str, read: bool, write: bool) -> io::Result<()> {
         let mut effects = Effects::default();
-        let read_pinned = !read || Self::pin_receiver(&mut lock(&self.rx), &mut effects);
+        if !read && !write {
+            return Ok(());
+        }
+        let read_pinned = !read || {
+            let mut rx = lock(&self.rx);
+            // CLC that is promised to this socket must not be read by the application.
+            Self::pin_receiver(&mut rx, &mut effects) && matches!(rx.strip_clc(), Poll::Ready(Ok(true)))
+        };
         let write_pinned = !write || {
             let mut tx = lock(&self.tx);
             // The application's bytes may be next: CLC that was promised goes first.
-            let _ = tx.send_clc(|| self.stop_handshake());
-            Self::pin_sender(&mut tx, &mut effects)
+            let sent = matches!(tx.send_clc(|| self.stop_handshake()), Poll::Ready(Ok(())));
+            Self::pin_sender(&mut tx, &mut effects) && sent
         };
         self.carry_out(effects);
         if !(read_pinned && write_pinned) {

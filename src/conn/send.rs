@@ -88,10 +88,13 @@ impl<T: Tcp> Sender<T> {
                 self.try_switch(effects);
             }
             if self.path == Path::Tcp {
-                match self.send_clc(&handshake) {
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    Poll::Pending => return Poll::Pending,
+                // To ask whether one could write is not to write: it leaves the client free to go.
+                if O::WRITES {
+                    match self.send_clc(&handshake) {
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                        Poll::Pending => return Poll::Pending,
+                    }
                 }
                 let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
                 return op.tcp(half, &mut Context::from_waker(&self.waiters));

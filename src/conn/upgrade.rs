@@ -134,15 +134,24 @@ impl<T: Tcp> Connection<T> {
             && transport != Transport::LoopbackIsm
             && self.death().is_none();
         if runs {
-            let switched = {
+            let decided = {
                 let rx = lock(&self.rx);
-                rx.dmb.as_ref().is_some_and(|dmb| {
-                    dmb.consumer.arm();
-                    matches!(dmb.consumer.memory().header().direction(), Direction::Switched(_))
-                })
+                rx.pinned
+                    || rx.dmb.as_ref().is_some_and(|dmb| {
+                        dmb.consumer.arm();
+                        dmb.consumer.memory().header().direction() != Direction::Open
+                    })
             };
-            if !switched || self.transport() != Transport::LoopbackIsm {
+            let sends = {
+                let tx = lock(&self.tx);
+                tx.path == send::Path::Ring || tx.pinned || tx.shut
+            };
+            if !(decided && sends && self.upgrade.phase() == Phase::Attached) {
                 return Poll::Pending;
+            }
+            if self.transport() != Transport::LoopbackIsm {
+                // One of the two directions will never leave TCP.
+                self.upgrade.settle(FallbackReason::Pinned);
             }
         }
         self.forget_watch(key);
@@ -151,6 +160,9 @@ impl<T: Tcp> Connection<T> {
 
     /// C: takes the Accept off the stream, then sends the Confirm and switches.
     fn drive_clc(&self) {
+        if self.role != Role::Client || self.config.upgrade_policy != UpgradePolicy::Handshake {
+            return;
+        }
         let mut effects = Effects::default();
         {
             let mut rx = lock(&self.rx);
@@ -158,12 +170,15 @@ impl<T: Tcp> Connection<T> {
                 return;
             }
             let mut tx = lock(&self.tx);
-            if tx.half.is_some() && tx.send_clc(|| HandshakeWord::Off).is_ready() {
+            if tx.half.is_some() && tx.send_clc(|| self.stop_handshake()).is_ready() {
                 tx.try_switch(&mut effects);
             }
         }
-        effects.wake = false;
+        let switched = std::mem::take(&mut effects.wake);
         self.carry_out(effects);
+        if switched {
+            self.wakes.writers.wake_all();
+        }
     }
 
     pub(crate) fn forget_watch(&self, key: &mut WatchKey) {
@@ -289,23 +304,23 @@ impl<T: Tcp> LinkedStream for Connection<T> {
 
     fn attach_send(&self, dmb: SendDmb) {
         let mut effects = Effects::default();
-        let unused = {
-            let mut tx = lock(&self.tx);
-            if tx.pinned || tx.shut || tx.half.is_none() {
-                // A pin made before the DMB was known is put into its word; its DETACH goes out at once.
-                dmb.producer.memory().header().pin();
-                Some(dmb)
-            } else {
-                tx.dmb = Some(dmb);
-                tx.try_switch(&mut effects);
-                None
-            }
-        };
-        drop(unused);
         {
             let mut state = lock(&self.upgrade.state);
             if state.phase == Phase::Offering {
                 state.phase = Phase::Attached;
+            }
+        }
+        {
+            let mut tx = lock(&self.tx);
+            if tx.pinned || tx.shut || tx.half.is_none() {
+                // A pin made before the DMB was known is put into its word; its DETACH goes out at once.
+                dmb.producer.memory().header().pin();
+                effects.ring(&dmb.doorbell, Signal::Data);
+                effects.unused = Some(Box::new(dmb));
+                effects.settled = Some(FallbackReason::Pinned);
+            } else {
+                tx.dmb = Some(dmb);
+                tx.try_switch(&mut effects);
             }
         }
         effects.wake = true;
@@ -314,6 +329,9 @@ impl<T: Tcp> LinkedStream for Connection<T> {
 
     fn go(&self, server: &DmbMemory, clc: ClcOverTcp) {
         let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
+        if rx.pinned || tx.pinned || tx.shut {
+            return;
+        }
         let untouched = tx.syn.is_some_and(|syn| {
             let Ok(fd) = tx.fd() else { return false };
             let sent = whole(|| sys::tx_counters(fd)).ok().flatten();

@@ -13,15 +13,14 @@ mod socket;
 mod tcp;
 
 pub(crate) use diag::{canonical, owner_of};
-pub(crate) use event::{arm_timer, clear_timer, eventfd, is_eventfd, ring, timerfd};
+pub(crate) use event::{arm_timer, clear_timer, eventfd, is_eventfd, is_ready, ring, timerfd};
 pub(crate) use memory::{fallocate, memfd_sealed, punch, verify_memfd};
 pub(crate) use process::{
     effective_uid, hostname, involuntary_switches, monotonic_ns, overflow_uid, random_bytes, random_u64,
     thread_id, usable_cpus,
 };
 pub(crate) use seqpacket::{
-    PeerCred, accept, is_writable, peer_cred, recv, send, seqpacket_connect, seqpacket_listen,
-    shutdown_socket,
+    PeerCred, accept, peer_cred, recv, send, seqpacket_connect, seqpacket_listen, shutdown_socket,
 };
 pub(crate) use socket::{
     cookie, ineligible, linger_is_zero, local_addr, netns_cookie, peer_addr, push_unsent, reset_connection,

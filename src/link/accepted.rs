@@ -8,6 +8,7 @@ use crate::ism::sys::canonical;
 use crate::link::message::Tuple;
 use crate::link::stream::LinkedStream;
 use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
+use crate::transport::FallbackReason;
 
 /// Port of the listener and address of the client; the rest of the tuple is checked live at MATCH, so that accept
 /// needs no further system call.
@@ -83,7 +84,10 @@ impl Accepted {
     pub(crate) fn find_or_wait(&self, key: Key, waiting: impl FnOnce() -> Waiting) -> Found {
         let mut table = lock(&self.table);
         if let Some(stream) = table.streams.get(&key).and_then(|(_, stream)| stream.upgrade()) {
-            return Found::Stream(stream);
+            // A stream that has ended may have left its address to a younger one, which is still to be accepted.
+            if stream.subject() != Err(FallbackReason::HalfClosed) {
+                return Found::Stream(stream);
+            }
         }
         if self.waiting.load(Ordering::Relaxed) >= MOST_WAITING {
             return Found::Full;
@@ -99,13 +103,11 @@ impl Accepted {
     pub(crate) fn forget(&self, key: Key, number: u64) {
         let mut table = lock(&self.table);
         let Some(list) = table.waiting.get_mut(&key) else { return };
-        let before = list.len();
-        list.retain(|(waiting, _)| *waiting != number);
-        let gone = before - list.len();
-        if list.is_empty() {
-            table.waiting.remove(&key);
-        }
+        let gone = list.iter().position(|(waiting, _)| *waiting == number).map(|at| list.swap_remove(at));
+        let empty = if list.is_empty() { table.waiting.remove(&key) } else { None };
+        self.waiting.fetch_sub(usize::from(gone.is_some()), Ordering::Relaxed);
         drop(table);
-        self.waiting.fetch_sub(gone, Ordering::Relaxed);
+        // What waited may hold a link: dropped without the lock.
+        drop((gone, empty));
     }
 }

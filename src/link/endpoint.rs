@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{OnceLock, Weak};
 use std::time::Duration;
 
@@ -123,7 +123,7 @@ impl Endpoint {
 
     /// Age in ns from which a poller's last look counts as stale.
     pub(crate) fn stale_after(&self) -> u64 {
-        2 * self.busy_poll.as_nanos() as u64
+        2 * u64::try_from(self.busy_poll.as_nanos()).unwrap_or(u64::MAX / 2).min(u64::MAX / 2)
     }
 
     pub(crate) fn is_dead(&self) -> bool {
@@ -134,6 +134,15 @@ impl Endpoint {
     pub(crate) fn trusts(&self, uid: u32) -> bool {
         let ours = sys::effective_uid();
         uid == 0 || (uid == ours && uid != sys::overflow_uid())
+    }
+
+    /// Refuses a connection of a user that is not trusted.
+    pub(crate) fn check_user(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let uid = sys::peer_cred(socket)?.uid;
+        if self.trusts(uid) {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {uid} is not trusted")))
     }
 
     /// Says in the device directory that we listen on `port`, as long as the entry lives.
@@ -192,7 +201,10 @@ impl Endpoint {
         }
         let link = self.new_link(&mut links, self.connect(peer)?).map_err(|error| {
             crate::trace::warning!("no link: {error}");
-            FallbackReason::LinkDown
+            match error.kind() {
+                io::ErrorKind::PermissionDenied => FallbackReason::PeerPolicy,
+                _ => FallbackReason::LinkDown,
+            }
         })?;
         links.by_peer.insert(peer.0, link.clone());
         drop(links);
@@ -212,6 +224,14 @@ impl Endpoint {
         }
         if self.is_dead() {
             return Err(io::Error::other("the runtime of this endpoint is shut down"));
+        }
+        // Before HELLO: it carries descriptors.
+        let uid = sys::peer_cred(socket.as_fd())?.uid;
+        if !self.trusts(uid) {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("user {uid} is not trusted"),
+            ));
         }
         let link = Link::new(self, socket, self.dmb_size)?;
         lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
@@ -247,6 +267,8 @@ impl Endpoint {
         };
         self.generation.fetch_add(1, Ordering::Release);
         drop(gone);
+        // The poller has a list of its own, which keeps the memory of the dead.
+        let _ = sys::ring(self.eventfd.as_fd());
     }
 
     /// Changes whenever [`Endpoint::links`] would answer something else.

@@ -18,7 +18,7 @@ use crate::link::message::{ArenaShape, Message, Subject};
 use crate::link::outbox::{Outbox, SharedFd};
 use crate::link::slots::{OwnArenas, PeerArenas};
 use crate::link::stream::{Death, Interrupt, LinkedStream};
-use crate::sync::{Arc, AtomicU8, AtomicU64, Mutex, Ordering, fence, lock};
+use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, fence, lock};
 use crate::transport::FallbackReason;
 
 mod client;
@@ -82,7 +82,7 @@ struct State {
     /// Tokens of the peer that we owe a DETACH, with the stream that writes there.
     received: HashMap<u64, Weak<dyn LinkedStream>>,
     /// Streams that want to offer, until the peer's HELLO.
-    before_hello: Vec<Arc<dyn LinkedStream>>,
+    before_hello: Vec<Weak<dyn LinkedStream>>,
 }
 
 /// One link. It stays in memory as long as a stream of it lives.
@@ -96,6 +96,10 @@ pub(crate) struct Link {
     peer: OnceLock<Peer>,
     entries: Mutex<Entries>,
     state: Mutex<State>,
+    /// Held from the making of an arena until its ARENA is queued: the peer numbers them as they come.
+    announcing: Mutex<()>,
+    /// A fault or limit of this end made it hang up.
+    faulty: AtomicBool,
     last_rung: AtomicU64,
     stale_after: u64,
     /// 0, or a `Death`.
@@ -141,6 +145,8 @@ impl Link {
                 received: HashMap::new(),
                 before_hello: Vec::new(),
             }),
+            announcing: Mutex::new(()),
+            faulty: AtomicBool::new(false),
             last_rung: AtomicU64::new(0),
             stale_after: endpoint.stale_after(),
             death: AtomicU8::new(0),
@@ -206,7 +212,7 @@ impl Link {
 
     /// Takes what the peer has raised and wakes the streams concerned; returns how many signals there were.
     pub(crate) fn drain_interrupts(&self) -> usize {
-        const BATCH: usize = 64;
+        const BATCH: usize = 16;
         let page = self.signals();
         let mut batch: [(u32, Signal); BATCH] = [(0, Signal::Data); BATCH];
         let mut held = 0;
@@ -284,6 +290,8 @@ impl Link {
         // The task of this link sees the same error or the end of the socket and buries the link.
         if let Err(error) = self.outbox.send(self.socket(), message.encode(), fds) {
             crate::trace::debug!("a link's socket does not take messages: {error}");
+            let hung_up = matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+            self.faulty.fetch_or(!hung_up, Ordering::AcqRel);
             let _ = sys::shutdown_socket(self.socket());
         }
     }
@@ -312,6 +320,7 @@ impl Link {
     }
 
     fn allocate(&self, dmb_size: usize) -> Result<NewDmb, FallbackReason> {
+        let order = lock(&self.announcing);
         let allocated = lock(&self.state).own.allocate(dmb_size).map_err(|error| {
             crate::trace::debug!("no DMB: {error}");
             FallbackReason::Memory
@@ -322,6 +331,7 @@ impl Link {
                 Err(error) => {
                     // The peer numbers arenas as they come: without this one all later ones would be misnamed.
                     crate::trace::warning!("no descriptor for an arena: {error}");
+                    drop(order);
                     self.bury(Death::Fault);
                     return Err(FallbackReason::Memory);
                 }

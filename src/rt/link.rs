@@ -1,14 +1,18 @@
 //! Tasks that serve the endpoint's socket, its links and its searches.
 
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
 use std::sync::Weak;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::{EndOfRuntime, watch};
+use super::{EndOfRuntime, Timers, watch};
 use crate::ism::device::EndpointId;
 use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
@@ -20,11 +24,20 @@ use crate::transport::FallbackReason;
 
 /// Connections to an endpoint's socket that have not said what they want yet.
 const MOST_GREETINGS: usize = 256;
+/// For how long a connection may say nothing.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two attempts to accept when one failed.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Descriptors the first message may carry.
 const MOST_FDS: usize = 2;
 
 /// Takes what connects to the endpoint's socket.
-pub(super) async fn accept(listener: UnixStream, endpoint: Arc<Endpoint>, _end: Arc<EndOfRuntime>) {
+pub(super) async fn accept(
+    listener: UnixStream,
+    endpoint: Arc<Endpoint>,
+    timers: Arc<Timers>,
+    _end: Arc<EndOfRuntime>,
+) {
     let greetings = Arc::new(tokio::sync::Semaphore::new(MOST_GREETINGS));
     loop {
         let Ok(permit) = greetings.clone().acquire_owned().await else { return };
@@ -34,16 +47,15 @@ pub(super) async fn accept(listener: UnixStream, endpoint: Arc<Endpoint>, _end: 
         })
         .await
         else {
-            // Out of descriptors, or a connection that went away: the next one may work, after the others had a turn.
-            tokio::task::yield_now().await;
+            // Out of descriptors, or a connection that went away: the next one may work in a while.
+            timers.sleep(PAUSE).await;
             continue;
         };
-        let endpoint = endpoint.clone();
+        let (endpoint, timers) = (endpoint.clone(), timers.clone());
         tokio::spawn(async move {
-            if let Err(error) = greet(socket, endpoint).await {
+            if let Err(error) = greet(socket, &endpoint, &timers, permit).await {
                 crate::trace::debug!("a connection to this endpoint ended early: {error}");
             }
-            drop(permit);
         });
     }
 }
@@ -74,11 +86,28 @@ async fn first_message(io: &UnixStream) -> io::Result<(Message, Vec<OwnedFd>)> {
 }
 
 /// Reads how a connection begins, and serves it.
-async fn greet(socket: OwnedFd, endpoint: Arc<Endpoint>) -> io::Result<()> {
+async fn greet(
+    socket: OwnedFd,
+    endpoint: &Arc<Endpoint>,
+    timers: &Arc<Timers>,
+    permit: OwnedSemaphorePermit,
+) -> io::Result<()> {
+    endpoint.check_user(socket.as_fd())?;
     let io = watch(socket)?;
-    match first_message(&io).await? {
+    let first = {
+        let mut patience = pin!(timers.sleep(PATIENCE));
+        let mut first = pin!(first_message(&io));
+        poll_fn(|cx| match first.as_mut().poll(cx) {
+            Poll::Pending => patience.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
+            answer => answer,
+        })
+        .await?
+    };
+    // What waits from here on is bounded elsewhere.
+    drop(permit);
+    match first {
         (Message::Query { subject }, _) => {
-            answer_query(io, &endpoint, subject).await;
+            answer_query(io, endpoint, subject).await;
             Ok(())
         }
         (hello, fds) => {
@@ -138,8 +167,13 @@ pub(super) async fn drive(link: Arc<Link>) {
             }
             let Ok(()) = ready!(socket.poll_read_ready(cx)) else { return Poll::Ready(Death::Runtime) };
             let mut death = None;
+            let mut more = false;
             let _ = socket.try_io(Interest::READABLE, || match link.receive(&mut buffer) {
-                Ok(()) => Err(io::Error::from(io::ErrorKind::WouldBlock)),
+                Ok(true) => Err(io::Error::from(io::ErrorKind::WouldBlock)),
+                Ok(false) => {
+                    more = true;
+                    Ok(())
+                }
                 Err(cause) => {
                     death = Some(cause);
                     Ok(())
@@ -147,6 +181,10 @@ pub(super) async fn drive(link: Arc<Link>) {
             });
             if let Some(death) = death {
                 return Poll::Ready(death);
+            }
+            if more {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
         }
     })

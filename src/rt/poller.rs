@@ -99,6 +99,8 @@ impl Wake for Poller {
 /// The state of the poller's task between two looks.
 struct Watch {
     window: Window,
+    /// The window may open at all.
+    polls: bool,
     last_look: u64,
     thread: u32,
     switches: u64,
@@ -107,7 +109,7 @@ struct Watch {
 impl Watch {
     /// Was this thread preempted since the last look? Only the kernel knows, and only a long gap makes us ask.
     fn preempted(&mut self, now: u64) -> bool {
-        if now.saturating_sub(self.last_look) < SUSPICIOUS_GAP {
+        if !self.polls || now.saturating_sub(self.last_look) < SUSPICIOUS_GAP {
             return false;
         }
         let (thread, switches) = (sys::thread_id(), sys::involuntary_switches());
@@ -127,7 +129,7 @@ pub(super) async fn run(eventfd: UnixStream, endpoint: Arc<Endpoint>, _end: Arc<
         task: Mutex::new(None),
         found_in_reactor: AtomicUsize::new(0),
     });
-    let mut watch = Watch { window: Window::new(cap), last_look: 0, thread: 0, switches: 0 };
+    let mut watch = Watch { window: Window::new(cap), polls: cap > 0, last_look: 0, thread: 0, switches: 0 };
     let mut listening = false;
     std::future::poll_fn(move |cx| {
         {
@@ -141,28 +143,28 @@ pub(super) async fn run(eventfd: UnixStream, endpoint: Arc<Endpoint>, _end: Arc<
             poller.listen();
         }
         let links = poller.links();
-        loop {
-            let now = sys::monotonic_ns();
-            let mut found = Poller::look(&links, now);
-            if poller.found_in_reactor.load(Ordering::Relaxed) > 0 {
-                found += poller.found_in_reactor.swap(0, Ordering::Relaxed);
-            }
-            if watch.preempted(now) {
-                watch.window.preempted();
-            }
-            watch.last_look = now;
-            if found > 0 {
-                watch.window.work(now);
-            }
-            if watch.window.keep_polling(now) {
-                // Behind everything that is ready to run: the looks are cooperative.
-                cx.waker().wake_by_ref();
-                return Poll::<()>::Pending;
-            }
-            if Poller::sleep(&links) {
-                return Poll::Pending;
-            }
+        let now = sys::monotonic_ns();
+        let mut found = Poller::look(&links, now);
+        if poller.found_in_reactor.load(Ordering::Relaxed) > 0 {
+            found += poller.found_in_reactor.swap(0, Ordering::Relaxed);
         }
+        if watch.preempted(now) {
+            watch.window.preempted();
+        }
+        watch.last_look = now;
+        if found > 0 {
+            watch.window.work(now);
+        }
+        if watch.window.keep_polling(now) {
+            // Behind everything that is ready to run: the looks are cooperative.
+            cx.waker().wake_by_ref();
+            return Poll::<()>::Pending;
+        }
+        if !Poller::sleep(&links) {
+            // Something came in between: others have a turn before we look again.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
     })
     .await;
 }

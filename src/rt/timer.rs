@@ -20,6 +20,9 @@ use crate::sync::{Arc, Mutex, lock};
 /// For how long a grown ring has to be idle before its memory is given back.
 const SHRINK_AFTER: Duration = Duration::from_secs(10);
 
+/// A year.
+const FOR_EVER: Duration = Duration::from_secs(365 * 86400);
+
 #[derive(Default)]
 struct Waiting {
     wakers: BTreeMap<(Instant, u64), Waker>,
@@ -42,7 +45,10 @@ impl Timers {
 
     /// Waits for `duration`.
     pub(crate) fn sleep(self: &Arc<Self>, duration: Duration) -> Sleep {
-        Sleep { timers: self.clone(), deadline: Instant::now() + duration, number: None }
+        let now = Instant::now();
+        // What lies beyond the clock never comes anyway.
+        let deadline = now.checked_add(duration).unwrap_or(now + FOR_EVER);
+        Sleep { timers: self.clone(), deadline, number: None }
     }
 
     /// Sets the timer to the earliest deadline; to be called with the lock held, so that no older one overwrites it.

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
@@ -9,15 +10,31 @@ use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 
 use crate::conn::Connection;
+use crate::ism::sys;
 use crate::rt::{ReadReady, TokioTcp, WriteReady};
 
 type Conn = Connection<TokioTcp>;
 
 /// What the TCP socket is ready for at this moment, as tokio knows it.
-fn tcp_ready(tcp: &TcpStream, interest: Interest) -> io::Result<Ready> {
+pub(super) fn tcp_ready(tcp: &TcpStream, interest: Interest) -> io::Result<Ready> {
     match pin!(tcp.ready(interest)).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(ready) => ready,
         Poll::Pending => Ok(Ready::EMPTY),
+    }
+}
+
+/// Forgets a readiness that the kernel does not confirm any more.
+pub(super) fn clear_stale(tcp: &TcpStream, interest: Interest) -> io::Result<()> {
+    let asked = tcp.try_io(interest, || {
+        if sys::is_ready(tcp.as_fd(), interest.is_readable(), interest.is_writable())? {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    });
+    match asked {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(()),
     }
 }
 

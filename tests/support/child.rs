@@ -2,10 +2,8 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::parent_id;
 use std::path::Path;
 use std::process::{Child as Process, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
 
 const ROLE: &str = "SMC_TEST_ROLE";
 /// What the child says begins with this; libtest writes to the same pipe.
@@ -84,13 +82,8 @@ impl Drop for Child {
 /// The role this process was started in, if it is a child. A child that has a role does not outlive its parent.
 pub(crate) fn role() -> Option<String> {
     let role = std::env::var(ROLE).ok()?;
-    let parent = parent_id();
-    std::thread::spawn(move || {
-        while parent_id() == parent {
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        std::process::exit(1);
-    });
+    let kill = Some(rustix::process::Signal::KILL);
+    rustix::process::set_parent_process_death_signal(kill).expect("the kernel watches the parent");
     Some(role)
 }
 

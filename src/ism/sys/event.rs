@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::EventfdFlags;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
@@ -40,6 +40,16 @@ pub(crate) fn ring(fd: BorrowedFd<'_>) -> io::Result<()> {
 pub(crate) fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
     std::fs::read_link(link).is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]")
+}
+
+/// Whether `fd` can be read, or written, or has failed at this moment.
+pub(crate) fn is_ready(fd: BorrowedFd<'_>, read: bool, write: bool) -> io::Result<bool> {
+    let mut flags = PollFlags::empty();
+    flags.set(PollFlags::IN | PollFlags::RDHUP, read);
+    flags.set(PollFlags::OUT, write);
+    let mut polled = [PollFd::from_borrowed_fd(fd, flags)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    Ok(retry_on_intr(|| poll(&mut polled, Some(&now)))? > 0)
 }
 
 /// A timer on the monotonic clock, not armed.

@@ -125,14 +125,6 @@ pub(crate) fn shutdown_socket(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::net::shutdown(fd, rustix::net::Shutdown::Both)?)
 }
 
-/// Whether a message can be sent at this moment, or the connection has failed.
-pub(crate) fn is_writable(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    Ok(retry_on_intr(|| poll(&mut polled, Some(&now)))? > 0)
-}
-
 /// Who was at the other end of a unix connection when it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PeerCred {

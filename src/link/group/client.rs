@@ -12,6 +12,9 @@ use crate::link::stream::{ClcOverTcp, Doorbell, LinkedStream, ReceiveDmb, SendDm
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
+/// Streams that may wait for the peer's HELLO.
+const MOST_BEFORE_HELLO: usize = 4096;
+
 /// An offer that stands; dropping it takes it back with CANCEL, unless the upgrade went on meanwhile.
 struct Offer {
     link: Arc<Link>,
@@ -39,7 +42,12 @@ impl Link {
         if self.peer.get().is_none() {
             let mut state = lock(&self.state);
             if self.peer.get().is_none() && self.death.load(Ordering::Acquire) == 0 {
-                state.before_hello.push(stream);
+                if state.before_hello.len() < MOST_BEFORE_HELLO {
+                    state.before_hello.push(Arc::downgrade(&stream));
+                } else {
+                    drop(state);
+                    stream.stay_on_tcp(FallbackReason::Limit);
+                }
                 return;
             }
         }
@@ -76,8 +84,9 @@ impl Link {
             state.outgoing.insert(id, outgoing);
             id
         };
-        stream.offered(Box::new(Offer { link: self.clone(), id }));
         self.send(&Message::Offer { id, signal, handshake, subject, clc: proposal });
+        // After OFFER, for dropping it sends CANCEL. If MATCH was faster, dropping it does nothing.
+        stream.offered(Box::new(Offer { link: self.clone(), id }));
         if self.death().is_some() {
             // The burial may have passed by before the entry was there.
             self.end_offer(id, FallbackReason::LinkDown);
@@ -117,6 +126,9 @@ impl Link {
         self.unregister(outgoing.signal);
         let mut handshake = outgoing.clc;
         let Ok(Answer::Declined(diagnosis)) = handshake.on_answer(clc) else {
+            if let Some(stream) = outgoing.stream.upgrade() {
+                stream.stay_on_tcp(FallbackReason::Protocol);
+            }
             return Err(Fault("REFUSE carries no CLC Decline"));
         };
         if let Some(stream) = outgoing.stream.upgrade() {
@@ -140,11 +152,15 @@ impl Link {
             (outgoing, state.theirs.dmb(matched.arena, matched.slot))
         };
         let entry = Arc::new(SignalEntry { link: self.clone(), index: outgoing.signal });
-        if matched.signal >= CONNECTIONS {
-            return Err(Fault("MATCH names a signal that does not exist"));
-        }
-        let Ok(Answer::Accepted { dmb: accepted, .. }) = outgoing.clc.on_answer(accept) else {
-            return Err(Fault("MATCH carries no CLC Accept for its Proposal"));
+        let answer = outgoing.clc.on_answer(accept);
+        let (Ok(Answer::Accepted { dmb: accepted, .. }), true) = (answer, matched.signal < CONNECTIONS)
+        else {
+            if let Some(stream) = outgoing.stream.upgrade() {
+                stream.stay_on_tcp(FallbackReason::Protocol);
+            }
+            return Err(Fault(
+                "MATCH carries no CLC Accept for its Proposal, or a signal that does not exist",
+            ));
         };
         let Some(stream) = outgoing.stream.upgrade() else {
             self.send(&Message::Cancel { id });
@@ -153,6 +169,7 @@ impl Link {
         let server_dmb = match server_dmb {
             Ok(dmb) => dmb,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                stream.stay_on_tcp(FallbackReason::Protocol);
                 return Err(Fault("MATCH names a DMB that does not exist"));
             }
             Err(error) => {
@@ -177,6 +194,7 @@ impl Link {
         };
         let (token, linkid) = (allocated.token, self.linkid());
         let Ok(confirm) = outgoing.clc.confirm(Dmb { token, bytes: allocated.bytes }, linkid) else {
+            stream.stay_on_tcp(FallbackReason::Protocol);
             return Err(Fault("the CLC handshake is out of order"));
         };
         let ready = Message::Ready { id, arena: allocated.arena, slot: allocated.slot, clc: confirm.clone() };

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Weak;
 use std::task::Waker;
 
 use super::client::Matched;
@@ -15,18 +16,23 @@ use crate::transport::FallbackReason;
 
 /// Descriptors a message may carry at most.
 const MOST_FDS: usize = 2;
+/// Messages answered before other tasks have a turn.
+const MOST_AT_ONCE: usize = 128;
 
 impl Link {
     /// Reads and answers what has come; returns when the socket is empty, or with `Err` when the link has to end.
-    pub(crate) fn receive(self: &Arc<Self>, buffer: &mut [u8; LONGEST]) -> Result<(), Death> {
-        loop {
+    ///
+    /// `Ok(false)`: there may be more, others should have a turn first.
+    pub(crate) fn receive(self: &Arc<Self>, buffer: &mut [u8; LONGEST]) -> Result<bool, Death> {
+        let gone = || if self.faulty.load(Ordering::Acquire) { Death::Fault } else { Death::Peer };
+        for _ in 0..MOST_AT_ONCE {
             if let Some(death) = self.death() {
                 return Err(death);
             }
             let received = match sys::recv(self.socket(), buffer, MOST_FDS) {
-                Ok(received) if received.len == 0 => return Err(Death::Peer),
+                Ok(received) if received.len == 0 => return Err(gone()),
                 Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     crate::trace::warning!("link ended: {error}");
@@ -34,7 +40,7 @@ impl Link {
                 }
                 Err(error) => {
                     crate::trace::debug!("link ended: {error}");
-                    return Err(Death::Peer);
+                    return Err(gone());
                 }
             };
             let message = Message::decode(&buffer[..received.len]).map_err(|malformed| {
@@ -43,6 +49,7 @@ impl Link {
             })?;
             self.deliver(message, received.fds)?;
         }
+        Ok(false)
     }
 
     /// Obeys one message: also the first of an accepted connection, which was read to see how it begins.
@@ -148,7 +155,7 @@ impl Link {
             std::mem::take(&mut state.before_hello)
         };
         ours.greeted(self, endpoint);
-        for stream in waiting {
+        for stream in waiting.iter().filter_map(Weak::upgrade) {
             self.offer(stream);
         }
         Ok(())
@@ -196,7 +203,7 @@ impl Link {
             }
             endpoint.link_ended(self);
         }
-        for stream in before_hello {
+        for stream in before_hello.iter().filter_map(Weak::upgrade) {
             stream.stay_on_tcp(reason);
         }
         let _ = sys::shutdown_socket(self.socket());

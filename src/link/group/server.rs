@@ -72,6 +72,12 @@ impl Link {
         match found {
             Found::Waits(number) => {
                 state.incoming.insert(id, Incoming::Waiting { key, number });
+                if self.death().is_some() {
+                    // The burial has passed by already.
+                    state.incoming.remove(&id);
+                    drop(state);
+                    endpoint.accepted().forget(key, number);
+                }
             }
             Found::Stream(stream) => {
                 drop(state);
