@@ -40,7 +40,7 @@ for name in "${targets[@]}"; do
         tail -n 60 "$scratch/log"
         # The input in a form that a log can carry.
         for artifact in "$scratch"/{crash,leak,oom,slow-unit,timeout}-*; do
-            [[ ! -f $artifact ]] || printf '%s: ' "${artifact##*/}" && base64 -w 0 "$artifact" && echo
+            [[ ! -f $artifact ]] || printf '%s: %s\n' "${artifact##*/}" "$(base64 -w 0 "$artifact")"
         done
         fail "$name: exit status $status"
     fi

@@ -37,7 +37,8 @@ jq -s -r '
       (([$cases[] as $case | ($on | keys[]) as $transport | $case + [$transport]] | sort) as $wanted
         | (map([.test, .connections, .transport]) | sort) as $seen
         | select($seen != $wanted)
-        | "missing: \($wanted - $seen | tojson); not asked for, or twice: \($seen - ($wanted | unique) | tojson)")
+        | "missing: \($wanted - $seen | tojson); not asked for: \($seen - $wanted | tojson); twice: \($seen
+            | group_by(.) | map(select(length > 1)[0]) | tojson)")
 ' "$scratch/rows" >"$scratch/faults"
 [[ ! -s $scratch/faults ]] || fail "$(cat "$scratch/faults")"
 echo "$(wc -l <"$scratch/rows") results, all whole"
