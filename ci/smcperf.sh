@@ -31,7 +31,7 @@ jq -s -r '
                 | if $figures[$row.test] | index($key) then type == "number" and . > 0 else . == null end) | not
           then "has a figure that is missing, or one too many"
           elif .test != "connect" and .runs_on != $on[.transport] then "ran on \(.runs_on)"
-          elif [.runs_on] | inside(["tcp", "uds", "loopback-ism"]) | not then "ran on \(.runs_on)"
+          elif .runs_on | IN("tcp", "uds", "loopback-ism") | not then "ran on \(.runs_on)"
           else empty end
         | "\($row | tojson): \(.)"),
       (([$cases[] as $case | ($on | keys[]) as $transport | $case + [$transport]] | sort) as $wanted
