@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The library builds without a warning with no feature, with each, with each pair and with all; its unit tests pass
+# with all (`cargo test` has run them with the default ones).
+source "$(dirname "$0")/lib.sh"
+
+packages=$(cargo metadata --locked --no-deps --format-version 1)
+check() {
+    printf -- '--- %s with %s\n' "$1" "${2:-no feature}"
+    cargo clippy --quiet --locked --package "$1" --lib --no-default-features --features "$2" -- -D warnings
+}
+for package in $(jq -r '.packages[] | select(.targets | any(.kind[] == "lib")) | .name' <<<"$packages"); do
+    mapfile -t features < <(
+        jq -r --arg name "$package" '.packages[] | select(.name == $name) | .features | keys - ["default"] | .[]' \
+            <<<"$packages"
+    )
+    check "$package" ""
+    for ((i = 0; i < ${#features[@]}; i++)); do
+        check "$package" "${features[i]}"
+        for ((j = i + 1; j < ${#features[@]}; j++)); do
+            check "$package" "${features[i]},${features[j]}"
+        done
+    done
+    if ((${#features[@]} > 2)); then
+        check "$package" "$(IFS=, && echo "${features[*]}")"
+    fi
+done
+cargo test --locked --workspace --lib --all-features

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Smoke of each fuzz target: its seeds, then some time on inputs of its own. FUZZ_SECONDS, 30 by default, is for all
+# targets together. Needs neither nightly nor cargo-fuzz: coverage by plain compiler flags, those that cargo-fuzz gives
+# (without AddressSanitizer, which needs nightly).
+source "$(dirname "$0")/lib.sh"
+scratch
+
+host=$(rustc -vV | sed -n 's/^host: //p')
+mapfile -t targets < <(cargo metadata --locked --no-deps --format-version 1 --manifest-path fuzz/Cargo.toml |
+    jq -r '.packages[].targets[] | select(.kind == ["bin"]) | .name')
+((${#targets[@]} > 0)) || fail "fuzz/ has no target"
+
+export CARGO_TARGET_DIR="$target/fuzz"
+RUSTFLAGS="--cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares" \
+    cargo build --locked --release --bins --manifest-path fuzz/Cargo.toml --target "$host"
+
+seconds=$(((${FUZZ_SECONDS:-30} + ${#targets[@]} - 1) / ${#targets[@]}))
+for name in "${targets[@]}"; do
+    binary="$CARGO_TARGET_DIR/$host/release/$name"
+    seeds="fuzz/seeds/$name"
+    [[ -n $(ls "$seeds") ]] || fail "$seeds has no seeds"
+    mkdir "$scratch/$name"
+    limits=(-max_len=700 -timeout=10 -rss_limit_mb=2048 "-artifact_prefix=$scratch/")
+
+    echo "--- $name: $(find "$seeds" -type f | wc -l) seeds"
+    "$binary" "${limits[@]}" "$seeds"/* >"$scratch/log" 2>&1 || {
+        cat "$scratch/log"
+        fail "$name: a seed fails"
+    }
+
+    echo "--- $name: $seconds s"
+    status=0
+    "$binary" "${limits[@]}" "-max_total_time=$seconds" -print_final_stats=1 "$scratch/$name" "$seeds" \
+        >"$scratch/log" 2>&1 || status=$?
+    if ((status != 0)); then
+        tail -n 60 "$scratch/log"
+        # The input in a form that a log can carry.
+        for artifact in "$scratch"/{crash,leak,oom,slow-unit,timeout}-*; do
+            [[ ! -f $artifact ]] || printf '%s: %s\n' "${artifact##*/}" "$(base64 -w 0 "$artifact")"
+        done
+        fail "$name: exit status $status"
+    fi
+    grep -E 'Loaded|INITED|DONE|^stat::(number_of|new_units)' "$scratch/log"
+    # Without counters libFuzzer guesses blindly: the flags above would have lost their effect.
+    grep -Eq 'INITED +cov: [1-9]' "$scratch/log" || fail "$name: no coverage is seen"
+done

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The tests that make network namespaces and other users, which only root can.
+source "$(dirname "$0")/lib.sh"
+((EUID == 0)) || fail "needs root"
+scratch
+
+if [[ -z $(git ls-files tests/namespaces.rs tests/namespaces/main.rs) ]]; then
+    echo "tests/namespaces.rs does not exist: there is nothing to run"
+    exit 0
+fi
+cargo test --locked --test namespaces 2>&1 | tee "$scratch/log"
+(($(tests_passed "$scratch/log") > 0)) || fail "no test ran"

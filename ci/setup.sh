@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Installs what the gates need and the machine lacks. Only Debian's packages and crates are fetched; the Rust toolchain
+# (stable, with rustfmt and clippy) has to be there.
+source "$(dirname "$0")/lib.sh"
+
+for tool in cargo rustc rustdoc cargo-fmt cargo-clippy; do
+    command -v "$tool" >/dev/null || fail "$tool is missing: a stable Rust toolchain with rustfmt and clippy is needed"
+done
+
+# Program and Debian package: strace sees idleness, ip and unshare make network namespaces, jq reads JSON, g++ builds
+# libFuzzer.
+tools="cc:gcc g++:g++ git:git ip:iproute2 jq:jq nsenter:util-linux realpath:coreutils strace:strace unshare:util-linux"
+missing=()
+for tool in $tools; do
+    command -v "${tool%%:*}" >/dev/null || missing+=("${tool#*:}")
+done
+if ((${#missing[@]})); then
+    echo "missing here: ${missing[*]}"
+    ((EUID == 0)) || fail "install these packages first (only root can): ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -o Acquire::Retries=3 update -qq
+    apt-get -o Acquire::Retries=3 install -y -qq --no-install-recommends "${missing[@]}"
+fi
+
+# Fails when a committed lock file does not fit its manifest.
+host=$(rustc -vV | sed -n 's/^host: //p')
+cargo fetch --locked --target "$host"
+cargo fetch --locked --target "$host" --manifest-path fuzz/Cargo.toml
+
+rustc -V
+cargo -V
+strace -V | head -n 1
+ip -V
+printf 'Linux %s, %s cores, user %s\n' "$(uname -r)" "$(nproc)" "$(id -u)"
