@@ -1,8 +1,10 @@
 //! [`SmcStream`], the drop-in for tokio's `TcpStream`: a skin over one connection.
 
+mod options;
 pub(crate) mod ready;
 pub(crate) mod split;
 pub(crate) mod split_owned;
+mod transfer;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -10,22 +12,21 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{RefUnwindSafe, UnwindSafe};
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BufMut;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
+use tokio::io::{Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::runtime::Handle;
 use tokio::task::coop::poll_proceed;
 
 use crate::config::{Config, UpgradePolicy};
-use crate::conn::{Connection, ReadOp, Role, WriteOp};
+use crate::conn::{Connection, Role};
 use crate::link::adopted::adopt;
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::stream::LinkedStream;
-use crate::rt::{self, PeekBuf, Reading, TokioTcp, Writing, WritingVectored};
+use crate::rt::{self, PeekBuf, TokioTcp};
 use crate::sync::Arc;
 use crate::transport::{FallbackReason, Transport};
 use ready::Readiness;
@@ -248,97 +249,6 @@ impl SmcStream {
 
     // ---- reading and writing ----
 
-    #[inline]
-    fn poll_read_with<O: ReadOp<TokioTcp>>(
-        &self,
-        cx: &mut Context<'_>,
-        op: &mut O,
-    ) -> Poll<io::Result<usize>> {
-        if self.conn.reads_ring() {
-            let coop = ready!(poll_proceed(cx));
-            let answer = self.conn.poll_read(cx, op);
-            if answer.is_ready() {
-                coop.made_progress();
-            }
-            return answer;
-        }
-        let answer = self.conn.poll_read(cx, op);
-        if answer.is_ready() {
-            self.offer_if(self.conn.triggered(false));
-        }
-        answer
-    }
-
-    #[inline]
-    fn poll_write_with<O: WriteOp<TokioTcp>>(
-        &self,
-        cx: &mut Context<'_>,
-        op: &mut O,
-    ) -> Poll<io::Result<usize>> {
-        if self.conn.writes_ring() {
-            let coop = ready!(poll_proceed(cx));
-            let answer = self.conn.poll_write(cx, op);
-            if answer.is_ready() {
-                coop.made_progress();
-            }
-            return answer;
-        }
-        let answer = self.conn.poll_write(cx, op);
-        if answer.is_ready() {
-            self.offer_if(self.conn.triggered(true));
-        }
-        answer
-    }
-
-    fn try_read_with<O: ReadOp<TokioTcp>>(&self, op: &mut O) -> io::Result<usize> {
-        match self.conn.try_read(op, false) {
-            Poll::Ready(answer) => {
-                self.offer_if(self.conn.triggered(false));
-                answer
-            }
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-        }
-    }
-
-    fn try_write_with<O: WriteOp<TokioTcp>>(&self, op: &mut O) -> io::Result<usize> {
-        match self.conn.try_write(op, false) {
-            Poll::Ready(answer) => {
-                self.offer_if(self.conn.triggered(true));
-                answer
-            }
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-        }
-    }
-
-    pub(crate) fn poll_read_priv(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if buf.remaining() == 0 {
-            return Poll::Ready(Ok(()));
-        }
-        self.poll_read_with(cx, &mut Reading(buf)).map_ok(drop)
-    }
-
-    pub(crate) fn poll_write_priv(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if buf.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        self.poll_write_with(cx, &mut Writing(buf))
-    }
-
-    pub(crate) fn poll_write_vectored_priv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        if bufs.iter().all(|buf| buf.is_empty()) {
-            return Poll::Ready(Ok(0));
-        }
-        self.poll_write_with(cx, &mut WritingVectored(bufs))
-    }
-
-    pub(crate) fn shutdown_write(&self) -> io::Result<()> {
-        self.conn.shutdown_write()
-    }
-
     /// Reads what is next without taking it; the bytes are returned again by the next read.
     ///
     /// # Errors
@@ -528,103 +438,6 @@ impl SmcStream {
         self.conn.pin(what, interest.is_readable(), interest.is_writable())
     }
 
-    // ---- the socket's own properties ----
-
-    fn with_tcp<R>(&self, ask: impl FnOnce(&TcpStream) -> io::Result<R>) -> io::Result<R> {
-        self.conn.with_read_half(|half| ask(half.as_ref()))
-    }
-
-    /// The address of this end.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not tell.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.with_tcp(TcpStream::local_addr)
-    }
-
-    /// The address of the other end.
-    ///
-    /// # Errors
-    ///
-    /// `NotConnected` when the connection has ended.
-    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.with_tcp(TcpStream::peer_addr)
-    }
-
-    /// Takes the pending error of the TCP socket (`SO_ERROR`).
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not tell.
-    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
-        self.with_tcp(TcpStream::take_error)
-    }
-
-    /// Is `TCP_NODELAY` set? A stream on shared memory never delays.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not tell.
-    pub fn nodelay(&self) -> io::Result<bool> {
-        self.with_tcp(TcpStream::nodelay)
-    }
-
-    /// Sets `TCP_NODELAY`.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
-        self.with_tcp(|tcp| tcp.set_nodelay(nodelay))
-    }
-
-    /// The value of `SO_LINGER`.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not tell.
-    pub fn linger(&self) -> io::Result<Option<Duration>> {
-        self.with_tcp(TcpStream::linger)
-    }
-
-    /// Sets `SO_LINGER`; zero makes dropping the stream a reset, on shared memory too.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    #[deprecated = "`SO_LINGER` causes the socket to block the thread on drop"]
-    pub fn set_linger(&self, dur: Option<Duration>) -> io::Result<()> {
-        self.with_tcp(|tcp| socket2::SockRef::from(tcp).set_linger(dur))
-    }
-
-    /// Makes dropping the stream a reset.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn set_zero_linger(&self) -> io::Result<()> {
-        self.with_tcp(TcpStream::set_zero_linger)
-    }
-
-    /// The time-to-live of the TCP packets.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not tell.
-    pub fn ttl(&self) -> io::Result<u32> {
-        self.with_tcp(TcpStream::ttl)
-    }
-
-    /// Sets the time-to-live of the TCP packets.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
-        self.with_tcp(|tcp| tcp.set_ttl(ttl))
-    }
-
     // ---- halves ----
 
     /// Borrows the stream as a half to read from and a half to write to.
@@ -648,41 +461,6 @@ impl Drop for SmcStream {
         if let Some(leftover) = self.conn.close() {
             self.handle.spawn(rt::drain(leftover));
         }
-    }
-}
-
-impl AsyncRead for SmcStream {
-    #[inline]
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.poll_read_priv(cx, buf)
-    }
-}
-
-impl AsyncWrite for SmcStream {
-    #[inline]
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_priv(cx, buf)
-    }
-
-    #[inline]
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored_priv(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.shutdown_write())
     }
 }
 

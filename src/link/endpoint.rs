@@ -226,13 +226,7 @@ impl Endpoint {
             return Err(io::Error::other("the runtime of this endpoint is shut down"));
         }
         // Before HELLO: it carries descriptors.
-        let uid = sys::peer_cred(socket.as_fd())?.uid;
-        if !self.trusts(uid) {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!("user {uid} is not trusted"),
-            ));
-        }
+        self.check_user(socket.as_fd())?;
         let link = Link::new(self, socket, self.dmb_size)?;
         lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
         links.all.push(link.clone());

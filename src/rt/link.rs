@@ -197,7 +197,7 @@ fn writable(socket: &UnixStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     ready!(socket.poll_write_ready(cx))?;
     // The socket was full a moment ago. If it still is, the readiness was older than that: clear it.
     let _ = socket.try_io(Interest::WRITABLE, || {
-        if sys::is_writable(socket.as_fd())? {
+        if sys::is_ready(socket.as_fd(), false, true)? {
             Ok(())
         } else {
             Err(io::Error::from(io::ErrorKind::WouldBlock))
