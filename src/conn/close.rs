@@ -37,11 +37,15 @@ impl<T: Tcp> Connection<T> {
                 _ => 0,
             };
             if switched {
-                let unread = match rx.path {
-                    receive::Path::Draining { at, until } if at < until => true,
+                let in_tcp = match rx.path {
+                    // CLC that is still on its way is nobody's data.
+                    receive::Path::Draining { at, until } => at + (clc_left as u64) < until,
                     receive::Path::Tcp => rx.fd().and_then(sys::queued_in).is_ok_and(|unread| unread > 0),
-                    _ => rx.dmb.as_mut().is_some_and(|dmb| dmb.consumer.is_readable().unwrap_or(false)),
+                    receive::Path::Ring => false,
                 };
+                let in_ring = rx.path != receive::Path::Tcp
+                    && rx.dmb.as_mut().is_some_and(|dmb| dmb.consumer.is_readable().unwrap_or(false));
+                let unread = in_tcp || in_ring;
                 let abort = unread || rx.fd().and_then(sys::linger_is_zero).unwrap_or(false);
                 let flags = if abort { Flags::ABORT } else { Flags::CLOSED };
                 if let Some(dmb) = rx.dmb.as_ref() {
