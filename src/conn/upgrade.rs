@@ -423,11 +423,16 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         }
     }
 
-    fn link_died(&self, death: Death) {
+    fn link_died(&self, link: u64, death: Death) {
         let mut effects = Effects::default();
         let mut unused = (None, None);
         {
             let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
+            let doorbells =
+                [rx.dmb.as_ref().map(|dmb| &dmb.doorbell), tx.dmb.as_ref().map(|dmb| &dmb.doorbell)];
+            if !doorbells.into_iter().flatten().any(|doorbell| doorbell.link.id == link) {
+                return;
+            }
             if rx.path == receive::Path::Tcp && !rx.pinned {
                 if let Some(dmb) = rx.dmb.as_ref() {
                     match dmb.consumer.memory().header().pin() {

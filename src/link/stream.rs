@@ -98,8 +98,8 @@ pub(crate) trait LinkedStream: Send + Sync {
     /// The peer will never read from its DMB.
     fn peer_pinned(&self);
 
-    /// The link ended.
-    fn link_died(&self, death: Death);
+    /// The link of that number ended; it need not be the one this stream is attached to.
+    fn link_died(&self, link: u64, death: Death);
 }
 
 /// How a stream interrupts its peer.

@@ -177,7 +177,7 @@ impl Link {
             entries.table.iter().flatten().filter_map(|entry| entry.stream.upgrade()).collect()
         };
         for stream in &streams {
-            stream.link_died(death);
+            stream.link_died(self.id, death);
         }
         let (outgoing, incoming, before_hello) = {
             let mut state = lock(&self.state);
@@ -216,7 +216,7 @@ impl Link {
     /// A stream that was attached while the link died has missed the news.
     pub(super) fn bury_late(&self, stream: &Arc<dyn LinkedStream>) {
         if let Some(death) = self.death() {
-            stream.link_died(death);
+            stream.link_died(self.id, death);
         }
     }
 
