@@ -81,28 +81,48 @@ pub(crate) trait WriteOp<T: Tcp> {
 /// What a step under a lock asks for once the lock is free.
 #[derive(Default)]
 pub(crate) struct Effects {
-    /// Interrupts for the peer.
-    pub(crate) ring: [Option<(Doorbell, Signal)>; 2],
-    /// The peer broke a rule: its link ends.
-    pub(crate) violation: Option<(Doorbell, Violation)>,
+    /// Interrupts for peers in this process, whose wakers they call.
+    bells: [Option<(Doorbell, Signal)>; 2],
     /// TCP carried other bytes than the switch allows: this connection is reset, its link lives.
     pub(crate) reset: bool,
     /// Everyone who waits looks again.
     pub(crate) wake: bool,
+    /// Kept apart, so that the common step builds and drops next to nothing.
+    rare: Option<Box<Rare>>,
+}
+
+/// The effects that few steps have.
+#[derive(Default)]
+pub(crate) struct Rare {
+    /// The peer broke a rule: its link ends.
+    pub(crate) violation: Option<(Doorbell, Violation)>,
     /// The ring left its first segment: it may be shrunk when it has been idle.
     pub(crate) grown: Option<Doorbell>,
     /// This end has pinned the word of this DMB.
-    pub(crate) pinned: Option<Box<ReceiveDmb>>,
+    pub(crate) pinned: Option<ReceiveDmb>,
     /// The sender will never use this DMB.
-    pub(crate) unused: Option<Box<SendDmb>>,
+    pub(crate) unused: Option<SendDmb>,
     /// One direction will never leave TCP.
     pub(crate) settled: Option<FallbackReason>,
 }
 
 impl Effects {
+    /// Interrupts the peer: one in another process at once, for that calls nobody; one in this process later.
+    #[inline]
     pub(crate) fn ring(&mut self, doorbell: &Doorbell, signal: Signal) {
-        let slot = if self.ring[0].is_none() { 0 } else { 1 };
-        self.ring[slot] = Some((doorbell.clone(), signal));
+        if !doorbell.ring_if_remote(signal) {
+            let free = usize::from(self.bells[0].is_some());
+            self.bells[free] = Some((doorbell.clone(), signal));
+        }
+    }
+
+    pub(crate) fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    #[inline]
+    fn is_empty(&self) -> bool {
+        !self.reset && !self.wake && self.rare.is_none() && self.bells[0].is_none()
     }
 }
 

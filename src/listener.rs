@@ -140,7 +140,7 @@ impl SmcListener {
     }
 
     fn adopt(&self, stream: tokio::net::TcpStream, peer: SocketAddr) -> (SmcStream, SocketAddr) {
-        let mut stream = SmcStream::new(stream, Role::Server, self.config.clone());
+        let stream = SmcStream::new(stream, Role::Server, self.config.clone());
         if let Some(home) = &self.home {
             stream.register(home.port.port(), peer, home);
         }

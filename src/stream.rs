@@ -23,6 +23,7 @@ use tokio::task::coop::poll_proceed;
 
 use crate::config::{Config, UpgradePolicy};
 use crate::conn::{Connection, Role};
+use crate::ism::device::PortEntry;
 use crate::link::adopted::adopt;
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::stream::LinkedStream;
@@ -58,22 +59,20 @@ const REQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct SmcStream {
     conn: Arc<Connection<TokioTcp>>,
     handle: Handle,
-    accepted: Option<Accepted>,
     fd: RawFd,
 }
 
-/// What ties an accepted stream to its listener's endpoint until it is gone.
-pub(crate) struct Accepted {
-    pub(crate) endpoint: Arc<Endpoint>,
-    pub(crate) entry: AcceptedEntry,
-    /// The port stays listed as long as a stream of it may still be upgraded.
-    pub(crate) port: Option<Arc<crate::ism::device::PortEntry>>,
+/// What lets the client of an accepted stream find it, as long as it may still be upgraded.
+struct Accepted {
+    endpoint: Arc<Endpoint>,
+    entry: AcceptedEntry,
+    /// The port stays listed as long as a stream of it may need it.
+    _port: Arc<PortEntry>,
 }
 
 impl Drop for Accepted {
     fn drop(&mut self) {
         self.endpoint.forget_accepted(self.entry);
-        drop(self.port.take());
     }
 }
 
@@ -155,15 +154,15 @@ impl SmcStream {
         let fd = stream.as_raw_fd();
         let (read, write) = stream.into_split();
         let conn = Connection::new(read, write, role, config);
-        SmcStream { conn, handle: Handle::current(), accepted: None, fd }
+        SmcStream { conn, handle: Handle::current(), fd }
     }
 
     /// Enters an accepted stream into the table of its endpoint.
-    pub(crate) fn register(&mut self, port: u16, client: SocketAddr, home: &crate::listener::Home) {
+    pub(crate) fn register(&self, port: u16, client: SocketAddr, home: &crate::listener::Home) {
         let linked: Arc<dyn LinkedStream> = self.conn.clone();
         let entry = home.endpoint.accept(port, client, &linked);
-        self.accepted =
-            Some(Accepted { endpoint: home.endpoint.clone(), entry, port: Some(home.port.clone()) });
+        let (endpoint, _port) = (home.endpoint.clone(), home.port.clone());
+        self.conn.anchor(Box::new(Accepted { endpoint, entry, _port }));
     }
 
     /// Makes a stream of a connected std socket, which has to be in non-blocking mode.

@@ -8,7 +8,7 @@ use super::receive::{self, Circumstances, Receiver, closed};
 use super::send::{self, Sender};
 use super::upgrade::{Phase, Upgrade};
 use super::waiters::Waiters;
-use super::{Effects, ReadOp, Tcp, WriteOp, upgraded_error};
+use super::{Effects, Rare, ReadOp, Tcp, WriteOp, upgraded_error};
 use crate::config::Config;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
@@ -242,7 +242,7 @@ impl<T: Tcp> Connection<T> {
                 }
                 Self::pin_sender(&mut tx, &mut effects);
                 tx.shut = true;
-                effects.settled = Some(FallbackReason::HalfClosed);
+                effects.rare().settled = Some(FallbackReason::HalfClosed);
                 let half = tx.half.as_mut().ok_or_else(closed)?;
                 T::shutdown(half)
             }
@@ -263,7 +263,7 @@ impl<T: Tcp> Connection<T> {
             // Only this end switches it, and it has not: the reader learns that it never will.
             dmb.producer.memory().header().pin();
             effects.ring(&dmb.doorbell, Signal::Data);
-            effects.unused = Some(Box::new(dmb));
+            effects.rare().unused = Some(dmb);
         }
         true
     }
@@ -282,7 +282,7 @@ impl<T: Tcp> Connection<T> {
             }
         }
         rx.pinned = true;
-        effects.pinned = rx.dmb.take().map(Box::new);
+        effects.rare().pinned = rx.dmb.take();
         true
     }
 
@@ -358,7 +358,35 @@ impl<T: Tcp> Connection<T> {
     /// Does what was collected under a lock.
     #[inline]
     pub(super) fn carry_out(&self, effects: Effects) {
-        let Effects { ring, violation, reset, wake, grown, pinned, unused, settled } = effects;
+        if !effects.is_empty() {
+            self.carry_out_some(effects);
+        }
+    }
+
+    fn carry_out_some(&self, effects: Effects) {
+        let Effects { bells, reset, wake, rare } = effects;
+        for (doorbell, signal) in bells.into_iter().flatten() {
+            doorbell.ring(signal);
+        }
+        if reset {
+            self.reset();
+        }
+        if let Some(rare) = rare {
+            self.carry_out_rare(*rare);
+        }
+        if wake {
+            self.wakes.readers.wake_all();
+            self.wakes.writers.wake_all();
+            self.upgrade.changed();
+        }
+    }
+
+    #[cold]
+    fn carry_out_rare(&self, rare: Rare) {
+        let Rare { violation, grown, pinned, unused, settled } = rare;
+        if let (Some(doorbell), Some(this)) = (grown, self.this.upgrade()) {
+            doorbell.link.grown(this);
+        }
         if let Some(dmb) = pinned {
             dmb.pinned();
         }
@@ -366,22 +394,8 @@ impl<T: Tcp> Connection<T> {
         if let Some(reason) = settled {
             self.upgrade.settle(reason);
         }
-        if let (Some(doorbell), Some(this)) = (grown, self.this.upgrade()) {
-            doorbell.link.grown(this);
-        }
-        for (doorbell, signal) in ring.into_iter().flatten() {
-            doorbell.ring(signal);
-        }
-        if reset {
-            self.reset();
-        }
         if let Some((doorbell, violation)) = violation {
             doorbell.link.violated(&violation);
-        }
-        if wake {
-            self.wakes.readers.wake_all();
-            self.wakes.writers.wake_all();
-            self.upgrade.changed();
         }
     }
 }

@@ -237,7 +237,7 @@ impl<T: Tcp> Receiver<T> {
             Direction::Open => Ok(()),
             Direction::Pinned => {
                 self.pinned = true;
-                effects.settled = Some(FallbackReason::Pinned);
+                effects.rare().settled = Some(FallbackReason::Pinned);
                 Ok(())
             }
             Direction::Switched(until) => self.drain_until(until),
@@ -359,7 +359,7 @@ impl<T: Tcp> Receiver<T> {
                     };
                 }
                 Err(violation) => {
-                    effects.violation = Some((dmb.doorbell.clone(), violation));
+                    effects.rare().violation = Some((dmb.doorbell.clone(), violation));
                     return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
                 }
             }

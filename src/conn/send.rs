@@ -127,7 +127,7 @@ impl<T: Tcp> Sender<T> {
                 answer
             }
             Err(violation) => {
-                effects.violation = Some((dmb.doorbell.clone(), violation));
+                effects.rare().violation = Some((dmb.doorbell.clone(), violation));
                 Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
             }
         }
@@ -156,7 +156,7 @@ impl<T: Tcp> Sender<T> {
                         effects.ring(&dmb.doorbell, Signal::Data);
                     }
                     if dmb.producer.is_grown() && (!was_grown || std::mem::take(shrink_at_write)) {
-                        effects.grown = Some(dmb.doorbell.clone());
+                        effects.rare().grown = Some(dmb.doorbell.clone());
                     }
                 }
                 return Ok(Poll::Ready(Ok(length)));
@@ -205,8 +205,8 @@ impl<T: Tcp> Sender<T> {
         if dmb.producer.memory().header().switch(position).is_err() {
             // The reader has pinned it. Its PINNED is answered here, whether it came already or not.
             self.pinned = true;
-            effects.unused = self.dmb.take().map(Box::new);
-            effects.settled = Some(FallbackReason::Pinned);
+            effects.rare().unused = self.dmb.take();
+            effects.rare().settled = Some(FallbackReason::Pinned);
             return;
         }
         self.path = Path::Ring;

@@ -41,6 +41,8 @@ pub(crate) struct Upgrade {
     state: Mutex<State>,
     /// The trigger is still to come: lets every read and write pass by with one load.
     pending: AtomicBool,
+    /// What lets a client find this stream, as long as it may still be upgraded.
+    anchor: Mutex<Option<Standing>>,
     /// `upgrade()` calls that wait.
     watchers: Waiters,
 }
@@ -60,6 +62,7 @@ impl Upgrade {
         Upgrade {
             state: Mutex::new(State { phase: Phase::Idle(idle), offer: None, hold: None }),
             pending: AtomicBool::new(triggers),
+            anchor: Mutex::new(None),
             watchers: Waiters::default(),
         }
     }
@@ -96,9 +99,16 @@ impl Upgrade {
             state.offer.take()
         };
         drop(offer);
+        self.weigh_anchor();
         crate::trace::debug!("stays on tcp: {reason}");
         self.watchers.wake_all();
         true
+    }
+
+    /// Nobody needs to find this stream any more.
+    fn weigh_anchor(&self) {
+        let anchor = lock(&self.anchor).take();
+        drop(anchor);
     }
 
     pub(super) fn hold(&self) -> Option<DmbMemory> {
@@ -118,6 +128,14 @@ impl Upgrade {
 }
 
 impl<T: Tcp> Connection<T> {
+    /// `anchor` lets a client find this stream; it is dropped when that has come to an end, one way or the other.
+    pub(crate) fn anchor(&self, anchor: Standing) {
+        *lock(&self.upgrade.anchor) = Some(anchor);
+        if matches!(self.upgrade.phase(), Phase::Attached | Phase::Settled(_)) {
+            self.upgrade.weigh_anchor();
+        }
+    }
+
     /// Begins an upgrade that the application asked for; `false` when one runs, has ended, or is not possible.
     pub(crate) fn begin_upgrade(&self) -> bool {
         self.role != Role::Server && self.upgrade.begin()
@@ -316,8 +334,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
                 // A pin made before the DMB was known is put into its word; its DETACH goes out at once.
                 dmb.producer.memory().header().pin();
                 effects.ring(&dmb.doorbell, Signal::Data);
-                effects.unused = Some(Box::new(dmb));
-                effects.settled = Some(FallbackReason::Pinned);
+                effects.rare().unused = Some(dmb);
+                effects.rare().settled = Some(FallbackReason::Pinned);
             } else {
                 tx.dmb = Some(dmb);
                 tx.try_switch(&mut effects);
@@ -325,6 +343,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         }
         effects.wake = true;
         self.carry_out(effects);
+        self.upgrade.weigh_anchor();
     }
 
     fn go(&self, server: &DmbMemory, clc: ClcOverTcp) {

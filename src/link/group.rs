@@ -185,19 +185,26 @@ impl Link {
 
     /// Tells the peer's reader or writer of connection `index` to look.
     pub(crate) fn interrupt_peer(&self, index: u32, signal: Signal) {
-        let Some(peer) = self.peer.get() else { return };
-        if let Some(here) = &peer.here {
-            if let Some(link) = here.upgrade() {
-                link.interrupted(index, signal);
-            }
+        if self.interrupt_remote_peer(index, signal) {
             return;
         }
+        let here = self.peer.get().and_then(|peer| peer.here.as_ref());
+        if let Some(link) = here.and_then(Weak::upgrade) {
+            link.interrupted(index, signal);
+        }
+    }
+
+    /// The same, if the peer lives in another process, where no waker of ours is called.
+    #[inline]
+    pub(crate) fn interrupt_remote_peer(&self, index: u32, signal: Signal) -> bool {
+        let Some(peer) = self.peer.get().filter(|peer| peer.here.is_none()) else { return false };
         let page = peer.first_arena.signals();
         if page.raise(index, signal, sys::monotonic_ns, self.stale_after, &self.last_rung) {
             if let Err(error) = sys::ring(peer.eventfd.as_fd()) {
                 crate::trace::debug!("ringing the peer's eventfd failed: {error}");
             }
         }
+        true
     }
 
     fn interrupted(&self, index: u32, signal: Signal) {

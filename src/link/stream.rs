@@ -112,9 +112,14 @@ pub(crate) struct Doorbell {
 
 impl Doorbell {
     /// Wakes the peer's reader (`Data`) or writer (`Space`).
-    #[inline]
     pub(crate) fn ring(&self, signal: Signal) {
         self.link.interrupt_peer(self.index, signal);
+    }
+
+    /// The same, if the peer lives in another process: `false` means that its wakers would be called here.
+    #[inline]
+    pub(crate) fn ring_if_remote(&self, signal: Signal) -> bool {
+        self.link.interrupt_remote_peer(self.index, signal)
     }
 }
 
