@@ -16,7 +16,7 @@ use crate::ism::interrupt::Window;
 use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
 use crate::link::group::Link;
-use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock};
+use crate::sync::{Arc, Mutex, lock};
 
 /// A gap between two looks, in ns, from which the thread may have been preempted; only then the kernel is asked.
 const SUSPICIOUS_GAP: u64 = 10_000;
@@ -26,9 +26,8 @@ struct Poller {
     endpoint: Arc<Endpoint>,
     eventfd: UnixStream,
     links: Mutex<Links>,
+    watch: Mutex<Watch>,
     task: Mutex<Option<Waker>>,
-    /// Signals that the reactor's waker found; they open the window like those of the task.
-    found_in_reactor: AtomicUsize,
 }
 
 /// The endpoint's links as of a generation.
@@ -66,6 +65,25 @@ impl Poller {
         links.iter().filter(|link| !link.signals().sleep()).count() == 0
     }
 
+    /// One look, and what follows from it: `true` to look again soon, `false` when the peers have to ring.
+    fn turn(&self) -> bool {
+        let links = self.links();
+        let now = sys::monotonic_ns();
+        let found = Self::look(&links, now);
+        let keep_polling = {
+            let mut watch = lock(&self.watch);
+            if watch.preempted(now) {
+                watch.window.preempted();
+            }
+            watch.last_look = now;
+            if found > 0 {
+                watch.window.work(now);
+            }
+            watch.window.keep_polling(now)
+        };
+        keep_polling || !Self::sleep(&links)
+    }
+
     /// Asks the reactor to call our own waker when the eventfd is written; returns once that is so.
     fn listen(self: &Arc<Self>) {
         let waker = Waker::from(self.clone());
@@ -85,18 +103,19 @@ impl Wake for Poller {
 
     /// Called by the reactor, on whichever thread it runs.
     fn wake_by_ref(self: &Arc<Self>) {
-        // First listen, then drain: what is raised after the drain makes a new edge.
+        // First listen, then look: what is raised after the look makes a new edge.
         self.listen();
-        let found = Self::look(&self.links(), sys::monotonic_ns());
-        self.found_in_reactor.fetch_add(found, Ordering::Relaxed);
-        let task = lock(&self.task).clone();
-        if let Some(task) = task {
-            task.wake();
+        // A window that is shut needs no task: the streams are awake, and the pages say that we sleep.
+        if self.turn() {
+            let task = lock(&self.task).clone();
+            if let Some(task) = task {
+                task.wake();
+            }
         }
     }
 }
 
-/// The state of the poller's task between two looks.
+/// What is known from one look to the next.
 struct Watch {
     window: Window,
     /// The window may open at all.
@@ -122,14 +141,14 @@ impl Watch {
 /// Serves the interrupts of an endpoint.
 pub(super) async fn run(eventfd: UnixStream, endpoint: Arc<Endpoint>, _end: Arc<EndOfRuntime>) {
     let cap = endpoint.busy_poll().as_nanos() as u64;
+    let watch = Watch { window: Window::new(cap), polls: cap > 0, last_look: 0, thread: 0, switches: 0 };
     let poller = Arc::new(Poller {
         endpoint,
         eventfd,
         links: Mutex::default(),
+        watch: Mutex::new(watch),
         task: Mutex::new(None),
-        found_in_reactor: AtomicUsize::new(0),
     });
-    let mut watch = Watch { window: Window::new(cap), polls: cap > 0, last_look: 0, thread: 0, switches: 0 };
     let mut listening = false;
     std::future::poll_fn(move |cx| {
         {
@@ -142,29 +161,11 @@ pub(super) async fn run(eventfd: UnixStream, endpoint: Arc<Endpoint>, _end: Arc<
             listening = true;
             poller.listen();
         }
-        let links = poller.links();
-        let now = sys::monotonic_ns();
-        let mut found = Poller::look(&links, now);
-        if poller.found_in_reactor.load(Ordering::Relaxed) > 0 {
-            found += poller.found_in_reactor.swap(0, Ordering::Relaxed);
-        }
-        if watch.preempted(now) {
-            watch.window.preempted();
-        }
-        watch.last_look = now;
-        if found > 0 {
-            watch.window.work(now);
-        }
-        if watch.window.keep_polling(now) {
+        if poller.turn() {
             // Behind everything that is ready to run: the looks are cooperative.
             cx.waker().wake_by_ref();
-            return Poll::<()>::Pending;
         }
-        if !Poller::sleep(&links) {
-            // Something came in between: others have a turn before we look again.
-            cx.waker().wake_by_ref();
-        }
-        Poll::Pending
+        Poll::<()>::Pending
     })
     .await;
 }
