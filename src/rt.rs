@@ -27,8 +27,8 @@ use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, Mutex, lock};
 
 pub(crate) use ops::{
-    PeekBuf, ReadReady, ReadVectored, Reading, TryReading, TryReadingBuf, TryWriting, TryWritingVectored,
-    WriteReady, Writing, WritingVectored,
+    PeekBuf, ReadReady, ReadVectored, Reading, TryPeeking, TryReading, TryReadingBuf, TryWriting,
+    TryWritingVectored, WriteReady, Writing, WritingVectored,
 };
 pub(crate) use tcp::{TokioTcp, drain};
 pub(crate) use timer::Timers;

@@ -264,7 +264,7 @@ impl SmcStream {
         loop {
             self.readable().await?;
             let coop = poll_fn(poll_proceed).await;
-            match self.try_read_with(&mut PeekBuf(&mut ReadBuf::new(buf))) {
+            match self.try_read_with(&mut rt::TryPeeking(&mut ReadBuf::new(buf))) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 answer => {
                     coop.made_progress();
@@ -323,7 +323,12 @@ impl SmcStream {
     ///
     /// As [`SmcStream::ready`].
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready::poll_read_ready(&self.conn, cx)
+        let coop = ready!(poll_proceed(cx));
+        let answer = ready::poll_read_ready(&self.conn, cx);
+        if answer.is_ready() {
+            coop.made_progress();
+        }
+        answer
     }
 
     /// Polls for [`SmcStream::writable`]; of several tasks that do so the latest one is woken.
@@ -332,7 +337,12 @@ impl SmcStream {
     ///
     /// As [`SmcStream::ready`].
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready::poll_write_ready(&self.conn, cx)
+        let coop = ready!(poll_proceed(cx));
+        let answer = ready::poll_write_ready(&self.conn, cx);
+        if answer.is_ready() {
+            coop.made_progress();
+        }
+        answer
     }
 
     /// Reads what is there; 0 is the end of the stream.
@@ -426,9 +436,13 @@ impl SmcStream {
         self.pin("async_io", interest)?;
         loop {
             self.ready(interest).await?;
+            let coop = poll_fn(poll_proceed).await;
             match self.try_io(interest, &mut f) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                answer => return answer,
+                answer => {
+                    coop.made_progress();
+                    return answer;
+                }
             }
         }
     }

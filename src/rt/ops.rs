@@ -1,12 +1,14 @@
 //! The ways to read and write that tokio's sockets have, each on both transports.
 
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::task::coop::unconstrained;
 
 use super::TokioTcp;
 use crate::conn::{ReadOp, WriteOp, receive, send};
@@ -17,6 +19,13 @@ fn pending<T>(answer: io::Result<T>) -> Poll<io::Result<T>> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
         answer => Poll::Ready(answer),
     }
+}
+
+/// Polls readiness as tokio's `ready()` does: it costs none of the task's budget and answers when that is spent.
+///
+/// The callers whose counterpart in tokio is budgeted pay for themselves.
+fn without_budget<R>(cx: &mut Context<'_>, poll: impl FnMut(&mut Context<'_>) -> Poll<R>) -> Poll<R> {
+    pin!(unconstrained(poll_fn(poll))).poll(cx)
 }
 
 /// `AsyncRead::poll_read`, and every other read into one buffer.
@@ -41,6 +50,22 @@ pub(crate) struct PeekBuf<'a, 'b>(pub(crate) &'a mut ReadBuf<'b>);
 impl ReadOp<TokioTcp> for PeekBuf<'_, '_> {
     fn tcp(&mut self, half: &mut OwnedReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         half.poll_peek(cx, self.0)
+    }
+
+    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
+        ring.peek(self.0)
+    }
+
+    const CONSUMES: bool = false;
+    const PEEKS: bool = true;
+}
+
+/// `peek`, which pays with the task's budget itself.
+pub(crate) struct TryPeeking<'a, 'b>(pub(crate) &'a mut ReadBuf<'b>);
+
+impl ReadOp<TokioTcp> for TryPeeking<'_, '_> {
+    fn tcp(&mut self, half: &mut OwnedReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        without_budget(cx, |cx| half.poll_peek(cx, self.0))
     }
 
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
@@ -105,7 +130,7 @@ pub(crate) struct ReadReady;
 
 impl ReadOp<TokioTcp> for ReadReady {
     fn tcp(&mut self, half: &mut OwnedReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        ready!(half.as_ref().poll_read_ready(cx))?;
+        ready!(without_budget(cx, |cx| half.as_ref().poll_read_ready(cx)))?;
         Poll::Ready(Ok(1))
     }
 
@@ -174,7 +199,7 @@ pub(crate) struct WriteReady;
 
 impl WriteOp<TokioTcp> for WriteReady {
     fn tcp(&mut self, half: &mut OwnedWriteHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        ready!(half.as_ref().poll_write_ready(cx))?;
+        ready!(without_budget(cx, |cx| half.as_ref().poll_write_ready(cx)))?;
         Poll::Ready(Ok(1))
     }
 

@@ -25,7 +25,8 @@ macro_rules! mount {
                 reading: reads_of_all_sizes, short_buffers_lose_nothing, zero_length_read, reads_into_vectored_buffers,
                     reads_into_spare_capacity, peek_twice_then_read, peek_waits_for_data, peek_at_the_end,
                     try_read_of_an_idle_stream, lines_through_a_buf_reader, read_to_end_of_many_writes,
-                    a_dropped_read_loses_nothing, a_timeout_leaves_the_stream_whole, reads_give_way_to_other_tasks;
+                    a_dropped_read_loses_nothing, a_timeout_leaves_the_stream_whole, reads_give_way_to_other_tasks,
+                    peeks_give_way_to_other_tasks;
                 writing: writes_of_all_sizes, vectored_writes_keep_their_order, zero_length_write, try_write_of_slices,
                     write_all_buf_of_a_chain, a_large_write, a_dropped_write_all_leaves_a_prefix,
                     many_small_writes_arrive_in_order;
@@ -42,7 +43,7 @@ macro_rules! mount {
                     reader_and_writer_wait_at_once, a_full_stream_takes_more_after_a_read,
                     a_full_stream_wakes_when_the_peer_goes, a_waiting_reader_wakes_at_the_end,
                     readiness_is_level_until_would_block, ready_tells_of_the_end, ready_tells_of_a_reset,
-                    poll_readiness, ten_thousand_turns, a_reader_moves_to_another_task,
+                    poll_readiness, ready_answers_when_the_budget_is_spent, ten_thousand_turns, a_reader_moves_to_another_task,
                     dropped_waiters_take_no_wakeup_along, a_full_pair_in_one_task;
                 flow: both_write_before_they_read, full_duplex_with_checksums, copy_in_both_directions,
                     a_slow_reader_holds_the_writer, many_streams_at_once, bursts_after_silence, unequal_chunks,

@@ -256,3 +256,20 @@ pub(crate) async fn reads_give_way_to_other_tasks<N: Net>(net: &N) {
     };
     reader.await;
 }
+
+/// So do its peeks.
+pub(crate) async fn peeks_give_way_to_other_tasks<N: Net>(net: &N) {
+    let (mut a, b) = net.pair().await;
+    a.write_all(b"peek").await.expect("write");
+    let (started, mut other) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move { started.send(()) });
+    for _ in 0..50_000 {
+        let mut bytes = [0; 8];
+        let n = b.peek(&mut bytes).await.expect("peek");
+        assert_eq!(bytes[..n], b"peek"[..n]);
+        if other.try_recv().is_ok() {
+            return;
+        }
+    }
+    panic!("50000 peeks in a row and the other task never ran");
+}

@@ -221,6 +221,22 @@ pub(crate) async fn poll_readiness<N: Net>(net: &N) {
     assert_eq!(b.try_read_buf(&mut got).expect("read"), 4);
 }
 
+/// `poll_*_ready` spend tokio's budget, `ready()` does not and answers when it is spent.
+pub(crate) async fn ready_answers_when_the_budget_is_spent<N: Net>(net: &N) {
+    let (mut a, b) = net.pair().await;
+    a.write_all(b"here").await.expect("write");
+    b.readable().await.expect("ready");
+    tokio::task::yield_now().await;
+    let spent = poll_fn(|cx| Poll::Ready((0..1000).any(|_| b.poll_read_ready(cx).is_pending()))).await;
+    assert!(spent, "a thousand polls in a row never gave way");
+    assert!(b.readable().now_or_never().is_some(), "readable");
+    assert!(a.writable().now_or_never().is_some(), "writable");
+    assert!(a.ready(Interest::READABLE | Interest::WRITABLE).now_or_never().is_some(), "ready");
+    tokio::task::yield_now().await;
+    let spent = poll_fn(|cx| Poll::Ready((0..1000).any(|_| a.poll_write_ready(cx).is_pending()))).await;
+    assert!(spent, "a thousand polls in a row never gave way");
+}
+
 pub(crate) async fn ten_thousand_turns<N: Net>(net: &N) {
     let (mut a, mut b) = net.pair().await;
     let echo = tokio::spawn(async move {
