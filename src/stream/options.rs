@@ -103,4 +103,22 @@ impl SmcStream {
     pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
         self.with_tcp(|tcp| tcp.set_ttl(ttl))
     }
+
+    /// The value of `TCP_QUICKACK`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn quickack(&self) -> io::Result<bool> {
+        self.with_tcp(TcpStream::quickack)
+    }
+
+    /// Sets `TCP_QUICKACK`; a stream on shared memory has nothing to acknowledge.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_quickack(&self, quickack: bool) -> io::Result<()> {
+        self.with_tcp(|tcp| tcp.set_quickack(quickack))
+    }
 }
