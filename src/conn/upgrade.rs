@@ -293,6 +293,15 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             Ok(Some(position)) => position,
             Ok(None) | Err(_) => return Err(FallbackReason::Positions),
         };
+        {
+            let mut state = lock(&self.upgrade.state);
+            match state.phase {
+                Phase::Idle(_) => state.phase = Phase::Offering,
+                Phase::Offering | Phase::Attached => {}
+                // Closed or pinned in this moment.
+                Phase::Settled(reason) => return Err(reason),
+            }
+        }
         tx.syn = Some(syn);
         let untouched = received == 0 && look.tx_position(queued, syn) == Some(0);
         if let (Some(accept), true) = (hold, untouched) {
@@ -305,15 +314,6 @@ impl<T: Tcp> LinkedStream for Connection<T> {
                     tx.clc = send::Clc::Held(accept.to_vec());
                     lock(&self.upgrade.state).hold = Some(memory);
                 }
-            }
-        }
-        {
-            let mut state = lock(&self.upgrade.state);
-            match state.phase {
-                Phase::Idle(_) => state.phase = Phase::Offering,
-                Phase::Offering | Phase::Attached => {}
-                // Closed or pinned in this moment.
-                Phase::Settled(reason) => return Err(reason),
             }
         }
         rx.dmb = Some(dmb);
