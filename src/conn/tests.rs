@@ -1,1 +1,60 @@
-//! Tests of one connection without a runtime.
+//! Tests of one connection without a runtime: both ends, their links and their sockets are driven by hand, in one
+//! thread, so that every interleaving is the test's own choice and comes out the same again.
+
+mod aborts;
+mod handshake;
+mod hosts;
+mod interleavings;
+mod model;
+mod ops;
+mod peers;
+mod pins;
+mod positions;
+mod slots;
+mod socket;
+mod wakes;
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use crate::sync::{Mutex, lock};
+
+/// What each test does at the moment, by its name.
+static NOTES: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+
+/// Notes what the running test does now; the watchdog prints the latest note.
+fn note(text: String) {
+    if let Some(name) = std::thread::current().name() {
+        lock(&NOTES).insert(name.to_owned(), text);
+    }
+}
+
+/// Runs `test` on a thread of its own; a test that hangs ends the process with its name.
+fn watched(name: &str, test: impl FnOnce() + Send + 'static) {
+    const DEADLINE: Duration = Duration::from_secs(300);
+    let (ended, end) = channel::<()>();
+    let runner = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // Dropped on return and on unwinding alike.
+        let _ended = ended;
+        test();
+    });
+    if end.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
+        use std::io::Write;
+        let at = lock(&NOTES).remove(name).unwrap_or_default();
+        let _ = writeln!(std::io::stderr(), "\ntest {name} hangs: no end after {DEADLINE:?}; {at}");
+        std::process::abort();
+    }
+    if let Err(panic) = runner.expect("a thread").join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A byte that tells its place in the stream.
+fn at(place: u64) -> u8 {
+    (place.wrapping_mul(0x9E37_79B1) >> 11) as u8
+}
+
+fn bytes(from: u64, length: usize) -> Vec<u8> {
+    (from..from + length as u64).map(at).collect()
+}

@@ -244,6 +244,12 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         Ok(Subject { tuple, cookie, network_namespace })
     }
 
+    fn has_ended(&self) -> bool {
+        let rx = lock(&self.rx);
+        let look = rx.fd().and_then(sys::tcp_look);
+        look.map_or(true, |look| look.state == sys::TcpState::Close)
+    }
+
     fn dmb_size(&self) -> usize {
         self.config.dmb_size
     }

@@ -8,7 +8,6 @@ use crate::ism::sys::canonical;
 use crate::link::message::Tuple;
 use crate::link::stream::LinkedStream;
 use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
-use crate::transport::FallbackReason;
 
 /// Port of the listener and address of the client; the rest of the tuple is checked live at MATCH, so that accept
 /// needs no further system call.
@@ -85,7 +84,7 @@ impl Accepted {
         let mut table = lock(&self.table);
         if let Some(stream) = table.streams.get(&key).and_then(|(_, stream)| stream.upgrade()) {
             // A stream that has ended may have left its address to a younger one, which is still to be accepted.
-            if stream.subject() != Err(FallbackReason::HalfClosed) {
+            if !stream.has_ended() {
                 return Found::Stream(stream);
             }
         }

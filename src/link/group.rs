@@ -357,6 +357,12 @@ impl Link {
     fn linkid(&self) -> u32 {
         self.id as u32
     }
+
+    /// Slots of ours that are not free, in all arenas of this link.
+    #[cfg(test)]
+    pub(crate) fn slots_in_use(&self) -> u32 {
+        lock(&self.state).own.in_use()
+    }
 }
 
 /// A DMB of ours that a stream is about to get.

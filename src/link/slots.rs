@@ -103,6 +103,12 @@ impl OwnArenas {
         }
     }
 
+    /// Slots that are not free.
+    #[cfg(test)]
+    pub(crate) fn in_use(&self) -> u32 {
+        self.arenas.iter().map(Arena::in_use).sum()
+    }
+
     fn release_if_free(&mut self, token: u64) {
         if self.given.get(&token).is_some_and(|given| given.detached && given.done) {
             if let Some(given) = self.given.remove(&token) {

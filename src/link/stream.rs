@@ -52,6 +52,9 @@ pub(crate) trait LinkedStream: Send + Sync {
     /// Live facts from the kernel, or why this stream can not be upgraded.
     fn subject(&self) -> Result<Subject, FallbackReason>;
 
+    /// Is its connection over both ways? Then another one may have its addresses; one that is half closed keeps them.
+    fn has_ended(&self) -> bool;
+
     /// Bytes of the largest segment of this stream's DMB.
     fn dmb_size(&self) -> usize;
 

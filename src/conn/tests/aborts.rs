@@ -1,0 +1,251 @@
+//! Ends that are not peaceful: closes with unread bytes, deaths of links and peers, peers that lie in the ring
+//! (hazards C1, H12, H14, H15, M8).
+
+use std::io::ErrorKind;
+use std::os::fd::AsFd;
+
+use super::bytes;
+use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
+use super::pins::MOMENTS;
+use super::watched;
+use crate::ism::dmb::DmbHeader;
+use crate::ism::ring::Memory;
+use crate::ism::sys;
+use crate::link::stream::Death;
+use crate::sync::{Ordering, lock};
+use crate::transport::{FallbackReason, Transport};
+
+/// A connection of which one direction has switched and the other one never will: with `server_reads_tcp` the
+/// client's bytes go through TCP and the server's through the ring, else the other way round.
+pub(super) fn mixed(lab: &mut Lab, server_reads_tcp: bool) -> Pair {
+    let pair = lab.pair();
+    pair.offer(lab);
+    // Until MATCH is on its way.
+    while lock(&pair.conns[SERVER].rx).dmb.is_none() {
+        assert!(lab.hosts[SERVER].step() || lab.hosts[CLIENT].step(), "MATCH");
+    }
+    pair.conns[SERVER].pin("a test", server_reads_tcp, !server_reads_tcp).expect("nothing has switched");
+    lab.run();
+    assert_eq!((pair.writes_ring(CLIENT), pair.writes_ring(SERVER)), (!server_reads_tcp, server_reads_tcp));
+    pair
+}
+
+#[test]
+fn hazard_h14_a_close_with_unread_bytes_is_a_reset_in_every_mode() {
+    watched("hazard_h14_a_close_with_unread_bytes_is_a_reset_in_every_mode", || {
+        for mode in 0..4 {
+            for closer in [CLIENT, SERVER] {
+                let mut lab = Lab::new();
+                let pair = match mode {
+                    0 => lab.pair(),
+                    1 => mixed(&mut lab, false),
+                    2 => mixed(&mut lab, true),
+                    _ => lab.upgraded(),
+                };
+                let other = 1 - closer;
+                pair.write(other, &bytes(0, 100));
+                pair.expect(closer, &bytes(0, 60));
+                pair.close(closer);
+                let error = pair.end(other).expect_err("a reset");
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset, "mode {mode}, side {closer} closes");
+            }
+        }
+    });
+}
+
+#[test]
+fn hazard_c1_a_close_with_nothing_unread_delivers_everything_in_every_mode() {
+    watched("hazard_c1_a_close_with_nothing_unread_delivers_everything_in_every_mode", || {
+        for mode in 0..4 {
+            for closer in [CLIENT, SERVER] {
+                let mut lab = Lab::new();
+                let pair = match mode {
+                    0 => lab.pair(),
+                    1 => mixed(&mut lab, false),
+                    2 => mixed(&mut lab, true),
+                    _ => lab.upgraded(),
+                };
+                let other = 1 - closer;
+                pair.write(other, &bytes(0, 100));
+                pair.expect(closer, &bytes(0, 100));
+                pair.write(closer, &bytes(0, 3000));
+                pair.close(closer);
+                pair.expect(other, &bytes(0, 3000));
+                pair.end(other).unwrap_or_else(|error| panic!("mode {mode}, side {closer}: {error}"));
+            }
+        }
+    });
+}
+
+#[test]
+fn hazard_h14_zero_linger_resets_in_every_mode() {
+    watched("hazard_h14_zero_linger_resets_in_every_mode", || {
+        for mode in 0..4 {
+            let mut lab = Lab::new();
+            let pair = match mode {
+                0 => lab.pair(),
+                1 => mixed(&mut lab, false),
+                2 => mixed(&mut lab, true),
+                _ => lab.upgraded(),
+            };
+            sys::set_zero_linger(pair.tcp(SERVER).tcp.as_fd()).unwrap();
+            pair.close(SERVER);
+            let error = pair.end(CLIENT).expect_err("a reset");
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "mode {mode}");
+        }
+    });
+}
+
+#[test]
+fn a_switched_direction_ignores_what_tcp_says() {
+    watched("a_switched_direction_ignores_what_tcp_says", || {
+        let mut lab = Lab::new();
+        let pair = lab.upgraded();
+        // A FIN, and then nothing less than a reset.
+        pair.tcp(SERVER).tcp.shutdown(std::net::Shutdown::Write).unwrap();
+        for side in [CLIENT, SERVER] {
+            pair.write(side, &bytes(0, 100));
+            pair.expect(1 - side, &bytes(0, 100));
+        }
+        sys::reset_connection(pair.tcp(SERVER).tcp.as_fd()).unwrap();
+        for side in [CLIENT, SERVER] {
+            pair.write(side, &bytes(100, 100));
+            pair.expect(1 - side, &bytes(100, 100));
+        }
+        pair.close(SERVER);
+        pair.end(CLIENT).expect("the ring's end");
+    });
+}
+
+#[test]
+fn hazard_h15_a_link_that_dies_at_every_moment_resets_only_what_has_switched() {
+    watched("hazard_h15_a_link_that_dies_at_every_moment_resets_only_what_has_switched", || {
+        for death in [Death::Fault, Death::Peer] {
+            for side in [CLIENT, SERVER] {
+                for moment in 1..MOMENTS {
+                    let mut lab = Lab::new();
+                    let pair = lab.pair();
+                    let bystander = lab.pair();
+                    pair.write(CLIENT, &bytes(0, 100));
+                    pair.write(SERVER, &bytes(0, 100));
+                    pair.offer(&lab);
+                    for _ in 0..moment {
+                        let _ = lab.hosts[SERVER].step() || lab.hosts[CLIENT].step();
+                    }
+                    let Some(link) = lab.hosts[side].links().first().cloned() else { continue };
+                    link.bury(death);
+                    lab.run();
+                    let switched = pair.writes_ring(CLIENT) || pair.writes_ring(SERVER);
+                    for from in [CLIENT, SERVER] {
+                        bystander.write(from, &bytes(0, 100));
+                        bystander.expect(1 - from, &bytes(0, 100));
+                        if !switched {
+                            pair.write(from, &bytes(100, 100));
+                            pair.expect(1 - from, &bytes(0, 200));
+                            let reason = pair.conns[from].transport().fallback_reason();
+                            assert!(reason.is_some_and(|reason| reason != FallbackReason::InProgress));
+                        }
+                    }
+                    if switched && death == Death::Fault {
+                        for end in [CLIENT, SERVER] {
+                            let mut last = None;
+                            patiently("the reset", || {
+                                last = pair.try_read(end, 1000);
+                                matches!(&last, Some(Err(_)))
+                                    || matches!(&last, Some(Ok(read)) if read.is_empty())
+                            });
+                            let error = last.expect("an end").expect_err("a reset");
+                            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "moment {moment}");
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn hazard_h12_the_death_of_a_peer_ends_as_tcp_would() {
+    watched("hazard_h12_the_death_of_a_peer_ends_as_tcp_would", || {
+        for (mode, leaves_unread) in (0..4).flat_map(|mode| [(mode, false), (mode, true)]) {
+            for dies in [CLIENT, SERVER] {
+                let mut lab = Lab::new();
+                let pair = match mode {
+                    0 => lab.pair(),
+                    1 => mixed(&mut lab, false),
+                    2 => mixed(&mut lab, true),
+                    _ => lab.upgraded(),
+                };
+                let lives = 1 - dies;
+                pair.write(lives, &bytes(0, 100));
+                pair.expect(dies, &bytes(0, if leaves_unread { 50 } else { 100 }));
+                if !leaves_unread {
+                    pair.write(dies, &bytes(0, 2000));
+                }
+                lab.kill(dies, &pair);
+                lab.run();
+                if !leaves_unread {
+                    pair.expect(lives, &bytes(0, 2000));
+                }
+                let end = pair.end(lives);
+                assert_eq!(end.is_err(), leaves_unread, "mode {mode}, side {dies} dies: {end:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn hazard_m8_hostile_cursors_cost_the_link_and_only_the_switched_streams() {
+    watched("hazard_m8_hostile_cursors_cost_the_link_and_only_the_switched_streams", || {
+        type Lie = fn(&DmbHeader);
+        // What the peer's sender can write, and what its reader can.
+        let lies: [(&str, bool, Lie); 5] = [
+            ("prod far ahead", true, |dmb| dmb.producer.prod.store(u64::MAX, Ordering::Release)),
+            ("prod beyond the segment", true, |dmb| dmb.producer.prod.store(5000, Ordering::Release)),
+            ("prod back", true, |dmb| dmb.producer.prod.store(1, Ordering::Release)),
+            ("hops that are none", true, |dmb| {
+                dmb.producer.hop_count.store(u64::MAX, Ordering::Release);
+                dmb.producer.prod.store(200, Ordering::Release);
+            }),
+            ("cons ahead", false, |dmb| dmb.consumer.cons.store(1 << 40, Ordering::Release)),
+        ];
+        for (name, by_sender, lie) in lies {
+            for victim in [CLIENT, SERVER] {
+                let mut lab = Lab::new();
+                let (pair, other, plain) = (lab.upgraded(), lab.upgraded(), lab.pair());
+                for side in [CLIENT, SERVER] {
+                    pair.write(side, &bytes(0, 100));
+                    pair.expect(1 - side, &bytes(0, 100));
+                }
+                let conn = &pair.conns[victim];
+                if by_sender {
+                    lie(lock(&conn.rx).dmb.as_ref().expect("a DMB").consumer.memory().header());
+                    let error = pair.try_read(victim, 1000).expect("an answer").expect_err(name);
+                    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{name}");
+                } else {
+                    lie(lock(&conn.tx).dmb.as_ref().expect("a DMB").producer.memory().header());
+                    let mut error = None;
+                    patiently("the writer looks", || {
+                        let data = vec![0; 60_000];
+                        let answer = conn.try_write(&mut super::ops::WriteSlice(&data), false);
+                        if let std::task::Poll::Ready(Err(refused)) = answer {
+                            error = Some(refused);
+                        }
+                        error.is_some()
+                    });
+                    assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::ConnectionReset), "{name}");
+                }
+                lab.run();
+                for end in [CLIENT, SERVER] {
+                    let answer = other.try_read(end, 10).expect("an end");
+                    assert!(answer.is_err(), "{name}: the other switched stream of the link");
+                    plain.write(end, &bytes(0, 100));
+                    plain.expect(1 - end, &bytes(0, 100));
+                }
+                // The next connection has a new link.
+                let next = lab.upgraded();
+                assert_eq!(next.conns[CLIENT].transport(), Transport::LoopbackIsm, "{name}");
+            }
+        }
+    });
+}

@@ -1,0 +1,386 @@
+//! Two endpoints on a device of their own, and connections between them, pumped by hand.
+
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::task::{Context, Poll, Waker};
+
+use super::ops::{PeekSlice, ReadSlice, Task, WriteSlice};
+use super::socket::{Half, Socket, StdTcp, drain};
+use crate::config::{Config, UpgradePolicy};
+use crate::conn::close::Leftover;
+use crate::conn::{Connection, Role, receive, send};
+use crate::ism::device::{EndpointId, PortEntry};
+use crate::ism::sys;
+use crate::link::endpoint::{AcceptedEntry, Endpoint, Reactor};
+use crate::link::group::Link;
+use crate::link::message::{LONGEST, Message, Subject};
+use crate::link::stream::{Death, LinkedStream};
+use crate::sync::{Arc, Mutex, lock};
+use crate::transport::Transport;
+
+/// A side of a connection: its number in every pair.
+pub(super) const CLIENT: usize = 0;
+pub(super) const SERVER: usize = 1;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Keeps what an endpoint wants to be done, until the test does it.
+#[derive(Default)]
+struct ByHand {
+    links: Mutex<Vec<Arc<Link>>>,
+    work: Mutex<Vec<Work>>,
+}
+
+impl Reactor for ByHand {
+    fn drive(&self, link: Arc<Link>) {
+        lock(&self.links).push(link);
+    }
+
+    fn query(&self, stream: Arc<dyn LinkedStream>, _: Subject, _: Vec<EndpointId>) {
+        stream.stay_on_tcp(crate::transport::FallbackReason::NoSmcListener);
+    }
+
+    fn shrink_later(&self) {}
+
+    fn run(&self, work: Work) {
+        lock(&self.work).push(work);
+    }
+}
+
+/// One process, as far as its peers can tell.
+pub(super) struct Host {
+    pub(super) endpoint: Arc<Endpoint>,
+    by_hand: Arc<ByHand>,
+    listener: OwnedFd,
+    greeting: Vec<OwnedFd>,
+    /// Killed: it does nothing any more.
+    pub(super) dead: bool,
+}
+
+impl Host {
+    pub(super) fn new(config: &Config) -> Self {
+        let endpoint = Arc::new(Endpoint::open(config).expect("an endpoint"));
+        let by_hand = Arc::new(ByHand::default());
+        endpoint.start(by_hand.clone());
+        let listener = endpoint.take_listener().expect("a listener");
+        Host { endpoint, by_hand, listener, greeting: Vec::new(), dead: false }
+    }
+
+    pub(super) fn links(&self) -> Vec<Arc<Link>> {
+        lock(&self.by_hand.links).clone()
+    }
+
+    /// Takes one thing that has come: a piece of work, a connection, or one message. False: nothing has.
+    pub(super) fn step(&mut self) -> bool {
+        if self.dead {
+            return false;
+        }
+        let work = lock(&self.by_hand.work).pop();
+        if let Some(work) = work {
+            work();
+            return true;
+        }
+        if let Some(socket) = sys::accept(self.listener.as_fd()).expect("accept") {
+            self.greeting.push(socket);
+        }
+        let mut buffer = [0; LONGEST];
+        for at in 0..self.greeting.len() {
+            let received = match sys::recv(self.greeting[at].as_fd(), &mut buffer, 2) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                received => received,
+            };
+            let socket = self.greeting.swap_remove(at);
+            if let Ok(received) = received {
+                if let Ok(message) = Message::decode(&buffer[..received.len]) {
+                    // The peer may be gone already.
+                    let Ok(link) = self.endpoint.accept_link(socket) else { return true };
+                    match link.deliver(message, received.fds) {
+                        Ok(()) => self.endpoint.drive(&link),
+                        Err(death) => link.bury(death),
+                    }
+                }
+            }
+            return true;
+        }
+        for link in self.links() {
+            match Self::receive_one(&link, &mut buffer) {
+                Ok(false) => {}
+                Ok(true) => return true,
+                Err(death) => {
+                    link.bury(death);
+                    lock(&self.by_hand.links).retain(|other| other.id != link.id);
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// As [`Link::receive`], but no more than one message.
+    fn receive_one(link: &Arc<Link>, buffer: &mut [u8; LONGEST]) -> Result<bool, Death> {
+        if let Some(death) = link.death() {
+            return Err(death);
+        }
+        link.flush(Waker::noop()).map_err(|_| Death::Peer)?;
+        let received = match sys::recv(link.socket(), buffer, 2) {
+            Ok(received) if received.len == 0 => return Err(Death::Peer),
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(Death::Fault),
+            Err(_) => return Err(Death::Peer),
+        };
+        let message = Message::decode(&buffer[..received.len]).map_err(|_| Death::Fault)?;
+        link.deliver(message, received.fds)?;
+        Ok(true)
+    }
+
+    /// Everything that has come, as the runtime's task would take it.
+    pub(super) fn run(&mut self) {
+        while self.step() {}
+    }
+}
+
+/// Two hosts on one device; the second one listens.
+pub(super) struct Lab {
+    pub(super) hosts: [Host; 2],
+    listener: TcpListener,
+    _port: Arc<PortEntry>,
+    pub(super) dir: tempfile::TempDir,
+}
+
+impl Lab {
+    pub(super) fn new() -> Self {
+        Lab::with_dmb_size(64 << 10)
+    }
+
+    pub(super) fn with_dmb_size(dmb_size: usize) -> Self {
+        let dir = tempfile::Builder::new().prefix("smc-conn-").tempdir().expect("a temp dir");
+        let config = Config::new().device_dir(dir.path()).dmb_size(dmb_size);
+        let hosts = [Host::new(&config), Host::new(&config)];
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let port = listener.local_addr().expect("an address").port();
+        let entry = hosts[SERVER].endpoint.publish(port).expect("publish");
+        Lab { hosts, listener, _port: entry, dir }
+    }
+
+    /// A connection that the server's application has not accepted yet.
+    pub(super) fn connect(&self, policy: UpgradePolicy, dmb_size: usize) -> Pair {
+        let client = TcpStream::connect(self.listener.local_addr().expect("an address")).expect("connect");
+        let server = self.listener.accept().expect("accept").0;
+        Pair::new(client, server, policy, dmb_size)
+    }
+
+    /// A connection of which both ends are known to their endpoints.
+    pub(super) fn pair(&self) -> Pair {
+        self.pair_with(UpgradePolicy::Manual)
+    }
+
+    pub(super) fn pair_with(&self, policy: UpgradePolicy) -> Pair {
+        let mut pair = self.connect(policy, 64 << 10);
+        pair.accept(self);
+        pair
+    }
+
+    /// A connection that runs on the ring both ways.
+    pub(super) fn upgraded(&mut self) -> Pair {
+        let pair = self.pair();
+        pair.offer(self);
+        self.run();
+        pair.settle();
+        for side in [CLIENT, SERVER] {
+            assert_eq!(pair.conns[side].transport(), Transport::LoopbackIsm);
+        }
+        pair
+    }
+
+    /// Delivers every message there is.
+    pub(super) fn run(&mut self) {
+        while self.hosts[CLIENT].step() | self.hosts[SERVER].step() {}
+    }
+
+    /// Slots that either host has lent.
+    pub(super) fn slots_in_use(&self) -> u32 {
+        self.hosts.iter().flat_map(Host::links).map(|link| link.slots_in_use()).sum()
+    }
+
+    /// Kills a host: the kernel closes what it had.
+    pub(super) fn kill(&mut self, side: usize, pair: &Pair) {
+        self.hosts[side].dead = true;
+        for link in self.hosts[side].links() {
+            let _ = sys::shutdown_socket(link.socket());
+        }
+        let conn = &pair.conns[side];
+        let halves = (lock(&conn.rx).half.take(), lock(&conn.tx).half.take());
+        drop(halves);
+    }
+}
+
+/// Both ends of one TCP connection. The test itself keeps no descriptor of it.
+pub(super) struct Pair {
+    pub(super) conns: [Arc<Connection<StdTcp>>; 2],
+    sockets: [std::sync::Weak<Socket>; 2],
+    tuple: (u16, std::net::SocketAddr),
+    pub(super) accepted: Option<(Arc<Endpoint>, AcceptedEntry)>,
+    /// Closed ends with CLC still to come.
+    leftovers: Mutex<Vec<Leftover<StdTcp>>>,
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if let Some((endpoint, entry)) = self.accepted.take() {
+            endpoint.forget_accepted(entry);
+        }
+        self.close(CLIENT);
+        self.close(SERVER);
+    }
+}
+
+impl Pair {
+    pub(super) fn new(client: TcpStream, server: TcpStream, policy: UpgradePolicy, dmb_size: usize) -> Self {
+        let tuple = (server.local_addr().expect("local").port(), server.peer_addr().expect("peer"));
+        let config = Arc::new(Config::new().upgrade_policy(policy).dmb_size(dmb_size));
+        let sockets = [Socket::new(client), Socket::new(server)];
+        let conns = [(CLIENT, Role::Client), (SERVER, Role::Server)].map(|(side, role)| {
+            let half = || Half(sockets[side].clone());
+            Connection::new(half(), half(), role, config.clone())
+        });
+        Pair {
+            conns,
+            sockets: sockets.each_ref().map(Arc::downgrade),
+            tuple,
+            accepted: None,
+            leftovers: Mutex::default(),
+        }
+    }
+
+    /// The server's application accepts.
+    pub(super) fn accept(&mut self, lab: &Lab) {
+        if self.accepted.is_none() {
+            let linked: Arc<dyn LinkedStream> = self.conns[SERVER].clone();
+            let endpoint = lab.hosts[SERVER].endpoint.clone();
+            let entry = endpoint.accept(self.tuple.0, self.tuple.1, &linked);
+            self.accepted = Some((endpoint, entry));
+        }
+    }
+
+    /// The client begins the upgrade, if it may.
+    pub(super) fn offer(&self, lab: &Lab) -> bool {
+        let begins = self.conns[CLIENT].begin_upgrade();
+        if begins {
+            lab.hosts[CLIENT].endpoint.offer(self.conns[CLIENT].clone());
+        }
+        begins
+    }
+
+    /// The application drops its stream.
+    pub(super) fn close(&self, side: usize) {
+        if let Some(leftover) = self.conns[side].close() {
+            let _ = leftover.write.0.tcp.shutdown(std::net::Shutdown::Write);
+            lock(&self.leftovers).push(leftover);
+        }
+    }
+
+    /// The socket of a side, while it is open.
+    pub(super) fn socket(&self, side: usize) -> Option<Arc<Socket>> {
+        self.sockets[side].upgrade()
+    }
+
+    pub(super) fn tcp(&self, side: usize) -> Arc<Socket> {
+        self.socket(side).expect("an open socket")
+    }
+
+    /// One turn of both reactors.
+    pub(super) fn turn(&self) {
+        for side in [CLIENT, SERVER] {
+            if let Some(socket) = self.socket(side) {
+                socket.turn();
+            }
+        }
+        lock(&self.leftovers).retain_mut(drain);
+    }
+
+    /// Lets both readers see that the peer has switched.
+    pub(super) fn settle(&self) {
+        for conn in &self.conns {
+            let _ = conn.try_read(&mut PeekSlice(&mut [0], 0), false);
+        }
+    }
+
+    pub(super) fn reads_ring(&self, side: usize) -> bool {
+        lock(&self.conns[side].rx).path == receive::Path::Ring
+    }
+
+    pub(super) fn writes_ring(&self, side: usize) -> bool {
+        lock(&self.conns[side].tx).path == send::Path::Ring
+    }
+
+    /// Writes all of it at once.
+    pub(super) fn write(&self, side: usize, bytes: &[u8]) {
+        match self.conns[side].try_write(&mut WriteSlice(bytes), false) {
+            Poll::Ready(Ok(length)) => assert_eq!(length, bytes.len(), "all at once"),
+            answer => panic!("write: {answer:?}"),
+        }
+    }
+
+    /// One read of at most `length` bytes; `None` when there is nothing.
+    pub(super) fn try_read(&self, side: usize, length: usize) -> Option<io::Result<Vec<u8>>> {
+        let mut buffer = vec![0; length];
+        match self.conns[side].try_read(&mut ReadSlice(&mut buffer), false) {
+            Poll::Pending => None,
+            Poll::Ready(Ok(length)) => {
+                buffer.truncate(length);
+                Some(Ok(buffer))
+            }
+            Poll::Ready(Err(error)) => Some(Err(error)),
+        }
+    }
+
+    /// Reads exactly that; TCP may take its time.
+    #[track_caller]
+    pub(super) fn expect(&self, side: usize, expected: &[u8]) {
+        let mut got = Vec::new();
+        patiently("the bytes", || {
+            match self.try_read(side, expected.len() - got.len()) {
+                None => {}
+                Some(Ok(read)) if read.is_empty() => panic!("the end after {} bytes", got.len()),
+                Some(Ok(read)) => got.extend(read),
+                Some(Err(error)) => panic!("{error} after {} bytes", got.len()),
+            }
+            got.len() == expected.len()
+        });
+        assert!(got == expected, "other bytes");
+    }
+
+    /// How the stream of a side ends; nothing may come before.
+    #[track_caller]
+    pub(super) fn end(&self, side: usize) -> io::Result<()> {
+        let mut end = None;
+        patiently("the end", || {
+            end = self.try_read(side, 64);
+            end.is_some()
+        });
+        end.expect("an end").map(|read| assert_eq!(read, [0; 0], "bytes before the end"))
+    }
+
+    /// Waits to read in a task of its own; it must have to wait.
+    #[track_caller]
+    pub(super) fn park_reader(&self, side: usize) -> Arc<Task> {
+        let task = Task::new();
+        let waker = Waker::from(task.clone());
+        let answer =
+            self.conns[side].poll_read(&mut Context::from_waker(&waker), &mut PeekSlice(&mut [0], 0));
+        assert!(answer.is_pending(), "{answer:?}");
+        task
+    }
+}
+
+/// Tries until it is true; what it waits for is the kernel's work, which takes microseconds.
+#[track_caller]
+pub(super) fn patiently(what: &str, mut done: impl FnMut() -> bool) {
+    let started = std::time::Instant::now();
+    while !done() {
+        assert!(started.elapsed().as_secs() < 60, "{what} does not come");
+        std::thread::sleep(std::time::Duration::from_micros(50));
+    }
+}

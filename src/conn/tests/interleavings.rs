@@ -1,0 +1,93 @@
+//! The switch under random interleavings of everything both ends, their endpoints and the kernel can do.
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::model::{Act, Model, Setup};
+use super::{note, watched};
+
+fn length() -> impl Strategy<Value = usize> {
+    prop_oneof![6 => 1..200usize, 2 => 200..9000usize, 1 => 9000..100_000usize]
+}
+
+/// What leaves a connection alive.
+fn gentle() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        6 => length().prop_map(Act::Write),
+        2 => length().prop_map(Act::WriteParts),
+        2 => length().prop_map(Act::TryWrite),
+        6 => length().prop_map(Act::Read),
+        3 => length().prop_map(Act::TryRead),
+        2 => (1..50usize, length()).prop_map(|(first, second)| Act::ReadBoth(first, second)),
+        2 => length().prop_map(Act::Peek),
+        1 => Just(Act::Cancel),
+        10 => (1..3usize).prop_map(Act::Pump),
+        3 => Just(Act::Accept),
+        4 => Just(Act::Offer),
+        2 => Just(Act::Watch),
+        1 => any::<bool>().prop_map(Act::Nodelay),
+        1 => any::<bool>().prop_map(Act::Cork),
+    ]
+}
+
+/// What ends it, or a part of it.
+fn rough() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => Just(Act::Shutdown),
+        4 => Just(Act::Close),
+        3 => Just(Act::Pin),
+        1 => Just(Act::Cut),
+        1 => Just(Act::Fault),
+        1 => Just(Act::Kill),
+    ]
+}
+
+fn setup() -> impl Strategy<Value = Setup> {
+    let dmb_size = prop_oneof![Just(4 << 10), Just(16 << 10), Just(64 << 10)];
+    (any::<bool>(), prop::bool::weighted(0.1), dmb_size, prop::bool::weighted(0.25)).prop_map(
+        |(handshake, small_buffers, dmb_size, upgraded)| Setup {
+            handshake,
+            small_buffers,
+            dmb_size,
+            upgraded,
+        },
+    )
+}
+
+type Steps = Vec<(usize, Act)>;
+
+fn run(cases: u32, steps: impl Strategy<Value = Steps>) {
+    let mut config = Config { failure_persistence: None, max_shrink_time: 60_000, ..Config::default() };
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = cases;
+    }
+    let mut runner = TestRunner::new(config);
+    let started = std::time::Instant::now();
+    let result = runner.run(&(setup(), steps), |(setup, steps)| {
+        note(format!("{:?} into the run: {setup:?}, {steps:?}", started.elapsed()));
+        let mut model = Model::new(setup);
+        for (side, act) in steps {
+            model.step(side, act);
+        }
+        model.finish();
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn every_byte_arrives_through_the_switch() {
+    watched("every_byte_arrives_through_the_switch", || {
+        run(1000, prop::collection::vec((0..2usize, gentle()), 1..80));
+    });
+}
+
+#[test]
+fn every_end_is_the_one_that_tcp_would_have_shown() {
+    watched("every_end_is_the_one_that_tcp_would_have_shown", || {
+        let act = prop_oneof![12 => gentle(), 1 => rough()];
+        run(2000, prop::collection::vec((0..2usize, act), 1..60));
+    });
+}

@@ -1,0 +1,125 @@
+//! The application takes the TCP socket while the upgrade is on its way (hazards C5, H9, M10).
+
+use std::io::{Read, Write};
+
+use super::bytes;
+use super::hosts::{CLIENT, Lab, SERVER};
+use super::watched;
+use crate::transport::Transport;
+
+/// Moments in messages; after the last one the upgrade is done.
+pub(super) const MOMENTS: usize = 8;
+
+#[test]
+fn hazard_h9_into_std_at_every_moment_of_the_upgrade() {
+    watched("hazard_h9_into_std_at_every_moment_of_the_upgrade", || {
+        let mut outcomes = [0, 0];
+        for side in [CLIENT, SERVER] {
+            for moment in 0..MOMENTS {
+                let mut lab = Lab::new();
+                let pair = lab.pair();
+                // Each way something is in TCP already.
+                pair.write(CLIENT, &bytes(0, 300));
+                pair.write(SERVER, &bytes(0, 200));
+                pair.offer(&lab);
+                for _ in 0..moment {
+                    let _ = lab.hosts[SERVER].step() || lab.hosts[CLIENT].step();
+                }
+                let peer = 1 - side;
+                let (sent, coming) = if side == CLIENT { (300, 200) } else { (200, 300) };
+                match pair.conns[side].pin("into_std", true, true) {
+                    Ok(()) => {
+                        outcomes[0] += 1;
+                        let (read, write) = pair.conns[side].take_halves().expect("both halves");
+                        pair.write(peer, &bytes(coming, 100));
+                        lab.run();
+                        assert!(!pair.writes_ring(CLIENT) && !pair.writes_ring(SERVER), "moment {moment}");
+                        pair.write(peer, &bytes(coming + 100, 100));
+                        let socket = &read.0.tcp;
+                        socket.set_nonblocking(false).unwrap();
+                        let mut got = vec![0; coming as usize + 200];
+                        (&*socket).read_exact(&mut got).unwrap();
+                        assert!(got == bytes(0, got.len()), "only the application's bytes");
+                        (&*socket).write_all(&bytes(sent, 50)).unwrap();
+                        pair.expect(peer, &bytes(0, sent as usize + 50));
+                        let transport = pair.conns[peer].transport();
+                        assert!(matches!(transport, Transport::Tcp(_)), "{transport:?}");
+                        drop((read, write));
+                        pair.end(peer).unwrap();
+                        pair.close(peer);
+                        pair.close(side);
+                        lab.run();
+                        assert_eq!(lab.slots_in_use(), 0, "side {side}, moment {moment}");
+                    }
+                    Err(error) => {
+                        outcomes[1] += 1;
+                        assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
+                        lab.run();
+                        pair.write(CLIENT, &bytes(300, 100));
+                        pair.write(SERVER, &bytes(200, 100));
+                        pair.expect(SERVER, &bytes(0, 400));
+                        pair.expect(CLIENT, &bytes(0, 300));
+                    }
+                }
+            }
+        }
+        assert!(outcomes[0] > 2 && outcomes[1] > 2, "both answers were given: {outcomes:?}");
+    });
+}
+
+#[test]
+fn hazard_h9_one_direction_is_pinned_and_the_other_one_switches() {
+    watched("hazard_h9_one_direction_is_pinned_and_the_other_one_switches", || {
+        for (read, write) in [(true, false), (false, true)] {
+            let mut lab = Lab::new();
+            let pair = super::aborts::mixed(&mut lab, read);
+            assert_eq!(pair.writes_ring(SERVER), read);
+            assert_eq!(pair.writes_ring(CLIENT), write);
+            let raw = pair.tcp(SERVER);
+            if read {
+                pair.write(CLIENT, b"raw");
+                let mut got = [0; 3];
+                raw.tcp.set_nonblocking(false).unwrap();
+                (&raw.tcp).read_exact(&mut got).unwrap();
+                assert_eq!(&got, b"raw");
+            } else {
+                (&raw.tcp).write_all(b"raw").unwrap();
+                pair.expect(CLIENT, b"raw");
+            }
+            for side in [CLIENT, SERVER] {
+                let transport = pair.conns[side].transport();
+                assert!(matches!(transport, Transport::Tcp(_)), "{transport:?}");
+            }
+            let error = pair.conns[SERVER].pin("into_std", true, true).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
+        }
+    });
+}
+
+#[test]
+fn hazard_m10_a_half_closed_stream_is_refused_or_settles() {
+    watched("hazard_m10_a_half_closed_stream_is_refused_or_settles", || {
+        for side in [CLIENT, SERVER] {
+            for moment in 0..MOMENTS {
+                let mut lab = Lab::new();
+                let pair = lab.pair();
+                pair.offer(&lab);
+                for _ in 0..moment {
+                    let _ = lab.hosts[SERVER].step() || lab.hosts[CLIENT].step();
+                }
+                pair.write(side, &bytes(0, 500));
+                pair.conns[side].shutdown_write().unwrap();
+                lab.run();
+                pair.write(1 - side, &bytes(0, 800));
+                pair.expect(1 - side, &bytes(0, 500));
+                pair.end(1 - side).unwrap();
+                pair.expect(side, &bytes(0, 800));
+                pair.conns[1 - side].shutdown_write().unwrap();
+                pair.end(side).unwrap();
+                drop(pair);
+                lab.run();
+                assert_eq!(lab.slots_in_use(), 0, "side {side}, moment {moment}");
+            }
+        }
+    });
+}

@@ -1,0 +1,173 @@
+//! Positions: who else reads and writes the socket, and what the kernel still holds back (hazards C3, H3, M1).
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::task::Poll;
+
+use socket2::SockRef;
+
+use super::bytes;
+use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
+use super::ops::WriteSlice;
+use super::watched;
+use crate::config::UpgradePolicy;
+use crate::ism::sys;
+use crate::transport::Transport;
+
+fn pass_on(pair: &Pair, from: usize, length: usize) {
+    let data = bytes(7, length);
+    pair.write(from, &data);
+    pair.expect(1 - from, &data);
+}
+
+fn is_upgraded(pair: &Pair) -> bool {
+    pair.settle();
+    pair.conns.iter().all(|conn| conn.transport() == Transport::LoopbackIsm)
+}
+
+#[test]
+fn hazard_c3_bytes_that_passed_before_the_stream_was_made() {
+    watched("hazard_c3_bytes_that_passed_before_the_stream_was_made", || {
+        let mut lab = Lab::new();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let _entry = lab.hosts[SERVER].endpoint.publish(port).unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        client.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nfirst").unwrap();
+        server.read_exact(&mut [0; 36]).unwrap();
+        server.write_all(b"welcome").unwrap();
+        client.read_exact(&mut [0; 3]).unwrap();
+        let mut pair = Pair::new(client, server, UpgradePolicy::Manual, 64 << 10);
+        pair.accept(&lab);
+        pair.offer(&lab);
+        lab.run();
+        pair.write(CLIENT, b"second");
+        pair.write(SERVER, b"back");
+        assert!(pair.writes_ring(CLIENT) && pair.writes_ring(SERVER));
+        pair.expect(SERVER, b"firstsecond");
+        pair.expect(CLIENT, b"comeback");
+        assert!(is_upgraded(&pair));
+    });
+}
+
+#[test]
+fn hazard_c3_others_read_and_write_the_socket_during_the_upgrade() {
+    watched("hazard_c3_others_read_and_write_the_socket_during_the_upgrade", || {
+        // The number of messages delivered before others touch the socket.
+        for moment in 0..8 {
+            let mut lab = Lab::new();
+            let pair = lab.pair();
+            pair.offer(&lab);
+            pair.write(CLIENT, &bytes(0, 100));
+            for _ in 0..moment {
+                let _ = lab.hosts[SERVER].step() || lab.hosts[CLIENT].step();
+            }
+            // Past the crate, as SockRef or libc would.
+            let raw = pair.tcp(SERVER);
+            let mut taken = [0; 60];
+            (&raw.tcp).read_exact(&mut taken).unwrap();
+            assert_eq!(taken, bytes(0, 60)[..]);
+            if !pair.writes_ring(CLIENT) {
+                (&pair.tcp(CLIENT).tcp).write_all(&bytes(100, 50)).unwrap();
+                pair.write(CLIENT, &bytes(150, 10));
+            } else {
+                pair.write(CLIENT, &bytes(100, 60));
+            }
+            lab.run();
+            pair.write(CLIENT, &bytes(160, 40));
+            pair.expect(SERVER, &bytes(60, 140));
+            assert!(is_upgraded(&pair), "moment {moment}");
+        }
+    });
+}
+
+#[test]
+fn hazard_c3_two_streams_of_one_connection() {
+    watched("hazard_c3_two_streams_of_one_connection", || {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        // Another stream on a copy of the client's descriptor: both offer, each tells the same cookie.
+        let copy = pair.tcp(CLIENT).tcp.try_clone().unwrap();
+        let unused = lab.pair();
+        let other = Pair::new(copy, unused.tcp(SERVER).tcp.try_clone().unwrap(), UpgradePolicy::Manual, 4096);
+        pair.offer(&lab);
+        other.offer(&lab);
+        lab.run();
+        let switched = usize::from(pair.writes_ring(CLIENT)) + usize::from(other.writes_ring(CLIENT));
+        assert!(switched <= 1, "one connection, one upgrade");
+        pass_on(&pair, SERVER, 100);
+        pass_on(&pair, CLIENT, 100);
+    });
+}
+
+#[test]
+fn hazard_h3_a_switch_behind_a_full_socket() {
+    watched("hazard_h3_a_switch_behind_a_full_socket", || {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        for side in [CLIENT, SERVER] {
+            SockRef::from(&pair.tcp(side).tcp).set_send_buffer_size(8192).unwrap();
+            SockRef::from(&pair.tcp(side).tcp).set_recv_buffer_size(8192).unwrap();
+        }
+        let mut written = 0;
+        while let Poll::Ready(Ok(length)) =
+            pair.conns[CLIENT].try_write(&mut WriteSlice(&bytes(written, 5000)), false)
+        {
+            written += length as u64;
+        }
+        pair.offer(&lab);
+        lab.run();
+        assert!(pair.writes_ring(CLIENT), "a full socket keeps nobody on TCP");
+        pair.write(CLIENT, &bytes(written, 3000));
+        pair.expect(SERVER, &bytes(0, written as usize + 3000));
+        assert!(is_upgraded(&pair));
+    });
+}
+
+#[test]
+fn hazard_m1_what_nagle_or_a_cork_hold_back_is_pushed() {
+    watched("hazard_m1_what_nagle_or_a_cork_hold_back_is_pushed", || {
+        for corked in [false, true] {
+            let mut lab = Lab::new();
+            let pair = lab.pair();
+            let socket = pair.tcp(CLIENT);
+            socket.tcp.set_nodelay(false).unwrap();
+            rustix::net::sockopt::set_tcp_cork(&socket.tcp, corked).unwrap();
+            // Of small writes in a row Nagle's algorithm holds back all but the first.
+            pair.write(CLIENT, &bytes(0, 100));
+            pair.write(CLIENT, &bytes(100, 100));
+            pair.offer(&lab);
+            lab.run();
+            assert!(pair.writes_ring(CLIENT));
+            assert_eq!(sys::unsent_out(socket.tcp.as_fd()).unwrap(), 0, "corked: {corked}");
+            patiently("the rest", || sys::queued_in(pair.tcp(SERVER).tcp.as_fd()).unwrap() == 200);
+            pair.write(CLIENT, &bytes(200, 100));
+            pair.expect(SERVER, &bytes(0, 300));
+            assert!(!socket.tcp.nodelay().unwrap(), "restored");
+            assert_eq!(rustix::net::sockopt::tcp_cork(&socket.tcp).unwrap(), corked, "untouched");
+        }
+    });
+}
+
+#[test]
+fn bytes_behind_the_switch_reset_the_connection_and_nothing_else() {
+    watched("bytes_behind_the_switch_reset_the_connection_and_nothing_else", || {
+        let mut lab = Lab::new();
+        let (pair, other) = (lab.upgraded(), lab.upgraded());
+        let third = lab.pair();
+        third.offer(&lab);
+        lab.run();
+        third.write(CLIENT, b"in the ring");
+        // Somebody writes to the socket of a switched direction; its reader has yet to see the switch.
+        (&third.tcp(CLIENT).tcp).write_all(b"foreign").unwrap();
+        patiently("the foreign bytes", || sys::queued_in(third.tcp(SERVER).tcp.as_fd()).unwrap() == 7);
+        let error = third.end(SERVER).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        assert!(third.try_read(CLIENT, 10).unwrap().is_err());
+        lab.run();
+        pass_on(&pair, CLIENT, 1000);
+        pass_on(&other, SERVER, 1000);
+        assert!(is_upgraded(&lab.upgraded()), "the link lives");
+    });
+}

@@ -1,0 +1,135 @@
+//! A real TCP socket under a connection, and the little of a reactor that it needs.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::task::{Context, Poll, Waker};
+
+use rustix::event::{PollFd, PollFlags};
+
+use crate::conn::Tcp;
+use crate::conn::close::Leftover;
+use crate::sync::{Arc, Mutex, lock};
+
+/// A socket with the wakers of those who wait for it, one each way, as a reactor keeps them.
+pub(super) struct Socket {
+    pub(super) tcp: TcpStream,
+    read: Mutex<Option<Waker>>,
+    write: Mutex<Option<Waker>>,
+}
+
+impl Socket {
+    pub(super) fn new(tcp: TcpStream) -> Arc<Self> {
+        tcp.set_nonblocking(true).expect("non-blocking");
+        Arc::new(Socket { tcp, read: Mutex::new(None), write: Mutex::new(None) })
+    }
+
+    fn ready(&self, flags: PollFlags) -> bool {
+        let mut fds = [PollFd::new(&self.tcp, flags)];
+        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// One turn of the reactor: wakes who waits for what has come true.
+    pub(super) fn turn(&self) {
+        for (waiting, flags) in
+            [(&self.read, PollFlags::IN | PollFlags::RDHUP), (&self.write, PollFlags::OUT)]
+        {
+            if lock(waiting).is_some() && self.ready(flags) {
+                let waker = lock(waiting).take();
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+        }
+    }
+
+    fn pending<R>(
+        answer: io::Result<R>,
+        waiting: &Mutex<Option<Waker>>,
+        cx: &Context<'_>,
+    ) -> Poll<io::Result<R>> {
+        match answer {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                *lock(waiting) = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            answer => Poll::Ready(answer),
+        }
+    }
+}
+
+/// Either half.
+pub(super) struct Half(pub(super) Arc<Socket>);
+
+impl Half {
+    pub(super) fn reading<R>(
+        &self,
+        cx: &Context<'_>,
+        read: impl FnOnce(&TcpStream) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        Socket::pending(read(&self.0.tcp), &self.0.read, cx)
+    }
+
+    pub(super) fn writing<R>(
+        &self,
+        cx: &Context<'_>,
+        write: impl FnOnce(&TcpStream) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        Socket::pending(write(&self.0.tcp), &self.0.write, cx)
+    }
+}
+
+pub(super) enum StdTcp {}
+
+/// Does what the runtime does for a closed stream: reads exactly the CLC that is left, then closes. True while some
+/// of it has not come.
+pub(super) fn drain(leftover: &mut Leftover<StdTcp>) -> bool {
+    while leftover.clc_left > 0 {
+        let mut scratch = [0; 512];
+        let wanted = leftover.clc_left.min(scratch.len());
+        match (&leftover.read.0.tcp).read(&mut scratch[..wanted]) {
+            Ok(length) if length > 0 => leftover.clc_left -= length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+            _ => return false,
+        }
+    }
+    false
+}
+
+impl Tcp for StdTcp {
+    type Read = Half;
+    type Write = Half;
+
+    fn read_fd(half: &Half) -> BorrowedFd<'_> {
+        half.0.tcp.as_fd()
+    }
+
+    fn write_fd(half: &Half) -> BorrowedFd<'_> {
+        half.0.tcp.as_fd()
+    }
+
+    fn poll_read(half: &mut Half, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        half.reading(cx, |mut tcp| tcp.read(buffer))
+    }
+
+    fn poll_peek(half: &mut Half, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        half.reading(cx, |tcp| tcp.peek(&mut [0]))
+    }
+
+    fn poll_write(half: &mut Half, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        half.writing(cx, |mut tcp| tcp.write(bytes))
+    }
+
+    fn shutdown(half: &mut Half) -> io::Result<()> {
+        match half.0.tcp.shutdown(Shutdown::Write) {
+            // As tokio: it is over already.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            answer => answer,
+        }
+    }
+
+    fn close(read: Half, write: Half) {
+        drop((read, write));
+    }
+}
