@@ -402,22 +402,22 @@ fn other_users_stay_on_tcp_and_say_why() {
     isolated("other_users_stay_on_tcp_and_say_why", || {
         // A directory that all users may use, as of a shared volume.
         let shared = tempfile::tempdir().expect("a device directory");
-        fs::set_permissions(shared.dir(), fs::Permissions::from_mode(0o1777)).expect("chmod");
+        fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o1777)).expect("chmod");
         let users = [user("64001"), user("64002")];
         let [one, other] = users.each_ref().map(|words| words.each_ref().map(String::as_str));
         let root: &[&str] = &["env"];
         for (server, client) in [(root, &one[..]), (&one[..], root), (&one[..], &other[..])] {
-            let [client_said, server_said] = play(server, client, "127.0.0.1:0", shared.dir());
+            let [client_said, server_said] = play(server, client, "127.0.0.1:0", shared.path());
             let words = &["the peer policy does not admit", "the peer declined", "no upgrade was asked for"];
             stayed_on_tcp(&server_said, words);
             stayed_on_tcp(&client_said, &words[..2]);
         }
         // A user is at home with itself.
-        let said = play(&one, &one, "127.0.0.1:0", shared.dir());
+        let said = play(&one, &one, "127.0.0.1:0", shared.path());
         assert_eq!(said, ["loopback-ism|", "loopback-ism|"]);
         // A directory of root's alone is none for others.
         let private = tempfile::tempdir().expect("a device directory");
-        let [client_said, _] = play(root, &one, "127.0.0.1:0", private.dir());
+        let [client_said, _] = play(root, &one, "127.0.0.1:0", private.path());
         stayed_on_tcp(&client_said, &["the device directory can not be used"]);
     });
 }
@@ -426,14 +426,14 @@ fn other_users_stay_on_tcp_and_say_why() {
 fn hazard_m2_users_without_a_name_are_never_the_same() {
     isolated("hazard_m2_users_without_a_name_are_never_the_same", || {
         let shared = tempfile::tempdir().expect("a device directory");
-        fs::set_permissions(shared.dir(), fs::Permissions::from_mode(0o1777)).expect("chmod");
+        fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o1777)).expect("chmod");
         let nobody = user("65534");
         let nobody = nobody.each_ref().map(String::as_str);
         // In a user namespace without a map everybody looks like the overflow user.
         let unmapped: &[&str] = &["unshare", "--user", "--fork", "--kill-child"];
         for (server, client) in [(&nobody[..], unmapped), (unmapped, &nobody[..]), (&nobody[..], &nobody[..])]
         {
-            let said = play(server, client, "127.0.0.1:0", shared.dir());
+            let said = play(server, client, "127.0.0.1:0", shared.path());
             for said in said {
                 assert!(said.starts_with("tcp|"), "{server:?} and {client:?}: {said}");
             }
