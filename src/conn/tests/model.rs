@@ -400,7 +400,11 @@ impl Model {
         let Some(side) = self.sides.iter().position(waits) else { return false };
         if self.sides[side].end.is_none() {
             let answer = self.pair.conns[side].try_read(&mut PeekSlice(&mut [0], 0), false);
-            assert!(answer.is_pending(), "side {side} was not woken for {answer:?}: {}", self.describe());
+            if answer.is_ready() {
+                // Written by a peer that had not heard of the death, after this end had: TCP's end would tell.
+                self.sides[side].reader = None;
+                return true;
+            }
         }
         self.close(side);
         true
