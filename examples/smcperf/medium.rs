@@ -39,7 +39,17 @@ pub(crate) trait Medium: Clone + Send + Sync + 'static {
 
     fn connect(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 
-    fn runs_on(stream: &Self::Stream) -> RunsOn;
+    /// What a stream runs on, to be kept while time is measured.
+    type Kind: Copy + PartialEq + Send;
+
+    fn kind(stream: &Self::Stream) -> Self::Kind;
+
+    /// The same in words.
+    fn describe(kind: Self::Kind) -> RunsOn;
+
+    fn runs_on(stream: &Self::Stream) -> RunsOn {
+        Self::describe(Self::kind(stream))
+    }
 }
 
 /// The server's side of a [`Medium`].
@@ -63,7 +73,11 @@ impl Medium for Tcp {
         Ok(stream)
     }
 
-    fn runs_on(_: &TcpStream) -> RunsOn {
+    type Kind = ();
+
+    fn kind(_: &TcpStream) {}
+
+    fn describe((): ()) -> RunsOn {
         RunsOn::plain(RunsOn::TCP)
     }
 }
@@ -100,7 +114,11 @@ impl Medium for Uds {
         UnixStream::connect(format!("\0{}", self.0)).await
     }
 
-    fn runs_on(_: &UnixStream) -> RunsOn {
+    type Kind = ();
+
+    fn kind(_: &UnixStream) {}
+
+    fn describe((): ()) -> RunsOn {
         RunsOn::plain(RunsOn::UDS)
     }
 }
@@ -130,8 +148,13 @@ impl Medium for Smc {
         Ok(stream)
     }
 
-    fn runs_on(stream: &SmcStream) -> RunsOn {
-        let transport = stream.transport();
+    type Kind = Transport;
+
+    fn kind(stream: &SmcStream) -> Transport {
+        stream.transport()
+    }
+
+    fn describe(transport: Transport) -> RunsOn {
         if let Transport::Tcp(reason) = transport {
             RunsOn { name: RunsOn::TCP, why: Some(reason.to_string()) }
         } else {

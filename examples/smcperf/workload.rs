@@ -289,6 +289,7 @@ async fn connect<M: Medium>(medium: M, span: Span) -> Outcome<Sample> {
     let begin = Instant::now() + span.warm_up;
     let end = begin + span.measured;
     let mut last = Instant::now();
+    let mut kinds: Vec<(M::Kind, u64)> = Vec::new();
     while last < end {
         let mut stream = medium.connect().await.map_err(|error| match error.kind() {
             io::ErrorKind::AddrNotAvailable => Failure::new(
@@ -297,14 +298,20 @@ async fn connect<M: Medium>(medium: M, span: Span) -> Outcome<Sample> {
             _ => Failure::new(format!("connecting: {error}")),
         })?;
         wire::ask(&mut stream, Request::Ping).await.explain(|| "a round trip".to_owned())?;
-        let ran_on = M::runs_on(&stream);
+        let kind = M::kind(&stream);
         drop(stream);
         let now = Instant::now();
         if now >= begin && now < end {
             recorder.record(now - last);
-            *sample.ran_on.entry(ran_on).or_default() += 1;
+            match kinds.iter_mut().find(|(known, _)| *known == kind) {
+                Some((_, count)) => *count += 1,
+                None => kinds.push((kind, 1)),
+            }
         }
         last = now;
+    }
+    for (kind, count) in kinds {
+        *sample.ran_on.entry(M::describe(kind)).or_default() += count;
     }
     drop(recorder);
     let (count, p50, p99) = latencies.summary();

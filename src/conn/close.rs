@@ -60,7 +60,7 @@ impl<T: Tcp> Connection<T> {
                     let _ = sys::set_zero_linger(fd);
                 }
             }
-            if rx.fd().and_then(sys::linger_is_zero).unwrap_or(false) {
+            if clc_left > 0 && rx.fd().and_then(sys::linger_is_zero).unwrap_or(false) {
                 // It ends in a reset anyway.
                 clc_left = 0;
             }

@@ -282,7 +282,9 @@ impl<T: Tcp> Connection<T> {
             }
         }
         rx.pinned = true;
-        effects.rare().pinned = rx.dmb.take();
+        if let Some(dmb) = rx.dmb.take() {
+            effects.rare().pinned = Some(dmb);
+        }
         true
     }
 
