@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::sync::Arc;
+
 /// When a connection leaves TCP for shared memory.
 ///
 /// Written in `SMC_LO_UPGRADE` as `first-turn`, `eager`, `manual`, `require`, `handshake` or `never`.
@@ -107,7 +109,8 @@ pub struct Config {
     pub(crate) peer_policy: PeerPolicy,
     pub(crate) dmb_size: usize,
     pub(crate) busy_poll: Duration,
-    pub(crate) device_dir: Option<PathBuf>,
+    /// Shared: every connection has a copy of its settings.
+    pub(crate) device_dir: Option<Arc<Path>>,
     pub(crate) handshake_timeout: Duration,
 }
 
@@ -143,7 +146,8 @@ impl Config {
         if let Some(micros) = variable("SMC_LO_BUSY_POLL_US") {
             config.busy_poll = Duration::from_micros(micros);
         }
-        config.device_dir = env::var_os("SMC_LO_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        config.device_dir =
+            env::var_os("SMC_LO_DIR").filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).into());
         config
     }
 
@@ -178,7 +182,7 @@ impl Config {
     /// Sets the device directory: processes that share it can be upgraded with each other.
     #[must_use]
     pub fn device_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.device_dir = Some(dir.into());
+        self.device_dir = Some(dir.into().into());
         self
     }
 

@@ -39,7 +39,7 @@ use crate::sync::Arc;
 /// ```
 pub struct SmcListener {
     listener: TcpListener,
-    config: Arc<Config>,
+    config: Config,
     home: Option<Home>,
 }
 
@@ -71,7 +71,7 @@ impl SmcListener {
     ///
     /// Those of [`tokio::net::TcpListener::bind`].
     pub async fn bind_with<A: ToSocketAddrs>(addr: A, config: &Config) -> io::Result<SmcListener> {
-        Ok(Self::new(TcpListener::bind(addr).await?, Arc::new(config.clone())))
+        Ok(Self::new(TcpListener::bind(addr).await?, config.clone()))
     }
 
     /// Makes a listener of a std one, which has to be in non-blocking mode.
@@ -85,10 +85,10 @@ impl SmcListener {
     /// Outside a tokio runtime with I/O enabled; as tokio's in debug builds, when the socket is blocking.
     #[track_caller]
     pub fn from_std(listener: std::net::TcpListener) -> io::Result<SmcListener> {
-        Ok(Self::new(TcpListener::from_std(listener)?, Arc::new(Config::from_env())))
+        Ok(Self::new(TcpListener::from_std(listener)?, Config::from_env()))
     }
 
-    fn new(listener: TcpListener, config: Arc<Config>) -> SmcListener {
+    fn new(listener: TcpListener, config: Config) -> SmcListener {
         let wanted = !config.off && config.upgrade_policy != UpgradePolicy::Never;
         let home = wanted.then(|| Self::publish(&listener, &config)).and_then(|home| {
             home.inspect_err(|error| {

@@ -13,7 +13,7 @@ mod timer;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::Path;
 
 use tokio::net::UnixStream;
 use tokio::runtime::{Handle, Id};
@@ -40,7 +40,7 @@ pub(crate) struct Driven {
     pub(crate) timers: Arc<Timers>,
 }
 
-type Key = (Id, Option<PathBuf>);
+type Key = (Id, Option<Arc<Path>>);
 
 static ENDPOINTS: Mutex<Option<HashMap<Key, Driven>>> = Mutex::new(None);
 

@@ -103,7 +103,7 @@ impl SmcStream {
     ///
     /// Those of [`SmcStream::connect`].
     pub async fn connect_with<A: ToSocketAddrs>(addr: A, config: &Config) -> io::Result<SmcStream> {
-        let stream = SmcStream::new(TcpStream::connect(addr).await?, Role::Client, Arc::new(config.clone()));
+        let stream = SmcStream::new(TcpStream::connect(addr).await?, Role::Client, config.clone());
         stream.after_connect().await?;
         Ok(stream)
     }
@@ -150,7 +150,7 @@ impl SmcStream {
         .await
     }
 
-    pub(crate) fn new(stream: TcpStream, role: Role, config: Arc<Config>) -> SmcStream {
+    pub(crate) fn new(stream: TcpStream, role: Role, config: Config) -> SmcStream {
         let fd = stream.as_raw_fd();
         let (read, write) = stream.into_split();
         let conn = Connection::new(read, write, role, config);
@@ -180,7 +180,7 @@ impl SmcStream {
     #[track_caller]
     pub fn from_std(stream: std::net::TcpStream) -> io::Result<SmcStream> {
         let stream = TcpStream::from_std(stream)?;
-        let stream = SmcStream::new(stream, Role::Adopted, Arc::new(Config::from_env()));
+        let stream = SmcStream::new(stream, Role::Adopted, Config::from_env());
         let linked: Arc<dyn LinkedStream> = stream.conn.clone();
         if let Some(other) =
             linked.subject().ok().and_then(|ours| adopt(ours.cookie, Arc::downgrade(&linked)))

@@ -29,12 +29,10 @@ pub(crate) enum Role {
 }
 
 /// Both ends of the interrupts of one connection, kept apart from it so that a signal keeps no socket open.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Wakes {
     pub(crate) readers: Arc<Waiters>,
     pub(crate) writers: Arc<Waiters>,
-    /// Something happened to the peer's reader; the next write looks.
-    attention: AtomicBool,
 }
 
 impl Interrupt for Wakes {
@@ -42,7 +40,7 @@ impl Interrupt for Wakes {
         match signal {
             Signal::Data => self.readers.wake_all(),
             Signal::Space => {
-                self.attention.store(true, Ordering::Release);
+                self.writers.note();
                 self.writers.wake_all();
             }
         }
@@ -52,10 +50,10 @@ impl Interrupt for Wakes {
 pub(crate) struct Connection<T: Tcp> {
     pub(super) rx: Mutex<Receiver<T>>,
     pub(super) tx: Mutex<Sender<T>>,
-    pub(crate) wakes: Arc<Wakes>,
+    pub(crate) wakes: Wakes,
     pub(super) upgrade: Upgrade,
     pub(crate) role: Role,
-    pub(crate) config: Arc<Config>,
+    pub(crate) config: Config,
     /// 0, or why the link of a switched stream ended.
     pub(super) death: AtomicU8,
     /// The peer died before it read all of our ring.
@@ -75,8 +73,8 @@ pub(crate) struct Connection<T: Tcp> {
 const MANY_BYTES: u64 = 64 << 10;
 
 impl<T: Tcp> Connection<T> {
-    pub(crate) fn new(read: T::Read, write: T::Write, role: Role, config: Arc<Config>) -> Arc<Self> {
-        let wakes = Arc::new(Wakes::default());
+    pub(crate) fn new(read: T::Read, write: T::Write, role: Role, config: Config) -> Arc<Self> {
+        let wakes = Wakes::default();
         let upgrade = Upgrade::new(role, &config);
         Arc::new_cyclic(|this| Connection {
             this: this.clone(),
@@ -179,8 +177,7 @@ impl<T: Tcp> Connection<T> {
         let mut effects = Effects::default();
         let answer = {
             let mut tx = lock(&self.tx);
-            let attention = self.wakes.attention.load(Ordering::Relaxed)
-                && self.wakes.attention.swap(false, Ordering::Acquire);
+            let attention = self.wakes.writers.take_note();
             let answer = tx.poll(op, park, attention, self.death(), || self.stop_handshake(), &mut effects);
             if tx.path == send::Path::Ring {
                 if !self.writes_ring() {

@@ -35,14 +35,14 @@ struct State {
     offer: Option<Standing>,
     /// S with policy Handshake: where the word is that the client may turn to GO.
     hold: Option<DmbMemory>,
+    /// What lets a client find this stream, as long as it may still be upgraded.
+    anchor: Option<Standing>,
 }
 
 pub(crate) struct Upgrade {
     state: Mutex<State>,
     /// The trigger is still to come: lets every read and write pass by with one load.
     pending: AtomicBool,
-    /// What lets a client find this stream, as long as it may still be upgraded.
-    anchor: Mutex<Option<Standing>>,
     /// `upgrade()` calls that wait.
     watchers: Waiters,
 }
@@ -60,9 +60,8 @@ impl Upgrade {
             && role == Role::Client
             && matches!(config.upgrade_policy, UpgradePolicy::FirstTurn);
         Upgrade {
-            state: Mutex::new(State { phase: Phase::Idle(idle), offer: None, hold: None }),
+            state: Mutex::new(State { phase: Phase::Idle(idle), offer: None, hold: None, anchor: None }),
             pending: AtomicBool::new(triggers),
-            anchor: Mutex::new(None),
             watchers: Waiters::default(),
         }
     }
@@ -90,16 +89,15 @@ impl Upgrade {
     /// It stays TCP. Says so once; an attached stream has its own story.
     pub(super) fn settle(&self, reason: FallbackReason) -> bool {
         self.pending.store(false, Ordering::Relaxed);
-        let offer = {
+        let gone = {
             let mut state = lock(&self.state);
             if matches!(state.phase, Phase::Settled(_)) {
                 return false;
             }
             state.phase = Phase::Settled(reason);
-            state.offer.take()
+            (state.offer.take(), state.anchor.take())
         };
-        drop(offer);
-        self.weigh_anchor();
+        drop(gone);
         crate::trace::debug!("stays on tcp: {reason}");
         self.watchers.wake_all();
         true
@@ -107,7 +105,7 @@ impl Upgrade {
 
     /// Nobody needs to find this stream any more.
     fn weigh_anchor(&self) {
-        let anchor = lock(&self.anchor).take();
+        let anchor = lock(&self.state).anchor.take();
         drop(anchor);
     }
 
@@ -130,9 +128,9 @@ impl Upgrade {
 impl<T: Tcp> Connection<T> {
     /// `anchor` lets a client find this stream; it is dropped when that has come to an end, one way or the other.
     pub(crate) fn anchor(&self, anchor: Standing) {
-        *lock(&self.upgrade.anchor) = Some(anchor);
-        if matches!(self.upgrade.phase(), Phase::Attached | Phase::Settled(_)) {
-            self.upgrade.weigh_anchor();
+        let mut state = lock(&self.upgrade.state);
+        if !matches!(state.phase, Phase::Attached | Phase::Settled(_)) {
+            state.anchor = Some(anchor);
         }
     }
 
@@ -266,7 +264,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
     }
 
     fn interrupts(&self) -> Arc<dyn Interrupt> {
-        self.wakes.clone()
+        Arc::new(self.wakes.clone())
     }
 
     fn offered(&self, offer: Standing) {

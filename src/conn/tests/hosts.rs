@@ -239,7 +239,7 @@ impl Drop for Pair {
 impl Pair {
     pub(super) fn new(client: TcpStream, server: TcpStream, policy: UpgradePolicy, dmb_size: usize) -> Self {
         let tuple = (server.local_addr().expect("local").port(), server.peer_addr().expect("peer"));
-        let config = Arc::new(Config::new().upgrade_policy(policy).dmb_size(dmb_size));
+        let config = Config::new().upgrade_policy(policy).dmb_size(dmb_size);
         let sockets = [Socket::new(client), Socket::new(server)];
         let conns = [(CLIENT, Role::Client), (SERVER, Role::Server)].map(|(side, role)| {
             let half = || Half(sockets[side].clone());
