@@ -52,3 +52,8 @@ pub use listener::SmcListener;
 pub use stream::SmcStream;
 #[cfg(not(loom))]
 pub use transport::{FallbackReason, Transport};
+
+/// The examples of the README.
+#[cfg(all(doctest, not(loom)))]
+#[doc = include_str!("../README.md")]
+struct Readme;
