@@ -185,7 +185,7 @@ impl<T: Tcp> Sender<T> {
                 return Err(error);
             }
         }
-        Err(io::Error::other("the tokio runtime that drives this stream has been shut down"))
+        Err(io::Error::other("the runtime that drives this stream has been shut down"))
     }
 
     /// Switches to the ring at this very position, if this end may and the kernel tells where it is.
