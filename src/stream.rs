@@ -438,7 +438,8 @@ impl SmcStream {
             self.ready(interest).await?;
             let coop = poll_fn(poll_proceed).await;
             match self.try_io(interest, &mut f) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Also this costs budget: the socket may be ready for something else than `f` wants.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => coop.made_progress(),
                 answer => {
                     coop.made_progress();
                     return answer;

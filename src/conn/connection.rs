@@ -179,6 +179,10 @@ impl<T: Tcp> Connection<T> {
             let mut tx = lock(&self.tx);
             let attention = self.wakes.writers.take_note();
             let answer = tx.poll(op, park, attention, self.death(), || self.stop_handshake(), &mut effects);
+            if attention && !O::WRITES {
+                // To ask is not to write: the next write still has to look.
+                self.wakes.writers.note();
+            }
             if tx.path == send::Path::Ring {
                 if !self.writes_ring() {
                     self.tx_in_ring.store(true, Ordering::Relaxed);

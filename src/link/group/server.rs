@@ -174,12 +174,18 @@ impl Link {
             let mut state = lock(&self.state);
             if let Some(Incoming::Matching { cancelled: true }) = state.incoming.get(&offered.id) {
                 state.incoming.remove(&offered.id);
-                state.own.detached(token);
                 drop(state);
+                // Before the slot is free: the stream may still look at the word in it.
                 stream.stay_on_tcp(FallbackReason::Declined(Diagnosis::PEERDECL));
+                self.take_back(token);
                 return Ok(());
             }
             state.incoming.insert(offered.id, incoming);
+        }
+        if self.death().is_some() {
+            // The burial has passed by: what it left here would keep the link for ever.
+            let late = lock(&self.state).incoming.remove(&offered.id);
+            drop(late);
         }
         self.send(&Message::Match {
             id: offered.id,
