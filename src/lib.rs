@@ -38,6 +38,8 @@ pub mod net;
 #[cfg(not(loom))]
 mod rt;
 #[cfg(not(loom))]
+mod socket;
+#[cfg(not(loom))]
 mod stream;
 #[cfg(not(loom))]
 mod trace;
@@ -47,11 +49,13 @@ mod transport;
 #[cfg(not(loom))]
 pub use config::{Config, DEFAULT_DMB_SIZE, PeerPolicy, UnknownPolicy, UpgradePolicy};
 #[cfg(not(loom))]
-pub use listener::SmcListener;
+pub use listener::{SmcListener, SmcListenerStream};
 #[cfg(not(loom))]
-pub use stream::SmcStream;
+pub use socket::SmcSocket;
 #[cfg(not(loom))]
-pub use transport::{FallbackReason, Transport};
+pub use stream::{SmcStream, TransportWatch};
+#[cfg(not(loom))]
+pub use transport::{Counters, FallbackReason, LoopbackIsm, Transport, UCred};
 
 /// The examples of the README.
 #[cfg(all(doctest, not(loom)))]

@@ -1,5 +1,7 @@
 //! [`SmcListener`], the drop-in for tokio's `TcpListener`.
 
+mod incoming;
+
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -17,6 +19,8 @@ use crate::link::endpoint::Endpoint;
 use crate::rt;
 use crate::stream::SmcStream;
 use crate::sync::Arc;
+
+pub use incoming::SmcListenerStream;
 
 /// A TCP listener whose streams can be upgraded by clients of this crate; plain TCP clients see plain TCP.
 ///
@@ -88,7 +92,7 @@ impl SmcListener {
         Ok(Self::new(TcpListener::from_std(listener)?, Config::from_env()))
     }
 
-    fn new(listener: TcpListener, config: Config) -> SmcListener {
+    pub(crate) fn new(listener: TcpListener, config: Config) -> SmcListener {
         let wanted = !config.off && config.upgrade_policy != UpgradePolicy::Never;
         let home = wanted.then(|| Self::publish(&listener, &config)).and_then(|home| {
             home.inspect_err(|error| {

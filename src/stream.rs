@@ -5,6 +5,7 @@ pub(crate) mod ready;
 pub(crate) mod split;
 pub(crate) mod split_owned;
 mod transfer;
+mod upgrade;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -13,7 +14,6 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::BufMut;
 use tokio::io::{Interest, ReadBuf, Ready};
@@ -21,7 +21,7 @@ use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::runtime::Handle;
 use tokio::task::coop::poll_proceed;
 
-use crate::config::{Config, UpgradePolicy};
+use crate::config::Config;
 use crate::conn::{Connection, Role};
 use crate::ism::device::PortEntry;
 use crate::link::adopted::adopt;
@@ -29,13 +29,11 @@ use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::stream::LinkedStream;
 use crate::rt::{self, PeekBuf, TokioTcp};
 use crate::sync::Arc;
-use crate::transport::{FallbackReason, Transport};
 use ready::Readiness;
 use split::{ReadHalf, WriteHalf};
 use split_owned::{OwnedReadHalf, OwnedWriteHalf};
 
-/// For how long connect waits with `UpgradePolicy::Require`.
-const REQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+pub use upgrade::TransportWatch;
 
 /// A TCP stream that moves onto shared memory when its peer is on this host and uses this crate too.
 ///
@@ -83,8 +81,8 @@ impl SmcStream {
     ///
     /// # Errors
     ///
-    /// Those of [`tokio::net::TcpStream::connect`]. With [`UpgradePolicy::Require`] also `Unsupported` with the
-    /// [`FallbackReason`], or `TimedOut`, when there is no upgrade.
+    /// Those of [`tokio::net::TcpStream::connect`]. With [`UpgradePolicy::Require`](crate::UpgradePolicy::Require) also `Unsupported` with the
+    /// [`FallbackReason`](crate::FallbackReason), or `TimedOut`, when there is no upgrade.
     ///
     /// # Panics
     ///
@@ -106,48 +104,6 @@ impl SmcStream {
         let stream = SmcStream::new(TcpStream::connect(addr).await?, Role::Client, config.clone());
         stream.after_connect().await?;
         Ok(stream)
-    }
-
-    pub(crate) async fn after_connect(&self) -> io::Result<()> {
-        let wait = match self.conn.config.upgrade_policy {
-            _ if self.conn.config.off => return Ok(()),
-            UpgradePolicy::FirstTurn | UpgradePolicy::Manual | UpgradePolicy::Never => return Ok(()),
-            UpgradePolicy::Eager => {
-                self.offer_if(self.conn.begin_upgrade());
-                return Ok(());
-            }
-            UpgradePolicy::Require => REQUIRE_TIMEOUT,
-            UpgradePolicy::Handshake => self.conn.config.handshake_timeout,
-        };
-        let required = self.conn.config.upgrade_policy == UpgradePolicy::Require;
-        let reason = match self.upgrade_within(wait).await {
-            Some(Transport::LoopbackIsm) => return Ok(()),
-            _ if !required => return Ok(()),
-            Some(Transport::Tcp(reason)) => reason,
-            None => {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "the upgrade to shared memory that UpgradePolicy::Require asks for did not happen in time",
-                ));
-            }
-        };
-        Err(reason.into())
-    }
-
-    /// `None`: not decided in time.
-    async fn upgrade_within(&self, wait: Duration) -> Option<Transport> {
-        let Ok(driven) = rt::endpoint(&self.handle, &self.conn.config) else {
-            return Some(Transport::Tcp(FallbackReason::NoDevice));
-        };
-        let mut timeout = std::pin::pin!(driven.timers.sleep(wait));
-        let mut upgrade = std::pin::pin!(self.upgrade());
-        poll_fn(|cx| {
-            if let Poll::Ready(transport) = upgrade.as_mut().poll(cx) {
-                return Poll::Ready(Some(transport));
-            }
-            timeout.as_mut().poll(cx).map(|()| None)
-        })
-        .await
     }
 
     pub(crate) fn new(stream: TcpStream, role: Role, config: Config) -> SmcStream {
@@ -201,49 +157,6 @@ impl SmcStream {
         let halves = self.conn.take_halves();
         let (read, write) = halves.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
         TokioTcp::reunite(read, write)?.into_std()
-    }
-
-    // ---- the upgrade ----
-
-    /// What the stream runs on now, and why.
-    pub fn transport(&self) -> Transport {
-        self.conn.transport()
-    }
-
-    /// Asks for the upgrade, where this end may ask, and waits until it is done or known not to happen.
-    ///
-    /// On an accepted stream, whose client does the asking, it only waits for an upgrade that is under way.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future changes nothing: an upgrade that has begun goes on.
-    pub async fn upgrade(&self) -> Transport {
-        self.offer_if(self.conn.begin_upgrade());
-        struct Watch<'a>(&'a Connection<TokioTcp>, crate::conn::upgrade::WatchKey);
-        impl Drop for Watch<'_> {
-            fn drop(&mut self) {
-                self.0.forget_watch(&mut self.1);
-            }
-        }
-        let mut watch = Watch(&self.conn, Default::default());
-        poll_fn(|cx| watch.0.poll_upgraded(cx, &mut watch.1)).await
-    }
-
-    /// Looks for the peer in the background.
-    fn offer_if(&self, begun: bool) {
-        if !begun {
-            return;
-        }
-        let (handle, conn) = (self.handle.clone(), self.conn.clone());
-        self.handle.spawn(async move {
-            match rt::endpoint(&handle, &conn.config) {
-                Ok(driven) => driven.endpoint.offer(conn),
-                Err(error) => {
-                    crate::trace::warning!("no loopback-ism device: {error}");
-                    conn.stay_on_tcp(FallbackReason::NoDevice);
-                }
-            }
-        });
     }
 
     // ---- reading and writing ----

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::clc::Diagnosis;
+use crate::clc::{Diagnosis, Gid};
 
 /// What the bytes of a stream travel through at this moment.
 ///
@@ -10,23 +10,87 @@ use crate::clc::Diagnosis;
 ///
 /// ```
 /// use tokio_smc::{FallbackReason, Transport};
-/// assert_eq!(Transport::LoopbackIsm.to_string(), "loopback-ism");
 /// assert_eq!(Transport::Tcp(FallbackReason::NoSmcListener).to_string(), "tcp");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Transport {
     /// Both directions move through shared-memory rings of the loopback-ism device.
-    LoopbackIsm,
+    LoopbackIsm(LoopbackIsm),
     /// At least one direction still moves through TCP, for this reason.
     Tcp(FallbackReason),
 }
 
+/// Where the bytes of an upgraded stream move. It stays the same for the rest of the stream's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct LoopbackIsm {
+    /// The loopback-ism device: equal for all processes that share a device directory.
+    pub device: Gid,
+    /// The link (link group) that carries the stream: a number that both ends know it by.
+    pub link: u64,
+    /// Bytes of the largest segment of the DMB that this end reads from: how far the peer may be ahead.
+    pub receive_window: usize,
+    /// Bytes of the largest segment of the peer's DMB, which this end writes to.
+    pub send_window: usize,
+}
+
+impl fmt::Display for LoopbackIsm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LoopbackIsm { device, link, receive_window, send_window } = self;
+        write!(f, "device {device}, link {link:016x}, window {receive_window} in, {send_window} out")
+    }
+}
+
+/// Bytes that the application has read from and written to a stream, over each transport.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Read from TCP.
+    pub tcp_bytes_read: u64,
+    /// Written to TCP.
+    pub tcp_bytes_written: u64,
+    /// Read from this end's DMB.
+    pub ism_bytes_read: u64,
+    /// Written to the peer's DMB.
+    pub ism_bytes_written: u64,
+}
+
+/// Whose process holds the other end of an upgraded stream; as [`tokio::net::unix::UCred`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UCred {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) pid: Option<i32>,
+}
+
+impl UCred {
+    /// The effective user id, as this process's user namespace maps it.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// The effective group id, as this process's user namespace maps it.
+    pub fn gid(&self) -> u32 {
+        self.gid
+    }
+
+    /// The process id, unless the process lives in a pid namespace that this one can not look into.
+    pub fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+}
+
 impl Transport {
+    /// Do both directions move through shared memory?
+    pub fn is_loopback_ism(&self) -> bool {
+        matches!(self, Transport::LoopbackIsm(_))
+    }
+
     /// The reason for TCP, or `None` on loopback-ism.
     pub fn fallback_reason(&self) -> Option<FallbackReason> {
         match self {
-            Transport::LoopbackIsm => None,
+            Transport::LoopbackIsm(_) => None,
             Transport::Tcp(reason) => Some(*reason),
         }
     }
@@ -35,7 +99,7 @@ impl Transport {
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Transport::LoopbackIsm => "loopback-ism",
+            Transport::LoopbackIsm(_) => "loopback-ism",
             Transport::Tcp(_) => "tcp",
         })
     }

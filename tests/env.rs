@@ -178,7 +178,7 @@ async fn many_listeners() -> String {
                 stream.upgrade().await;
             }
         }
-        upgraded += usize::from(matches!(stream.transport(), Transport::LoopbackIsm));
+        upgraded += usize::from(stream.transport().is_loopback_ism());
     }
     format!("{upgraded} of 40")
 }

@@ -70,6 +70,8 @@ impl<T: Tcp> Connection<T> {
         self.carry_out(effects);
         drop((receive_dmb, send_dmb));
         self.upgrade.settle(FallbackReason::HalfClosed);
+        // Who watches the transport learns that the stream is gone.
+        self.upgrade.changed();
         let (read, write) = halves?;
         if clc_left > 0 {
             return Some(Leftover { read, write, clc_left });

@@ -13,9 +13,10 @@ use crate::config::Config;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
+use crate::ism::sys::PeerCred;
 use crate::link::stream::{Death, Interrupt};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock};
-use crate::transport::{FallbackReason, Transport};
+use crate::transport::{Counters, FallbackReason, LoopbackIsm, Transport, UCred};
 
 /// Which part a stream plays in its upgrade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -328,22 +329,53 @@ impl<T: Tcp> Connection<T> {
 
     /// What the stream runs on now.
     pub(crate) fn transport(&self) -> Transport {
-        let receives = {
+        let receive_window = {
             let rx = lock(&self.rx);
-            rx.path != receive::Path::Tcp
+            let switched = rx.path != receive::Path::Tcp
                 || (!rx.pinned
                     && rx.dmb.as_ref().is_some_and(|dmb| {
                         matches!(dmb.consumer.memory().header().direction(), Direction::Switched(_))
-                    }))
+                    }));
+            rx.dmb.as_ref().filter(|_| switched).map(|dmb| dmb.consumer.memory().largest_segment())
         };
-        let sends = lock(&self.tx).path == send::Path::Ring;
-        if receives && sends {
-            return Transport::LoopbackIsm;
+        let sends = {
+            let tx = lock(&self.tx);
+            tx.dmb.as_ref().filter(|_| tx.path == send::Path::Ring).map(|dmb| {
+                let link = &dmb.doorbell.link;
+                (link.device, link.shared_id(), dmb.producer.memory().largest_segment())
+            })
+        };
+        if let (Some(receive_window), Some((device, link, send_window))) = (receive_window, sends) {
+            return Transport::LoopbackIsm(LoopbackIsm { device, link, receive_window, send_window });
         }
         Transport::Tcp(match self.upgrade.phase() {
             Phase::Settled(reason) | Phase::Idle(reason) => reason,
             Phase::Offering | Phase::Attached => FallbackReason::InProgress,
         })
+    }
+
+    /// Who holds the other end, or why nobody knows.
+    pub(crate) fn peer_cred(&self) -> Result<UCred, FallbackReason> {
+        if let Transport::Tcp(reason) = self.transport() {
+            return Err(reason);
+        }
+        let tx = lock(&self.tx);
+        let dmb = tx.dmb.as_ref().ok_or(FallbackReason::HalfClosed)?;
+        let PeerCred { pid, uid, gid } = dmb.doorbell.link.credentials;
+        Ok(UCred { uid, gid, pid: (pid != 0).then_some(pid) })
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        Counters {
+            tcp_bytes_read: self.read_bytes.load(Ordering::Relaxed),
+            tcp_bytes_written: self.written_bytes.load(Ordering::Relaxed),
+            ism_bytes_read: lock(&self.rx).dmb.as_ref().map_or(0, |dmb| dmb.consumer.position()),
+            ism_bytes_written: lock(&self.tx).dmb.as_ref().map_or(0, |dmb| dmb.producer.position()),
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.rx).half.is_none()
     }
 
     /// Has the time come to offer the upgrade, after a successful read or write? Answers yes once.

@@ -83,6 +83,10 @@ impl Upgrade {
         if begins {
             state.phase = Phase::Offering;
         }
+        drop(state);
+        if begins {
+            self.watchers.wake_all();
+        }
         begins
     }
 
@@ -147,7 +151,7 @@ impl<T: Tcp> Connection<T> {
         self.drive_clc();
         let transport = self.transport();
         let runs = matches!(self.upgrade.phase(), Phase::Offering | Phase::Attached)
-            && transport != Transport::LoopbackIsm
+            && !transport.is_loopback_ism()
             && self.death().is_none();
         if runs {
             let decided = {
@@ -165,13 +169,40 @@ impl<T: Tcp> Connection<T> {
             if !(decided && sends && self.upgrade.phase() == Phase::Attached) {
                 return Poll::Pending;
             }
-            if self.transport() != Transport::LoopbackIsm {
+            if !self.transport().is_loopback_ism() {
                 // One of the two directions will never leave TCP.
                 self.upgrade.settle(FallbackReason::Pinned);
             }
         }
         self.forget_watch(key);
         Poll::Ready(self.transport())
+    }
+
+    /// Waits until the transport is not `seen` any more; `None` when the stream is closed.
+    pub(crate) fn poll_changed(
+        &self,
+        cx: &mut Context<'_>,
+        key: &mut WatchKey,
+        seen: Transport,
+    ) -> Poll<Option<Transport>> {
+        self.upgrade.watchers.enlist(&mut key.changed, cx.waker());
+        if matches!(self.upgrade.phase(), Phase::Offering | Phase::Attached) && !seen.is_loopback_ism() {
+            // The peer's switch of our receiving direction comes as an interrupt for data.
+            self.wakes.readers.enlist(&mut key.readers, cx.waker());
+            if let Some(dmb) = lock(&self.rx).dmb.as_ref() {
+                dmb.consumer.arm();
+            }
+        }
+        if self.is_closed() {
+            self.forget_watch(key);
+            return Poll::Ready(None);
+        }
+        let now = self.transport();
+        if now == seen {
+            return Poll::Pending;
+        }
+        self.forget_watch(key);
+        Poll::Ready(Some(now))
     }
 
     /// C: takes the Accept off the stream, then sends the Confirm and switches.
@@ -216,7 +247,7 @@ impl<T: Tcp> Connection<T> {
 }
 
 /// Where a waiting `upgrade()` is listed.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct WatchKey {
     changed: Option<u64>,
     readers: Option<u64>,

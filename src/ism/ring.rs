@@ -43,6 +43,11 @@ pub(crate) trait Memory {
     /// How many segments there are; 1 to 19, and always the same.
     fn segments(&self) -> u32;
 
+    /// Bytes of the last segment, where a stream of large writes lives.
+    fn largest_segment(&self) -> usize {
+        Self::SMALLEST << (self.segments() - 1)
+    }
+
     /// Copies `src` into a segment; panics, before it copies, if that would leave the segment.
     fn copy_in(&self, segment: u32, offset: usize, src: &[u8]);
 

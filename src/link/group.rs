@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{OnceLock, Weak};
 use std::task::Waker;
 
-use crate::clc::{ClientHandshake, ServerHandshake};
+use crate::clc::{ClientHandshake, Gid, ServerHandshake};
 use crate::ism::arena::{ArenaMap, DmbMemory};
 use crate::ism::interrupt::{CONNECTIONS, Signal, SignalPage};
 use crate::ism::sys;
@@ -27,6 +27,8 @@ mod server;
 
 /// What became known with the peer's HELLO.
 struct Peer {
+    /// The peer's number for this link.
+    link_id: u64,
     /// The control page of this arena takes our interrupts.
     first_arena: Arc<ArenaMap>,
     eventfd: OwnedFd,
@@ -88,6 +90,8 @@ struct State {
 /// One link. It stays in memory as long as a stream of it lives.
 pub(crate) struct Link {
     pub(crate) id: u64,
+    /// The device that both endpoints are on.
+    pub(crate) device: Gid,
     endpoint: Weak<Endpoint>,
     socket: SharedFd,
     pub(crate) credentials: sys::PeerCred,
@@ -128,6 +132,7 @@ impl Link {
         let first = own.first().clone();
         let link = Arc::new(Link {
             id: sys::random_u64()?,
+            device: endpoint.gid(),
             endpoint: Arc::downgrade(endpoint),
             socket: Arc::new(socket),
             credentials,
@@ -170,6 +175,11 @@ impl Link {
     /// The same socket, for the reactor to watch.
     pub(crate) fn shared_socket(&self) -> &SharedFd {
         &self.socket
+    }
+
+    /// The number that both ends know this link by, once the peer has said its own.
+    pub(crate) fn shared_id(&self) -> u64 {
+        self.id ^ self.peer.get().map_or(0, |peer| peer.link_id)
     }
 
     pub(crate) fn death(&self) -> Option<Death> {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_smc::{SmcStream, Transport};
+use tokio_smc::SmcStream;
 
 /// An upgrade takes microseconds; who is not there by now stays on TCP, and the reason is what the test must show.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -14,7 +14,7 @@ pub(crate) async fn agree(stream: &mut SmcStream, first: bool) {
     let started = Instant::now();
     loop {
         let transport = stream.transport();
-        let mine = u8::from(matches!(transport, Transport::LoopbackIsm));
+        let mine = u8::from(transport.is_loopback_ism());
         let theirs = if first {
             stream.write_u8(mine).await.expect("write while upgrading");
             stream.read_u8().await.expect("read while upgrading")

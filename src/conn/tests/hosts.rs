@@ -17,7 +17,6 @@ use crate::link::group::Link;
 use crate::link::message::{LONGEST, Message, Subject};
 use crate::link::stream::{Death, LinkedStream};
 use crate::sync::{Arc, Mutex, lock};
-use crate::transport::Transport;
 
 /// A side of a connection: its number in every pair.
 pub(super) const CLIENT: usize = 0;
@@ -189,7 +188,7 @@ impl Lab {
         self.run();
         pair.settle();
         for side in [CLIENT, SERVER] {
-            assert_eq!(pair.conns[side].transport(), Transport::LoopbackIsm);
+            assert!(pair.conns[side].transport().is_loopback_ism());
         }
         pair
     }

@@ -14,7 +14,6 @@ use crate::conn::upgrade::WatchKey;
 use crate::ism::sys;
 use crate::link::stream::Death;
 use crate::sync::{Arc, lock};
-use crate::transport::Transport;
 
 /// For how long a connection may stand still while the kernel works: its timers are shorter.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
@@ -457,7 +456,7 @@ impl Model {
             assert_eq!(this.read, peer.written);
             let transport = self.pair.conns[side].transport();
             let switched = self.pair.writes_ring(side) && self.pair.writes_ring(1 - side);
-            assert_eq!(transport == Transport::LoopbackIsm, switched, "side {side} says {transport:?}");
+            assert_eq!(transport.is_loopback_ism(), switched, "side {side} says {transport:?}");
         }
         // After a FIN a reset comes too late to be read.
         if peer.left_unread && !peer.shut {

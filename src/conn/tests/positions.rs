@@ -12,7 +12,6 @@ use super::ops::WriteSlice;
 use super::watched;
 use crate::config::UpgradePolicy;
 use crate::ism::sys;
-use crate::transport::Transport;
 
 fn pass_on(pair: &Pair, from: usize, length: usize) {
     let data = bytes(7, length);
@@ -22,7 +21,7 @@ fn pass_on(pair: &Pair, from: usize, length: usize) {
 
 fn is_upgraded(pair: &Pair) -> bool {
     pair.settle();
-    pair.conns.iter().all(|conn| conn.transport() == Transport::LoopbackIsm)
+    pair.conns.iter().all(|conn| conn.transport().is_loopback_ism())
 }
 
 #[test]

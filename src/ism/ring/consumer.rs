@@ -195,7 +195,6 @@ impl<M: Memory> Consumer<M> {
     }
 
     /// Bytes read so far.
-    #[cfg(any(test, loom))]
     pub(crate) fn position(&self) -> u64 {
         self.place.cons
     }

@@ -34,6 +34,21 @@ fn option_int(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
     }
 }
 
+/// Implements `FromRawFd` for a type that is `From<OwnedFd>`: the one line of it that the compiler cannot check.
+macro_rules! impl_from_raw_fd {
+    ($socket:ty) => {
+        impl std::os::fd::FromRawFd for $socket {
+            /// Takes a TCP socket that is not connected yet and is in non-blocking mode.
+            #[allow(unsafe_code, reason = "the trait's method is unsafe")]
+            unsafe fn from_raw_fd(fd: std::os::fd::RawFd) -> Self {
+                // SAFETY: the caller promises what `OwnedFd` asks for: an open descriptor that is nobody else's.
+                Self::from(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+            }
+        }
+    };
+}
+pub(crate) use impl_from_raw_fd;
+
 /// The socket's cookie: unique on this host as long as it runs, never reused.
 pub(crate) fn cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(rustix::net::sockopt::socket_cookie(fd)?)

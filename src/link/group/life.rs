@@ -147,7 +147,7 @@ impl Link {
         }
         let in_this_process = u32::try_from(self.credentials.pid) == Ok(std::process::id());
         let here = if in_this_process { crate::link::endpoint::link_of_this_process(link_id) } else { None };
-        let peer = Peer { first_arena, eventfd, here };
+        let peer = Peer { link_id, first_arena, eventfd, here };
         let waiting = {
             let mut state = lock(&self.state);
             // Checked above, and only this task sets it.

@@ -1,0 +1,222 @@
+//! What a stream tells of its transport, and how an application asks for another one.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::sync::Weak;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_core::Stream;
+
+use super::SmcStream;
+use crate::config::UpgradePolicy;
+use crate::conn::Connection;
+use crate::conn::upgrade::WatchKey;
+use crate::link::stream::LinkedStream;
+use crate::rt::{self, TokioTcp};
+use crate::sync::Arc;
+use crate::transport::{Counters, FallbackReason, Transport, UCred};
+
+/// For how long connect waits with `UpgradePolicy::Require`.
+const REQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl SmcStream {
+    /// What the stream runs on now, and why.
+    pub fn transport(&self) -> Transport {
+        self.conn.transport()
+    }
+
+    /// The transport now and every change of it; see [`TransportWatch`].
+    pub fn watch(&self) -> TransportWatch {
+        TransportWatch::new(&self.conn)
+    }
+
+    /// Whose process holds the other end, as the kernel told the link when it was made (`SO_PEERCRED`).
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported`, with the [`FallbackReason`], while the stream runs on TCP, which does not tell.
+    pub fn peer_cred(&self) -> io::Result<UCred> {
+        self.conn.peer_cred().map_err(io::Error::from)
+    }
+
+    /// How many bytes the application has read and written so far, over each transport.
+    pub fn counters(&self) -> Counters {
+        self.conn.counters()
+    }
+
+    /// Asks for the upgrade, where this end may ask, and waits until it is done or known not to happen.
+    ///
+    /// On an accepted stream, whose client does the asking, it only waits for an upgrade that is under way.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing: an upgrade that has begun goes on.
+    pub async fn upgrade(&self) -> Transport {
+        self.offer_if(self.conn.begin_upgrade());
+        struct Watch<'a>(&'a Connection<TokioTcp>, WatchKey);
+        impl Drop for Watch<'_> {
+            fn drop(&mut self) {
+                self.0.forget_watch(&mut self.1);
+            }
+        }
+        let mut watch = Watch(&self.conn, Default::default());
+        poll_fn(|cx| watch.0.poll_upgraded(cx, &mut watch.1)).await
+    }
+
+    /// Looks for the peer in the background.
+    pub(super) fn offer_if(&self, begun: bool) {
+        if !begun {
+            return;
+        }
+        let (handle, conn) = (self.handle.clone(), self.conn.clone());
+        self.handle.spawn(async move {
+            match rt::endpoint(&handle, &conn.config) {
+                Ok(driven) => driven.endpoint.offer(conn),
+                Err(error) => {
+                    crate::trace::warning!("no loopback-ism device: {error}");
+                    conn.stay_on_tcp(FallbackReason::NoDevice);
+                }
+            }
+        });
+    }
+
+    pub(crate) async fn after_connect(&self) -> io::Result<()> {
+        let wait = match self.conn.config.upgrade_policy {
+            _ if self.conn.config.off => return Ok(()),
+            UpgradePolicy::FirstTurn | UpgradePolicy::Manual | UpgradePolicy::Never => return Ok(()),
+            UpgradePolicy::Eager => {
+                self.offer_if(self.conn.begin_upgrade());
+                return Ok(());
+            }
+            UpgradePolicy::Require => REQUIRE_TIMEOUT,
+            UpgradePolicy::Handshake => self.conn.config.handshake_timeout,
+        };
+        let required = self.conn.config.upgrade_policy == UpgradePolicy::Require;
+        let reason = match self.upgrade_within(wait).await {
+            Some(Transport::LoopbackIsm(_)) => return Ok(()),
+            _ if !required => return Ok(()),
+            Some(Transport::Tcp(reason)) => reason,
+            None => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the upgrade to shared memory that UpgradePolicy::Require asks for did not happen in time",
+                ));
+            }
+        };
+        Err(reason.into())
+    }
+
+    /// `None`: not decided in time.
+    async fn upgrade_within(&self, wait: Duration) -> Option<Transport> {
+        let Ok(driven) = rt::endpoint(&self.handle, &self.conn.config) else {
+            return Some(Transport::Tcp(FallbackReason::NoDevice));
+        };
+        let mut timeout = std::pin::pin!(driven.timers.sleep(wait));
+        let mut upgrade = std::pin::pin!(self.upgrade());
+        poll_fn(|cx| {
+            if let Poll::Ready(transport) = upgrade.as_mut().poll(cx) {
+                return Poll::Ready(Some(transport));
+            }
+            timeout.as_mut().poll(cx).map(|()| None)
+        })
+        .await
+    }
+}
+
+/// The transport of a stream and its changes, also after the stream itself was given away.
+///
+/// As a `Stream` it yields the transport of now, then every change, and ends when the stream is closed. Changes that follow
+/// each other closely may come as one. It keeps neither the stream nor its socket open.
+///
+/// ```
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// use tokio_smc::{SmcListener, SmcStream};
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = SmcListener::bind("127.0.0.1:0").await?;
+/// let stream = SmcStream::connect(listener.local_addr()?).await?;
+/// let mut watch = stream.watch();
+/// drop(stream); // or given to a library
+/// assert!(!watch.transport().is_loopback_ism());
+/// assert_eq!(watch.changed().await, None, "it is closed");
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct TransportWatch {
+    conn: Weak<Connection<TokioTcp>>,
+    seen: Transport,
+    /// The transport that the watch began with is still to be yielded.
+    first: bool,
+    key: WatchKey,
+}
+
+impl TransportWatch {
+    fn new(conn: &Arc<Connection<TokioTcp>>) -> Self {
+        let seen = conn.transport();
+        TransportWatch { conn: Arc::downgrade(conn), seen, first: true, key: WatchKey::default() }
+    }
+
+    /// The transport now; of a closed stream the last one that the watch has seen.
+    pub fn transport(&self) -> Transport {
+        self.conn.upgrade().filter(|conn| !conn.is_closed()).map_or(self.seen, |conn| conn.transport())
+    }
+
+    /// Waits until the transport is another one than was seen last; `None` when the stream has been closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// No change is lost when the future is dropped: the next call answers at once.
+    pub async fn changed(&mut self) -> Option<Transport> {
+        self.first = false;
+        poll_fn(|cx| self.poll_changed(cx)).await
+    }
+
+    /// Waits until the stream runs on loopback-ism, or is known to stay on TCP, or is closed: the transport then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
+    pub async fn settled(&mut self) -> Transport {
+        loop {
+            let now = self.transport();
+            match now {
+                Transport::Tcp(FallbackReason::NotYet | FallbackReason::InProgress) => {}
+                _ => return now,
+            }
+            // What was just looked at is the transport to be changed from.
+            self.seen = now;
+            if self.changed().await.is_none() {
+                return self.seen;
+            }
+        }
+    }
+
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<Option<Transport>> {
+        let Some(conn) = self.conn.upgrade() else { return Poll::Ready(None) };
+        let changed = ready!(conn.poll_changed(cx, &mut self.key, self.seen));
+        self.seen = changed.unwrap_or(self.seen);
+        Poll::Ready(changed)
+    }
+}
+
+impl Stream for TransportWatch {
+    type Item = Transport;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Transport>> {
+        if std::mem::take(&mut self.first) {
+            self.seen = self.transport();
+            return Poll::Ready(Some(self.seen));
+        }
+        self.poll_changed(cx)
+    }
+}
+
+impl Drop for TransportWatch {
+    fn drop(&mut self) {
+        if let Some(conn) = self.conn.upgrade() {
+            conn.forget_watch(&mut self.key);
+        }
+    }
+}
