@@ -70,6 +70,7 @@ impl<T: Tcp> Connection<T> {
         self.carry_out(effects);
         drop((receive_dmb, send_dmb));
         self.upgrade.settle(FallbackReason::HalfClosed);
+        self.upgrade.weigh_anchor();
         // Who watches the transport learns that the stream is gone.
         self.upgrade.changed();
         let (read, write) = halves?;
