@@ -53,7 +53,7 @@ pub use listener::{SmcListener, SmcListenerStream};
 #[cfg(not(loom))]
 pub use socket::SmcSocket;
 #[cfg(not(loom))]
-pub use stream::{SmcStream, TransportWatch};
+pub use stream::{IntoStdError, SmcStream, TransportWatch};
 #[cfg(not(loom))]
 pub use transport::{Counters, FallbackReason, LoopbackIsm, Transport, UCred};
 

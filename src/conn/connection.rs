@@ -100,6 +100,11 @@ impl<T: Tcp> Connection<T> {
         self.rx_in_ring.load(Ordering::Relaxed)
     }
 
+    /// Has the sender said in the ring that it ends, whatever is still to be read?
+    pub(crate) fn sender_is_done(&self) -> bool {
+        lock(&self.rx).sender_is_done()
+    }
+
     /// Does the sending direction use the ring? (A hint.)
     pub(crate) fn writes_ring(&self) -> bool {
         self.tx_in_ring.load(Ordering::Relaxed)
@@ -107,22 +112,6 @@ impl<T: Tcp> Connection<T> {
 
     pub(super) fn death(&self) -> Option<Death> {
         Death::from_u8(self.death.load(Ordering::Acquire))
-    }
-
-    /// Runs `look` on the reading half.
-    pub(crate) fn with_read_half<R>(
-        &self,
-        look: impl FnOnce(&mut T::Read) -> io::Result<R>,
-    ) -> io::Result<R> {
-        look(lock(&self.rx).half.as_mut().ok_or_else(closed)?)
-    }
-
-    /// Runs `look` on the writing half.
-    pub(crate) fn with_write_half<R>(
-        &self,
-        look: impl FnOnce(&mut T::Write) -> io::Result<R>,
-    ) -> io::Result<R> {
-        look(lock(&self.tx).half.as_mut().ok_or_else(closed)?)
     }
 
     // ---- reading ----

@@ -70,8 +70,8 @@ impl SmcStream {
         if !begun {
             return;
         }
-        let (handle, conn) = (self.handle.clone(), self.conn.clone());
-        self.handle.spawn(async move {
+        let (handle, conn) = (self.conn.handle.clone(), Arc::clone(&self.conn));
+        self.conn.handle.spawn(async move {
             match rt::endpoint(&handle, &conn.config) {
                 Ok(driven) => driven.endpoint.offer(conn),
                 Err(error) => {
@@ -110,7 +110,7 @@ impl SmcStream {
 
     /// `None`: not decided in time.
     async fn upgrade_within(&self, wait: Duration) -> Option<Transport> {
-        let Ok(driven) = rt::endpoint(&self.handle, &self.conn.config) else {
+        let Ok(driven) = rt::endpoint(&self.conn.handle, &self.conn.config) else {
             return Some(Transport::Tcp(FallbackReason::NoDevice));
         };
         let mut timeout = std::pin::pin!(driven.timers.sleep(wait));
