@@ -25,10 +25,19 @@ pub(crate) mod sync;
 pub mod clc;
 pub(crate) mod ism;
 
+#[cfg(all(not(loom), feature = "axum08"))]
+mod axum;
 #[cfg(not(loom))]
 mod config;
 #[cfg(not(loom))]
 mod conn;
+#[cfg(all(not(loom), feature = "futures-io"))]
+mod futures;
+#[cfg(all(not(loom), feature = "hyper-util"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "hyper-util")))]
+pub mod hyper;
+#[cfg(not(loom))]
+mod info;
 #[cfg(not(loom))]
 mod link;
 #[cfg(not(loom))]
@@ -48,6 +57,8 @@ mod transport;
 
 #[cfg(not(loom))]
 pub use config::{Config, DEFAULT_DMB_SIZE, PeerPolicy, UnknownPolicy, UpgradePolicy};
+#[cfg(not(loom))]
+pub use info::SmcInfo;
 #[cfg(not(loom))]
 pub use listener::{SmcListener, SmcListenerStream};
 #[cfg(not(loom))]

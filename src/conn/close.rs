@@ -24,6 +24,7 @@ impl<T: Tcp> Connection<T> {
     /// bytes have still to be read before it is closed.
     pub(crate) fn close(&self) -> Option<Leftover<T>> {
         self.upgrade.withdraw();
+        self.tell_last();
         let mut effects = Effects::default();
         let (halves, receive_dmb, send_dmb, clc_left) = {
             let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
