@@ -155,3 +155,51 @@ impl Stream for SmcIncoming {
         Pin::new(&mut self.inner).poll_next(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    /// A std socket, as it is accepted from `incoming`.
+    async fn accepted(mut incoming: SmcIncoming) -> std::net::TcpStream {
+        let _client = std::net::TcpStream::connect(incoming.local_addr().unwrap()).unwrap();
+        let stream = poll_fn(|cx| Pin::new(&mut incoming).poll_next(cx)).await.unwrap().unwrap();
+        stream.into_std().unwrap()
+    }
+
+    fn incoming() -> SmcIncoming {
+        SmcIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn accepted_streams_do_not_delay_and_are_not_probed() {
+        let stream = accepted(incoming()).await;
+        assert!(stream.nodelay().unwrap());
+        assert!(!SockRef::from(&stream).keepalive().unwrap());
+    }
+
+    #[tokio::test]
+    async fn accepted_streams_have_the_options_of_the_listener() {
+        let incoming = incoming()
+            .with_nodelay(None)
+            .with_keepalive(Some(Duration::from_secs(71)))
+            .with_keepalive_interval(Some(Duration::from_secs(72)))
+            .with_keepalive_retries(Some(3));
+        let stream = accepted(incoming).await;
+        assert!(!stream.nodelay().unwrap());
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(71));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(72));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn keepalive_can_be_taken_back() {
+        let stream =
+            accepted(incoming().with_keepalive(Some(Duration::from_secs(71))).with_keepalive(None)).await;
+        assert!(!SockRef::from(&stream).keepalive().unwrap());
+    }
+}
