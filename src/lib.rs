@@ -50,6 +50,8 @@ mod rt;
 mod socket;
 #[cfg(not(loom))]
 mod stream;
+#[cfg(all(not(loom), feature = "tonic014"))]
+mod tonic;
 #[cfg(not(loom))]
 mod trace;
 #[cfg(not(loom))]
@@ -65,6 +67,9 @@ pub use listener::{SmcListener, SmcListenerStream};
 pub use socket::SmcSocket;
 #[cfg(not(loom))]
 pub use stream::{IntoStdError, SmcStream, TransportWatch};
+#[cfg(all(not(loom), feature = "tonic014"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "tonic014")))]
+pub use tonic::SmcIncoming;
 #[cfg(not(loom))]
 pub use transport::{Counters, FallbackReason, LoopbackIsm, Transport, UCred};
 
