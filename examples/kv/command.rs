@@ -25,7 +25,7 @@ enum Refused {
 
 const SYNTAX: Refused = Refused::Because("ERR syntax error");
 const NO_INTEGER: Refused = Refused::Because("ERR value is not an integer or out of range");
-const INVALID_EXPIRE: Refused = Refused::Because("ERR invalid expire time");
+const INVALID_EXPIRE: Refused = Refused::Because("ERR invalid expire time: it is a number of at least 1");
 /// What clients ask for before they work; there is nothing to configure.
 const SETTINGS: [(&str, &str); 4] =
     [("save", ""), ("appendonly", "no"), ("databases", "1"), ("maxmemory-policy", "noeviction")];
@@ -100,6 +100,8 @@ fn answer(
             }
         }
         b"SET" => set(server, request, out)?,
+        b"SETEX" => set_for(server, request, 1000, out)?,
+        b"PSETEX" => set_for(server, request, 1, out)?,
         b"DEL" => {
             arguments(count >= 2)?;
             let mut all = store.all();
@@ -202,6 +204,25 @@ fn later(milliseconds: Option<i64>) -> Result<Instant, Refused> {
     Instant::now().checked_add(Duration::from_millis(milliseconds)).ok_or(INVALID_EXPIRE)
 }
 
+/// SETEX and PSETEX, which older clients send.
+fn set_for(server: &Server, request: Request<'_>, unit: i64, out: &mut BytesMut) -> Result<(), Refused> {
+    arguments(request.len() == 4)?;
+    let (key, value) = (request.get(1), request.get(3));
+    let deadline = lifetime(request.get(2), unit)?;
+    server.store.shard(key).set(key, value, Expiry::At(deadline))?;
+    resp::simple(out, "OK");
+    Ok(())
+}
+
+/// When a key ends that is set for so many units of so many milliseconds.
+fn lifetime(amount: &[u8], unit: i64) -> Result<Instant, Refused> {
+    let amount = resp::integer(amount).ok_or(NO_INTEGER)?;
+    if amount <= 0 {
+        return Err(INVALID_EXPIRE);
+    }
+    later(amount.checked_mul(unit))
+}
+
 fn set(server: &Server, request: Request<'_>, out: &mut BytesMut) -> Result<(), Refused> {
     arguments(request.len() >= 3)?;
     let (key, value) = (request.get(1), request.get(2));
@@ -214,12 +235,8 @@ fn set(server: &Server, request: Request<'_>, out: &mut BytesMut) -> Result<(), 
                 (b"XX", _, None) => only_if = Some(true),
                 (b"KEEPTTL", Expiry::Never, _) => expiry = Expiry::Keep,
                 (unit @ (b"EX" | b"PX"), Expiry::Never, _) => {
-                    let amount = resp::integer(options.next().ok_or(SYNTAX)?).ok_or(NO_INTEGER)?;
-                    if amount <= 0 {
-                        return Err(Refused::Because("ERR invalid expire time in 'set' command"));
-                    }
                     let factor = if unit == b"EX" { 1000 } else { 1 };
-                    expiry = Expiry::At(later(amount.checked_mul(factor))?);
+                    expiry = Expiry::At(lifetime(options.next().ok_or(SYNTAX)?, factor)?);
                 }
                 _ => return Err(SYNTAX),
             }

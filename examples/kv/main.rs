@@ -7,8 +7,8 @@
 //! cargo run --release --example kv -- bench                    # GET and SET, TCP beside SMC, two processes
 //! ```
 //!
-//! It knows strings only: PING ECHO SELECT HELLO CLIENT COMMAND CONFIG INFO QUIT, GET SET (EX PX NX XX KEEPTTL) DEL
-//! EXISTS INCR INCRBY DECR DECRBY MGET MSET EXPIRE PEXPIRE TTL PTTL DBSIZE FLUSHDB; inline commands and pipelining, too.
+//! It knows strings only: PING ECHO SELECT HELLO CLIENT COMMAND CONFIG INFO QUIT, GET SET (EX PX NX XX KEEPTTL) SETEX
+//! PSETEX DEL EXISTS INCR INCRBY DECR DECRBY MGET MSET EXPIRE PEXPIRE TTL PTTL DBSIZE FLUSHDB; inline commands and pipelining, too.
 //! There is no password and nothing is stored on disk.
 
 mod bench;
