@@ -48,6 +48,9 @@ pub(crate) struct Receiver<T: Tcp> {
     pub(crate) clc: Clc,
     /// The latest position that the kernel told, and bytes read since.
     last_position: Option<u64>,
+    /// Nothing has found the ring empty since it was last found readable: as tokio's readiness, which lasts until a
+    /// call says WouldBlock.
+    ready: bool,
     /// The reset was reported; from then on there is only the end, as with TCP.
     reset_told: bool,
     /// Wakes everyone who waits to read.
@@ -70,6 +73,7 @@ impl<T: Tcp> Receiver<T> {
             pinned: false,
             clc: Clc::None,
             last_position: None,
+            ready: false,
             reset_told: false,
             waiters,
         }
@@ -90,7 +94,10 @@ impl<T: Tcp> Receiver<T> {
     ) -> Poll<io::Result<usize>> {
         loop {
             match self.path {
-                Path::Ring => return self.poll_ring(op, park, circumstances, effects),
+                Path::Ring => {
+                    let answer = self.poll_ring(op, park, circumstances, effects);
+                    return self.remember(op, answer);
+                }
                 Path::Draining { at, until } if at == until => {
                     // A byte behind the switch position is none of this connection's.
                     if sys::queued_in(self.fd()?).is_ok_and(|unread| unread > 0) {
@@ -106,6 +113,23 @@ impl<T: Tcp> Receiver<T> {
                 }
             }
         }
+    }
+
+    /// Keeps readiness as tokio does: who only asks hears yes until someone has tried in vain.
+    #[inline]
+    fn remember<O: ReadOp<T>>(&mut self, op: &O, answer: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let asks = !O::CONSUMES && !O::PEEKS;
+        if asks && self.ready && answer.is_pending() {
+            return Poll::Ready(Ok(1));
+        }
+        self.ready = answer.is_ready() && (asks || !op.has_room());
+        answer
+    }
+
+    /// Has the sender said in the ring that it ends?
+    pub(crate) fn sender_is_done(&self) -> bool {
+        self.path == Path::Ring
+            && self.dmb.as_ref().is_some_and(|dmb| !dmb.consumer.writer_flags().is_empty())
     }
 
     fn broken(&mut self, effects: &mut Effects) -> Poll<io::Result<usize>> {
