@@ -14,9 +14,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use tokio::io::copy_bidirectional_with_sizes;
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_smc::{Counters, SmcListener, SmcStream, Transport};
@@ -100,13 +101,15 @@ async fn run(cli: Cli) -> io::Result<()> {
     let (inside, outside) = if cli.reverse { ("smc", "tcp") } else { ("tcp", "smc") };
     println!("{inside} at {} -> {outside} to {} (Ctrl-C ends it)", listener.local_addr()?, cli.target);
     let mut connections = JoinSet::new();
+    let (close, closed) = watch::channel(());
     let mut count = 0_u64;
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((incoming, peer)) => {
                     count += 1;
-                    connections.spawn(forward(count, incoming, peer, cli.target.clone()));
+                    let cut = cut_off(closed.clone(), Duration::from_secs(cli.grace));
+                    connections.spawn(forward(count, incoming, peer, cli.target.clone(), cut));
                 }
                 Err(error) => {
                     eprintln!("proxy: accept: {error}");
@@ -119,23 +122,35 @@ async fn run(cli: Cli) -> io::Result<()> {
             _ = terminate.recv() => break,
         }
     }
-    drop(listener);
-    let finish = async { while connections.join_next().await.is_some() {} };
-    let _ = timeout(Duration::from_secs(cli.grace), finish).await;
-    println!("ended: {count} connections, {} cut off", connections.len());
+    drop((listener, close));
+    while connections.join_next().await.is_some() {}
+    println!("ended: {count} connections");
     Ok(())
+}
+
+/// Returns when a connection has to end although it is open.
+async fn cut_off(mut closed: watch::Receiver<()>, grace: Duration) {
+    // Nothing is ever sent: an error means that the sender is gone.
+    let _ = closed.changed().await;
+    tokio::time::sleep(grace).await;
 }
 
 fn because(what: impl std::fmt::Display, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
-/// One connection from its beginning to its end.
-async fn forward(number: u64, incoming: Incoming, peer: SocketAddr, target: String) {
+/// One connection from its beginning to its end, or until it is cut.
+async fn forward(
+    number: u64,
+    incoming: Incoming,
+    peer: SocketAddr,
+    target: String,
+    cut: impl Future<Output = ()>,
+) {
     let start = Instant::now();
     let story = match incoming {
-        Incoming::Tcp(client) => tcp_to_smc(client, &target).await,
-        Incoming::Smc(client) => smc_to_tcp(client, &target).await,
+        Incoming::Tcp(client) => tcp_to_smc(client, &target, cut).await,
+        Incoming::Smc(client) => smc_to_tcp(client, &target, cut).await,
     };
     let seconds = start.elapsed().as_secs_f64();
     match story {
@@ -145,29 +160,49 @@ async fn forward(number: u64, incoming: Incoming, peer: SocketAddr, target: Stri
     }
 }
 
+/// Copies both ways; on an error, too, the streams are still there to be asked.
+async fn copy<A, B>(a: &mut A, b: &mut B, cut: impl Future<Output = ()>) -> io::Result<()>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    tokio::select! {
+        copied = copy_bidirectional_with_sizes(a, b, PIECE, PIECE) => copied.map(drop),
+        () = cut => Err(io::Error::other("cut off at the end of the proxy")),
+    }
+}
+
 async fn connected<S>(target: &str, connecting: impl Future<Output = io::Result<S>>) -> io::Result<S> {
     let outcome =
         timeout(CONNECT_PATIENCE, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     outcome.map_err(|error| because(format!("connecting to {target}"), error))
 }
 
-async fn tcp_to_smc(mut client: TcpStream, target: &str) -> io::Result<String> {
+async fn tcp_to_smc(
+    mut client: TcpStream,
+    target: &str,
+    cut: impl Future<Output = ()>,
+) -> io::Result<String> {
     let mut server = connected(target, SmcStream::connect(target)).await?;
     // The proxy adds no delay of its own.
     (client.set_nodelay(true)?, server.set_nodelay(true)?);
-    let outcome = copy_bidirectional_with_sizes(&mut client, &mut server, PIECE, PIECE).await;
+    let outcome = copy(&mut client, &mut server, cut).await;
     Ok(story(&server, "out", "back", outcome))
 }
 
-async fn smc_to_tcp(mut client: SmcStream, target: &str) -> io::Result<String> {
+async fn smc_to_tcp(
+    mut client: SmcStream,
+    target: &str,
+    cut: impl Future<Output = ()>,
+) -> io::Result<String> {
     let mut server = connected(target, TcpStream::connect(target)).await?;
     (client.set_nodelay(true)?, server.set_nodelay(true)?);
-    let outcome = copy_bidirectional_with_sizes(&mut client, &mut server, PIECE, PIECE).await;
+    let outcome = copy(&mut client, &mut server, cut).await;
     Ok(story(&client, "back", "out", outcome))
 }
 
 /// What the SMC side of a connection has counted, which is known after an error, too.
-fn story(smc: &SmcStream, written: &str, read: &str, outcome: io::Result<(u64, u64)>) -> String {
+fn story(smc: &SmcStream, written: &str, read: &str, outcome: io::Result<()>) -> String {
     let Counters { tcp_bytes_read, tcp_bytes_written, ism_bytes_read, ism_bytes_written, .. } =
         smc.counters();
     let bytes = |tcp: u64, ism: u64| match (tcp, ism) {
