@@ -8,12 +8,15 @@ for tool in cargo rustc rustdoc cargo-fmt cargo-clippy; do
 done
 
 # Program and Debian package: strace sees idleness, ip and unshare make network namespaces, jq reads JSON, g++ builds
-# libFuzzer.
-tools="cc:gcc g++:g++ git:git ip:iproute2 jq:jq nsenter:util-linux realpath:coreutils strace:strace unshare:util-linux"
+# libFuzzer, the tests of integration/ run a redis-server of their own.
+tools="cc:gcc g++:g++ git:git ip:iproute2 jq:jq nsenter:util-linux realpath:coreutils redis-server:redis-server"
+tools+=" setpriv:util-linux strace:strace unshare:util-linux"
 missing=()
 for tool in $tools; do
     command -v "${tool%%:*}" >/dev/null || missing+=("${tool#*:}")
 done
+# And a PostgreSQL server of their own; Debian keeps its programs out of PATH.
+command -v initdb >/dev/null || compgen -G "/usr/lib/postgresql/*/bin/initdb" >/dev/null || missing+=(postgresql)
 if ((${#missing[@]})); then
     echo "missing here: ${missing[*]}"
     ((EUID == 0)) || fail "install these packages first (only root can): ${missing[*]}"

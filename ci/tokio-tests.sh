@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs tokio's own tests with tokio::net::Tcp* exchanged by tokio_smc::net::Tcp*.
 #
-#   ci/tokio-tests.sh [policy…]          policies of SMC_LO_UPGRADE; never and eager without arguments. With eager most
-#                                        of these tests end before their upgrade does; handshake runs more on the ring
+#   ci/tokio-tests.sh [policy…]          policies of SMC_LO_UPGRADE; never, eager and handshake without arguments. With
+#                                        eager most of these tests end before their upgrade does; with handshake they
+#                                        run on the ring from the first byte on
 #   ROUNDS=20 ci/tokio-tests.sh eager    repeats, for failures that come and go
 #   FILES="tcp_peek" ci/tokio-tests.sh   only these files
 #   KEEP=1                               keeps the generated crate and the logs
@@ -23,32 +24,11 @@ files=(
 
 # policy|file|test|always or sometimes|reason. `*` stands for every policy, `ring` for all but never.
 exceptions() {
-    cat <<'END'
-ring|tcp_stream|poll_read_ready|sometimes|ring readiness is exact: an emptied ring is not readable, where tokio is until WouldBlock
-ring|tcp_stream|try_read_write|sometimes|ring readiness is exact: a filled ring is not writable, where tokio is until WouldBlock
-ring|tcp_stream|try_read_buf|sometimes|ring readiness is exact: a filled ring is not writable, where tokio is until WouldBlock
-END
-}
-
-# Changes to one file beyond the exchanged names; each says what the crate lacks.
-adapt() {
-    case $1 in
-    tcp_accept_ready)
-        # SockRef::from(&TcpStream) needs AsFd, which TcpStream does not have.
-        sed -i -E 's/socket2::SockRef::from\((&?s)\)/sock_ref(\1)/' "$2"
-        cat >>"$2" <<'END'
-
-fn sock_ref(s: &impl std::os::fd::AsRawFd) -> socket2::SockRef<'_> {
-    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(s.as_raw_fd()) };
-    socket2::SockRef::from(&*Box::leak(Box::new(fd)))
-}
-END
-        ;;
-    esac
+    :
 }
 
 policies=("$@")
-[ ${#policies[@]} -gt 0 ] || policies=(never eager)
+[ ${#policies[@]} -gt 0 ] || policies=(never eager handshake)
 [ -z "${FILES:-}" ] || read -ra files <<<"$FILES"
 rounds=${ROUNDS:-1}
 limit=${TEST_FILE_SECONDS:-120}
@@ -105,22 +85,13 @@ END
 cp Cargo.lock "$work/crate/Cargo.lock"
 cp -r "$tokio/tests/support" "$work/crate/tests/"
 
-skipped=()
 for file in "${files[@]}"; do
-    if [ "$file" = tcp_socket ] && ! grep -q 'TcpSocket' src/net.rs; then
-        skipped+=("$file: the crate has no TcpSocket yet")
-        continue
-    fi
     test=$work/crate/tests/$file.rs
     exchange=(-e 's/\btokio::net::(Tcp|tcp::|\{Tcp)/tokio_smc::net::\1/g')
     if grep -q '^use tokio::{net' "$tokio/tests/$file.rs"; then
         exchange+=(-e 's/\bnet::(Tcp)/tokio_smc::net::\1/g')
     fi
     sed -E "${exchange[@]}" "$tokio/tests/$file.rs" >"$test"
-    if ! grep -q 'TcpSocket' src/net.rs; then
-        sed -i '/tokio_smc::net::TcpSocket/d' "$test"
-    fi
-    adapt "$file" "$test"
     # Every file has to have something of ours, or it tests tokio.
     grep -q 'tokio_smc::' "$test" || { echo "$file.rs uses no TCP type" >&2; exit 1; }
 done
@@ -202,7 +173,6 @@ done
     echo
     cat "$work/table"
 }
-for reason in ${skipped[@]+"${skipped[@]}"}; do echo "skipped $reason"; done
 if [ -s "$work/expected" ]; then
     echo
     echo "excused:"

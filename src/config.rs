@@ -166,9 +166,11 @@ impl Config {
     }
 
     /// Sets the bytes of the largest segment of a DMB, rounded up to a power of two between 4 KiB and 64 MiB.
+    ///
+    /// A smaller `SO_RCVBUF` that the application has set on the socket or its listener wins.
     #[must_use]
     pub fn dmb_size(mut self, bytes: usize) -> Self {
-        self.dmb_size = bytes.clamp(SMALLEST_DMB_SIZE, LARGEST_DMB_SIZE).next_power_of_two();
+        self.dmb_size = usable_dmb_size(bytes);
         self
     }
 
@@ -196,6 +198,11 @@ impl Config {
     pub(crate) fn directory(&self) -> Option<&Path> {
         self.device_dir.as_deref()
     }
+}
+
+/// The bytes of a DMB's largest segment that come nearest to what was asked for.
+pub(crate) fn usable_dmb_size(bytes: usize) -> usize {
+    bytes.clamp(SMALLEST_DMB_SIZE, LARGEST_DMB_SIZE).next_power_of_two()
 }
 
 fn variable<T: FromStr>(name: &str) -> Option<T> {

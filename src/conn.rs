@@ -59,6 +59,11 @@ pub(crate) trait ReadOp<T: Tcp> {
     /// Bytes read; 0 is an empty ring.
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation>;
 
+    /// After a read: its buffer was not filled, so the ring it read from is known to be empty.
+    fn has_room(&self) -> bool {
+        false
+    }
+
     /// Bytes it reports are gone from the stream (not so for peek and readiness).
     const CONSUMES: bool = true;
 
@@ -73,6 +78,11 @@ pub(crate) trait WriteOp<T: Tcp> {
 
     /// Bytes written; 0 is a full ring.
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation>;
+
+    /// Was a write of `length` bytes a short one, so that the ring is known to be full?
+    fn is_short(&self, _length: usize) -> bool {
+        false
+    }
 
     /// Bytes it reports have entered the stream (not so for readiness).
     const WRITES: bool = true;

@@ -25,10 +25,19 @@ pub(crate) mod sync;
 pub mod clc;
 pub(crate) mod ism;
 
+#[cfg(all(not(loom), feature = "axum08"))]
+mod axum;
 #[cfg(not(loom))]
 mod config;
 #[cfg(not(loom))]
 mod conn;
+#[cfg(all(not(loom), feature = "futures-io"))]
+mod futures;
+#[cfg(all(not(loom), feature = "hyper-util"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "hyper-util")))]
+pub mod hyper;
+#[cfg(not(loom))]
+mod info;
 #[cfg(not(loom))]
 mod link;
 #[cfg(not(loom))]
@@ -41,6 +50,8 @@ mod rt;
 mod socket;
 #[cfg(not(loom))]
 mod stream;
+#[cfg(all(not(loom), feature = "tonic014"))]
+mod tonic;
 #[cfg(not(loom))]
 mod trace;
 #[cfg(not(loom))]
@@ -49,11 +60,16 @@ mod transport;
 #[cfg(not(loom))]
 pub use config::{Config, DEFAULT_DMB_SIZE, PeerPolicy, UnknownPolicy, UpgradePolicy};
 #[cfg(not(loom))]
+pub use info::SmcInfo;
+#[cfg(not(loom))]
 pub use listener::{SmcListener, SmcListenerStream};
 #[cfg(not(loom))]
 pub use socket::SmcSocket;
 #[cfg(not(loom))]
-pub use stream::{SmcStream, TransportWatch};
+pub use stream::{IntoStdError, SmcStream, TransportWatch};
+#[cfg(all(not(loom), feature = "tonic014"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "tonic014")))]
+pub use tonic::SmcIncoming;
 #[cfg(not(loom))]
 pub use transport::{Counters, FallbackReason, LoopbackIsm, Transport, UCred};
 

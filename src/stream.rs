@@ -11,7 +11,8 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::task::{Context, Poll, ready};
 
@@ -55,9 +56,32 @@ pub use upgrade::TransportWatch;
 /// # Ok(()) }
 /// ```
 pub struct SmcStream {
+    /// Dropped first: it ends the connection while the socket is still open.
+    conn: Open,
+    tcp: Arc<TcpStream>,
+}
+
+/// The connection of an open stream, which dropping this closes.
+struct Open {
     conn: Arc<Connection<TokioTcp>>,
     handle: Handle,
-    fd: RawFd,
+}
+
+impl Deref for Open {
+    type Target = Arc<Connection<TokioTcp>>;
+
+    #[inline]
+    fn deref(&self) -> &Self::Target {
+        &self.conn
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(leftover) = self.conn.close() {
+            self.handle.spawn(rt::drain(leftover));
+        }
+    }
 }
 
 /// What lets the client of an accepted stream find it, as long as it may still be upgraded.
@@ -107,15 +131,14 @@ impl SmcStream {
     }
 
     pub(crate) fn new(stream: TcpStream, role: Role, config: Config) -> SmcStream {
-        let fd = stream.as_raw_fd();
-        let (read, write) = stream.into_split();
-        let conn = Connection::new(read, write, role, config);
-        SmcStream { conn, handle: Handle::current(), fd }
+        let tcp = Arc::new(stream);
+        let conn = Connection::new(tcp.clone(), tcp.clone(), role, config);
+        SmcStream { conn: Open { conn, handle: Handle::current() }, tcp }
     }
 
     /// Enters an accepted stream into the table of its endpoint.
     pub(crate) fn register(&self, port: u16, client: SocketAddr, home: &crate::listener::Home) {
-        let linked: Arc<dyn LinkedStream> = self.conn.clone();
+        let linked: Arc<dyn LinkedStream> = self.conn.conn.clone();
         let entry = home.endpoint.accept(port, client, &linked);
         let (endpoint, _port) = (home.endpoint.clone(), home.port.clone());
         self.conn.anchor(Box::new(Accepted { endpoint, entry, _port }));
@@ -137,7 +160,7 @@ impl SmcStream {
     pub fn from_std(stream: std::net::TcpStream) -> io::Result<SmcStream> {
         let stream = TcpStream::from_std(stream)?;
         let stream = SmcStream::new(stream, Role::Adopted, Config::from_env());
-        let linked: Arc<dyn LinkedStream> = stream.conn.clone();
+        let linked: Arc<dyn LinkedStream> = stream.conn.conn.clone();
         if let Some(other) =
             linked.subject().ok().and_then(|ours| adopt(ours.cookie, Arc::downgrade(&linked)))
         {
@@ -151,12 +174,32 @@ impl SmcStream {
     ///
     /// # Errors
     ///
-    /// `Unsupported` when the stream has moved to shared memory; the stream is closed then.
+    /// `Unsupported` when the stream has moved to shared memory. Nothing is lost then: the error's source is an
+    /// [`IntoStdError`], which gives the stream back.
+    ///
+    /// ```
+    /// use tokio_smc::{IntoStdError, SmcStream};
+    ///
+    /// /// The socket, or the stream as it was.
+    /// fn socket_of(stream: SmcStream) -> Result<std::net::TcpStream, SmcStream> {
+    ///     stream.into_std().map_err(|error| {
+    ///         let upgraded = error.into_inner().and_then(|source| source.downcast::<IntoStdError>().ok());
+    ///         upgraded.expect("the only way to fail").into_stream()
+    ///     })
+    /// }
+    /// ```
     pub fn into_std(self) -> io::Result<std::net::TcpStream> {
-        self.conn.pin("into_std", true, true)?;
-        let halves = self.conn.take_halves();
-        let (read, write) = halves.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
-        TokioTcp::reunite(read, write)?.into_std()
+        if let Err(error) = self.conn.pin("into_std", true, true) {
+            return Err(io::Error::new(error.kind(), IntoStdError { error, stream: self }));
+        }
+        let SmcStream { conn, tcp } = self;
+        // The connection lets go of its two halves, so that this is the last one.
+        drop(conn.take_halves());
+        drop(conn);
+        match Arc::try_unwrap(tcp) {
+            Ok(tcp) => tcp.into_std(),
+            Err(_) => unreachable!("both halves are taken, and nobody else ever has the socket"),
+        }
     }
 
     // ---- reading and writing ----
@@ -209,7 +252,7 @@ impl SmcStream {
     ///
     /// Nothing is lost when the future is dropped.
     pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
-        Readiness::new(&self.conn, interest).await
+        Readiness::new(self, interest).await
     }
 
     /// Waits until the stream can be read, or has ended.
@@ -237,7 +280,7 @@ impl SmcStream {
     /// As [`SmcStream::ready`].
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let coop = ready!(poll_proceed(cx));
-        let answer = ready::poll_read_ready(&self.conn, cx);
+        let answer = ready::poll_read_ready(self, cx);
         if answer.is_ready() {
             coop.made_progress();
         }
@@ -251,7 +294,7 @@ impl SmcStream {
     /// As [`SmcStream::ready`].
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let coop = ready!(poll_proceed(cx));
-        let answer = ready::poll_write_ready(&self.conn, cx);
+        let answer = ready::poll_write_ready(self, cx);
         if answer.is_ready() {
             coop.made_progress();
         }
@@ -325,13 +368,13 @@ impl SmcStream {
     /// `Unsupported` when one of them has moved to shared memory; else those of `f`.
     pub fn try_io<R>(&self, interest: Interest, f: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
         self.pin("try_io", interest)?;
-        if self.with_tcp(|tcp| ready::tcp_ready(tcp, interest))?.is_empty() {
+        if ready::tcp_ready(&self.tcp, interest)?.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         // Without a lock: `f` is the application's, and may use this stream.
         let answer = f();
         if matches!(&answer, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
-            self.with_tcp(|tcp| ready::clear_stale(tcp, interest))?;
+            ready::clear_stale(&self.tcp, interest)?;
         }
         answer
     }
@@ -383,20 +426,41 @@ impl SmcStream {
 impl UnwindSafe for SmcStream {}
 impl RefUnwindSafe for SmcStream {}
 
-impl Drop for SmcStream {
-    fn drop(&mut self) {
-        if let Some(leftover) = self.conn.close() {
-            self.handle.spawn(rt::drain(leftover));
-        }
+/// The TCP socket, for options. It is idle once the stream has moved to shared memory: reading from it, writing to it or
+/// shutting it down goes past the stream then.
+impl AsFd for SmcStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.tcp.as_fd()
     }
 }
 
 impl AsRawFd for SmcStream {
-    /// The TCP socket, which is idle once the stream has moved to shared memory.
     fn as_raw_fd(&self) -> RawFd {
-        self.fd
+        self.tcp.as_raw_fd()
     }
 }
+
+/// The stream whose socket [`SmcStream::into_std`] could not give out; the source of that error.
+#[derive(Debug)]
+pub struct IntoStdError {
+    error: io::Error,
+    stream: SmcStream,
+}
+
+impl IntoStdError {
+    /// The stream as it was; a direction that was still on TCP stays there.
+    pub fn into_stream(self) -> SmcStream {
+        self.stream
+    }
+}
+
+impl fmt::Display for IntoStdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for IntoStdError {}
 
 impl TryFrom<std::net::TcpStream> for SmcStream {
     type Error = io::Error;

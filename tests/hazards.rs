@@ -10,7 +10,7 @@ use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
-use tokio_smc::{SmcListener, SmcStream, Transport, UpgradePolicy};
+use tokio_smc::{IntoStdError, SmcListener, SmcStream, Transport, UpgradePolicy};
 
 use lab::Lab;
 use watchdog::{Flavour, step, watched};
@@ -370,8 +370,16 @@ fn hazard_h9_into_std_races_the_switch() {
             }
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Unsupported);
-                let ended = client.read(&mut [0; 1]).await;
-                assert!(matches!(ended, Ok(0)) || ended.is_err(), "{ended:?}");
+                let upgraded = error.into_inner().expect("a source").downcast::<IntoStdError>();
+                let mut server = upgraded.expect("the stream").into_stream();
+                client.write_all(b"after").await.expect("write");
+                let mut got = [0; 5];
+                server.read_exact(&mut got).await.expect("read");
+                assert_eq!(&got, b"after", "the stream goes on as it was");
+                server.write_all(&got).await.expect("write");
+                client.read_exact(&mut got).await.expect("read");
+                drop(server);
+                assert_eq!(client.read(&mut got).await.expect("the end"), 0);
             }
         }
     });

@@ -24,6 +24,7 @@ impl<T: Tcp> Connection<T> {
     /// bytes have still to be read before it is closed.
     pub(crate) fn close(&self) -> Option<Leftover<T>> {
         self.upgrade.withdraw();
+        self.tell_last();
         let mut effects = Effects::default();
         let (halves, receive_dmb, send_dmb, clc_left) = {
             let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
@@ -70,6 +71,7 @@ impl<T: Tcp> Connection<T> {
         self.carry_out(effects);
         drop((receive_dmb, send_dmb));
         self.upgrade.settle(FallbackReason::HalfClosed);
+        self.upgrade.weigh_anchor();
         // Who watches the transport learns that the stream is gone.
         self.upgrade.changed();
         let (read, write) = halves?;

@@ -1,7 +1,7 @@
 //! The connection: two locked directions, their waiters, and what both share.
 
 use std::io;
-use std::sync::Weak;
+use std::sync::{OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
 use super::receive::{self, Circumstances, Receiver, closed};
@@ -67,6 +67,8 @@ pub(crate) struct Connection<T: Tcp> {
     written_bytes: AtomicU64,
     /// Position of the sending ring when it was last looked at for shrinking.
     pub(super) idle_since: AtomicU64,
+    /// What there was to tell when the stream was closed.
+    last: OnceLock<(Transport, Counters)>,
     this: Weak<Self>,
 }
 
@@ -92,12 +94,18 @@ impl<T: Tcp> Connection<T> {
             read_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
+            last: OnceLock::new(),
         })
     }
 
     /// Does the receiving direction use the ring? (A hint: it may do so from the next call on.)
     pub(crate) fn reads_ring(&self) -> bool {
         self.rx_in_ring.load(Ordering::Relaxed)
+    }
+
+    /// Has the sender said in the ring that it ends, whatever is still to be read?
+    pub(crate) fn sender_is_done(&self) -> bool {
+        lock(&self.rx).sender_is_done()
     }
 
     /// Does the sending direction use the ring? (A hint.)
@@ -107,22 +115,6 @@ impl<T: Tcp> Connection<T> {
 
     pub(super) fn death(&self) -> Option<Death> {
         Death::from_u8(self.death.load(Ordering::Acquire))
-    }
-
-    /// Runs `look` on the reading half.
-    pub(crate) fn with_read_half<R>(
-        &self,
-        look: impl FnOnce(&mut T::Read) -> io::Result<R>,
-    ) -> io::Result<R> {
-        look(lock(&self.rx).half.as_mut().ok_or_else(closed)?)
-    }
-
-    /// Runs `look` on the writing half.
-    pub(crate) fn with_write_half<R>(
-        &self,
-        look: impl FnOnce(&mut T::Write) -> io::Result<R>,
-    ) -> io::Result<R> {
-        look(lock(&self.tx).half.as_mut().ok_or_else(closed)?)
     }
 
     // ---- reading ----
@@ -327,8 +319,19 @@ impl<T: Tcp> Connection<T> {
 
     // ---- what runs ----
 
-    /// What the stream runs on now.
+    /// Keeps what there is to tell, for those who ask after the close.
+    pub(super) fn tell_last(&self) {
+        // Besides the stream itself nobody can begin to hold it now: who will ask holds it already.
+        if self.this.strong_count() > 1 {
+            let _ = self.last.set((self.transport(), self.counters()));
+        }
+    }
+
+    /// What the stream runs on now; once it is closed, what it ran on last.
     pub(crate) fn transport(&self) -> Transport {
+        if let Some((transport, _)) = self.last.get() {
+            return *transport;
+        }
         let receive_window = {
             let rx = lock(&self.rx);
             let switched = rx.path != receive::Path::Tcp
@@ -366,6 +369,9 @@ impl<T: Tcp> Connection<T> {
     }
 
     pub(crate) fn counters(&self) -> Counters {
+        if let Some((_, counters)) = self.last.get() {
+            return *counters;
+        }
         Counters {
             tcp_bytes_read: self.read_bytes.load(Ordering::Relaxed),
             tcp_bytes_written: self.written_bytes.load(Ordering::Relaxed),

@@ -48,6 +48,11 @@ pub(crate) struct Receiver<T: Tcp> {
     pub(crate) clc: Clc,
     /// The latest position that the kernel told, and bytes read since.
     last_position: Option<u64>,
+    /// Nothing has found the ring empty since it was last found readable: as tokio's readiness, which lasts until a
+    /// call says WouldBlock.
+    ready: bool,
+    /// An error that a look of ours took off the socket, which tells it once: the next read's.
+    taken: Option<io::Error>,
     /// The reset was reported; from then on there is only the end, as with TCP.
     reset_told: bool,
     /// Wakes everyone who waits to read.
@@ -70,6 +75,8 @@ impl<T: Tcp> Receiver<T> {
             pinned: false,
             clc: Clc::None,
             last_position: None,
+            ready: false,
+            taken: None,
             reset_told: false,
             waiters,
         }
@@ -90,7 +97,10 @@ impl<T: Tcp> Receiver<T> {
     ) -> Poll<io::Result<usize>> {
         loop {
             match self.path {
-                Path::Ring => return self.poll_ring(op, park, circumstances, effects),
+                Path::Ring => {
+                    let answer = self.poll_ring(op, park, circumstances, effects);
+                    return self.remember(op, answer);
+                }
                 Path::Draining { at, until } if at == until => {
                     // A byte behind the switch position is none of this connection's.
                     if sys::queued_in(self.fd()?).is_ok_and(|unread| unread > 0) {
@@ -106,6 +116,23 @@ impl<T: Tcp> Receiver<T> {
                 }
             }
         }
+    }
+
+    /// Keeps readiness as tokio does: who only asks hears yes until someone has tried in vain.
+    #[inline]
+    fn remember<O: ReadOp<T>>(&mut self, op: &O, answer: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let asks = !O::CONSUMES && !O::PEEKS;
+        if asks && self.ready && answer.is_pending() {
+            return Poll::Ready(Ok(1));
+        }
+        self.ready = answer.is_ready() && (asks || !op.has_room());
+        answer
+    }
+
+    /// Has the sender said in the ring that it ends?
+    pub(crate) fn sender_is_done(&self) -> bool {
+        self.path == Path::Ring
+            && self.dmb.as_ref().is_some_and(|dmb| !dmb.consumer.writer_flags().is_empty())
     }
 
     fn broken(&mut self, effects: &mut Effects) -> Poll<io::Result<usize>> {
@@ -133,6 +160,9 @@ impl<T: Tcp> Receiver<T> {
             Poll::Ready(Err(error)) => return self.believe(Poll::Ready(Err(error)), effects),
             Poll::Pending => return self.believe_pending(park),
         }
+        if let Some(error) = self.hand_on::<O>() {
+            return self.believe(Poll::Ready(Err(error)), effects);
+        }
         let Some(half) = self.half.as_mut() else { return Some(Poll::Ready(Err(closed()))) };
         match op.tcp(half, &mut Context::from_waker(&self.waiters)) {
             Poll::Ready(Ok(length)) if length > 0 => {
@@ -149,6 +179,32 @@ impl<T: Tcp> Receiver<T> {
             Poll::Ready(end) => self.believe(Poll::Ready(end), effects),
             Poll::Pending => self.believe_pending(park),
         }
+    }
+
+    /// An error that the socket will not tell again. Who only asks for readiness leaves it to the next read.
+    fn hand_on<O: ReadOp<T>>(&mut self) -> Option<io::Error> {
+        if O::CONSUMES || O::PEEKS {
+            return self.taken.take();
+        }
+        self.taken.as_ref().map(|error| error.kind().into())
+    }
+
+    /// Waits until TCP has a byte or its end (0); so is an error, which [`Receiver::hand_on`] then has.
+    fn look_at_tcp(&mut self) -> Poll<usize> {
+        if self.taken.is_some() {
+            return Poll::Ready(0);
+        }
+        let mut cx = Context::from_waker(&self.waiters);
+        let looked = match self.half.as_mut() {
+            Some(half) => T::poll_peek(half, &mut cx),
+            None => Poll::Ready(Err(closed())),
+        };
+        looked.map(|answer| {
+            answer.unwrap_or_else(|error| {
+                self.taken = Some(error);
+                0
+            })
+        })
     }
 
     /// What a peek sees behind TCP's last byte: who waits for more by peeking must not wait for ever.
@@ -272,12 +328,8 @@ impl<T: Tcp> Receiver<T> {
                 Clc::None => return Poll::Ready(Ok(true)),
                 Clc::Held(_) => {
                     let word = self.handshake_word();
-                    if word == HandshakeWord::Held {
-                        let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-                        let mut cx = Context::from_waker(&self.waiters);
-                        if T::poll_peek(half, &mut cx).is_pending() {
-                            return Poll::Pending;
-                        }
+                    if word == HandshakeWord::Held && self.look_at_tcp().is_pending() {
+                        return Poll::Pending;
                     }
                     // GO comes before the client's first CLC byte, so what is there without it is data.
                     self.resolve_handshake();
@@ -349,13 +401,12 @@ impl<T: Tcp> Receiver<T> {
                     return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
                 }
                 Ok(Step::AskTcp { peer_died, left_unread }) => {
-                    let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-                    let mut cx = Context::from_waker(&self.waiters);
-                    return match T::poll_peek(half, &mut cx) {
-                        Poll::Pending => Poll::Pending,
-                        Poll::Ready(Ok(0)) if peer_died && !left_unread => Poll::Ready(Ok(0)),
-                        Poll::Ready(Err(error)) if !peer_died => Poll::Ready(Err(error)),
-                        Poll::Ready(_) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                    let looked = self.look_at_tcp();
+                    return match (looked, self.hand_on::<O>()) {
+                        (Poll::Pending, _) => Poll::Pending,
+                        (_, Some(error)) if !peer_died => Poll::Ready(Err(error)),
+                        (Poll::Ready(0), None) if peer_died && !left_unread => Poll::Ready(Ok(0)),
+                        _ => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
                     };
                 }
                 Err(violation) => {

@@ -42,6 +42,8 @@ pub(crate) struct Sender<T: Tcp> {
     pub(crate) pinned: bool,
     /// shutdown(Write) was called.
     pub(crate) shut: bool,
+    /// Nothing has found the ring full since it was last found writable; see `Receiver`.
+    ready: bool,
     /// The reader has closed or aborted: every later write fails.
     broken: bool,
     /// The ring could not be shrunk when it was idle; after the next write it is tried again.
@@ -61,6 +63,7 @@ impl<T: Tcp> Sender<T> {
             dmb: None,
             pinned: false,
             shut: false,
+            ready: false,
             broken: false,
             shrink_at_write: false,
             clc: Clc::None,
@@ -100,7 +103,16 @@ impl<T: Tcp> Sender<T> {
                 return op.tcp(half, &mut Context::from_waker(&self.waiters));
             }
         }
-        self.poll_ring(op, park, look_at_peer, death, effects)
+        let answer = self.poll_ring(op, park, look_at_peer, death, effects);
+        if !O::WRITES && self.ready && answer.is_pending() {
+            return Poll::Ready(Ok(1));
+        }
+        self.ready = match &answer {
+            Poll::Ready(Ok(length)) => !(O::WRITES && op.is_short(*length)),
+            Poll::Ready(Err(_)) => true,
+            Poll::Pending => false,
+        };
+        answer
     }
 
     fn poll_ring<O: WriteOp<T>>(

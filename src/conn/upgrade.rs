@@ -6,7 +6,7 @@ use super::receive::{self, Receiver, whole};
 use super::send;
 use super::waiters::Waiters;
 use super::{Connection, Effects, Role, Tcp};
-use crate::config::{Config, PeerPolicy, UpgradePolicy};
+use crate::config::{Config, PeerPolicy, UpgradePolicy, usable_dmb_size};
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
@@ -99,7 +99,8 @@ impl Upgrade {
                 return false;
             }
             state.phase = Phase::Settled(reason);
-            (state.offer.take(), state.anchor.take())
+            // The anchor stays: an offer for a stream that lives is refused, not kept waiting.
+            state.offer.take()
         };
         drop(gone);
         crate::trace::debug!("stays on tcp: {reason}");
@@ -108,7 +109,7 @@ impl Upgrade {
     }
 
     /// Nobody needs to find this stream any more.
-    fn weigh_anchor(&self) {
+    pub(super) fn weigh_anchor(&self) {
         let anchor = lock(&self.state).anchor.take();
         drop(anchor);
     }
@@ -130,10 +131,10 @@ impl Upgrade {
 }
 
 impl<T: Tcp> Connection<T> {
-    /// `anchor` lets a client find this stream; it is dropped when that has come to an end, one way or the other.
+    /// `anchor` lets a client find this stream, until it is upgraded or closed.
     pub(crate) fn anchor(&self, anchor: Standing) {
         let mut state = lock(&self.upgrade.state);
-        if !matches!(state.phase, Phase::Attached | Phase::Settled(_)) {
+        if state.phase != Phase::Attached {
             state.anchor = Some(anchor);
         }
     }
@@ -280,7 +281,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
     }
 
     fn dmb_size(&self) -> usize {
-        self.config.dmb_size
+        let chosen = lock(&self.rx).fd().and_then(sys::chosen_receive_buffer).ok().flatten();
+        chosen.map_or(self.config.dmb_size, |bytes| usable_dmb_size(bytes).min(self.config.dmb_size))
     }
 
     fn admits(&self, uid: u32) -> bool {

@@ -23,7 +23,7 @@ pub(crate) use seqpacket::{
     PeerCred, accept, peer_cred, recv, send, seqpacket_connect, seqpacket_listen, shutdown_socket,
 };
 pub(crate) use socket::{
-    cookie, impl_from_raw_fd, ineligible, linger_is_zero, local_addr, netns_cookie, peer_addr, push_unsent,
-    reset_connection, set_zero_linger,
+    chosen_receive_buffer, cookie, impl_from_raw_fd, ineligible, linger_is_zero, local_addr, netns_cookie,
+    peer_addr, push_unsent, reset_connection, set_zero_linger,
 };
 pub(crate) use tcp::{TcpState, queued_in, rx_counters, tcp_look, tx_counters, unsent_out};

@@ -2,17 +2,18 @@
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::BufMut;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
 
-use super::TokioTcp;
+use super::{TokioTcp, tcp};
 use crate::conn::{ReadOp, WriteOp, receive, send};
 use crate::ism::ring::Violation;
+use crate::sync::Arc;
 
 fn pending<T>(answer: io::Result<T>) -> Poll<io::Result<T>> {
     match answer {
@@ -32,15 +33,17 @@ fn without_budget<R>(cx: &mut Context<'_>, poll: impl FnMut(&mut Context<'_>) ->
 pub(crate) struct Reading<'a, 'b>(pub(crate) &'a mut ReadBuf<'b>);
 
 impl ReadOp<TokioTcp> for Reading<'_, '_> {
-    fn tcp(&mut self, half: &mut OwnedReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let before = self.0.filled().len();
-        ready!(Pin::new(half).poll_read(cx, self.0))?;
-        Poll::Ready(Ok(self.0.filled().len() - before))
+    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        tcp::poll_read(half, cx, self.0)
     }
 
     #[inline]
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
         ring.read(self.0)
+    }
+
+    fn has_room(&self) -> bool {
+        self.0.remaining() > 0
     }
 }
 
@@ -48,7 +51,7 @@ impl ReadOp<TokioTcp> for Reading<'_, '_> {
 pub(crate) struct PeekBuf<'a, 'b>(pub(crate) &'a mut ReadBuf<'b>);
 
 impl ReadOp<TokioTcp> for PeekBuf<'_, '_> {
-    fn tcp(&mut self, half: &mut OwnedReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         half.poll_peek(cx, self.0)
     }
 
@@ -64,7 +67,7 @@ impl ReadOp<TokioTcp> for PeekBuf<'_, '_> {
 pub(crate) struct TryPeeking<'a, 'b>(pub(crate) &'a mut ReadBuf<'b>);
 
 impl ReadOp<TokioTcp> for TryPeeking<'_, '_> {
-    fn tcp(&mut self, half: &mut OwnedReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         without_budget(cx, |cx| half.poll_peek(cx, self.0))
     }
 
@@ -80,7 +83,7 @@ impl ReadOp<TokioTcp> for TryPeeking<'_, '_> {
 pub(crate) struct ReadVectored<'a, 'b>(pub(crate) &'a mut [IoSliceMut<'b>]);
 
 impl ReadOp<TokioTcp> for ReadVectored<'_, '_> {
-    fn tcp(&mut self, half: &mut OwnedReadHalf, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn tcp(&mut self, half: &mut Arc<TcpStream>, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         pending(half.try_read_vectored(self.0))
     }
 
@@ -103,7 +106,7 @@ impl ReadOp<TokioTcp> for ReadVectored<'_, '_> {
 pub(crate) struct TryReading<'a>(pub(crate) &'a mut [u8]);
 
 impl ReadOp<TokioTcp> for TryReading<'_> {
-    fn tcp(&mut self, half: &mut OwnedReadHalf, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn tcp(&mut self, half: &mut Arc<TcpStream>, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         pending(half.try_read(self.0))
     }
 
@@ -116,7 +119,7 @@ impl ReadOp<TokioTcp> for TryReading<'_> {
 pub(crate) struct TryReadingBuf<'a, B>(pub(crate) &'a mut B);
 
 impl<B: BufMut> ReadOp<TokioTcp> for TryReadingBuf<'_, B> {
-    fn tcp(&mut self, half: &mut OwnedReadHalf, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn tcp(&mut self, half: &mut Arc<TcpStream>, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         pending(half.try_read_buf(self.0))
     }
 
@@ -129,8 +132,8 @@ impl<B: BufMut> ReadOp<TokioTcp> for TryReadingBuf<'_, B> {
 pub(crate) struct ReadReady;
 
 impl ReadOp<TokioTcp> for ReadReady {
-    fn tcp(&mut self, half: &mut OwnedReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        ready!(without_budget(cx, |cx| half.as_ref().poll_read_ready(cx)))?;
+    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        ready!(without_budget(cx, |cx| half.poll_read_ready(cx)))?;
         Poll::Ready(Ok(1))
     }
 
@@ -145,13 +148,17 @@ impl ReadOp<TokioTcp> for ReadReady {
 pub(crate) struct Writing<'a>(pub(crate) &'a [u8]);
 
 impl WriteOp<TokioTcp> for Writing<'_> {
-    fn tcp(&mut self, half: &mut OwnedWriteHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        Pin::new(half).poll_write(cx, self.0)
+    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        tcp::poll_write(half, cx, self.0)
     }
 
     #[inline]
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
         ring.write(self.0)
+    }
+
+    fn is_short(&self, length: usize) -> bool {
+        length < self.0.len()
     }
 }
 
@@ -159,8 +166,13 @@ impl WriteOp<TokioTcp> for Writing<'_> {
 pub(crate) struct WritingVectored<'a, 'b>(pub(crate) &'a [IoSlice<'b>]);
 
 impl WriteOp<TokioTcp> for WritingVectored<'_, '_> {
-    fn tcp(&mut self, half: &mut OwnedWriteHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        Pin::new(half).poll_write_vectored(cx, self.0)
+    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(half.poll_write_ready(cx))?;
+            if let Poll::Ready(answer) = pending(half.try_write_vectored(self.0)) {
+                return Poll::Ready(answer);
+            }
+        }
     }
 
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
@@ -172,7 +184,7 @@ impl WriteOp<TokioTcp> for WritingVectored<'_, '_> {
 pub(crate) struct TryWriting<'a>(pub(crate) &'a [u8]);
 
 impl WriteOp<TokioTcp> for TryWriting<'_> {
-    fn tcp(&mut self, half: &mut OwnedWriteHalf, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn tcp(&mut self, half: &mut Arc<TcpStream>, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         pending(half.try_write(self.0))
     }
 
@@ -185,7 +197,7 @@ impl WriteOp<TokioTcp> for TryWriting<'_> {
 pub(crate) struct TryWritingVectored<'a, 'b>(pub(crate) &'a [IoSlice<'b>]);
 
 impl WriteOp<TokioTcp> for TryWritingVectored<'_, '_> {
-    fn tcp(&mut self, half: &mut OwnedWriteHalf, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn tcp(&mut self, half: &mut Arc<TcpStream>, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         pending(half.try_write_vectored(self.0))
     }
 
@@ -198,8 +210,8 @@ impl WriteOp<TokioTcp> for TryWritingVectored<'_, '_> {
 pub(crate) struct WriteReady;
 
 impl WriteOp<TokioTcp> for WriteReady {
-    fn tcp(&mut self, half: &mut OwnedWriteHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        ready!(without_budget(cx, |cx| half.as_ref().poll_write_ready(cx)))?;
+    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        ready!(without_budget(cx, |cx| half.poll_write_ready(cx)))?;
         Poll::Ready(Ok(1))
     }
 

@@ -1,72 +1,108 @@
 //! tokio's TcpStream as the socket under a connection.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use socket2::SockRef;
+use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf, ReuniteError};
 
 use crate::conn::Tcp;
 use crate::conn::close::Leftover;
+use crate::sync::Arc;
 
+/// Both halves are the one socket, which the stream itself holds, too: its options and its descriptor need no lock.
 pub(crate) enum TokioTcp {}
 
-impl TokioTcp {
-    /// The whole socket again, without a FIN.
-    pub(crate) fn reunite(read: OwnedReadHalf, write: OwnedWriteHalf) -> io::Result<TcpStream> {
-        read.reunite(write).map_err(|ReuniteError(read, write)| {
-            write.forget();
-            drop(read);
-            io::Error::other("the halves of this stream belong to different sockets")
-        })
+/// Does `io` under a readiness of the socket. One that was `short` has shown that the readiness is over, which spares
+/// the system call that would find it out: as tokio's own `poll_read` and `poll_write` do it.
+fn poll_short(
+    tcp: &TcpStream,
+    interest: Interest,
+    mut io: impl FnMut() -> io::Result<usize>,
+    short: impl Fn(usize) -> bool,
+) -> io::Result<usize> {
+    let mut done = None;
+    let answer = tcp.try_io(interest, || {
+        let length = io()?;
+        if short(length) {
+            done = Some(length);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(length)
+    });
+    // The WouldBlock was for tokio alone: it clears what was known before the call, not what has happened since.
+    done.map_or(answer, Ok)
+}
+
+pub(super) fn poll_read(
+    tcp: &TcpStream,
+    cx: &mut Context<'_>,
+    buffer: &mut ReadBuf<'_>,
+) -> Poll<io::Result<usize>> {
+    let room = buffer.remaining();
+    loop {
+        ready!(tcp.poll_read_ready(cx))?;
+        let read = || tcp.try_read_buf(buffer);
+        match poll_short(tcp, Interest::READABLE, read, |length| 0 < length && length < room) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            answer => return Poll::Ready(answer),
+        }
+    }
+}
+
+pub(super) fn poll_write(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(tcp.poll_write_ready(cx))?;
+        let write = || tcp.try_write(bytes);
+        match poll_short(tcp, Interest::WRITABLE, write, |length| 0 < length && length < bytes.len()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            answer => return Poll::Ready(answer),
+        }
     }
 }
 
 impl Tcp for TokioTcp {
-    type Read = OwnedReadHalf;
-    type Write = OwnedWriteHalf;
+    type Read = Arc<TcpStream>;
+    type Write = Arc<TcpStream>;
 
-    fn read_fd(half: &OwnedReadHalf) -> BorrowedFd<'_> {
-        half.as_ref().as_fd()
+    fn read_fd(half: &Arc<TcpStream>) -> BorrowedFd<'_> {
+        half.as_fd()
     }
 
-    fn write_fd(half: &OwnedWriteHalf) -> BorrowedFd<'_> {
-        half.as_ref().as_fd()
+    fn write_fd(half: &Arc<TcpStream>) -> BorrowedFd<'_> {
+        half.as_fd()
     }
 
     fn poll_read(
-        half: &mut OwnedReadHalf,
+        half: &mut Arc<TcpStream>,
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let mut buffer = ReadBuf::new(buffer);
-        ready!(Pin::new(half).poll_read(cx, &mut buffer))?;
-        Poll::Ready(Ok(buffer.filled().len()))
+        poll_read(half, cx, &mut ReadBuf::new(buffer))
     }
 
-    fn poll_peek(half: &mut OwnedReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn poll_peek(half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut byte = [0];
         half.poll_peek(cx, &mut ReadBuf::new(&mut byte))
     }
 
-    fn poll_write(half: &mut OwnedWriteHalf, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(half).poll_write(cx, bytes)
+    fn poll_write(half: &mut Arc<TcpStream>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        poll_write(half, cx, bytes)
     }
 
-    fn shutdown(half: &mut OwnedWriteHalf) -> io::Result<()> {
-        // tokio's shutdown of a socket never waits.
-        match Pin::new(half).poll_shutdown(&mut Context::from_waker(std::task::Waker::noop())) {
-            Poll::Ready(answer) => answer,
-            Poll::Pending => Ok(()),
+    fn shutdown(half: &mut Arc<TcpStream>) -> io::Result<()> {
+        match SockRef::from(&**half).shutdown(std::net::Shutdown::Write) {
+            // As tokio: it is over already.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            answer => answer,
         }
     }
 
-    fn close(read: OwnedReadHalf, write: OwnedWriteHalf) {
-        // As one TcpStream again it closes without the FIN that a dropped write half would send.
-        drop(TokioTcp::reunite(read, write));
+    fn close(read: Arc<TcpStream>, write: Arc<TcpStream>) {
+        drop((read, write));
     }
 }
 
@@ -78,7 +114,7 @@ pub(crate) async fn drain(leftover: Leftover<TokioTcp>) {
     let mut left = clc_left;
     while left > 0 {
         let wanted = left.min(scratch.len());
-        match read.read(&mut scratch[..wanted]).await {
+        match poll_fn(|cx| TokioTcp::poll_read(&mut read, cx, &mut scratch[..wanted])).await {
             Ok(length) if length > 0 => left -= length,
             _ => break,
         }

@@ -9,11 +9,9 @@ use std::task::{Context, Poll, Waker};
 use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 
-use crate::conn::Connection;
+use super::SmcStream;
 use crate::ism::sys;
-use crate::rt::{ReadReady, TokioTcp, WriteReady};
-
-type Conn = Connection<TokioTcp>;
+use crate::rt::{ReadReady, WriteReady};
 
 /// What the TCP socket is ready for at this moment, as tokio knows it.
 pub(super) fn tcp_ready(tcp: &TcpStream, interest: Interest) -> io::Result<Ready> {
@@ -39,15 +37,16 @@ pub(super) fn clear_stale(tcp: &TcpStream, interest: Interest) -> io::Result<()>
 }
 
 /// Reading: `None` when it has to wait.
-fn read_ready(conn: &Conn, park: bool) -> io::Result<Option<Ready>> {
-    match conn.try_read(&mut ReadReady, park) {
+fn read_ready(stream: &SmcStream, park: bool) -> io::Result<Option<Ready>> {
+    match stream.conn.try_read(&mut ReadReady, park) {
         Poll::Pending => Ok(None),
         Poll::Ready(Ok(0)) => Ok(Some(Ready::READABLE | Ready::READ_CLOSED)),
-        Poll::Ready(Ok(_)) if conn.reads_ring() => Ok(Some(Ready::READABLE)),
-        Poll::Ready(Ok(_)) => {
-            let ready = conn.with_read_half(|half| tcp_ready(half.as_ref(), Interest::READABLE))?;
-            Ok(Some(ready | Ready::READABLE))
+        Poll::Ready(Ok(_)) if stream.conn.reads_ring() => {
+            // As with a FIN behind unread bytes: both at once.
+            let closed = if stream.conn.sender_is_done() { Ready::READ_CLOSED } else { Ready::EMPTY };
+            Ok(Some(Ready::READABLE | closed))
         }
+        Poll::Ready(Ok(_)) => Ok(Some(tcp_ready(&stream.tcp, Interest::READABLE)? | Ready::READABLE)),
         Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
             Ok(Some(Ready::READABLE | Ready::READ_CLOSED))
         }
@@ -56,14 +55,11 @@ fn read_ready(conn: &Conn, park: bool) -> io::Result<Option<Ready>> {
 }
 
 /// Writing: `None` when it has to wait.
-fn write_ready(conn: &Conn, park: bool) -> io::Result<Option<Ready>> {
-    match conn.try_write(&mut WriteReady, park) {
+fn write_ready(stream: &SmcStream, park: bool) -> io::Result<Option<Ready>> {
+    match stream.conn.try_write(&mut WriteReady, park) {
         Poll::Pending => Ok(None),
-        Poll::Ready(Ok(_)) if conn.writes_ring() => Ok(Some(Ready::WRITABLE)),
-        Poll::Ready(Ok(_)) => {
-            let ready = conn.with_write_half(|half| tcp_ready(half.as_ref(), Interest::WRITABLE))?;
-            Ok(Some(ready | Ready::WRITABLE))
-        }
+        Poll::Ready(Ok(_)) if stream.conn.writes_ring() => Ok(Some(Ready::WRITABLE)),
+        Poll::Ready(Ok(_)) => Ok(Some(tcp_ready(&stream.tcp, Interest::WRITABLE)? | Ready::WRITABLE)),
         Poll::Ready(Err(error))
             if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) =>
         {
@@ -73,42 +69,42 @@ fn write_ready(conn: &Conn, park: bool) -> io::Result<Option<Ready>> {
     }
 }
 
-pub(super) fn poll_read_ready(conn: &Conn, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-    if read_ready(conn, false)?.is_some() {
+pub(super) fn poll_read_ready(stream: &SmcStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    if read_ready(stream, false)?.is_some() {
         return Poll::Ready(Ok(()));
     }
-    conn.wakes.readers.register(cx.waker());
-    read_ready(conn, true)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
+    stream.conn.wakes.readers.register(cx.waker());
+    read_ready(stream, true)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
 }
 
-pub(super) fn poll_write_ready(conn: &Conn, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-    if write_ready(conn, false)?.is_some() {
+pub(super) fn poll_write_ready(stream: &SmcStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    if write_ready(stream, false)?.is_some() {
         return Poll::Ready(Ok(()));
     }
-    conn.wakes.writers.register(cx.waker());
-    write_ready(conn, true)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
+    stream.conn.wakes.writers.register(cx.waker());
+    write_ready(stream, true)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
 }
 
 /// The future of `ready()`: one of any number that wait.
 pub(super) struct Readiness<'a> {
-    conn: &'a Conn,
+    stream: &'a SmcStream,
     interest: Interest,
     reader: Option<u64>,
     writer: Option<u64>,
 }
 
 impl<'a> Readiness<'a> {
-    pub(super) fn new(conn: &'a Conn, interest: Interest) -> Self {
-        Readiness { conn, interest, reader: None, writer: None }
+    pub(super) fn new(stream: &'a SmcStream, interest: Interest) -> Self {
+        Readiness { stream, interest, reader: None, writer: None }
     }
 
     fn look(&self, park: bool) -> io::Result<Ready> {
         let mut ready = Ready::EMPTY;
         if self.interest.is_readable() {
-            ready |= read_ready(self.conn, park)?.unwrap_or(Ready::EMPTY);
+            ready |= read_ready(self.stream, park)?.unwrap_or(Ready::EMPTY);
         }
         if self.interest.is_writable() {
-            ready |= write_ready(self.conn, park)?.unwrap_or(Ready::EMPTY);
+            ready |= write_ready(self.stream, park)?.unwrap_or(Ready::EMPTY);
         }
         Ok(ready)
     }
@@ -124,10 +120,10 @@ impl Future for Readiness<'_> {
             return Poll::Ready(Ok(ready));
         }
         if this.interest.is_readable() {
-            this.conn.wakes.readers.enlist(&mut this.reader, cx.waker());
+            this.stream.conn.wakes.readers.enlist(&mut this.reader, cx.waker());
         }
         if this.interest.is_writable() {
-            this.conn.wakes.writers.enlist(&mut this.writer, cx.waker());
+            this.stream.conn.wakes.writers.enlist(&mut this.writer, cx.waker());
         }
         let ready = this.look(true)?;
         if ready.is_empty() { Poll::Pending } else { Poll::Ready(Ok(ready)) }
@@ -136,7 +132,7 @@ impl Future for Readiness<'_> {
 
 impl Drop for Readiness<'_> {
     fn drop(&mut self) {
-        self.conn.wakes.readers.delist(&mut self.reader);
-        self.conn.wakes.writers.delist(&mut self.writer);
+        self.stream.conn.wakes.readers.delist(&mut self.reader);
+        self.stream.conn.wakes.writers.delist(&mut self.writer);
     }
 }

@@ -1,9 +1,9 @@
 //! What a stream tells of its transport, and how an application asks for another one.
 
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
-use std::sync::Weak;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::SmcStream;
 use crate::config::UpgradePolicy;
 use crate::conn::Connection;
 use crate::conn::upgrade::WatchKey;
+use crate::info::SmcInfo;
 use crate::link::stream::LinkedStream;
 use crate::rt::{self, TokioTcp};
 use crate::sync::Arc;
@@ -30,6 +31,11 @@ impl SmcStream {
     /// The transport now and every change of it; see [`TransportWatch`].
     pub fn watch(&self) -> TransportWatch {
         TransportWatch::new(&self.conn)
+    }
+
+    /// What can be asked about this stream after it was given to a library.
+    pub fn info(&self) -> SmcInfo {
+        SmcInfo::new(self, &self.conn)
     }
 
     /// Whose process holds the other end, as the kernel told the link when it was made (`SO_PEERCRED`).
@@ -70,8 +76,8 @@ impl SmcStream {
         if !begun {
             return;
         }
-        let (handle, conn) = (self.handle.clone(), self.conn.clone());
-        self.handle.spawn(async move {
+        let (handle, conn) = (self.conn.handle.clone(), Arc::clone(&self.conn));
+        self.conn.handle.spawn(async move {
             match rt::endpoint(&handle, &conn.config) {
                 Ok(driven) => driven.endpoint.offer(conn),
                 Err(error) => {
@@ -110,7 +116,7 @@ impl SmcStream {
 
     /// `None`: not decided in time.
     async fn upgrade_within(&self, wait: Duration) -> Option<Transport> {
-        let Ok(driven) = rt::endpoint(&self.handle, &self.conn.config) else {
+        let Ok(driven) = rt::endpoint(&self.conn.handle, &self.conn.config) else {
             return Some(Transport::Tcp(FallbackReason::NoDevice));
         };
         let mut timeout = std::pin::pin!(driven.timers.sleep(wait));
@@ -143,9 +149,8 @@ impl SmcStream {
 /// assert_eq!(watch.changed().await, None, "it is closed");
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
 pub struct TransportWatch {
-    conn: Weak<Connection<TokioTcp>>,
+    conn: Arc<Connection<TokioTcp>>,
     seen: Transport,
     /// The transport that the watch began with is still to be yielded.
     first: bool,
@@ -153,14 +158,13 @@ pub struct TransportWatch {
 }
 
 impl TransportWatch {
-    fn new(conn: &Arc<Connection<TokioTcp>>) -> Self {
-        let seen = conn.transport();
-        TransportWatch { conn: Arc::downgrade(conn), seen, first: true, key: WatchKey::default() }
+    pub(crate) fn new(conn: &Arc<Connection<TokioTcp>>) -> Self {
+        TransportWatch { conn: conn.clone(), seen: conn.transport(), first: true, key: WatchKey::default() }
     }
 
-    /// The transport now; of a closed stream the last one that the watch has seen.
+    /// The transport now; of a closed stream the last one.
     pub fn transport(&self) -> Transport {
-        self.conn.upgrade().filter(|conn| !conn.is_closed()).map_or(self.seen, |conn| conn.transport())
+        self.conn.transport()
     }
 
     /// Waits until the transport is another one than was seen last; `None` when the stream has been closed.
@@ -188,14 +192,13 @@ impl TransportWatch {
             // What was just looked at is the transport to be changed from.
             self.seen = now;
             if self.changed().await.is_none() {
-                return self.seen;
+                return self.transport();
             }
         }
     }
 
     fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<Option<Transport>> {
-        let Some(conn) = self.conn.upgrade() else { return Poll::Ready(None) };
-        let changed = ready!(conn.poll_changed(cx, &mut self.key, self.seen));
+        let changed = ready!(self.conn.poll_changed(cx, &mut self.key, self.seen));
         self.seen = changed.unwrap_or(self.seen);
         Poll::Ready(changed)
     }
@@ -215,8 +218,12 @@ impl Stream for TransportWatch {
 
 impl Drop for TransportWatch {
     fn drop(&mut self) {
-        if let Some(conn) = self.conn.upgrade() {
-            conn.forget_watch(&mut self.key);
-        }
+        self.conn.forget_watch(&mut self.key);
+    }
+}
+
+impl fmt::Debug for TransportWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransportWatch").field("transport", &self.transport()).finish_non_exhaustive()
     }
 }

@@ -43,7 +43,8 @@ macro_rules! mount {
                     reader_and_writer_wait_at_once, a_full_stream_takes_more_after_a_read,
                     a_full_stream_wakes_when_the_peer_goes, a_waiting_reader_wakes_at_the_end,
                     readiness_is_level_until_would_block, ready_tells_of_the_end, ready_tells_of_a_reset,
-                    poll_readiness, ready_answers_when_the_budget_is_spent, ten_thousand_turns, a_reader_moves_to_another_task,
+                    poll_readiness, readiness_lasts_until_would_block, a_short_read_ends_readiness,
+                    a_short_write_ends_readiness, the_end_shows_before_the_last_bytes_are_read, ready_answers_when_the_budget_is_spent, ten_thousand_turns, a_reader_moves_to_another_task,
                     dropped_waiters_take_no_wakeup_along, a_full_pair_in_one_task;
                 flow: both_write_before_they_read, full_duplex_with_checksums, copy_in_both_directions,
                     a_slow_reader_holds_the_writer, many_streams_at_once, bursts_after_silence, unequal_chunks,

@@ -221,6 +221,71 @@ pub(crate) async fn poll_readiness<N: Net>(net: &N) {
     assert_eq!(b.try_read_buf(&mut got).expect("read"), 4);
 }
 
+/// Readiness is what tokio says it is: it lasts until a call says WouldBlock, whatever is there meanwhile.
+pub(crate) async fn readiness_lasts_until_would_block<N: Net>(net: &N) {
+    let (a, b) = net.pair().await;
+    assert!(would_block(&b.try_read(&mut [0; 8])));
+    a.writable().await.expect("writable");
+    assert_eq!(a.try_write(b"here").expect("room"), 4);
+    b.readable().await.expect("readable");
+    assert_eq!(b.try_read(&mut [0; 4]).expect("bytes"), 4);
+    assert!(b.readable().now_or_never().is_some(), "empty, but nobody has found out");
+    assert!(poll_fn(|cx| Poll::Ready(b.poll_read_ready(cx).is_ready())).await);
+    assert!(would_block(&b.try_read(&mut [0; 4])));
+    assert!(b.readable().now_or_never().is_none(), "found empty");
+
+    while a.try_write(&[7; 4000]).is_ok() {
+        assert!(a.writable().now_or_never().is_some(), "nobody has found it full");
+    }
+    assert!(a.writable().now_or_never().is_none(), "found full");
+}
+
+/// A read that did not fill its buffer has found the end of what is there.
+pub(crate) async fn a_short_read_ends_readiness<N: Net>(net: &N) {
+    let (mut a, mut b) = net.pair().await;
+    // The driver has told of the bytes before they are read: news that came later would be another readiness.
+    assert!(would_block(&b.try_read(&mut [0; 8])));
+    a.write_all(b"here").await.expect("write");
+    b.readable().await.expect("readable");
+    assert_eq!(b.read(&mut [0; 8]).await.expect("read"), 4);
+    assert!(b.readable().now_or_never().is_none(), "the short read has found it empty");
+    a.write_all(b"more").await.expect("write");
+    step("waiting for the second message");
+    b.readable().await.expect("readable");
+    assert_eq!(b.read(&mut [0; 4]).await.expect("read"), 4);
+    assert!(b.readable().now_or_never().is_some(), "nobody has found it empty");
+}
+
+/// A write that did not fit whole has found the stream full.
+pub(crate) async fn a_short_write_ends_readiness<N: Net>(net: &N) {
+    let (mut a, b) = net.pair().await;
+    let much = vec![0; 64 << 20];
+    assert!(a.write(&much).await.expect("write") < much.len(), "64 MiB fit at once");
+    assert!(a.writable().now_or_never().is_none(), "the short write has found it full");
+    let mut buf = vec![0; 1 << 20];
+    step("draining");
+    let drained = tokio::spawn(async move {
+        while b.readable().await.is_ok() && b.try_read(&mut buf).is_ok_and(|length| length > 0) {}
+        b
+    });
+    a.writable().await.expect("writable");
+    drop(a);
+    drained.await.expect("no panic");
+}
+
+/// As a FIN does, the end shows at once in what `ready` says, also while bytes before it are unread.
+pub(crate) async fn the_end_shows_before_the_last_bytes_are_read<N: Net>(net: &N) {
+    let (mut a, b) = net.pair().await;
+    a.write_all(b"last").await.expect("write");
+    a.shutdown().await.expect("shutdown");
+    step("waiting for read_closed");
+    while !b.ready(Interest::READABLE).await.expect("ready").is_read_closed() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(b.try_read(&mut [0; 8]).expect("bytes"), 4);
+    assert_eq!(b.try_read(&mut [0; 8]).expect("the end"), 0);
+}
+
 /// `poll_*_ready` spend tokio's budget, `ready()` does not and answers when it is spent.
 pub(crate) async fn ready_answers_when_the_budget_is_spent<N: Net>(net: &N) {
     let (mut a, b) = net.pair().await;

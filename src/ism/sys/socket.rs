@@ -67,6 +67,21 @@ pub(crate) fn netns_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
     }
 }
 
+/// Bytes of the receive buffer, if the application has set them (`SO_RCVBUF`), on this socket or on its listener. Linux
+/// keeps twice of what is asked for.
+///
+/// # Errors
+///
+/// `ENOPROTOOPT` before Linux 5.14.
+pub(crate) fn chosen_receive_buffer(fd: BorrowedFd<'_>) -> io::Result<Option<usize>> {
+    // `SOCK_RCVBUF_LOCK` of Linux's include/uapi/linux/socket.h.
+    const RECEIVE: i32 = 2;
+    if option_int(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK)? & RECEIVE == 0 {
+        return Ok(None);
+    }
+    Ok(Some(rustix::net::sockopt::socket_recv_buffer_size(fd)? / 2))
+}
+
 /// Whether closing the socket resets the connection: SO_LINGER is {1, 0}.
 pub(crate) fn linger_is_zero(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(rustix::net::sockopt::socket_linger(fd)? == Some(Duration::ZERO))

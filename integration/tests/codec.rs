@@ -1,0 +1,180 @@
+//! tokio-util over SMC: framed requests and answers as tarpc makes them, and the traits of futures-io.
+
+#[path = "support/ends.rs"]
+mod ends;
+#[path = "../../tests/support/lab.rs"]
+mod lab;
+#[path = "support/pair.rs"]
+mod pair;
+#[path = "../../tests/support/watchdog.rs"]
+mod watchdog;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures::io::{AsyncReadExt, AsyncWriteExt};
+use futures::{SinkExt, StreamExt, TryStreamExt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinHandle;
+use tokio_smc::FallbackReason;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+use tokio_util::compat::TokioAsyncReadCompatExt;
+
+use ends::{on_both_schedulers, until_loopback_ism, until_plain};
+use lab::Lab;
+use pair::{plain_client_pair, plain_server_pair, smc_pair};
+use watchdog::step;
+
+const FRAMES: u64 = 10_000;
+const LARGE: usize = 256 << 10;
+
+type Frames<S> = Framed<S, LengthDelimitedCodec>;
+
+/// A request: its number and a payload that follows from it, now and then a large one.
+fn request(number: u64) -> Bytes {
+    let length = if number % 1000 == 999 { LARGE } else { (number as usize * 7919) % 4096 };
+    let mut frame = BytesMut::with_capacity(8 + length);
+    frame.put_u64(number);
+    frame.extend((0..length).map(|at| (number as usize + at) as u8));
+    frame.freeze()
+}
+
+/// The answer to it: the same number, the payload backwards.
+fn answer(mut request: Bytes) -> Bytes {
+    let mut frame = BytesMut::with_capacity(request.len());
+    frame.put_u64(request.get_u64());
+    frame.extend(request.iter().rev());
+    frame.freeze()
+}
+
+/// Answers every frame until the client has no more.
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S) {
+    let mut frames = Frames::new(stream, LengthDelimitedCodec::new());
+    while let Some(frame) = frames.next().await {
+        frames.send(answer(frame.unwrap().freeze())).await.unwrap();
+    }
+    SinkExt::<Bytes>::close(&mut frames).await.unwrap();
+}
+
+async fn ask<S: AsyncRead + AsyncWrite + Unpin>(frames: &mut Frames<S>, number: u64) {
+    frames.send(request(number)).await.unwrap();
+    let got = frames.next().await.expect("an answer").unwrap();
+    assert!(got.freeze() == answer(request(number)), "answer {number} differs");
+}
+
+/// All frames without waiting for an answer, while the answers are taken.
+async fn pipeline<S: AsyncRead + AsyncWrite + Unpin>(frames: &mut Frames<S>) {
+    let (mut sink, mut stream) = frames.split();
+    let send = async {
+        for number in 0..FRAMES {
+            sink.feed(request(number)).await.unwrap();
+        }
+        sink.flush().await.unwrap();
+    };
+    let receive = async {
+        for number in 0..FRAMES {
+            let got = stream.next().await.expect("an answer").unwrap();
+            assert!(got.freeze() == answer(request(number)), "answer {number} differs");
+        }
+    };
+    tokio::join!(send, receive);
+}
+
+/// Has no more requests, and waits for the server to see it.
+async fn finish<S: AsyncRead + AsyncWrite + Unpin>(mut frames: Frames<S>, serving: JoinHandle<()>) {
+    step("the end");
+    SinkExt::<Bytes>::close(&mut frames).await.unwrap();
+    assert!(frames.try_next().await.unwrap().is_none(), "more than was asked for");
+    serving.await.unwrap();
+}
+
+#[test]
+fn frames() {
+    on_both_schedulers("frames", async || {
+        let lab = Lab::new();
+        let (client, server) = smc_pair(&lab).await;
+        let (here, there) = (client.watch(), server.watch());
+        let serving = tokio::spawn(serve(server));
+        let mut frames = Frames::new(client, LengthDelimitedCodec::new());
+        step("the pipeline, and the upgrade under it");
+        pipeline(&mut frames).await;
+        step("turns until loopback-ism");
+        until_loopback_ism([&here, &there], async || ask(&mut frames, 7).await).await;
+        step("the pipeline on loopback-ism");
+        pipeline(&mut frames).await;
+        finish(frames, serving).await;
+    });
+}
+
+#[test]
+fn frames_to_a_plain_server() {
+    on_both_schedulers("frames_to_a_plain_server", async || {
+        let lab = Lab::new();
+        let (client, server) = plain_server_pair(&lab).await;
+        let watch = client.watch();
+        let serving = tokio::spawn(serve(server));
+        let mut frames = Frames::new(client, LengthDelimitedCodec::new());
+        step("turns until it is decided");
+        until_plain(&watch, async || ask(&mut frames, 7).await).await;
+        step("the pipeline");
+        pipeline(&mut frames).await;
+        finish(frames, serving).await;
+    });
+}
+
+#[test]
+fn frames_of_a_plain_client() {
+    on_both_schedulers("frames_of_a_plain_client", async || {
+        let lab = Lab::new();
+        let (client, server) = plain_client_pair(&lab).await;
+        let watch = server.watch();
+        let serving = tokio::spawn(serve(server));
+        let mut frames = Frames::new(client, LengthDelimitedCodec::new());
+        step("turns");
+        for number in 0..100 {
+            ask(&mut frames, number).await;
+        }
+        assert_eq!(watch.transport().fallback_reason(), Some(FallbackReason::NotYet));
+        step("the pipeline");
+        pipeline(&mut frames).await;
+        finish(frames, serving).await;
+    });
+}
+
+/// Copies through the traits of futures-io, both ends of them.
+#[test]
+fn compat() {
+    on_both_schedulers("compat", async || {
+        let lab = Lab::new();
+        let (client, server) = smc_pair(&lab).await;
+        let (here, there) = (client.watch(), server.watch());
+        let echoing = tokio::spawn(async move {
+            let (mut read, mut write) = server.compat().split();
+            let copied = futures::io::copy(&mut read, &mut write).await.unwrap();
+            write.close().await.unwrap();
+            copied
+        });
+        let mut client = client.compat();
+        step("turns until loopback-ism");
+        let mut turns = 0;
+        until_loopback_ism([&here, &there], async || {
+            client.write_all(b"turn").await.unwrap();
+            let mut got = [0; 4];
+            client.read_exact(&mut got).await.unwrap();
+            assert_eq!(&got, b"turn");
+            turns += 1;
+        })
+        .await;
+        step("4 MiB there and back");
+        let sent: Vec<u8> = (0..4 << 20).map(|at: u32| (at % 251) as u8).collect();
+        let (mut read, mut write) = client.split();
+        let mut got = Vec::new();
+        tokio::join!(
+            async {
+                write.write_all(&sent).await.unwrap();
+                write.close().await.unwrap();
+            },
+            async { read.read_to_end(&mut got).await.map(drop).unwrap() },
+        );
+        assert!(got == sent, "what came back differs");
+        assert_eq!(echoing.await.unwrap(), turns * 4 + sent.len() as u64);
+    });
+}

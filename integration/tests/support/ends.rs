@@ -1,0 +1,38 @@
+//! The two ends of a connection that a library has taken, seen through their watches.
+
+use tokio_smc::{FallbackReason, TransportWatch};
+
+use crate::watchdog::{Flavour, watched};
+
+/// Runs a test on both of tokio's schedulers, each run under the watchdog.
+pub(crate) fn on_both_schedulers(name: &str, body: impl AsyncFn() + Copy + Send + 'static) {
+    for flavour in [Flavour::CurrentThread, Flavour::MultiThread] {
+        watched(&format!("{name} on {flavour:?}"), move || flavour.runtime().block_on(body()));
+    }
+}
+
+/// Makes turns until every end runs on loopback-ism; panics with the reason when one of them stays on TCP.
+pub(crate) async fn until_loopback_ism<const N: usize>(
+    ends: [&TransportWatch; N],
+    mut turn: impl AsyncFnMut(),
+) {
+    while !ends.iter().all(|end| end.transport().is_loopback_ism()) {
+        for end in ends {
+            let reason = end.transport().fallback_reason();
+            let open = matches!(reason, None | Some(FallbackReason::NotYet | FallbackReason::InProgress));
+            assert!(open, "no upgrade: {reason:?}");
+        }
+        turn().await;
+    }
+}
+
+/// Makes turns until it is decided that the stream stays on TCP, and checks why.
+pub(crate) async fn until_plain(end: &TransportWatch, mut turn: impl AsyncFnMut()) {
+    loop {
+        turn().await;
+        match end.transport().fallback_reason() {
+            Some(FallbackReason::NotYet | FallbackReason::InProgress) => {}
+            reason => break assert_eq!(reason, Some(FallbackReason::NoSmcListener)),
+        }
+    }
+}
