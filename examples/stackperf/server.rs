@@ -63,13 +63,9 @@ impl Doors {
 
 pub(crate) async fn serve() -> Outcome<()> {
     let opening = || "opening the listeners".to_owned();
-    let (http, grpc, kv) = (
-        Doors::open("http").await.explain(opening)?,
-        Doors::open("grpc").await.explain(opening)?,
-        Doors::open("kv").await.explain(opening)?,
-    );
-    let target =
-        Target { http: http.addresses.clone(), grpc: grpc.addresses.clone(), kv: kv.addresses.clone() };
+    let http = Doors::open("http").await.explain(opening)?;
+    let grpc = Doors::open("grpc").await.explain(opening)?;
+    let target = Target { http: http.addresses.clone(), grpc: grpc.addresses.clone() };
     tokio::spawn(each(without_delay(http.tcp), serve_http));
     tokio::spawn(each(http.uds, serve_http));
     tokio::spawn(each(http.smc, serve_http));
