@@ -13,14 +13,17 @@ mod watchdog;
 #[path = "support/web.rs"]
 mod web;
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
-use hyper::Request;
+use hyper::{Method, Request};
 use hyper_util::client::legacy::Client as Legacy;
 use hyper_util::rt::TokioExecutor;
 use tokio::task::JoinSet;
-use tokio_smc::{FallbackReason, SmcInfo, UpgradePolicy};
+use tokio_smc::hyper::SmcConnector;
+use tokio_smc::{Config, FallbackReason, SmcInfo, UpgradePolicy};
 
-use body::{Payload, check, chunked, sized};
+use body::{Payload, body, check, sized};
 use client::{Client, Version, info, text};
 use ends::{on_both_schedulers, until_loopback_ism, until_plain};
 use lab::Lab;
@@ -31,12 +34,20 @@ const SMALL: [u64; 4] = [0, 1, 64 << 10, 1 << 20];
 const LARGE: u64 = 256 << 20;
 const REQUESTS: usize = 10_000;
 
+/// A client of one server, which makes so many connections.
+fn client(version: Version, server: SocketAddr, config: &Config, connections: usize) -> Client {
+    let mut connector = SmcConnector::new();
+    connector.set_config(config.clone());
+    connector.set_nodelay(true);
+    Client::with_connector(version, connector, format!("http://{server}"), connections)
+}
+
 /// A server, a client with one connection to it, and both ends of that, on loopback-ism.
 async fn upgraded(lab: &Lab, version: Version) -> (Server, Client, [SmcInfo; 2]) {
     step(format!("HTTP/{version:?}: turns until loopback-ism"));
     let config = lab.config(UpgradePolicy::FirstTurn);
     let server = Server::start("127.0.0.1", &config).await;
-    let client = Client::new(version, server.addr, &config, 1);
+    let client = client(version, server.addr, &config, 1);
     let here = client.turn().await;
     let there = server.accepted().remove(0);
     assert_eq!((here.local_addr(), here.peer_addr()), (there.peer_addr(), there.local_addr()));
@@ -55,18 +66,21 @@ fn still_upgraded(server: &Server, ends: &[SmcInfo]) {
 /// A body to the server, one from it, and one there and back, whose two directions are under way at once.
 async fn bodies(client: &Client, length: u64) {
     step(format!("{length} bytes to the server"));
-    let taken = client.post("/take", sized(length)).await;
+    let taken = client.ask(Method::POST, "/take", sized(length)).await;
     assert_eq!(text(taken).await, Bytes::from(length.to_string()));
     step(format!("{length} bytes from the server"));
-    assert_eq!(check(client.get(&format!("/{length}")).await.into_body()).await, length);
+    assert_eq!(
+        check(client.ask(Method::GET, &format!("/{length}"), sized(0)).await.into_body()).await,
+        length
+    );
     step(format!("{length} bytes there and back"));
-    assert_eq!(check(client.post("/echo", sized(length)).await.into_body()).await, length);
+    assert_eq!(check(client.ask(Method::POST, "/echo", sized(length)).await.into_body()).await, length);
 }
 
 /// As `bodies`, of lengths that nobody tells in advance.
 async fn chunked_bodies(client: &Client, length: u64) {
     step(format!("{length} bytes in chunks, there and back"));
-    assert_eq!(check(client.post("/echo", chunked(length)).await.into_body()).await, length);
+    assert_eq!(check(client.ask(Method::POST, "/echo", body(length, false)).await.into_body()).await, length);
 }
 
 async fn small_bodies(client: &Client) {
@@ -127,9 +141,9 @@ fn a_large_body_from_the_first_byte() {
             let lab = Lab::new();
             let config = lab.config(UpgradePolicy::FirstTurn);
             let server = Server::start("127.0.0.1", &config).await;
-            let client = Client::new(version, server.addr, &config, 1);
+            let client = client(version, server.addr, &config, 1);
             step(format!("HTTP/{version:?}: the body"));
-            let response = client.post("/echo", sized(LARGE / 8)).await;
+            let response = client.ask(Method::POST, "/echo", sized(LARGE / 8)).await;
             let (here, there) = (info(&response), server.accepted().remove(0));
             assert_eq!(check(response.into_body()).await, LARGE / 8);
             step("turns until loopback-ism");
@@ -145,7 +159,7 @@ fn keep_alive(name: &str, version: Version) {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let server = Server::start("127.0.0.1", &config).await;
-        let client = Client::new(version, server.addr, &config, 1);
+        let client = client(version, server.addr, &config, 1);
         let first = client.turn().await;
         for number in 1..REQUESTS {
             step(format!("request {number}"));
@@ -171,7 +185,7 @@ async fn meet(client: &Client) -> Vec<SmcInfo> {
     for _ in 0..MEETING {
         let client = client.clone();
         requests.spawn(async move {
-            let response = client.get("/meet").await;
+            let response = client.ask(Method::GET, "/meet", sized(0)).await;
             let info = info(&response);
             assert_eq!(text(response).await, "met");
             info
@@ -187,7 +201,7 @@ fn at_once(name: &str, version: Version, connections: usize) {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let server = Server::start("127.0.0.1", &config).await;
-        let client = Client::new(version, server.addr, &config, connections);
+        let client = client(version, server.addr, &config, connections);
         step("the first round");
         let mut infos = meet(&client).await;
         assert_eq!(server.accepted().len(), connections);
@@ -219,7 +233,7 @@ fn to_a_plain_server(name: &str, version: Version) {
     on_both_schedulers(name, async move || {
         let lab = Lab::new();
         let addr = plain_server().await;
-        let client = Client::new(version, addr, &lab.config(UpgradePolicy::FirstTurn), 1);
+        let client = client(version, addr, &lab.config(UpgradePolicy::FirstTurn), 1);
         let here = client.turn().await;
         step("turns until it is decided");
         until_plain(&here.watch(), async || drop(client.turn().await)).await;

@@ -75,12 +75,12 @@ impl Body for Pattern {
 
 /// `length` bytes, whose number is told in advance.
 pub(crate) fn sized(length: u64) -> Payload {
-    Pattern { at: 0, end: length, sized: true }.map_err(|never| match never {}).boxed()
+    body(length, true)
 }
 
-/// `length` bytes, whose end is told by the end: chunked in HTTP/1.1.
-pub(crate) fn chunked(length: u64) -> Payload {
-    Pattern { at: 0, end: length, sized: false }.map_err(|never| match never {}).boxed()
+/// `length` bytes; only the end tells their number if they are not `sized`, in chunks over HTTP/1.1.
+pub(crate) fn body(length: u64, sized: bool) -> Payload {
+    Pattern { at: 0, end: length, sized }.map_err(|never| match never {}).boxed()
 }
 
 /// Reads a body to its end and checks every byte; its length.

@@ -1,19 +1,19 @@
 //! hyper-util's client over SMC, with no more connections than a test allows.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::{Request, Response, Uri, body::Incoming};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response, Uri};
 use hyper_util::client::legacy::Client as Legacy;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::Semaphore;
 use tokio_smc::hyper::{ConnectError, SmcConnector};
-use tokio_smc::{Config, SmcInfo, SmcStream};
+use tokio_smc::{SmcInfo, SmcStream};
 use tower::Service;
 
 use crate::body::{Payload, sized};
@@ -29,12 +29,15 @@ pub(crate) enum Version {
 ///
 /// The pool asks for another connection whenever the ones it has are not idle yet, and takes what comes first.
 #[derive(Clone)]
-pub(crate) struct Limited {
-    connector: SmcConnector,
+pub(crate) struct Limited<C> {
+    connector: C,
     left: Arc<Semaphore>,
 }
 
-impl Service<Uri> for Limited {
+impl<C> Service<Uri> for Limited<C>
+where
+    C: Service<Uri, Response = TokioIo<SmcStream>, Error = ConnectError, Future: Send + 'static>,
+{
     type Response = TokioIo<SmcStream>;
     type Error = ConnectError;
     type Future = Pin<Box<dyn Future<Output = Result<TokioIo<SmcStream>, ConnectError>> + Send>>;
@@ -54,46 +57,38 @@ impl Service<Uri> for Limited {
 
 /// A client of one server.
 #[derive(Clone)]
-pub(crate) struct Client {
-    inner: Legacy<Limited, Payload>,
-    server: SocketAddr,
+pub(crate) struct Client<C = SmcConnector> {
+    inner: Legacy<Limited<C>, Payload>,
+    origin: String,
 }
 
-impl Client {
-    pub(crate) fn new(version: Version, server: SocketAddr, config: &Config, connections: usize) -> Self {
-        let mut connector = SmcConnector::new();
-        connector.set_config(config.clone());
-        connector.set_nodelay(true);
+impl<C> Client<C>
+where
+    C: Service<Uri, Response = TokioIo<SmcStream>, Error = ConnectError, Future: Send + Unpin + 'static>,
+    C: Clone + Send + Sync + 'static,
+{
+    pub(crate) fn with_connector(version: Version, connector: C, origin: String, connections: usize) -> Self {
         let limited = Limited { connector, left: Arc::new(Semaphore::new(connections)) };
         let inner = Legacy::builder(TokioExecutor::new()).http2_only(version == Version::Two).build(limited);
-        Client { inner, server }
+        Client { inner, origin }
     }
 
-    fn request(&self, method: &str, path: &str, body: Payload) -> Request<Payload> {
-        let uri = format!("http://{}{path}", self.server);
-        Request::builder().method(method).uri(uri).body(body).unwrap()
-    }
-
-    pub(crate) async fn get(&self, path: &str) -> Response<Incoming> {
-        answered(self.inner.request(self.request("GET", path, sized(0))).await.unwrap())
-    }
-
-    pub(crate) async fn post(&self, path: &str, body: Payload) -> Response<Incoming> {
-        answered(self.inner.request(self.request("POST", path, body)).await.unwrap())
+    /// Sends a request; what is answered is a success.
+    pub(crate) async fn ask(&self, method: Method, path: &str, body: Payload) -> Response<Incoming> {
+        let uri = format!("{}{path}", self.origin);
+        let request = Request::builder().method(method).uri(uri).body(body).unwrap();
+        let response = self.inner.request(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        response
     }
 
     /// One small request; the connection that has carried it.
     pub(crate) async fn turn(&self) -> SmcInfo {
-        let response = self.get("/").await;
+        let response = self.ask(Method::GET, "/", sized(0)).await;
         let info = info(&response);
         assert_eq!(text(response).await, "hello");
         info
     }
-}
-
-fn answered(response: Response<Incoming>) -> Response<Incoming> {
-    assert_eq!(response.status(), 200);
-    response
 }
 
 /// The connection of a response.
