@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
-use axum::extract::ws::{WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{self, WebSocket, WebSocketUpgrade};
 use axum::extract::{ConnectInfo, Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
@@ -114,10 +114,13 @@ async fn websocket(
     upgrade.on_upgrade(converse).into_response()
 }
 
-/// Echoes until the client closes.
+/// Echoes until the client closes, which the socket itself answers.
 async fn converse(mut socket: WebSocket) {
     while let Some(message) = socket.recv().await {
-        socket.send(message.unwrap()).await.unwrap();
+        match message.unwrap() {
+            ws::Message::Close(_) => {}
+            message => socket.send(message).await.unwrap(),
+        }
     }
 }
 
@@ -300,9 +303,8 @@ where
     }
     step("the close handshake");
     socket.close(None).await.unwrap();
-    while let Some(message) = socket.next().await {
-        assert!(message.unwrap().is_close());
-    }
+    assert!(socket.next().await.expect("an answer").unwrap().is_close());
+    assert!(socket.next().await.is_none(), "a message after the close");
 }
 
 #[test]
