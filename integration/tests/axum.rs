@@ -60,7 +60,7 @@ struct Shop {
 }
 
 impl Shop {
-    /// The connections that have asked for `/`, `/ws` or `/slow`, the latest last.
+    /// The connection of the latest request for `/`, `/double`, `/ws` or `/slow`.
     fn latest(&self) -> SmcInfo {
         self.seen.lock().unwrap().last().expect("a request").clone()
     }
@@ -76,7 +76,12 @@ async fn hello(State(shop): State<Shop>, ConnectInfo(info): ConnectInfo<SmcInfo>
 }
 
 /// The item, with its sizes doubled.
-async fn double(Json(mut item): Json<Item>) -> Json<Item> {
+async fn double(
+    State(shop): State<Shop>,
+    ConnectInfo(info): ConnectInfo<SmcInfo>,
+    Json(mut item): Json<Item>,
+) -> Json<Item> {
+    shop.saw(info);
     item.sizes.iter_mut().for_each(|size| *size *= 2);
     Json(item)
 }
@@ -247,6 +252,7 @@ fn json_both_ways() {
         }
         step("the upgrade");
         assert!(settled.unwrap().settled().await.is_loopback_ism());
+        assert!(server.shop.latest().watch().settled().await.is_loopback_ism());
         step("what is no item");
         assert_eq!(ask(sized(10)).await.status(), StatusCode::BAD_REQUEST);
     });
