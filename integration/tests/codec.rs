@@ -139,7 +139,7 @@ fn frames_of_a_plain_client() {
     });
 }
 
-/// Copies through the traits of futures-io, both ends of them.
+/// Copies through the traits of futures-io, both ends of them, by the adapter of tokio-util itself.
 #[test]
 fn compat() {
     on_both_schedulers("compat", async || {
@@ -147,12 +147,11 @@ fn compat() {
         let (client, server) = smc_pair(&lab).await;
         let (here, there) = (client.watch(), server.watch());
         let echoing = tokio::spawn(async move {
-            let (mut read, mut write) = server.compat().split();
+            let (mut read, mut write) = TokioAsyncReadCompatExt::compat(server).split();
             let copied = futures::io::copy(&mut read, &mut write).await.unwrap();
             write.close().await.unwrap();
             copied
         });
-        // tokio-util's own adapter; the server's end has the one of the feature `futures-io`.
         let mut client = TokioAsyncReadCompatExt::compat(client);
         step("turns until loopback-ism");
         let mut turns = 0;
