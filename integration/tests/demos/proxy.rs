@@ -20,19 +20,16 @@ fn proxy(device: &Device, target: &str, options: &[&str]) -> (Demo, SocketAddr) 
 /// One inline command and its answer of one bulk string.
 fn turn(stream: &mut TcpStream, command: &str) -> String {
     stream.write_all(format!("{command}\r\n").as_bytes()).unwrap();
-    let mut answer = Vec::new();
-    let mut byte = [0];
-    loop {
-        while !answer.ends_with(b"\r\n") {
-            stream.read_exact(&mut byte).unwrap();
-            answer.push(byte[0]);
-        }
-        let text = std::str::from_utf8(&answer).unwrap();
-        let length: usize = text.trim_start_matches('$').trim_end().parse().unwrap();
-        let mut bulk = vec![0; length + 2];
-        stream.read_exact(&mut bulk).unwrap();
-        return String::from_utf8(bulk).unwrap();
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n") {
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
     }
+    let length: usize =
+        std::str::from_utf8(&head).unwrap().trim_start_matches('$').trim_end().parse().unwrap();
+    let mut bulk = vec![0; length + 2];
+    stream.read_exact(&mut bulk).unwrap();
+    String::from_utf8(bulk).unwrap()
 }
 
 /// The numbers of bytes that a line of the proxy tells of, out and back.
