@@ -69,7 +69,7 @@ pub use socket::SmcSocket;
 pub use stream::{IntoStdError, SmcStream, TransportWatch};
 #[cfg(all(not(loom), feature = "tonic014"))]
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic014")))]
-pub use tonic::SmcIncoming;
+pub use tonic::{SmcIncoming, SmcStreamWithInfo};
 #[cfg(not(loom))]
 pub use transport::{Counters, FallbackReason, LoopbackIsm, Transport, UCred};
 

@@ -152,7 +152,8 @@ fn compat() {
             write.close().await.unwrap();
             copied
         });
-        let mut client = client.compat();
+        // tokio-util's own adapter; the server's end has the one of the feature `futures-io`.
+        let mut client = TokioAsyncReadCompatExt::compat(client);
         step("turns until loopback-ism");
         let mut turns = 0;
         until_loopback_ism([&here, &there], async || {

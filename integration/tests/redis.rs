@@ -117,7 +117,7 @@ fn redis_server_itself() {
         let mut connection = client(stream).await;
         step("turns until it is decided");
         until_plain(&watch, async || turn(&mut connection).await).await;
-        work(connection).await;
+        work(connection.clone()).await;
     });
 }
 
@@ -134,7 +134,7 @@ fn redis_through_a_relay() {
         let mut connection = client(stream).await;
         step("turns until loopback-ism");
         until_loopback_ism([&here, &there], async || turn(&mut connection).await).await;
-        work(connection).await;
+        work(connection.clone()).await;
         assert!(here.transport().is_loopback_ism());
     });
 }

@@ -13,15 +13,17 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use hyper::Uri;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio_smc::{Config, FallbackReason, SmcIncoming, SmcListener, SmcStream, TransportWatch, UpgradePolicy};
+use tokio_smc::hyper::SmcConnector;
+use tokio_smc::{Config, FallbackReason, SmcIncoming, SmcInfo, SmcListener, TransportWatch, UpgradePolicy};
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::InterceptorLayer;
+use tonic::transport::server::TcpConnectInfo;
 use tonic::transport::{Channel, Endpoint, Server};
-use tonic::{Code, Request, Streaming};
+use tonic::{Code, Request, Status, Streaming};
+use tower::ServiceExt;
 
 use ends::{on_both_schedulers, until_loopback_ism, until_plain};
 use grpc::{Note, NotesClient, NotesServer, STREAMED, check_metadata, with_metadata};
@@ -70,16 +72,15 @@ async fn serve(config: &Config) -> Running {
 /// A client and its end of the connection.
 async fn connect(addr: SocketAddr, config: &Config) -> (NotesClient, TransportWatch, SocketAddr) {
     let (made, mut streams) = mpsc::unbounded_channel();
-    let config = config.clone();
-    let connector = tower::service_fn(move |_: Uri| {
-        let (config, made) = (config.clone(), made.clone());
-        async move {
-            let stream = SmcStream::connect_with(addr, &config).await?;
-            made.send((stream.watch(), stream.local_addr()?)).unwrap();
-            Ok::<_, std::io::Error>(TokioIo::new(stream))
-        }
+    let endpoint = endpoint(addr);
+    let mut connector = SmcConnector::from(&endpoint);
+    connector.set_config(config.clone());
+    let connector = connector.map_response(move |stream| {
+        assert!(stream.inner().nodelay().unwrap());
+        made.send((stream.inner().watch(), stream.inner().local_addr().unwrap())).unwrap();
+        stream
     });
-    let channel = endpoint(addr).connect_with_connector(connector).await.unwrap();
+    let channel = endpoint.connect_with_connector(connector).await.unwrap();
     let (watch, local) = streams.recv().await.unwrap();
     (NotesClient::new(channel), watch, local)
 }
@@ -199,6 +200,51 @@ fn addresses_of_the_peers() {
         let answer = client.echo(Request::new(Note::new(0, 1))).await.unwrap();
         assert_eq!(answer.metadata().get("remote").unwrap(), &local.to_string());
         assert_eq!(answer.metadata().get("local").unwrap(), &server.addr.to_string());
+        assert!(answer.metadata().get("transport").is_none());
+    });
+}
+
+/// The interceptor of the documentation.
+fn addresses(mut request: Request<()>) -> Result<Request<()>, Status> {
+    let info = request.extensions().get::<SmcInfo>().expect("of SmcIncoming::with_info");
+    let addresses = TcpConnectInfo { local_addr: info.local_addr(), remote_addr: info.peer_addr() };
+    request.extensions_mut().insert(addresses);
+    Ok(request)
+}
+
+#[test]
+fn what_a_server_knows_of_its_transport() {
+    on_both_schedulers("what_a_server_knows_of_its_transport", async || {
+        let lab = Lab::new();
+        let config = lab.config(UpgradePolicy::FirstTurn);
+        for intercepted in [false, true] {
+            let listener = SmcListener::bind_with("127.0.0.1:0", &config).await.unwrap();
+            let incoming = SmcIncoming::from(listener).with_info();
+            let addr = incoming.local_addr().unwrap();
+            if intercepted {
+                let mut builder = builder().layer(InterceptorLayer::new(addresses));
+                tokio::spawn(builder.add_service(NotesServer::new()).serve_with_incoming(incoming));
+            } else {
+                tokio::spawn(builder().add_service(NotesServer::new()).serve_with_incoming(incoming));
+            }
+            let (mut client, here, local) = connect(addr, &config).await;
+            step("the first call");
+            let answer = client.echo(Request::new(Note::new(0, 1))).await.unwrap();
+            let transport = answer.metadata().get("transport").unwrap().to_str().unwrap();
+            // HTTP/2's settings may have been turns enough.
+            assert!(["tcp", "loopback-ism"].contains(&transport), "{transport}");
+            assert_eq!(answer.metadata().get("peer").unwrap(), &local.to_string());
+            let remote = answer.metadata().get("remote").map(|remote| remote.to_str().unwrap().to_owned());
+            assert_eq!(remote, intercepted.then(|| local.to_string()));
+            step("turns until loopback-ism, which the server tells of");
+            until_loopback_ism([&here], async || client.turn().await).await;
+            loop {
+                let answer = client.echo(Request::new(Note::new(0, 1))).await.unwrap();
+                if answer.metadata().get("transport").unwrap() == "loopback-ism" {
+                    break;
+                }
+            }
+        }
     });
 }
 

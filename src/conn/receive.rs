@@ -51,6 +51,8 @@ pub(crate) struct Receiver<T: Tcp> {
     /// Nothing has found the ring empty since it was last found readable: as tokio's readiness, which lasts until a
     /// call says WouldBlock.
     ready: bool,
+    /// An error (errno) that a look of ours took off the socket, which tells it once: the next read's.
+    taken: Option<i32>,
     /// The reset was reported; from then on there is only the end, as with TCP.
     reset_told: bool,
     /// Wakes everyone who waits to read.
@@ -74,6 +76,7 @@ impl<T: Tcp> Receiver<T> {
             clc: Clc::None,
             last_position: None,
             ready: false,
+            taken: None,
             reset_told: false,
             waiters,
         }
@@ -157,6 +160,9 @@ impl<T: Tcp> Receiver<T> {
             Poll::Ready(Err(error)) => return self.believe(Poll::Ready(Err(error)), effects),
             Poll::Pending => return self.believe_pending(park),
         }
+        if let Some(error) = self.hand_on::<O>() {
+            return self.believe(Poll::Ready(Err(error)), effects);
+        }
         let Some(half) = self.half.as_mut() else { return Some(Poll::Ready(Err(closed()))) };
         match op.tcp(half, &mut Context::from_waker(&self.waiters)) {
             Poll::Ready(Ok(length)) if length > 0 => {
@@ -173,6 +179,29 @@ impl<T: Tcp> Receiver<T> {
             Poll::Ready(end) => self.believe(Poll::Ready(end), effects),
             Poll::Pending => self.believe_pending(park),
         }
+    }
+
+    /// An error that the socket will not tell again. Who only asks for readiness leaves it to the next read.
+    fn hand_on<O: ReadOp<T>>(&mut self) -> Option<io::Error> {
+        let code = if O::CONSUMES || O::PEEKS { self.taken.take() } else { self.taken };
+        code.map(io::Error::from_raw_os_error)
+    }
+
+    /// Waits until TCP has a byte or its end (0). An error of the socket counts as the end; [`Receiver::hand_on`] has it.
+    fn look_at_tcp(&mut self) -> Poll<io::Result<usize>> {
+        if self.taken.is_some() {
+            return Poll::Ready(Ok(0));
+        }
+        let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
+        let looked = T::poll_peek(half, &mut Context::from_waker(&self.waiters));
+        if let Poll::Ready(Err(error)) = &looked {
+            // Another error than the kernel's is told again and again.
+            self.taken = error.raw_os_error();
+            if self.taken.is_some() {
+                return Poll::Ready(Ok(0));
+            }
+        }
+        looked
     }
 
     /// What a peek sees behind TCP's last byte: who waits for more by peeking must not wait for ever.
@@ -296,12 +325,8 @@ impl<T: Tcp> Receiver<T> {
                 Clc::None => return Poll::Ready(Ok(true)),
                 Clc::Held(_) => {
                     let word = self.handshake_word();
-                    if word == HandshakeWord::Held {
-                        let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-                        let mut cx = Context::from_waker(&self.waiters);
-                        if T::poll_peek(half, &mut cx).is_pending() {
-                            return Poll::Pending;
-                        }
+                    if word == HandshakeWord::Held && self.look_at_tcp().is_pending() {
+                        return Poll::Pending;
                     }
                     // GO comes before the client's first CLC byte, so what is there without it is data.
                     self.resolve_handshake();
@@ -373,13 +398,13 @@ impl<T: Tcp> Receiver<T> {
                     return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
                 }
                 Ok(Step::AskTcp { peer_died, left_unread }) => {
-                    let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-                    let mut cx = Context::from_waker(&self.waiters);
-                    return match T::poll_peek(half, &mut cx) {
-                        Poll::Pending => Poll::Pending,
-                        Poll::Ready(Ok(0)) if peer_died && !left_unread => Poll::Ready(Ok(0)),
-                        Poll::Ready(Err(error)) if !peer_died => Poll::Ready(Err(error)),
-                        Poll::Ready(_) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                    let looked = self.look_at_tcp();
+                    return match (looked, self.hand_on::<O>()) {
+                        (Poll::Pending, _) => Poll::Pending,
+                        (_, Some(error)) if !peer_died => Poll::Ready(Err(error)),
+                        (Poll::Ready(Err(error)), None) if !peer_died => Poll::Ready(Err(error)),
+                        (Poll::Ready(Ok(0)), None) if peer_died && !left_unread => Poll::Ready(Ok(0)),
+                        _ => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
                     };
                 }
                 Err(violation) => {

@@ -11,6 +11,7 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use hyper::http::uri::PathAndQuery;
 use tokio::sync::watch;
+use tokio_smc::SmcInfo;
 use tonic::body::Body;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::server::NamedService;
@@ -75,6 +76,10 @@ impl NotesServer {
             if let Some(addr) = addr {
                 metadata.insert(key, addr.to_string().parse().unwrap());
             }
+        }
+        if let Some(info) = request.extensions().get::<SmcInfo>() {
+            metadata.insert("transport", info.transport().to_string().parse().unwrap());
+            metadata.insert("peer", info.peer_addr().unwrap().to_string().parse().unwrap());
         }
         let note = request.into_inner();
         if note.payload.is_empty() && note.number > 0 {

@@ -187,6 +187,10 @@ fn hazard_h12_the_death_of_a_peer_ends_as_tcp_would() {
                 if !leaves_unread {
                     pair.expect(lives, &bytes(0, 2000));
                 }
+                // To ask for readiness takes nothing away from the read that follows.
+                patiently("readiness", || {
+                    pair.conns[lives].try_read(&mut super::ops::AskReadable, false).is_ready()
+                });
                 let end = pair.end(lives);
                 assert_eq!(end.is_err(), leaves_unread, "mode {mode}, side {dies} dies: {end:?}");
             }

@@ -40,6 +40,21 @@ impl ReadOp<StdTcp> for PeekSlice<'_> {
     const PEEKS: bool = true;
 }
 
+/// Asks whether a read would answer, as a reactor does: nothing is taken off the socket.
+pub(super) struct AskReadable;
+
+impl ReadOp<StdTcp> for AskReadable {
+    fn tcp(&mut self, half: &mut Half, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        half.reading(cx, |_| if half.0.is_readable() { Ok(1) } else { Err(io::ErrorKind::WouldBlock.into()) })
+    }
+
+    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
+        ring.is_readable().map(usize::from)
+    }
+
+    const CONSUMES: bool = false;
+}
+
 /// Reads into two buffers.
 pub(super) struct ReadBoth<'a>(pub(super) &'a mut [u8], pub(super) &'a mut [u8]);
 

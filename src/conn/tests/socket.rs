@@ -30,6 +30,10 @@ impl Socket {
         rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
+    pub(super) fn is_readable(&self) -> bool {
+        self.ready(PollFlags::IN | PollFlags::RDHUP)
+    }
+
     /// One turn of the reactor: wakes who waits for what has come true.
     pub(super) fn turn(&self) {
         for (waiting, flags) in
