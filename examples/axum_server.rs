@@ -77,8 +77,8 @@ struct NewNote {
 #[derive(Clone)]
 struct Shop {
     notes: Arc<Mutex<BTreeMap<u64, Note>>>,
-    /// Its sender is dropped when the server ends; WebSockets hold a receiver as long as they are open.
-    closing: watch::Receiver<()>,
+    /// Becomes true when the server is to end; WebSockets hold a receiver as long as they are open.
+    closing: watch::Receiver<bool>,
 }
 
 impl Shop {
@@ -103,14 +103,10 @@ async fn serve(cli: Cli) -> io::Result<()> {
         .map_err(|error| io::Error::new(error.kind(), format!("listening on {}: {error}", cli.addr)))?;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     println!("serving http://{} (Ctrl-C ends it)", listener.local_addr()?);
-    let (close, closing) = watch::channel(());
-    let shop = Shop { notes: Arc::default(), closing: closing.clone() };
-    let service = router(shop).into_make_service_with_connect_info::<SmcInfo>();
-    let mut ended = closing.clone();
-    let server = axum::serve(listener, service).with_graceful_shutdown(async move {
-        // Nothing is ever sent: an error means that the sender is gone.
-        let _ = ended.changed().await;
-    });
+    let (close, closing) = watch::channel(false);
+    let service = router(Shop { notes: Arc::default(), closing: closing.clone() })
+        .into_make_service_with_connect_info::<SmcInfo>();
+    let server = axum::serve(listener, service).with_graceful_shutdown(closes(closing));
     let mut server = tokio::spawn(server.into_future());
     tokio::select! {
         ended = &mut server => return ended?,
@@ -118,10 +114,20 @@ async fn serve(cli: Cli) -> io::Result<()> {
         _ = terminate.recv() => {}
     }
     println!("ending: no new connections, open requests may finish");
-    drop(close);
-    let finished = tokio::time::timeout(Duration::from_secs(cli.grace), server).await;
+    close.send_replace(true);
+    let finishing = async {
+        let _ = server.await;
+        // axum does not wait for WebSockets.
+        close.closed().await;
+    };
+    let finished = tokio::time::timeout(Duration::from_secs(cli.grace), finishing).await;
     println!("{}", if finished.is_ok() { "ended" } else { "ended; some requests were cut off" });
     Ok(())
+}
+
+/// Returns when the server is to end, or is gone.
+async fn closes(mut closing: watch::Receiver<bool>) {
+    let _ = closing.wait_for(|closing| *closing).await;
 }
 
 fn listen(addr: SocketAddr) -> io::Result<SmcListener> {
@@ -236,7 +242,8 @@ async fn echo(upgrade: WebSocketUpgrade, State(shop): State<Shop>) -> Response {
     upgrade.max_message_size(LARGEST_MESSAGE).on_upgrade(move |socket| answer(socket, shop.closing))
 }
 
-async fn answer(mut socket: WebSocket, mut closing: watch::Receiver<()>) {
+async fn answer(mut socket: WebSocket, closing: watch::Receiver<bool>) {
+    let mut closing = std::pin::pin!(closes(closing));
     loop {
         tokio::select! {
             message = socket.recv() => {
@@ -251,7 +258,7 @@ async fn answer(mut socket: WebSocket, mut closing: watch::Receiver<()>) {
                     return;
                 }
             }
-            _ = closing.changed() => {
+            () = &mut closing => {
                 let farewell = CloseFrame { code: close_code::AWAY, reason: "the server ends".into() };
                 let _ = socket.send(Message::Close(Some(farewell))).await;
                 return;

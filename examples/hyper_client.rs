@@ -28,6 +28,7 @@ use tokio_tungstenite::tungstenite::Message;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The byte at position n of a streamed body is n modulo this.
 const PERIOD: u64 = 251;
+const PIECE: usize = 64 << 10;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 type Body = BoxBody<Bytes, Infallible>;
@@ -205,6 +206,7 @@ fn amount(bytes: u64, time: Duration) -> String {
 }
 
 async fn download(api: &Api, length: u64) -> Outcome<()> {
+    let pattern: Vec<u8> = (0..PIECE as u64 + PERIOD).map(|at| (at % PERIOD) as u8).collect();
     let start = Instant::now();
     let response = api.get(&format!("/stream/{length}")).await?;
     let info = response.extensions().get::<SmcInfo>().cloned();
@@ -212,10 +214,17 @@ async fn download(api: &Api, length: u64) -> Outcome<()> {
     let mut position = 0;
     while let Some(frame) = body.frame().await {
         let Ok(piece) = frame?.into_data() else { continue };
-        if piece.iter().zip(position..).any(|(byte, at)| u64::from(*byte) != at % PERIOD) {
-            return Err("a wrong byte in the streamed body".into());
+        for part in piece.chunks(PIECE) {
+            let start = (position % PERIOD) as usize;
+            if part != &pattern[start..start + part.len()] {
+                return Err(format!(
+                    "a wrong byte in the streamed body, within the {} behind {position}",
+                    part.len()
+                )
+                .into());
+            }
+            position += part.len() as u64;
         }
-        position += piece.len() as u64;
     }
     if position != length {
         return Err(format!("the streamed body has {position} of {length} bytes").into());
@@ -227,7 +236,7 @@ async fn download(api: &Api, length: u64) -> Outcome<()> {
 }
 
 async fn upload(api: &Api, length: u64) -> Outcome<()> {
-    let piece = Bytes::from(vec![b'u'; 64 << 10]);
+    let piece = Bytes::from(vec![b'u'; PIECE]);
     let pieces = (0..length).step_by(piece.len()).map(move |at| {
         let piece = piece.slice(..(length - at).min(piece.len() as u64) as usize);
         Ok::<_, Infallible>(Frame::data(piece))

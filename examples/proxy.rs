@@ -185,7 +185,8 @@ async fn tcp_to_smc(
 ) -> io::Result<String> {
     let mut server = connected(target, SmcStream::connect(target)).await?;
     // The proxy adds no delay of its own.
-    (client.set_nodelay(true)?, server.set_nodelay(true)?);
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
     let outcome = copy(&mut client, &mut server, cut).await;
     Ok(story(&server, "out", "back", outcome))
 }
@@ -196,7 +197,8 @@ async fn smc_to_tcp(
     cut: impl Future<Output = ()>,
 ) -> io::Result<String> {
     let mut server = connected(target, TcpStream::connect(target)).await?;
-    (client.set_nodelay(true)?, server.set_nodelay(true)?);
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
     let outcome = copy(&mut client, &mut server, cut).await;
     Ok(story(&client, "back", "out", outcome))
 }

@@ -26,6 +26,8 @@ enum Refused {
 const SYNTAX: Refused = Refused::Because("ERR syntax error");
 const NO_INTEGER: Refused = Refused::Because("ERR value is not an integer or out of range");
 const INVALID_EXPIRE: Refused = Refused::Because("ERR invalid expire time: it is a number of at least 1");
+/// In the place of the milliseconds of a unit: the option KEEPTTL.
+const KEEP: i64 = -1;
 /// What clients ask for before they work; there is nothing to configure.
 const SETTINGS: [(&str, &str); 4] =
     [("save", ""), ("appendonly", "no"), ("databases", "1"), ("maxmemory-policy", "noeviction")];
@@ -160,7 +162,10 @@ fn answer(
             resp::number(out, store.all().len() as i64);
         }
         b"FLUSHDB" | b"FLUSHALL" => {
-            arguments(count <= 2)?;
+            let how = request.from(1).next().map(Name::new);
+            if count > 2 || how.is_some_and(|how| !matches!(how.bytes(), b"ASYNC" | b"SYNC")) {
+                return Err(SYNTAX);
+            }
             store.all().clear();
             resp::simple(out, "OK");
         }
@@ -197,11 +202,12 @@ fn answer(
     Ok(Flow::Next)
 }
 
-/// A point in time that many milliseconds from now.
-fn later(milliseconds: Option<i64>) -> Result<Instant, Refused> {
-    let milliseconds = milliseconds.ok_or(NO_INTEGER)?;
-    let milliseconds = u64::try_from(milliseconds).map_err(|_| INVALID_EXPIRE)?;
-    Instant::now().checked_add(Duration::from_millis(milliseconds)).ok_or(INVALID_EXPIRE)
+/// A point in time so many milliseconds from now.
+fn later(milliseconds: i64) -> Result<Instant, Refused> {
+    // Half of the range is more than anybody lives, and leaves room for the time of now.
+    let milliseconds = u64::try_from(milliseconds).ok().filter(|amount| *amount < u64::MAX / 4);
+    let point = milliseconds.and_then(|amount| Instant::now().checked_add(Duration::from_millis(amount)));
+    point.ok_or(INVALID_EXPIRE)
 }
 
 /// SETEX and PSETEX, which older clients send.
@@ -220,26 +226,25 @@ fn lifetime(amount: &[u8], unit: i64) -> Result<Instant, Refused> {
     if amount <= 0 {
         return Err(INVALID_EXPIRE);
     }
-    later(amount.checked_mul(unit))
+    later(amount.checked_mul(unit).ok_or(INVALID_EXPIRE)?)
 }
 
 fn set(server: &Server, request: Request<'_>, out: &mut BytesMut) -> Result<(), Refused> {
     arguments(request.len() >= 3)?;
     let (key, value) = (request.get(1), request.get(2));
-    let (mut expiry, mut only_if) = (Expiry::Never, None);
-    if request.len() > 3 {
-        let mut options = request.from(3);
-        while let Some(option) = options.next() {
-            match (Name::new(option).bytes(), &expiry, only_if) {
-                (b"NX", _, None) => only_if = Some(false),
-                (b"XX", _, None) => only_if = Some(true),
-                (b"KEEPTTL", Expiry::Never, _) => expiry = Expiry::Keep,
-                (unit @ (b"EX" | b"PX"), Expiry::Never, _) => {
-                    let factor = if unit == b"EX" { 1000 } else { 1 };
-                    expiry = Expiry::At(lifetime(options.next().ok_or(SYNTAX)?, factor)?);
-                }
-                _ => return Err(SYNTAX),
-            }
+    let (mut expiry, mut only_if, mut unit) = (Expiry::Never, None, 0);
+    let mut options = request.from(3);
+    while let Some(option) = options.next() {
+        match (Name::new(option).bytes(), only_if, unit) {
+            (b"NX", None | Some(false), _) => only_if = Some(false),
+            (b"XX", None | Some(true), _) => only_if = Some(true),
+            (b"KEEPTTL", _, 0 | KEEP) => (expiry, unit) = (Expiry::Keep, KEEP),
+            (b"EX", _, 0 | 1000) => unit = 1000,
+            (b"PX", _, 0 | 1) => unit = 1,
+            _ => return Err(SYNTAX),
+        }
+        if matches!(option, [b'E' | b'e' | b'P' | b'p', _]) {
+            expiry = Expiry::At(lifetime(options.next().ok_or(SYNTAX)?, unit)?);
         }
     }
     let mut shard = server.store.shard(key);
@@ -269,12 +274,10 @@ fn add(server: &Server, request: Request<'_>, more: i64, out: &mut BytesMut) -> 
 fn expire(server: &Server, request: Request<'_>, unit: i64, out: &mut BytesMut) -> Result<(), Refused> {
     arguments(request.len() == 3)?;
     let (key, amount) = (request.get(1), resp::integer(request.get(2)).ok_or(NO_INTEGER)?);
+    let milliseconds = amount.checked_mul(unit).ok_or(INVALID_EXPIRE)?;
     let mut shard = server.store.shard(key);
-    let done = if amount <= 0 {
-        shard.remove(key)
-    } else {
-        shard.expire(key, Some(later(amount.checked_mul(unit))?))
-    };
+    let done =
+        if milliseconds <= 0 { shard.remove(key) } else { shard.expire(key, Some(later(milliseconds)?)) };
     resp::number(out, done.into());
     Ok(())
 }

@@ -56,8 +56,15 @@ pub(crate) async fn demo(addr: &str) -> Outcome<()> {
     println!("connected to {addr} on {}", words(watch.transport()));
     let mut redis = client(stream).await?;
     commands(&mut redis).await.map_err(lost)?;
-    // By now there were enough turns; the outcome may be a moment away.
-    let _ = tokio::time::timeout(PATIENCE, watch.settled()).await;
+    // There were turns enough to begin the upgrade; some more see it done.
+    let turns = async {
+        while tokio::time::timeout(Duration::from_millis(1), watch.settled()).await.is_err() {
+            redis::cmd("PING").query_async::<()>(&mut redis).await?;
+        }
+        redis::cmd("CLIENT").arg("INFO").query_async::<String>(&mut redis).await
+    };
+    let me = tokio::time::timeout(PATIENCE, turns).await.map_err(|_| "the upgrade came to no end in time")?;
+    println!("CLIENT INFO: {}", me.map_err(lost)?.trim_end());
     println!("the connection runs on {}", words(watch.transport()));
     Ok(())
 }
@@ -83,7 +90,5 @@ async fn commands(redis: &mut MultiplexedConnection) -> redis::RedisResult<()> {
     pipeline.mget(&["demo:0", "demo:50", "demo:99"]);
     let (values,): (Vec<i64>,) = pipeline.query_async(redis).await?;
     println!("100 SET and an MGET in one pipeline: {values:?}");
-    let me: String = redis::cmd("CLIENT").arg("INFO").query_async(redis).await?;
-    println!("CLIENT INFO: {}", me.trim_end());
     Ok(())
 }

@@ -171,7 +171,7 @@ fn begin(
         if clients.open.len() >= most {
             sessions.spawn(async move {
                 let _ = stream.write_all(b"-ERR max number of clients reached\r\n").await;
-                let _ = part(stream).await;
+                let _ = part(&mut stream).await;
             });
             return;
         }
@@ -184,17 +184,20 @@ fn begin(
     sessions.spawn(async move {
         let mut requests = 0;
         // A connection that breaks is its client's matter.
-        let _ = converse(&server, &session, stream, stopped, &mut requests).await;
+        let _ = converse(&server, &session, &mut stream, stopped, &mut requests).await;
+        // Before the client can see the end: then it may count on the place of this connection.
         let mut clients = server.lock();
         clients.open.remove(&session.id);
         clients.requests += requests;
+        drop(clients);
+        drop(stream);
     });
 }
 
 async fn converse(
     server: &Server,
     session: &Session,
-    mut stream: SmcStream,
+    stream: &mut SmcStream,
     mut stopped: oneshot::Receiver<()>,
     requests: &mut u64,
 ) -> io::Result<()> {
@@ -249,10 +252,10 @@ async fn converse(
 }
 
 /// Closes so that the last answer arrives: unread input would turn the close into a reset.
-async fn part(mut stream: SmcStream) -> io::Result<()> {
+async fn part(stream: &mut SmcStream) -> io::Result<()> {
     stream.shutdown().await?;
     let mut nowhere = tokio::io::sink();
-    let rest = tokio::io::copy(&mut stream, &mut nowhere);
+    let rest = tokio::io::copy(stream, &mut nowhere);
     let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
     Ok(())
 }
