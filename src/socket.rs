@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use tokio::net::TcpSocket;
@@ -180,7 +181,8 @@ impl SmcSocket {
     /// Those of [`SmcStream::connect`].
     pub async fn connect_with(self, addr: SocketAddr, config: &Config) -> io::Result<SmcStream> {
         let stream = SmcStream::new(self.inner.connect(addr).await?, Role::Client, config.clone());
-        stream.after_connect().await?;
+        // As with tokio: a panic leaves nothing half done, for the stream is then dropped.
+        AssertUnwindSafe(stream.after_connect()).await?;
         Ok(stream)
     }
 

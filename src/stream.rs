@@ -434,6 +434,12 @@ impl AsFd for SmcStream {
     }
 }
 
+impl AsRef<SmcStream> for SmcStream {
+    fn as_ref(&self) -> &SmcStream {
+        self
+    }
+}
+
 impl AsRawFd for SmcStream {
     fn as_raw_fd(&self) -> RawFd {
         self.tcp.as_raw_fd()

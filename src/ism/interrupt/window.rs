@@ -13,8 +13,9 @@ const FAILURES: u32 = 16;
 /// Episodes it is then shut for, at first and at most.
 const FIRST_REST: u32 = 4;
 const LONGEST_REST: u32 = 16;
-/// Episodes it is shut for when the poller lost its CPU to somebody.
-const PREEMPTED_REST: u32 = 32;
+/// Episodes it is shut for when the poller lost its CPU to somebody. Few: often that is another worker of the same
+/// runtime, or the kernel's housekeeping, and to sleep costs more than it gives (docs/design.md, "The adaptive window").
+const PREEMPTED_REST: u32 = 3;
 
 /// The adaptive poll window of one poller.
 #[derive(Debug)]
