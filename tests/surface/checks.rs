@@ -232,18 +232,17 @@ fn probe(offer: &Offer, signature: &Signature, sample: usize) -> Result<TokenStr
 
 /// A type for `impl Fn…(…) -> …`: a function pointer, and a closure that is not `Send`.
 fn function(kind: &syn::TypeImplTrait, sample: usize) -> Result<Type, String> {
-    if let Some(TypeParamBound::Trait(bound)) = kind.bounds.first()
-        && let Some(last) = bound.path.segments.last()
-        && let PathArguments::Parenthesized(ParenthesizedGenericArguments { inputs, output, .. }) =
-            &last.arguments
-    {
-        return Ok(if sample == 0 {
-            parse_quote!(fn(#inputs) #output)
-        } else {
-            parse_quote!(::std::boxed::Box<dyn #bound>)
-        });
+    let bound = match kind.bounds.first() {
+        Some(TypeParamBound::Trait(bound)) => bound,
+        _ => return Err(format!("tests/surface/checks.rs knows no {}", kind.to_token_stream())),
+    };
+    match &bound.path.segments.last().expect("a trait").arguments {
+        PathArguments::Parenthesized(_) if sample == 1 => Ok(parse_quote!(::std::boxed::Box<dyn #bound>)),
+        PathArguments::Parenthesized(ParenthesizedGenericArguments { inputs, output, .. }) => {
+            Ok(parse_quote!(fn(#inputs) #output))
+        }
+        _ => Err(format!("tests/surface/checks.rs knows no {}", kind.to_token_stream())),
     }
-    Err(format!("tests/surface/checks.rs knows no {}", kind.to_token_stream()))
 }
 
 fn argument_type(argument: &FnArg) -> Type {

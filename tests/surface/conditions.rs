@@ -26,9 +26,8 @@ impl Conditions {
         let text = fs::read_to_string(macros).expect("tokio's wrapper macros");
         let mut wrappers = BTreeMap::new();
         for item in syn::parse_file(&text).expect("Rust").items {
-            if let Item::Macro(item) = item
-                && let (Some(name), Some(condition)) = (item.ident, first_condition(item.mac.tokens))
-            {
+            let Item::Macro(item) = item else { continue };
+            if let (Some(name), Some(condition)) = (item.ident, first_condition(item.mac.tokens)) {
                 wrappers.insert(name.to_string(), condition);
             }
         }

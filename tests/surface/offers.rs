@@ -10,8 +10,8 @@ use quote::ToTokens;
 use syn::parse::{Parse, ParseStream, Parser};
 use syn::visit_mut::VisitMut;
 use syn::{
-    Attribute, Fields, Generics, Ident, ImplItem, Item, ItemImpl, ItemStruct, Member, Path, Signature, Type,
-    UseTree, Visibility, parse_quote,
+    Attribute, Fields, Generics, Ident, ImplItem, Item, ItemImpl, ItemStruct, ItemUse, Member, Path,
+    Signature, Type, UseTree, Visibility, parse_quote,
 };
 
 use crate::conditions::Conditions;
@@ -56,15 +56,11 @@ pub(crate) fn offers(tokio: &Tokio) -> Vec<Offer> {
         let text = fs::read_to_string(tokio.root.join(file)).expect("a module of tokio");
         let items = present(&conditions, syn::parse_file(&text).expect("Rust").items);
         for item in items {
-            if let Item::Use(item) = item
-                && matches!(item.vis, Visibility::Public(_))
-            {
-                for (name, path) in leaves(&item.tree) {
-                    if only.is_none_or(|only| path.segments[0].ident == only) {
-                        let name: TokenStream = format!("::WHOSE::{module}::{name}").parse().expect("a path");
-                        let path: Path = syn::parse2(name).expect("a path");
-                        types.insert(path.segments.last().expect("a name").ident.to_string(), path);
-                    }
+            let Item::Use(ItemUse { vis: Visibility::Public(_), tree, .. }) = item else { continue };
+            for (name, path) in leaves(&tree) {
+                if only.is_none_or(|only| path.segments[0].ident == only) {
+                    let path: Path = syn::parse_str(&format!("::WHOSE::{module}::{name}")).expect("a path");
+                    types.insert(name, path);
                 }
             }
         }

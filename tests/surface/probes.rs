@@ -103,7 +103,8 @@ thread_local! {
 /// What a call panics with and where: with a good socket but no runtime, and with a runtime but a blocking socket.
 pub fn panics(call: impl Fn(bool)) -> Vec<String> {
     panic::set_hook(Box::new(|panic| {
-        let said = panic.payload_as_str().unwrap_or("no text");
+        let text = panic.payload().downcast_ref::<String>().map(String::as_str);
+        let said = text.or(panic.payload().downcast_ref::<&str>().copied()).unwrap_or("no text");
         let place = panic.location().expect("a place");
         // The caller is ours.rs or theirs.rs, of which the lines are the same.
         let file = if place.file().ends_with("ours.rs") || place.file().ends_with("theirs.rs") {
