@@ -4,20 +4,17 @@
 //! need nothing of this: `hyper_util::rt::TokioIo::new(stream)` serves an accepted stream.
 //!
 //! ```
-//! use http_body_util::{BodyExt, Empty};
 //! use hyper_util::client::legacy::Client;
 //! use hyper_util::rt::TokioExecutor;
 //! use tokio_smc::SmcInfo;
 //! use tokio_smc::hyper::SmcConnector;
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let client = Client::builder(TokioExecutor::new()).build(SmcConnector::new());
+//! let client: Client<_, String> = Client::builder(TokioExecutor::new()).build(SmcConnector::new());
 //! let response = client.get("http://127.0.0.1:3000/".parse()?).await?;
-//! let info = response.extensions().get::<SmcInfo>().cloned();
-//! let body = response.into_body().collect().await?.to_bytes();
-//! # let _: Empty<bytes::Bytes> = Empty::new();
-//! println!("{} bytes over {}", body.len(), info.expect("from SmcConnector").transport());
-//! # let _: &Client<SmcConnector, Empty<bytes::Bytes>> = &client;
+//! let info = response.extensions().get::<SmcInfo>().expect("from SmcConnector").clone();
+//! println!("{} over {}", response.status(), info.transport());
+//! // Asked again later, it tells what the connection runs on then.
 //! # Ok(()) }
 //! ```
 //!
