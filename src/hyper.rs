@@ -322,7 +322,7 @@ mod tests {
         SmcConnector<R>: Service<Uri, Response = TokioIo<SmcStream>, Error = ConnectError>,
     {
         poll_fn(|cx| connector.poll_ready(cx)).await.unwrap();
-        connector.call(uri.parse().unwrap()).await.err().expect("nobody listens there")
+        connector.call(uri.parse().unwrap()).await.expect_err("nobody listens there")
     }
 
     /// What failed is said once, why it did by the source alone: so reports with all sources do not repeat themselves.
