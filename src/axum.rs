@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ::axum::extract::connect_info::Connected;
-use ::axum::serve::{IncomingStream, Listener};
+use ::axum::serve::{IncomingStream, Listener, TapIo};
 
 use crate::info::SmcInfo;
 use crate::listener::SmcListener;
@@ -45,7 +45,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// ```
 ///
 /// Handlers that say `ConnectInfo<SocketAddr>` stay as they are when the listener goes through `tap_io`. (axum
-/// implements it for its own listeners and for every tapped one; another crate can not.)
+/// implements it for its own listeners and for every tapped one; another crate can not.) `ConnectInfo<SmcInfo>` is to
+/// be had of a tapped listener, too.
 ///
 /// ```no_run
 /// use std::net::SocketAddr;
@@ -102,6 +103,17 @@ fn of_one_connection(error: &io::Error) -> bool {
 #[cfg_attr(docsrs, doc(cfg(feature = "axum08")))]
 impl Connected<IncomingStream<'_, SmcListener>> for SmcInfo {
     fn connect_info(stream: IncomingStream<'_, SmcListener>) -> SmcInfo {
+        stream.io().info()
+    }
+}
+
+/// Also where the streams have gone through `tap_io`, for example to set `TCP_NODELAY`.
+#[cfg_attr(docsrs, doc(cfg(feature = "axum08")))]
+impl<F> Connected<IncomingStream<'_, TapIo<SmcListener, F>>> for SmcInfo
+where
+    F: FnMut(&mut SmcStream) + Send + 'static,
+{
+    fn connect_info(stream: IncomingStream<'_, TapIo<SmcListener, F>>) -> SmcInfo {
         stream.io().info()
     }
 }

@@ -4,20 +4,17 @@
 //! need nothing of this: `hyper_util::rt::TokioIo::new(stream)` serves an accepted stream.
 //!
 //! ```
-//! use http_body_util::{BodyExt, Empty};
 //! use hyper_util::client::legacy::Client;
 //! use hyper_util::rt::TokioExecutor;
 //! use tokio_smc::SmcInfo;
 //! use tokio_smc::hyper::SmcConnector;
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let client = Client::builder(TokioExecutor::new()).build(SmcConnector::new());
+//! let client: Client<_, String> = Client::builder(TokioExecutor::new()).build(SmcConnector::new());
 //! let response = client.get("http://127.0.0.1:3000/".parse()?).await?;
-//! let info = response.extensions().get::<SmcInfo>().cloned();
-//! let body = response.into_body().collect().await?.to_bytes();
-//! # let _: Empty<bytes::Bytes> = Empty::new();
-//! println!("{} bytes over {}", body.len(), info.expect("from SmcConnector").transport());
-//! # let _: &Client<SmcConnector, Empty<bytes::Bytes>> = &client;
+//! let info = response.extensions().get::<SmcInfo>().expect("from SmcConnector").clone();
+//! println!("{} over {}", response.status(), info.transport());
+//! // Asked again later, it tells what the connection runs on then.
 //! # Ok(()) }
 //! ```
 //!
@@ -26,6 +23,7 @@
 
 mod dial;
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
@@ -141,9 +139,12 @@ impl<R> SmcConnector<R> {
         (settings.local_v4, settings.local_v6) = (Some(addr_ipv4), Some(addr_ipv6));
     }
 
-    /// Sets how long connecting may take, for all addresses of a name together; `None`, the default, waits for the
-    /// kernel's own limit. With [`UpgradePolicy::Require`](crate::UpgradePolicy::Require) and `Handshake` the time that
-    /// connect waits for the upgrade counts, too.
+    /// Sets how long connecting may take; `None`, the default, waits for the kernel's own limit.
+    ///
+    /// The addresses of each family share it evenly (all of them, without happy eyeballs), so that none starves the
+    /// others; a name that has both families may take as long once more. The look-up of the name is not in it. With
+    /// [`UpgradePolicy::Require`](crate::UpgradePolicy::Require) and `Handshake` the time that connect waits for the
+    /// upgrade counts, too.
     pub fn set_connect_timeout(&mut self, dur: Option<Duration>) {
         self.settings().connect_timeout = dur;
     }
@@ -241,8 +242,10 @@ struct Target<'a> {
 }
 
 fn target(uri: &Uri, enforce_http: bool) -> Result<Target<'_>, ConnectError> {
-    let refused = |why: &'static str| {
-        ConnectError::new("invalid URL", format!("{why}: {uri}; it should be as http://host:port/path"))
+    let refused = |why: &'static str| ConnectError {
+        what: format!("invalid URL, {why}: {uri}; it should be as http://host:port/path").into(),
+        address: None,
+        cause: None,
     };
     match uri.scheme() {
         None => return Err(refused("scheme is missing")),
@@ -258,17 +261,20 @@ fn target(uri: &Uri, enforce_http: bool) -> Result<Target<'_>, ConnectError> {
     Ok(Target { host, port: uri.port_u16().unwrap_or(default), explicit: uri.port().is_some() })
 }
 
-/// Why [`SmcConnector`] made no connection; the cause, where there is one, is its source.
+/// Why [`SmcConnector`] made no connection.
+///
+/// It says what failed, with the address; why it did, often an [`io::Error`](std::io::Error), is its
+/// [`source`](Error::source). hyper-util's client hands it out as the source of its own error.
 #[derive(Debug)]
 pub struct ConnectError {
-    what: &'static str,
+    what: Cow<'static, str>,
     address: Option<SocketAddr>,
     cause: Option<BoxError>,
 }
 
 impl ConnectError {
     fn new(what: &'static str, cause: impl Into<BoxError>) -> Self {
-        ConnectError { what, address: None, cause: Some(cause.into()) }
+        ConnectError { what: what.into(), address: None, cause: Some(cause.into()) }
     }
 
     fn at(self, address: SocketAddr) -> Self {
@@ -283,12 +289,9 @@ impl ConnectError {
 
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.what)?;
-        if let Some(address) = self.address {
-            write!(f, ": {address}")?;
-        }
-        match &self.cause {
-            Some(cause) => write!(f, ": {cause}"),
+        f.write_str(&self.what)?;
+        match self.address {
+            Some(address) => write!(f, ": {address}"),
             None => Ok(()),
         }
     }
@@ -304,5 +307,45 @@ impl Error for ConnectError {
 impl Connection for SmcStream {
     fn connected(&self) -> Connected {
         Connected::new().extra(self.info())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io;
+
+    use super::*;
+
+    async fn failure<R>(mut connector: SmcConnector<R>, uri: &str) -> ConnectError
+    where
+        SmcConnector<R>: Service<Uri, Response = TokioIo<SmcStream>, Error = ConnectError>,
+    {
+        poll_fn(|cx| connector.poll_ready(cx)).await.unwrap();
+        connector.call(uri.parse().unwrap()).await.expect_err("nobody listens there")
+    }
+
+    /// What failed is said once, why it did by the source alone: so reports with all sources do not repeat themselves.
+    #[tokio::test]
+    async fn errors_say_what_and_their_sources_why() {
+        let taken = tokio::net::TcpSocket::new_v4().unwrap();
+        taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = taken.local_addr().unwrap();
+        let error = failure(SmcConnector::new(), &format!("http://{addr}/")).await;
+        assert_eq!(error.to_string(), format!("tcp connect error: {addr}"));
+        assert_eq!(error.address(), Some(addr));
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>()).unwrap();
+        assert_eq!(cause.kind(), io::ErrorKind::ConnectionRefused);
+
+        let error = failure(SmcConnector::new(), "http://name.invalid/").await;
+        assert_eq!(error.to_string(), "dns error");
+        assert!(error.source().is_some());
+
+        let error = failure(SmcConnector::new(), "https://name.invalid/").await;
+        assert_eq!(
+            error.to_string(),
+            "invalid URL, scheme is not http: https://name.invalid/; it should be as http://host:port/path"
+        );
+        assert!(error.source().is_none());
     }
 }

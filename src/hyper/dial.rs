@@ -83,7 +83,7 @@ pub(super) async fn first_of(
     addresses.retain(|address| settings.reaches(address));
     let Some(first) = addresses.first() else {
         return Err(ConnectError {
-            what: "the name has no address that the local address can reach",
+            what: "the name has no address that the local address can reach".into(),
             address: None,
             cause: None,
         });
@@ -148,7 +148,7 @@ async fn in_turn(
     limit: Option<Duration>,
     settings: &Settings,
 ) -> Result<SmcStream, ConnectError> {
-    let mut failure = ConnectError { what: "the name has no address", address: None, cause: None };
+    let mut failure = ConnectError { what: "the name has no address".into(), address: None, cause: None };
     for &address in addresses {
         match one(address, limit, settings).await {
             Ok(stream) => return Ok(stream),
