@@ -1,7 +1,7 @@
 //! TCP streams for tokio that move onto shared memory when both ends are on one host.
 //!
-//! [`SmcStream`], [`SmcListener`] are drop-ins for tokio's `TcpStream` and `TcpListener`; under the names of
-//! `tokio::net` they are in [`net`]. A connection starts as plain TCP. When its other end turns out to be on the same
+//! [`SmcStream`], [`SmcListener`], [`SmcSocket`] are drop-ins for tokio's `TcpStream`, `TcpListener`, `TcpSocket`; under
+//! the names of `tokio::net`, with all else that is there, they are in [`net`]. A connection starts as plain TCP. When its other end turns out to be on the same
 //! host and to use this crate too, SMC-D's CLC handshake runs between the two, and the bytes move to shared-memory
 //! rings (DMBs) that eventfds wake. Otherwise it stays TCP, and [`SmcStream::transport`] says why.
 //!
@@ -18,6 +18,12 @@
 //! println!("{}", client.transport());
 //! # Ok(()) }
 //! ```
+//!
+//! # Features
+//!
+//! All are off by default: `hyper-util` (a connector for hyper-util's client), `axum08` (`axum::serve` and connect
+//! info), `tonic014` (servers and channels of tonic), `futures-io` (`SmcStream::compat`), `tracing` (events), `full` (all
+//! of them).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub(crate) mod sync;
