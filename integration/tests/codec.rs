@@ -1,4 +1,4 @@
-//! tokio-util over SMC: framed requests and answers as tarpc makes them, and the traits of futures-io.
+//! tokio-util over SMC: framed requests and answers as tarpc makes them.
 
 #[path = "support/ends.rs"]
 mod ends;
@@ -10,13 +10,11 @@ mod pair;
 mod watchdog;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use futures::io::{AsyncReadExt, AsyncWriteExt};
 use futures::{SinkExt, StreamExt, TryStreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 use tokio_smc::FallbackReason;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
-use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use ends::{on_both_schedulers, until_loopback_ism, until_plain};
 use lab::Lab;
@@ -136,45 +134,5 @@ fn frames_of_a_plain_client() {
         step("the pipeline");
         pipeline(&mut frames).await;
         finish(frames, serving).await;
-    });
-}
-
-/// Copies through the traits of futures-io, both ends of them, by the adapter of tokio-util itself.
-#[test]
-fn compat() {
-    on_both_schedulers("compat", async || {
-        let lab = Lab::new();
-        let (client, server) = smc_pair(&lab).await;
-        let (here, there) = (client.watch(), server.watch());
-        let echoing = tokio::spawn(async move {
-            let (mut read, mut write) = TokioAsyncReadCompatExt::compat(server).split();
-            let copied = futures::io::copy(&mut read, &mut write).await.unwrap();
-            write.close().await.unwrap();
-            copied
-        });
-        let mut client = TokioAsyncReadCompatExt::compat(client);
-        step("turns until loopback-ism");
-        let mut turns = 0;
-        until_loopback_ism([&here, &there], async || {
-            client.write_all(b"turn").await.unwrap();
-            let mut got = [0; 4];
-            client.read_exact(&mut got).await.unwrap();
-            assert_eq!(&got, b"turn");
-            turns += 1;
-        })
-        .await;
-        step("4 MiB there and back");
-        let sent: Vec<u8> = (0..4 << 20).map(|at: u32| (at % 251) as u8).collect();
-        let (mut read, mut write) = client.split();
-        let mut got = Vec::new();
-        tokio::join!(
-            async {
-                write.write_all(&sent).await.unwrap();
-                write.close().await.unwrap();
-            },
-            async { read.read_to_end(&mut got).await.map(drop).unwrap() },
-        );
-        assert!(got == sent, "what came back differs");
-        assert_eq!(echoing.await.unwrap(), turns * 4 + sent.len() as u64);
     });
 }
