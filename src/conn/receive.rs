@@ -156,7 +156,10 @@ impl<T: Tcp> Receiver<T> {
         }
         match self.strip_clc() {
             Poll::Ready(Ok(true)) => {}
-            Poll::Ready(Ok(false)) => return self.believe(Poll::Ready(Ok(0)), effects),
+            Poll::Ready(Ok(false)) => {
+                let end = self.hand_on::<O>().map_or(Ok(0), Err);
+                return self.believe(Poll::Ready(end), effects);
+            }
             Poll::Ready(Err(error)) => return self.believe(Poll::Ready(Err(error)), effects),
             Poll::Pending => return self.believe_pending(park),
         }
@@ -318,7 +321,8 @@ impl<T: Tcp> Receiver<T> {
         Ok(self.last_position)
     }
 
-    /// Takes the CLC messages off the front of the stream. `Ok(false)`: the stream ended inside them.
+    /// Takes the CLC messages off the front of the stream. `Ok(false)`: the stream ended inside them, or failed;
+    /// [`Receiver::hand_on`] has the error.
     pub(crate) fn strip_clc(&mut self) -> Poll<io::Result<bool>> {
         loop {
             match self.clc {
@@ -339,7 +343,11 @@ impl<T: Tcp> Receiver<T> {
                     let mut cx = Context::from_waker(&self.waiters);
                     match T::poll_read(half, &mut cx, &mut scratch[..wanted]) {
                         Poll::Pending => return Poll::Pending,
-                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                        Poll::Ready(Err(error)) => {
+                            // Also who only waits for the CLC to pass may be the one that the socket tells.
+                            self.taken = error.raw_os_error();
+                            return Poll::Ready(if self.taken.is_some() { Ok(false) } else { Err(error) });
+                        }
                         Poll::Ready(Ok(0)) => return Poll::Ready(Ok(false)),
                         Poll::Ready(Ok(length)) => {
                             self.clc = Clc::Skip(left - length);

@@ -91,3 +91,16 @@ fn every_end_is_the_one_that_tcp_would_have_shown() {
         run(2000, prop::collection::vec((0..2usize, act), 1..60));
     });
 }
+
+/// The random plays met this once: who waits for the CLC to pass is told of the reset, and the reader has to be, too.
+#[test]
+fn a_pin_leaves_the_reset_to_the_reader() {
+    watched("a_pin_leaves_the_reset_to_the_reader", || {
+        let setup = Setup { handshake: true, small_buffers: false, dmb_size: 4096, upgraded: true };
+        let mut model = Model::new(setup);
+        for (side, act) in [(0, Act::Fault), (1, Act::Pin), (1, Act::Read(1))] {
+            model.step(side, act);
+        }
+        model.finish();
+    });
+}
