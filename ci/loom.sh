@@ -6,7 +6,7 @@ scratch
 # Loom itself is optimised and the rest is not: the models take seconds, and all of it in release mode takes minutes to
 # build. Debug assertions stay, so the models run the library's, too.
 export RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$target/loom"
-cargo test --locked --lib loom_ \
+cargo test --locked --package tokio-smc --lib loom_ \
     --config 'profile.dev.package.loom.opt-level=3' --config 'profile.dev.package.generator.opt-level=3' \
     2>&1 | tee "$scratch/log"
 passed=$(tests_passed "$scratch/log")
