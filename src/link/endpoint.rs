@@ -186,6 +186,8 @@ impl Endpoint {
     pub(crate) fn connect(&self, peer: EndpointId) -> Result<OwnedFd, FallbackReason> {
         self.device.connect(peer).map_err(|error| match error.kind() {
             io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => FallbackReason::NoSmcListener,
+            // Too many wait there to be accepted.
+            io::ErrorKind::WouldBlock => FallbackReason::Limit,
             _ => {
                 crate::trace::debug!("no connection to an endpoint: {error}");
                 FallbackReason::LinkDown
@@ -199,13 +201,7 @@ impl Endpoint {
         if let Some(link) = links.by_peer.get(&peer.0) {
             return Ok(link.clone());
         }
-        let link = self.new_link(&mut links, self.connect(peer)?).map_err(|error| {
-            crate::trace::warning!("no link: {error}");
-            match error.kind() {
-                io::ErrorKind::PermissionDenied => FallbackReason::PeerPolicy,
-                _ => FallbackReason::LinkDown,
-            }
-        })?;
+        let link = self.new_link(&mut links, self.connect(peer)?)?;
         links.by_peer.insert(peer.0, link.clone());
         drop(links);
         self.drive(&link);
@@ -213,21 +209,27 @@ impl Endpoint {
     }
 
     /// A peer's connection that begins with HELLO.
-    pub(crate) fn accept_link(self: &Arc<Self>, socket: OwnedFd) -> io::Result<Arc<Link>> {
+    pub(crate) fn accept_link(self: &Arc<Self>, socket: OwnedFd) -> Result<Arc<Link>, FallbackReason> {
         let mut links = lock(&self.links);
         self.new_link(&mut links, socket)
     }
 
-    fn new_link(self: &Arc<Self>, links: &mut Links, socket: OwnedFd) -> io::Result<Arc<Link>> {
+    fn new_link(self: &Arc<Self>, links: &mut Links, socket: OwnedFd) -> Result<Arc<Link>, FallbackReason> {
         if links.all.len() >= MOST_LINKS {
-            return Err(io::Error::other("too many links"));
+            return Err(FallbackReason::Limit);
         }
         if self.is_dead() {
-            return Err(io::Error::other("the runtime of this endpoint is shut down"));
+            return Err(FallbackReason::NoRuntime);
         }
         // Before HELLO: it carries descriptors.
-        self.check_user(socket.as_fd())?;
-        let link = Link::new(self, socket, self.dmb_size)?;
+        self.check_user(socket.as_fd()).map_err(|error| {
+            crate::trace::warning!("no link: {error}");
+            FallbackReason::PeerPolicy
+        })?;
+        let link = Link::new(self, socket, self.dmb_size).map_err(|error| {
+            crate::trace::warning!("no link: {error}");
+            FallbackReason::Memory
+        })?;
         lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
         links.all.push(link.clone());
         self.generation.fetch_add(1, Ordering::Release);

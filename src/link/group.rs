@@ -164,7 +164,8 @@ impl Link {
             arena: shape(&first),
         };
         let arena_fd = Arc::new(first.fd().try_clone_to_owned()?);
-        link.outbox.send(link.socket(), hello.encode(), vec![endpoint.eventfd().clone(), arena_fd])?;
+        // A peer that hung up already is noticed where all others are: by the task of this link.
+        link.send_with(&hello, vec![endpoint.eventfd().clone(), arena_fd]);
         Ok(link)
     }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, Waker};
 
 use super::ops::{PeekSlice, ReadSlice, Task, WriteSlice};
@@ -68,6 +68,11 @@ impl Host {
 
     pub(super) fn links(&self) -> Vec<Arc<Link>> {
         lock(&self.by_hand.links).clone()
+    }
+
+    /// The socket that peers connect to.
+    pub(super) fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 
     /// Takes one thing that has come: a piece of work, a connection, or one message. False: nothing has.

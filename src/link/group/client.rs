@@ -57,8 +57,8 @@ impl Link {
     }
 
     fn send_offer(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Result<(), FallbackReason> {
-        if self.death().is_some() {
-            return Err(FallbackReason::LinkDown);
+        if let Some(death) = self.death() {
+            return Err(self.reason_after(death));
         }
         let endpoint = self.endpoint.upgrade().ok_or(FallbackReason::NoRuntime)?;
         if !stream.admits(self.credentials.uid) {
@@ -87,9 +87,9 @@ impl Link {
         self.send(&Message::Offer { id, signal, handshake, subject, clc: proposal });
         // After OFFER, for dropping it sends CANCEL. If MATCH was faster, dropping it does nothing.
         stream.offered(Box::new(Offer { link: self.clone(), id }));
-        if self.death().is_some() {
+        if let Some(death) = self.death() {
             // The burial may have passed by before the entry was there.
-            self.end_offer(id, FallbackReason::LinkDown);
+            self.end_offer(id, self.reason_after(death));
         }
         Ok(())
     }

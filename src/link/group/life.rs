@@ -184,14 +184,7 @@ impl Link {
             let outgoing: Vec<u64> = state.outgoing.keys().copied().collect();
             (outgoing, std::mem::take(&mut state.incoming), std::mem::take(&mut state.before_hello))
         };
-        let reason = match death {
-            Death::Runtime => FallbackReason::NoRuntime,
-            // Whoever does not trust our user hangs up instead of greeting.
-            _ if self.peer.get().is_none() && self.credentials.uid != sys::effective_uid() => {
-                FallbackReason::PeerPolicy
-            }
-            Death::Peer | Death::Fault => FallbackReason::LinkDown,
-        };
+        let reason = self.reason_after(death);
         for id in outgoing {
             self.end_offer(id, reason);
         }
@@ -210,6 +203,18 @@ impl Link {
         let task = lock(&self.task).take();
         if let Some(task) = task {
             task.wake();
+        }
+    }
+
+    /// Why a stream stays on TCP that this link was to serve, now that it has died.
+    pub(super) fn reason_after(&self, death: Death) -> FallbackReason {
+        match death {
+            Death::Runtime => FallbackReason::NoRuntime,
+            // Whoever does not trust our user hangs up instead of greeting.
+            _ if self.peer.get().is_none() && self.credentials.uid != sys::effective_uid() => {
+                FallbackReason::PeerPolicy
+            }
+            Death::Peer | Death::Fault => FallbackReason::LinkDown,
         }
     }
 
