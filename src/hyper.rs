@@ -22,6 +22,7 @@
 //! connector, for example in `hyper_rustls::HttpsConnectorBuilder::wrap_connector`, after `enforce_http(false)`.
 
 mod dial;
+pub(crate) mod keepalive;
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -95,17 +96,17 @@ impl<R> SmcConnector<R> {
 
     /// Sets after how much idle time `SO_KEEPALIVE` probes a connection; `None`, the default, sends none.
     pub fn set_keepalive(&mut self, time: Option<Duration>) {
-        self.settings().keepalive = time;
+        self.settings().keepalive.time = time;
     }
 
     /// Sets the time between two keepalive probes.
     pub fn set_keepalive_interval(&mut self, interval: Option<Duration>) {
-        self.settings().keepalive_interval = interval;
+        self.settings().keepalive.interval = interval;
     }
 
     /// Sets how many keepalive probes may stay unanswered.
     pub fn set_keepalive_retries(&mut self, retries: Option<u32>) {
-        self.settings().keepalive_retries = retries;
+        self.settings().keepalive.retries = retries;
     }
 
     /// Sets `TCP_NODELAY`; off by default, as in `HttpConnector`.
@@ -142,9 +143,9 @@ impl<R> SmcConnector<R> {
     /// Sets how long connecting may take; `None`, the default, waits for the kernel's own limit.
     ///
     /// The addresses of each family share it evenly (all of them, without happy eyeballs), so that none starves the
-    /// others; a name that has both families may take as long once more. The look-up of the name is not in it. With
-    /// [`UpgradePolicy::Require`](crate::UpgradePolicy::Require) and `Handshake` the time that connect waits for the
-    /// upgrade counts, too.
+    /// others; a name that has both families may take as long once more. The look-up of the name is not in it. Where
+    /// connect waits for the upgrade, with [`UpgradePolicy::Require`](crate::UpgradePolicy::Require) and `Handshake`, it
+    /// limits that wait, too, which begins when TCP is connected and after which no other address is tried.
     pub fn set_connect_timeout(&mut self, dur: Option<Duration>) {
         self.settings().connect_timeout = dur;
     }
@@ -222,7 +223,7 @@ where
                 }
                 address
             });
-            dial::first_of(addresses.collect(), &settings).await.map(TokioIo::new)
+            dial::dial(addresses.collect(), &settings).await.map(TokioIo::new)
         })
     }
 }

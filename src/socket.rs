@@ -180,10 +180,15 @@ impl SmcSocket {
     ///
     /// Those of [`SmcStream::connect`].
     pub async fn connect_with(self, addr: SocketAddr, config: &Config) -> io::Result<SmcStream> {
-        let stream = SmcStream::new(self.inner.connect(addr).await?, Role::Client, config.clone());
+        let stream = self.connect_tcp(addr, config).await?;
         // As with tokio: a panic leaves nothing half done, for the stream is then dropped.
-        AssertUnwindSafe(stream.after_connect()).await?;
+        AssertUnwindSafe(stream.after_connect(None)).await?;
         Ok(stream)
+    }
+
+    /// Connects, and leaves to the caller what the policy wants done then: [`SmcStream::after_connect`].
+    pub(crate) async fn connect_tcp(self, addr: SocketAddr, config: &Config) -> io::Result<SmcStream> {
+        Ok(SmcStream::new(self.inner.connect(addr).await?, Role::Client, config.clone()))
     }
 
     /// Listens, with the settings of [`Config::from_env`]; see [`SmcListener::bind`].

@@ -126,7 +126,7 @@ impl SmcStream {
     /// Those of [`SmcStream::connect`].
     pub async fn connect_with<A: ToSocketAddrs>(addr: A, config: &Config) -> io::Result<SmcStream> {
         let stream = SmcStream::new(TcpStream::connect(addr).await?, Role::Client, config.clone());
-        stream.after_connect().await?;
+        stream.after_connect(None).await?;
         Ok(stream)
     }
 

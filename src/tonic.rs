@@ -11,10 +11,11 @@ use std::time::Duration;
 use ::tonic::transport::Endpoint;
 use ::tonic::transport::server::{Connected, TcpConnectInfo};
 use futures_core::Stream;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::hyper::SmcConnector;
+use crate::hyper::keepalive::Keepalive;
 use crate::info::SmcInfo;
 use crate::listener::{SmcListener, SmcListenerStream};
 use crate::stream::SmcStream;
@@ -88,13 +89,6 @@ pub struct SmcIncoming<S = SmcStream> {
     inner: SmcListenerStream,
     keepalive: Keepalive,
     yields: PhantomData<fn() -> S>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Keepalive {
-    time: Option<Duration>,
-    interval: Option<Duration>,
-    retries: Option<u32>,
 }
 
 impl SmcIncoming {
@@ -181,21 +175,9 @@ impl<S> SmcIncoming<S> {
 
     fn set_keepalive(mut self, keepalive: Keepalive) -> SmcIncoming<S> {
         self.keepalive = keepalive;
-        self.listener_option("SO_KEEPALIVE", |socket| {
-            if keepalive == Keepalive::default() {
-                return socket.set_keepalive(false);
-            }
-            let mut wanted = TcpKeepalive::new();
-            if let Some(time) = keepalive.time {
-                wanted = wanted.with_time(time);
-            }
-            if let Some(interval) = keepalive.interval {
-                wanted = wanted.with_interval(interval);
-            }
-            if let Some(retries) = keepalive.retries {
-                wanted = wanted.with_retries(retries);
-            }
-            socket.set_tcp_keepalive(&wanted)
+        self.listener_option("SO_KEEPALIVE", |socket| match keepalive.wanted() {
+            Some(wanted) => socket.set_tcp_keepalive(&wanted),
+            None => socket.set_keepalive(false),
         })
     }
 

@@ -218,7 +218,32 @@ fn connect_timeout() {
     });
 }
 
-/// The time that `Require` waits for the upgrade counts: here nobody ever accepts.
+/// A connection that waits for its upgrade is made: no other address is tried.
+#[test]
+fn happy_eyeballs_end_when_tcp_is_connected() {
+    on_both_schedulers("happy_eyeballs_end_when_tcp_is_connected", async || {
+        let lab = Lab::new();
+        let config = lab.config(UpgradePolicy::Require);
+        for (first, other) in [(V6, V4), (V4, V6)] {
+            let listener = SmcListener::bind_with((first, 0), &config).await.unwrap();
+            let unused = TcpListener::bind((other, 0)).await.unwrap();
+            let addresses = [listener.local_addr().unwrap(), unused.local_addr().unwrap()];
+            let mut connector = connector_to(&config, addresses);
+            connector.set_happy_eyeballs_timeout(Some(SHORT));
+            let connecting = tokio::spawn(call(connector, BY_NAME));
+            step(format!("{first}: not accepted until the other family would have had its turn"));
+            tokio::time::sleep(SHORT * 5).await;
+            let accepted = listener.accept().await.unwrap().0;
+            let stream = connecting.await.unwrap().unwrap();
+            assert!(stream.transport().is_loopback_ism());
+            assert_eq!(accepted.peer_addr().unwrap(), stream.local_addr().unwrap());
+            let dialled = tokio::time::timeout(SHORT, unused.accept()).await;
+            assert!(dialled.is_err(), "{other} was dialled, too");
+        }
+    });
+}
+
+/// The wait of `Require` is limited, too: here nobody ever accepts.
 #[test]
 fn connect_timeout_of_a_required_upgrade() {
     on_both_schedulers("connect_timeout_of_a_required_upgrade", async || {
@@ -228,9 +253,13 @@ fn connect_timeout_of_a_required_upgrade() {
         let addr = listener.local_addr().unwrap();
         let mut connector = connector(&config);
         connector.set_connect_timeout(Some(SHORT));
-        let error = call(connector, &format!("http://{addr}/")).await.unwrap_err();
+        let error = call(connector.clone(), &format!("http://{addr}/")).await.unwrap_err();
         assert_eq!(cause(&error).kind(), io::ErrorKind::TimedOut, "{error}");
         assert_eq!(error.address(), Some(addr));
+        step("Handshake asks for less: it stays on TCP");
+        connector.set_config(lab.config(UpgradePolicy::Handshake));
+        let stream = call(connector, &format!("http://{addr}/")).await.unwrap();
+        assert!(!stream.transport().is_loopback_ism());
     });
 }
 

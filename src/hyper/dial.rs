@@ -7,9 +7,10 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 
 use super::ConnectError;
+use super::keepalive::Keepalive;
 use crate::config::Config;
 use crate::socket::SmcSocket;
 use crate::stream::SmcStream;
@@ -24,9 +25,7 @@ pub(super) struct Settings {
     pub(super) enforce_http: bool,
     pub(super) connect_timeout: Option<Duration>,
     pub(super) happy_eyeballs_timeout: Option<Duration>,
-    pub(super) keepalive: Option<Duration>,
-    pub(super) keepalive_interval: Option<Duration>,
-    pub(super) keepalive_retries: Option<u32>,
+    pub(super) keepalive: Keepalive,
     pub(super) nodelay: bool,
     pub(super) reuse_address: bool,
     pub(super) send_buffer_size: Option<usize>,
@@ -45,9 +44,7 @@ impl Default for Settings {
             enforce_http: true,
             connect_timeout: None,
             happy_eyeballs_timeout: Some(HAPPY_EYEBALLS_TIMEOUT),
-            keepalive: None,
-            keepalive_interval: None,
-            keepalive_retries: None,
+            keepalive: Keepalive::default(),
             nodelay: false,
             reuse_address: false,
             send_buffer_size: None,
@@ -75,11 +72,22 @@ impl Settings {
     }
 }
 
-/// Connects to one of the addresses.
-pub(super) async fn first_of(
-    mut addresses: Vec<SocketAddr>,
-    settings: &Settings,
-) -> Result<SmcStream, ConnectError> {
+/// Connects to one of the addresses, and does what the upgrade policy wants of connect.
+pub(super) async fn dial(addresses: Vec<SocketAddr>, settings: &Settings) -> Result<SmcStream, ConnectError> {
+    let stream = first_of(addresses, settings).await?;
+    // Not before the search has ended: a policy that waits must not have the other addresses tried meanwhile.
+    stream.after_connect(settings.connect_timeout).await.map_err(|error| {
+        let error = ConnectError::new("tcp connect error", error);
+        match stream.peer_addr() {
+            Ok(address) => error.at(address),
+            Err(_) => error,
+        }
+    })?;
+    Ok(stream)
+}
+
+/// The first of the addresses that TCP connects to.
+async fn first_of(mut addresses: Vec<SocketAddr>, settings: &Settings) -> Result<SmcStream, ConnectError> {
     addresses.retain(|address| settings.reaches(address));
     let Some(first) = addresses.first() else {
         return Err(ConnectError {
@@ -165,7 +173,7 @@ async fn one(
 ) -> Result<SmcStream, ConnectError> {
     let socket = prepare(&address, settings).map_err(|error| ConnectError::new("tcp socket error", error))?;
     let config = settings.config.clone().unwrap_or_else(Config::from_env);
-    let connecting = socket.connect_with(address, &config);
+    let connecting = socket.connect_tcp(address, &config);
     let connected = match limit {
         None => connecting.await,
         Some(limit) => tokio::time::timeout(limit, connecting)
@@ -179,19 +187,7 @@ async fn one(
 fn prepare(peer: &SocketAddr, settings: &Settings) -> io::Result<SmcSocket> {
     let socket = if peer.is_ipv4() { SmcSocket::new_v4()? } else { SmcSocket::new_v6()? };
     let options = SockRef::from(&socket);
-    let (time, interval, retries) =
-        (settings.keepalive, settings.keepalive_interval, settings.keepalive_retries);
-    if time.is_some() || interval.is_some() || retries.is_some() {
-        let mut keepalive = TcpKeepalive::new();
-        if let Some(time) = time {
-            keepalive = keepalive.with_time(time);
-        }
-        if let Some(interval) = interval {
-            keepalive = keepalive.with_interval(interval);
-        }
-        if let Some(retries) = retries {
-            keepalive = keepalive.with_retries(retries);
-        }
+    if let Some(keepalive) = settings.keepalive.wanted() {
         options.set_tcp_keepalive(&keepalive)?;
     }
     if settings.nodelay {

@@ -88,7 +88,8 @@ impl SmcStream {
         });
     }
 
-    pub(crate) async fn after_connect(&self) -> io::Result<()> {
+    /// Does what the policy wants of a stream that has just connected; where it waits, then not longer than `limit`.
+    pub(crate) async fn after_connect(&self, limit: Option<Duration>) -> io::Result<()> {
         let wait = match self.conn.config.upgrade_policy {
             _ if self.conn.config.off => return Ok(()),
             UpgradePolicy::FirstTurn | UpgradePolicy::Manual | UpgradePolicy::Never => return Ok(()),
@@ -100,7 +101,7 @@ impl SmcStream {
             UpgradePolicy::Handshake => self.conn.config.handshake_timeout,
         };
         let required = self.conn.config.upgrade_policy == UpgradePolicy::Require;
-        let reason = match self.upgrade_within(wait).await {
+        let reason = match self.upgrade_within(limit.map_or(wait, |limit| limit.min(wait))).await {
             Some(Transport::LoopbackIsm(_)) => return Ok(()),
             _ if !required => return Ok(()),
             Some(Transport::Tcp(reason)) => reason,
