@@ -11,6 +11,7 @@ use std::convert::Infallible;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use clap::Parser;
 use futures::{SinkExt as _, StreamExt as _, TryStreamExt as _, stream};
@@ -30,7 +31,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PERIOD: u64 = 251;
 const PIECE: usize = 64 << 10;
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 type Body = BoxBody<Bytes, Infallible>;
 
 /// Uses all that `axum_server` offers, over SMC.
@@ -54,27 +54,14 @@ async fn main() -> ExitCode {
     match run(&cli).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("hyper_client: {}", with_causes(&*error));
+            // With its causes.
+            eprintln!("hyper_client: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// The words of an error and of its causes, as far as they say more.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let more = cause.to_string();
-        if !words.contains(&more) {
-            words = format!("{words}: {more}");
-        }
-        source = cause.source();
-    }
-    words
-}
-
-async fn run(cli: &Cli) -> Outcome<()> {
+async fn run(cli: &Cli) -> anyhow::Result<()> {
     let api = Api::new(&cli.addr, false);
     notes(&api).await?;
     small_requests(&api, cli.requests).await?;
@@ -103,49 +90,34 @@ impl Api {
         Api { client, origin: format!("http://{addr}") }
     }
 
-    async fn send(&self, method: Method, path: &str, body: Body) -> Outcome<Response<Incoming>> {
+    async fn send(&self, method: Method, path: &str, body: Body) -> anyhow::Result<Response<Incoming>> {
         let mut request = Request::builder().method(&method).uri(format!("{}{path}", self.origin));
         if method == Method::POST {
             request = request.header("content-type", "application/json");
         }
         let answer = tokio::time::timeout(PATIENCE, self.client.request(request.body(body)?)).await;
         let response =
-            answer.map_err(|_| format!("{method} {path}: no answer within {} s", PATIENCE.as_secs()))?;
+            answer.map_err(|_| anyhow!("{method} {path}: no answer within {} s", PATIENCE.as_secs()))?;
         let response = response.map_err(|error| {
             let hint = if error.is_connect() { " (is `axum_server` running there?)" } else { "" };
-            Failed(format!("{method} {}{path}{hint}", self.origin), error)
+            anyhow::Error::new(error).context(format!("{method} {}{path}{hint}", self.origin))
         })?;
         if response.status().is_success() {
             return Ok(response);
         }
         let status = response.status();
         let words = response.into_body().collect().await?.to_bytes();
-        Err(format!("{method} {path}: {status}: {}", String::from_utf8_lossy(&words).trim_end()).into())
+        bail!("{method} {path}: {status}: {}", String::from_utf8_lossy(&words).trim_end())
     }
 
-    async fn get(&self, path: &str) -> Outcome<Response<Incoming>> {
+    async fn get(&self, path: &str) -> anyhow::Result<Response<Incoming>> {
         self.send(Method::GET, path, Empty::new().boxed()).await
     }
 
     /// What the server says about the connection that an idle client uses again.
-    async fn transport(&self) -> Outcome<String> {
+    async fn transport(&self) -> anyhow::Result<String> {
         let answer = json_of(self.get("/transport").await?).await?;
         Ok(answer["transport"].as_str().unwrap_or("?").to_owned())
-    }
-}
-
-#[derive(Debug)]
-struct Failed(String, hyper_util::client::legacy::Error);
-
-impl std::fmt::Display for Failed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Failed {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.1)
     }
 }
 
@@ -157,17 +129,17 @@ fn ends(response: &Response<Incoming>) -> (String, String) {
     (here, there.unwrap_or("? (no x-transport)").to_owned())
 }
 
-async fn json_of(response: Response<Incoming>) -> Outcome<Value> {
+async fn json_of(response: Response<Incoming>) -> anyhow::Result<Value> {
     Ok(serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?)
 }
 
-async fn notes(api: &Api) -> Outcome<()> {
+async fn notes(api: &Api) -> anyhow::Result<()> {
     let mut last = Value::Null;
     for text in ["milk", "bread", "shared memory"] {
         let body = Full::new(json!({ "text": text }).to_string().into()).boxed();
         let response = api.send(Method::POST, "/notes", body).await?;
         if response.status() != StatusCode::CREATED {
-            return Err(format!("POST /notes: {} instead of 201", response.status()).into());
+            bail!("POST /notes: {} instead of 201", response.status());
         }
         let (here, there) = ends(&response);
         last = json_of(response).await?;
@@ -178,7 +150,7 @@ async fn notes(api: &Api) -> Outcome<()> {
     let (here, there) = ends(&response);
     let note = json_of(response).await?;
     if note != last {
-        return Err(format!("GET {path}: {note} is not what was made: {last}").into());
+        bail!("GET {path}: {note} is not what was made: {last}");
     }
     report(&format!("GET {path}"), &note.to_string(), here, &there);
     let response = api.get("/notes").await?;
@@ -188,7 +160,7 @@ async fn notes(api: &Api) -> Outcome<()> {
     Ok(())
 }
 
-async fn small_requests(api: &Api, count: u32) -> Outcome<()> {
+async fn small_requests(api: &Api, count: u32) -> anyhow::Result<()> {
     let start = Instant::now();
     let mut on = ("?".to_owned(), "?".to_owned());
     for _ in 0..count {
@@ -205,7 +177,7 @@ fn amount(bytes: u64, time: Duration) -> String {
     format!("{bytes} bytes, {:.2} GB/s", bytes as f64 / time.as_secs_f64() / 1e9)
 }
 
-async fn download(api: &Api, length: u64) -> Outcome<()> {
+async fn download(api: &Api, length: u64) -> anyhow::Result<()> {
     let pattern: Vec<u8> = (0..PIECE as u64 + PERIOD).map(|at| (at % PERIOD) as u8).collect();
     let start = Instant::now();
     let response = api.get(&format!("/stream/{length}")).await?;
@@ -217,17 +189,13 @@ async fn download(api: &Api, length: u64) -> Outcome<()> {
         for part in piece.chunks(PIECE) {
             let start = (position % PERIOD) as usize;
             if part != &pattern[start..start + part.len()] {
-                return Err(format!(
-                    "a wrong byte in the streamed body, within the {} behind {position}",
-                    part.len()
-                )
-                .into());
+                bail!("a wrong byte in the streamed body, within the {} behind {position}", part.len());
             }
             position += part.len() as u64;
         }
     }
     if position != length {
-        return Err(format!("the streamed body has {position} of {length} bytes").into());
+        bail!("the streamed body has {position} of {length} bytes");
     }
     let time = start.elapsed();
     let here = info.map_or("?".to_owned(), |info| info.transport().to_string());
@@ -235,7 +203,7 @@ async fn download(api: &Api, length: u64) -> Outcome<()> {
     Ok(())
 }
 
-async fn upload(api: &Api, length: u64) -> Outcome<()> {
+async fn upload(api: &Api, length: u64) -> anyhow::Result<()> {
     let piece = Bytes::from(vec![b'u'; PIECE]);
     let pieces = (0..length).step_by(piece.len()).map(move |at| {
         let piece = piece.slice(..(length - at).min(piece.len() as u64) as usize);
@@ -248,13 +216,13 @@ async fn upload(api: &Api, length: u64) -> Outcome<()> {
     let (here, there) = ends(&response);
     let answer = json_of(response).await?;
     if answer["bytes"] != json!(length) {
-        return Err(format!("POST /upload: the server has got {answer} of {length} bytes").into());
+        bail!("POST /upload: the server has got {answer} of {length} bytes");
     }
     report("POST /upload", &amount(length, time), here, &there);
     Ok(())
 }
 
-async fn websocket(addr: &str, count: u32) -> Outcome<()> {
+async fn websocket(addr: &str, count: u32) -> anyhow::Result<()> {
     // The stream is ours here: any library that takes a stream works the same way.
     let stream = SmcStream::connect(addr).await?;
     stream.set_nodelay(true)?;
@@ -264,10 +232,9 @@ async fn websocket(addr: &str, count: u32) -> Outcome<()> {
     for number in 0..count {
         let message = Message::text(format!("message {number}"));
         socket.send(message.clone()).await?;
-        let echo =
-            tokio::time::timeout(PATIENCE, socket.try_next()).await.map_err(|_| "no echo in time")??;
+        let echo = tokio::time::timeout(PATIENCE, socket.try_next()).await.context("no echo in time")??;
         if echo.as_ref() != Some(&message) {
-            return Err(format!("an echo is wrong: {echo:?}").into());
+            bail!("an echo is wrong: {echo:?}");
         }
     }
     let rate = f64::from(count) / start.elapsed().as_secs_f64();
@@ -279,13 +246,13 @@ async fn websocket(addr: &str, count: u32) -> Outcome<()> {
     Ok(())
 }
 
-async fn http2(api: &Api, count: u32) -> Outcome<()> {
+async fn http2(api: &Api, count: u32) -> anyhow::Result<()> {
     let start = Instant::now();
     let requests = stream::iter(0..count).map(|_| async {
         let response = api.get("/notes").await?;
         let on = ends(&response);
         response.into_body().collect().await?;
-        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(on)
+        anyhow::Ok(on)
     });
     let answers: Vec<_> = requests.buffer_unordered(100).try_collect().await?;
     let rate = f64::from(count) / start.elapsed().as_secs_f64();

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Parser, Subcommand};
 use futures::TryStreamExt as _;
 use futures::future::BoxFuture;
@@ -97,8 +98,6 @@ impl Line {
     }
 }
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
-
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
@@ -108,24 +107,11 @@ async fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tonic_chat: {}", with_causes(&*error));
+            // With its causes.
+            eprintln!("tonic_chat: {error:#}");
             ExitCode::FAILURE
         }
     }
-}
-
-/// The words of an error and of its causes, as far as they say more.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let more = cause.to_string();
-        if !words.contains(&more) {
-            words = format!("{words}: {more}");
-        }
-        source = cause.source();
-    }
-    words
 }
 
 /// On standard output, which may have been closed.
@@ -277,8 +263,8 @@ impl Service<http::Request<Body>> for Room {
     }
 }
 
-async fn serve(addr: &str) -> Outcome<()> {
-    let listener = SmcListener::bind(addr).await.map_err(|error| format!("listening on {addr}: {error}"))?;
+async fn serve(addr: &str) -> anyhow::Result<()> {
+    let listener = SmcListener::bind(addr).await.with_context(|| format!("listening on {addr}"))?;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tell(&format!("gRPC chat room at {} (Ctrl-C closes it)", listener.local_addr()?));
     let (close, closed) = watch::channel(());
@@ -314,9 +300,9 @@ async fn serve(addr: &str) -> Outcome<()> {
 
 // ---- client ----
 
-async fn join(name: String, addr: &str) -> Outcome<()> {
+async fn join(name: String, addr: &str) -> anyhow::Result<()> {
     let endpoint = Endpoint::new(format!("http://{addr}"))
-        .map_err(|error| format!("{addr} is no address: {error}"))?
+        .with_context(|| format!("{addr} is no address"))?
         .connect_timeout(Duration::from_secs(10));
     // tonic's channel takes any connector; this one notes what is needed of its stream.
     let noted: Arc<Mutex<Option<SmcInfo>>> = Arc::default();
@@ -327,9 +313,10 @@ async fn join(name: String, addr: &str) -> Outcome<()> {
         let (connecting, note) = (connector.call(uri), note.clone());
         async move { connecting.await.inspect(|stream| *lock(&note) = Some(stream.inner().info())) }
     });
-    let channel = endpoint.connect_with_connector(connector).await.map_err(|error| {
-        Because(format!("cannot join {addr} (is `tonic_chat serve {addr}` running?)"), error)
-    })?;
+    let channel = endpoint
+        .connect_with_connector(connector)
+        .await
+        .with_context(|| format!("cannot join {addr} (is `tonic_chat serve {addr}` running?)"))?;
     let outcome = talk(channel, name).await;
     if let Some(info) = &*lock(&noted) {
         let counters = info.counters();
@@ -343,7 +330,7 @@ async fn join(name: String, addr: &str) -> Outcome<()> {
     outcome
 }
 
-async fn talk(channel: tonic::transport::Channel, name: String) -> Outcome<()> {
+async fn talk(channel: tonic::transport::Channel, name: String) -> anyhow::Result<()> {
     let (say, said) = mpsc::channel(16);
     say.send(Line { from: name.clone(), text: String::new() }).await?;
     let mut grpc = tonic::client::Grpc::new(channel);
@@ -351,7 +338,7 @@ async fn talk(channel: tonic::transport::Channel, name: String) -> Outcome<()> {
     let codec = ProstCodec::<Line, Line>::default();
     let request = Request::new(ReceiverStream::new(said));
     let answer = grpc.streaming(request, PathAndQuery::from_static(TALK), codec).await;
-    let mut heard = answer.map_err(|status| format!("not let in: {}", status.message()))?.into_inner();
+    let mut heard = answer.map_err(|status| anyhow!("not let in: {}", status.message()))?.into_inner();
 
     // A thread that ends with the process: a blocked read of a terminal can not be cancelled.
     let (typed, mut lines) = mpsc::channel(16);
@@ -368,8 +355,8 @@ async fn talk(channel: tonic::transport::Channel, name: String) -> Outcome<()> {
             line = heard.try_next() => match line {
                 Ok(Some(line)) => tell(&line.shown()),
                 Ok(None) if say.is_none() => return Ok(()),
-                Ok(None) => return Err("the server has ended the conversation".into()),
-                Err(status) => return Err(format!("the server is gone ({})", status.message()).into()),
+                Ok(None) => bail!("the server has ended the conversation"),
+                Err(status) => bail!("the server is gone ({})", status.message()),
             },
             text = lines.recv(), if say.is_some() => match (text, &say) {
                 (Some(text), Some(to_server)) if text.trim() != "/quit" => {
@@ -380,20 +367,5 @@ async fn talk(channel: tonic::transport::Channel, name: String) -> Outcome<()> {
                 _ => say = None,
             },
         }
-    }
-}
-
-#[derive(Debug)]
-struct Because(String, tonic::transport::Error);
-
-impl std::fmt::Display for Because {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Because {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.1)
     }
 }
