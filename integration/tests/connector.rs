@@ -12,6 +12,8 @@ mod client;
 mod ends;
 #[path = "../../tests/support/lab.rs"]
 mod lab;
+#[path = "support/service.rs"]
+mod service;
 #[path = "../../tests/support/watchdog.rs"]
 mod watchdog;
 #[path = "support/web.rs"]

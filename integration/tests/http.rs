@@ -8,6 +8,8 @@ mod client;
 mod ends;
 #[path = "../../tests/support/lab.rs"]
 mod lab;
+#[path = "support/service.rs"]
+mod service;
 #[path = "../../tests/support/watchdog.rs"]
 mod watchdog;
 #[path = "support/web.rs"]
@@ -27,8 +29,9 @@ use body::{Payload, body, check, sized};
 use client::{Client, Version, info, text};
 use ends::{on_both_schedulers, until_loopback_ism, until_plain};
 use lab::Lab;
+use service::MEETING;
 use watchdog::step;
-use web::{MEETING, Server, plain_server};
+use web::{Server, plain_server};
 
 const SMALL: [u64; 4] = [0, 1, 64 << 10, 1 << 20];
 const LARGE: u64 = 256 << 20;

@@ -2,6 +2,8 @@
 
 #[path = "../../tests/support/agree.rs"]
 mod agree;
+#[path = "support/certificate.rs"]
+mod certificate;
 #[path = "support/ends.rs"]
 mod ends;
 #[path = "../../tests/support/lab.rs"]
@@ -14,7 +16,6 @@ mod watchdog;
 use std::io;
 use std::sync::Arc;
 
-use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, CertificateError, ClientConfig, Error, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -23,6 +24,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_smc::FallbackReason;
 
 use agree::agree;
+use certificate::certificate;
 use ends::{on_both_schedulers, until_loopback_ism, until_plain};
 use lab::Lab;
 use pair::{plain_client_pair, plain_server_pair, smc_pair};
@@ -33,10 +35,7 @@ const LENGTH: usize = 8 << 20;
 
 /// A server that proves to be `NAME`, and a client that trusts its certificate. `issuer` signs it.
 fn parties(issuer: &str) -> (TlsAcceptor, TlsConnector) {
-    let mut params = CertificateParams::new([NAME.to_owned()]).unwrap();
-    params.distinguished_name.push(DnType::CommonName, issuer);
-    let key = KeyPair::generate().unwrap();
-    let certificate = params.self_signed(&key).unwrap();
+    let (certificate, key) = certificate(NAME, issuer);
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let server = ServerConfig::builder()
         .with_no_client_auth()

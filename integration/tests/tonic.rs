@@ -1,5 +1,7 @@
 //! tonic over SMC: all four kinds of calls with their back-pressure, metadata, large messages, graceful shutdown.
 
+#[path = "support/certificate.rs"]
+mod certificate;
 #[path = "support/ends.rs"]
 mod ends;
 #[path = "support/grpc.rs"]
@@ -21,15 +23,18 @@ use tokio_smc::{Config, FallbackReason, SmcIncoming, SmcInfo, SmcListener, Trans
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::InterceptorLayer;
 use tonic::transport::server::TcpConnectInfo;
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
 use tonic::{Code, Request, Status, Streaming};
 use tower::ServiceExt;
 
+use certificate::certificate;
 use ends::{on_both_schedulers, until_loopback_ism, until_plain};
 use grpc::{Note, NotesClient, NotesServer, STREAMED, check_metadata, with_metadata};
 use lab::Lab;
 use watchdog::step;
 
+/// What the certificates are for.
+const NAME: &str = "server.test";
 const NOTES: u64 = 10_000;
 /// HTTP/2 windows of a stream, in bytes; a connection has several times as much, so that a stream that is held back does
 /// not hold back the others.
@@ -51,6 +56,10 @@ fn builder() -> Server {
 }
 
 async fn serve(config: &Config) -> Running {
+    serve_by(builder(), config).await
+}
+
+async fn serve_by(mut builder: Server, config: &Config) -> Running {
     let incoming = SmcIncoming::from(SmcListener::bind_with("127.0.0.1:0", config).await.unwrap());
     let addr = incoming.local_addr().unwrap();
     let (accept, accepted) = mpsc::unbounded_channel();
@@ -61,7 +70,7 @@ async fn serve(config: &Config) -> Running {
     });
     let service = NotesServer::new();
     let (stop, stopped) = oneshot::channel::<()>();
-    let router = builder().add_service(service.clone());
+    let router = builder.add_service(service.clone());
     let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async {
         // Also when the test ends without a word.
         let _ = stopped.await;
@@ -71,8 +80,11 @@ async fn serve(config: &Config) -> Running {
 
 /// A client and its end of the connection.
 async fn connect(addr: SocketAddr, config: &Config) -> (NotesClient, TransportWatch, SocketAddr) {
+    connect_to(endpoint(addr), config).await
+}
+
+async fn connect_to(endpoint: Endpoint, config: &Config) -> (NotesClient, TransportWatch, SocketAddr) {
     let (made, mut streams) = mpsc::unbounded_channel();
-    let endpoint = endpoint(addr);
     let mut connector = SmcConnector::from(&endpoint);
     connector.set_config(config.clone());
     let connector = connector.map_response(move |stream| {
@@ -86,7 +98,11 @@ async fn connect(addr: SocketAddr, config: &Config) -> (NotesClient, TransportWa
 }
 
 fn endpoint(addr: SocketAddr) -> Endpoint {
-    Endpoint::from_shared(format!("http://{addr}"))
+    endpoint_of(format!("http://{addr}"))
+}
+
+fn endpoint_of(uri: String) -> Endpoint {
+    Endpoint::from_shared(uri)
         .unwrap()
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(8 * WINDOW)
@@ -381,14 +397,20 @@ fn graceful_shutdown() {
     });
 }
 
+/// A server on a listener of tokio's.
+async fn serve_plain(mut builder: Server) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let router = builder.add_service(NotesServer::new());
+    tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+    addr
+}
+
 #[test]
 fn a_plain_server() {
     on_both_schedulers("a_plain_server", async || {
         let lab = Lab::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let router = builder().add_service(NotesServer::new());
-        tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+        let addr = serve_plain(builder()).await;
         let (mut client, watch, _) = connect(addr, &lab.config(UpgradePolicy::FirstTurn)).await;
         step("turns until it is decided");
         until_plain(&watch, async || client.turn().await).await;
@@ -406,6 +428,47 @@ fn a_plain_client() {
         let mut client = NotesClient::new(channel);
         every_kind(&mut client).await;
         assert_eq!(watch.transport().fallback_reason(), Some(FallbackReason::NotYet));
+    });
+}
+
+/// A server that proves to be `NAME`, and what its clients trust.
+fn tls() -> (Server, ClientTlsConfig) {
+    let (certificate, key) = certificate(NAME, "one");
+    let identity = Identity::from_pem(certificate.pem(), key.serialize_pem());
+    let server = builder().tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
+    let trusted = Certificate::from_pem(certificate.pem());
+    (server, ClientTlsConfig::new().ca_certificate(trusted).domain_name(NAME))
+}
+
+fn https(addr: SocketAddr, tls: ClientTlsConfig) -> Endpoint {
+    endpoint_of(format!("https://{addr}")).tls_config(tls).unwrap()
+}
+
+#[test]
+fn tls_of_tonic() {
+    on_both_schedulers("tls_of_tonic", async || {
+        let lab = Lab::new();
+        let config = lab.config(UpgradePolicy::FirstTurn);
+        let (builder, tls) = tls();
+        let mut server = serve_by(builder, &config).await;
+        let (mut client, here, _) = connect_to(https(server.addr, tls), &config).await;
+        let there = server.accepted.recv().await.unwrap();
+        step("turns until loopback-ism");
+        until_loopback_ism([&here, &there], async || client.turn().await).await;
+        every_kind(&mut client).await;
+    });
+}
+
+#[test]
+fn tls_of_tonic_to_a_plain_server() {
+    on_both_schedulers("tls_of_tonic_to_a_plain_server", async || {
+        let lab = Lab::new();
+        let (builder, tls) = tls();
+        let addr = serve_plain(builder).await;
+        let config = lab.config(UpgradePolicy::FirstTurn);
+        let (mut client, watch, _) = connect_to(https(addr, tls), &config).await;
+        until_plain(&watch, async || client.turn().await).await;
+        every_kind(&mut client).await;
     });
 }
 
