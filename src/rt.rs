@@ -125,6 +125,10 @@ impl Reactor for Tokio {
         }
     }
 
+    fn sweep_later(&self) {
+        self.handle.spawn(timer::sweep(self.timers.clone(), self.endpoint.clone()));
+    }
+
     fn run(&self, work: Box<dyn FnOnce() + Send>) {
         self.handle.spawn(async move { work() });
     }

@@ -274,6 +274,54 @@ fn an_offer_for_a_pinned_stream_is_refused() {
     });
 }
 
+/// An offer for a stream that the server's application has taken away before it came is refused, after a while.
+#[test]
+fn an_offer_for_a_stream_that_is_gone_is_refused() {
+    on_both("an_offer_for_a_stream_that_is_gone_is_refused", async || {
+        let lab = Lab::new();
+        let config = lab.config(UpgradePolicy::Manual);
+        let listener = SmcListener::bind_with("127.0.0.1:0", &config).await.expect("bind");
+        let address = listener.local_addr().expect("an address");
+        let pair = async || {
+            let (client, server) = tokio::join!(SmcStream::connect_with(address, &config), listener.accept());
+            (client.expect("connect"), server.expect("accept").0.into_std().expect("still on tcp"))
+        };
+        let (client, _server) = pair().await;
+        step("waiting for the refusal");
+        let Transport::Tcp(FallbackReason::Declined(diagnosis)) = client.upgrade().await else {
+            panic!("{:?}", client.transport());
+        };
+        assert_eq!(diagnosis, FallbackReason::Unproved.diagnosis());
+        let (client, _server) = pair().await;
+        // Another runtime that may be meant: both are asked for the stream.
+        let other = Flavour::MultiThread.runtime();
+        let elsewhere = other.spawn({
+            let config = config.clone();
+            async move { SmcListener::bind_with(("127.0.0.2", address.port()), &config).await }
+        });
+        let _elsewhere = elsewhere.await.expect("no panic").expect("bind");
+        step("waiting for two answers");
+        assert_eq!(client.upgrade().await, Transport::Tcp(FallbackReason::NoSmcListener));
+        other.shutdown_background();
+    });
+}
+
+/// Nobody is told that it waits in vain as long as the stream may still be accepted.
+#[test]
+fn an_offer_waits_for_a_slow_server() {
+    on_both("an_offer_waits_for_a_slow_server", async || {
+        let lab = Lab::new();
+        let config = lab.config(UpgradePolicy::Eager);
+        let listener = SmcListener::bind_with("127.0.0.1:0", &config).await.expect("bind");
+        let address = listener.local_addr().expect("an address");
+        let mut client = SmcStream::connect_with(address, &config).await.expect("connect");
+        // Several sweeps long.
+        tokio::time::sleep(std::time::Duration::from_millis(3500)).await;
+        let mut server = listener.accept().await.expect("accept").0;
+        tokio::join!(agree(&mut client, true), agree(&mut server, false));
+    });
+}
+
 #[test]
 fn a_listener_is_a_stream_of_streams() {
     on_both("a_listener_is_a_stream_of_streams", async || {

@@ -12,6 +12,7 @@ mod pins;
 mod positions;
 mod slots;
 mod socket;
+mod unaccepted;
 mod users;
 mod wakes;
 

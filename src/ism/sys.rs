@@ -12,7 +12,7 @@ mod seqpacket;
 mod socket;
 mod tcp;
 
-pub(crate) use diag::{canonical, owner_of};
+pub(crate) use diag::{canonical, owner_of, waits_for_accept};
 pub(crate) use event::{arm_timer, clear_timer, eventfd, is_eventfd, is_ready, ring, timerfd};
 pub(crate) use memory::{fallocate, memfd_sealed, punch, verify_memfd};
 pub(crate) use process::{

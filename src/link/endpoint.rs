@@ -33,6 +33,9 @@ pub(crate) trait Reactor: Send + Sync {
     /// Some stream's sending ring has grown: [`Endpoint::shrink`] is to be called once it was idle for a while.
     fn shrink_later(&self);
 
+    /// Something waits for a stream to be accepted: [`Endpoint::sweep`] is to be called about once a second.
+    fn sweep_later(&self);
+
     /// Runs something that the caller must not wait for.
     fn run(&self, work: Box<dyn FnOnce() + Send>);
 }
@@ -287,7 +290,9 @@ impl Endpoint {
         let (number, waited) = self.accepted.insert(key, Arc::downgrade(stream));
         if let (false, Some(reactor)) = (waited.is_empty(), self.reactor.get()) {
             let stream = stream.clone();
-            reactor.run(Box::new(move || waited.into_iter().for_each(|waiting| waiting(stream.clone()))));
+            reactor.run(Box::new(move || {
+                waited.into_iter().for_each(|waiting| waiting(Some(stream.clone())));
+            }));
         }
         AcceptedEntry { key, number }
     }
@@ -296,35 +301,50 @@ impl Endpoint {
         self.accepted.remove(entry.key, entry.number);
     }
 
-    /// S: calls `answer` once the other end of the client's connection is known to be here. Returns what to forget
-    /// when nobody wants to know any more, or `None` when the answer was given or too many wait.
+    /// Something waits in the table of accepted streams, and nobody sweeps there.
+    pub(crate) fn sweep_later(&self) {
+        if let Some(reactor) = self.reactor.get() {
+            reactor.sweep_later();
+        }
+    }
+
+    /// Tells offers and queries that wait for a stream which will not come; `true` while others wait.
+    pub(crate) fn sweep(&self) -> bool {
+        self.accepted.sweep(proof::waits_for_accept)
+    }
+
+    /// S: calls `answer` once it is known whether the other end of the client's connection is here. Returns what to
+    /// forget when nobody wants to know any more, or `None` when the answer was given.
     pub(crate) fn on_query(
         &self,
         theirs: Subject,
-        answer: impl FnOnce() + Send + 'static,
+        answer: impl FnOnce(bool) + Send + 'static,
     ) -> Option<AcceptedEntry> {
-        let key = Key::of_client(theirs.tuple);
+        let answer = move |stream: Option<Arc<dyn LinkedStream>>| {
+            let ours = stream.and_then(|stream| stream.subject().ok());
+            answer(ours.is_some_and(|ours| proof::same_place(&ours, &theirs).is_ok()));
+        };
         let mut answer = Some(answer);
-        let found = self.accepted.find_or_wait(key, || {
+        let found = self.accepted.find_or_wait(&theirs, || {
             let answer = answer.take();
             Box::new(move |stream| {
-                if let (Ok(ours), Some(answer)) = (stream.subject(), answer) {
-                    if proof::same_place(&ours, &theirs).is_ok() {
-                        answer();
-                    }
+                if let Some(answer) = answer {
+                    answer(stream);
                 }
             })
         });
-        match found {
-            Found::Waits(number) => return Some(AcceptedEntry { key, number }),
-            Found::Stream(stream) => {
-                if let (Ok(ours), Some(answer)) = (stream.subject(), answer.take()) {
-                    if proof::same_place(&ours, &theirs).is_ok() {
-                        answer();
-                    }
+        let stream = match found {
+            Found::Waits { number, first } => {
+                if first {
+                    self.sweep_later();
                 }
+                return Some(AcceptedEntry { key: Key::of_client(theirs.tuple), number });
             }
-            Found::Full => {}
+            Found::Stream(stream) => Some(stream),
+            Found::Full => None,
+        };
+        if let Some(answer) = answer {
+            answer(stream);
         }
         None
     }

@@ -19,6 +19,17 @@ pub(crate) fn other_end_is(ours: &Subject, cookie: u64, uid: u32) -> Result<(), 
     }
 }
 
+/// Is our end of the connection that a client describes still to be accepted? `true` also when the kernel does not
+/// tell.
+pub(crate) fn waits_for_accept(theirs: &Subject) -> bool {
+    let ours = theirs.tuple.mirrored();
+    match sys::waits_for_accept(ours.local, ours.remote, theirs.network_namespace) {
+        Ok(waits) => waits,
+        // Of another network namespace: not our connection.
+        Err(error) => error.kind() != std::io::ErrorKind::Unsupported,
+    }
+}
+
 /// Addresses that never match: a connection to itself, and addresses that are unique only per interface.
 pub(crate) fn suitable(tuple: Tuple) -> Result<(), FallbackReason> {
     let link_local = |ip: std::net::IpAddr| match ip {

@@ -126,8 +126,10 @@ async fn greet(
 async fn answer_query(io: UnixStream, endpoint: &Arc<Endpoint>, subject: Subject) {
     let io = Arc::new(io);
     let answering = io.clone();
-    let waits = endpoint.on_query(subject, move || {
-        let _ = sys::send(answering.as_fd(), &Message::Answer.encode(), &[]);
+    let waits = endpoint.on_query(subject, move |here| {
+        if here {
+            let _ = sys::send(answering.as_fd(), &Message::Answer.encode(), &[]);
+        }
         let _ = sys::shutdown_socket(answering.as_fd());
     });
     if let Some(entry) = waits {

@@ -19,6 +19,8 @@ use crate::sync::{Arc, Mutex, lock};
 
 /// For how long a grown ring has to be idle before its memory is given back.
 const SHRINK_AFTER: Duration = Duration::from_secs(10);
+/// Between two looks at what waits for a stream to be accepted.
+const SWEEP_AFTER: Duration = Duration::from_secs(1);
 
 /// A year.
 const FOR_EVER: Duration = Duration::from_secs(365 * 86400);
@@ -143,6 +145,17 @@ pub(super) async fn shrink(timers: Arc<Timers>, endpoint: Weak<Endpoint>) {
         timers.sleep(SHRINK_AFTER).await;
         match endpoint.upgrade() {
             Some(endpoint) if endpoint.shrink() => {}
+            _ => return,
+        }
+    }
+}
+
+/// Tells those who wait for a stream that will not come, then ends; the next one that waits starts it again.
+pub(super) async fn sweep(timers: Arc<Timers>, endpoint: Weak<Endpoint>) {
+    loop {
+        timers.sleep(SWEEP_AFTER).await;
+        match endpoint.upgrade() {
+            Some(endpoint) if endpoint.sweep() => {}
             _ => return,
         }
     }

@@ -29,6 +29,7 @@ type Work = Box<dyn FnOnce() + Send>;
 struct ByHand {
     links: Mutex<Vec<Arc<Link>>>,
     work: Mutex<Vec<Work>>,
+    to_sweep: Mutex<bool>,
 }
 
 impl Reactor for ByHand {
@@ -41,6 +42,10 @@ impl Reactor for ByHand {
     }
 
     fn shrink_later(&self) {}
+
+    fn sweep_later(&self) {
+        *lock(&self.to_sweep) = true;
+    }
 
     fn run(&self, work: Work) {
         lock(&self.work).push(work);
@@ -68,6 +73,11 @@ impl Host {
 
     pub(super) fn links(&self) -> Vec<Arc<Link>> {
         lock(&self.by_hand.links).clone()
+    }
+
+    /// Has the endpoint asked to be swept?
+    pub(super) fn is_to_sweep(&self) -> bool {
+        *lock(&self.by_hand.to_sweep)
     }
 
     /// The socket that peers connect to.

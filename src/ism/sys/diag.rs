@@ -28,6 +28,8 @@ pub(crate) struct DiagSocket {
     pub(crate) state: TcpState,
     /// Whose it is: the effective user when it was made (or fchown'ed), as seen from our user namespace.
     pub(crate) uid: u32,
+    /// Some process holds it: it is neither waiting to be accepted nor left to the kernel to be closed.
+    pub(crate) held: bool,
 }
 
 /// The address as both ends of a connection agree to write it: v4-mapped IPv6 as IPv4, no flow label.
@@ -56,8 +58,28 @@ pub(crate) fn owner_of(
     cookie: u64,
     netns: u64,
 ) -> io::Result<Option<DiagSocket>> {
+    if cookie == NO_COOKIE { Ok(None) } else { look_up(local, remote, cookie, netns) }
+}
+
+/// Whether the TCP socket from `local` to `remote` (as *that* socket sees them), in the network namespace `netns`, is
+/// still to be accepted from its listener.
+///
+/// # Errors
+///
+/// As [`owner_of`].
+pub(crate) fn waits_for_accept(local: SocketAddr, remote: SocketAddr, netns: u64) -> io::Result<bool> {
+    let found = look_up(local, remote, NO_COOKIE, netns)?;
+    // SYN_RECV: with TCP_DEFER_ACCEPT it stays there until the client sends. One that was closed without being held
+    // is in a later state.
+    Ok(found.is_some_and(|socket| {
+        let open = matches!(socket.state, TcpState::Established | TcpState::CloseWait | TcpState::SynRecv);
+        open && !socket.held
+    }))
+}
+
+fn look_up(local: SocketAddr, remote: SocketAddr, cookie: u64, netns: u64) -> io::Result<Option<DiagSocket>> {
     let (local, remote) = (canonical(local), canonical(remote));
-    if cookie == NO_COOKIE || local.is_ipv4() != remote.is_ipv4() {
+    if local.is_ipv4() != remote.is_ipv4() {
         return Ok(None);
     }
     let socket = kernel()?;
@@ -136,17 +158,23 @@ fn answer(
         }
         _ => return Err(malformed()),
     }
-    let (Some(low), Some(high), Some(uid)) =
-        (field(NLMSG_HEADER + 44), field(NLMSG_HEADER + 48), field(NLMSG_HEADER + 64))
-    else {
+    let (Some(low), Some(high), Some(uid), Some(inode)) = (
+        field(NLMSG_HEADER + 44),
+        field(NLMSG_HEADER + 48),
+        field(NLMSG_HEADER + 64),
+        field(NLMSG_HEADER + 68),
+    ) else {
         return Err(malformed());
     };
     // A kernel that does not compare cookies, or answers with a listener on that address: not the one we asked for.
-    let found = (u64::from(high) << 32 | u64::from(low), address(message, 20, 24), address(message, 22, 40));
-    if found != (cookie, Some((local.ip(), local.port())), Some((remote.ip(), remote.port()))) {
+    let found = (address(message, 20, 24), address(message, 22, 40));
+    let found_cookie = u64::from(high) << 32 | u64::from(low);
+    if found != (Some((local.ip(), local.port())), Some((remote.ip(), remote.port())))
+        || (cookie != NO_COOKIE && found_cookie != cookie)
+    {
         return Ok(None);
     }
-    Ok(Some(DiagSocket { state: TcpState::from(message[NLMSG_HEADER + 1]), uid }))
+    Ok(Some(DiagSocket { state: TcpState::from(message[NLMSG_HEADER + 1]), uid, held: inode != 0 }))
 }
 
 /// One end's address in an answer, canonical.
@@ -191,7 +219,7 @@ mod tests {
     #[test]
     fn both_ends_are_found_by_cookie() {
         let (a, b) = pair("127.0.0.1:0").unwrap();
-        let ours = DiagSocket { state: TcpState::Established, uid: effective_uid() };
+        let ours = DiagSocket { state: TcpState::Established, uid: effective_uid(), held: true };
         assert_eq!(finds(&a), Some(ours));
         assert_eq!(finds(&b), Some(ours));
     }
@@ -262,6 +290,27 @@ mod tests {
         }
         drop((a, b));
         assert_eq!(look().filter(|found| found.state == TcpState::Established), None);
+    }
+
+    #[test]
+    fn what_waits_to_be_accepted() {
+        let listener = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("127.0.0.1:0")).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let netns = netns_cookie(client.as_fd()).unwrap();
+        // As the client sees them, exchanged.
+        let (local, remote) = (client.peer_addr().unwrap(), client.local_addr().unwrap());
+        let waits = || waits_for_accept(local, remote, netns).unwrap();
+        assert!(waits());
+        assert!(!waits_for_accept(remote, local, netns).unwrap(), "the client's own end");
+        let other = SocketAddr::new(remote.ip(), 1);
+        assert!(!waits_for_accept(local, other, netns).unwrap(), "the listener itself");
+        client.shutdown(Shutdown::Write).unwrap();
+        assert!(waits(), "also when the client has said all");
+        let server = listener.accept().unwrap().0;
+        assert!(!waits(), "accepted");
+        drop(server);
+        assert!(!waits(), "closed");
     }
 
     #[test]

@@ -56,27 +56,34 @@ impl Link {
             self.refuse(offered.id, &mut clc, FallbackReason::Limit);
             return Ok(());
         }
-        let (id, key) = (offered.id, Key::of_client(offered.subject.tuple));
+        let (id, subject) = (offered.id, offered.subject);
+        let key = Key::of_client(subject.tuple);
         let mut proposed = Some(Proposed { offered, clc });
         let link = self.clone();
         // Under the state lock, so that the stream can not be accepted before its offer is known to wait.
         let mut state = lock(&self.state);
-        let found = endpoint.accepted().find_or_wait(key, || {
+        let found = endpoint.accepted().find_or_wait(&subject, || {
             let proposed = proposed.take();
             Box::new(move |stream| {
                 if let Some(proposed) = proposed {
-                    link.accepted_late(proposed, &stream);
+                    link.accepted_late(proposed, stream.as_ref());
                 }
             })
         });
         match found {
-            Found::Waits(number) => {
+            Found::Waits { number, first } => {
                 state.incoming.insert(id, Incoming::Waiting { key, number });
-                if self.death().is_some() {
-                    // The burial has passed by already.
+                // The burial may have passed by already.
+                let buried = self.death().is_some();
+                if buried {
                     state.incoming.remove(&id);
-                    drop(state);
+                }
+                drop(state);
+                if buried {
                     endpoint.accepted().forget(key, number);
+                }
+                if first {
+                    endpoint.sweep_later();
                 }
             }
             Found::Stream(stream) => {
@@ -96,13 +103,22 @@ impl Link {
         Ok(())
     }
 
-    /// The stream that an offer waited for has been accepted.
-    fn accepted_late(self: &Arc<Self>, proposed: Proposed, stream: &Arc<dyn LinkedStream>) {
-        match lock(&self.state).incoming.get_mut(&proposed.offered.id) {
-            Some(incoming @ Incoming::Waiting { .. }) => *incoming = Incoming::Matching { cancelled: false },
-            _ => return,
+    /// The stream that an offer waited for has been accepted, or will never be.
+    fn accepted_late(self: &Arc<Self>, mut proposed: Proposed, stream: Option<&Arc<dyn LinkedStream>>) {
+        let id = proposed.offered.id;
+        {
+            let mut state = lock(&self.state);
+            let Some(Incoming::Waiting { .. }) = state.incoming.get(&id) else { return };
+            match stream {
+                Some(_) => state.incoming.insert(id, Incoming::Matching { cancelled: false }),
+                None => state.incoming.remove(&id),
+            };
         }
-        self.match_stream(proposed, stream);
+        match stream {
+            Some(stream) => self.match_stream(proposed, stream),
+            // Somebody else has accepted it, or the application has taken or closed it before the offer came.
+            None => self.refuse(id, &mut proposed.clc, FallbackReason::Unproved),
+        }
     }
 
     fn refuse(&self, id: u64, clc: &mut ServerHandshake, reason: FallbackReason) {

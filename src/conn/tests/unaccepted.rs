@@ -1,0 +1,47 @@
+//! Offers for streams that their server's application never gives to this crate.
+
+use super::hosts::{CLIENT, Lab, SERVER};
+use super::watched;
+use crate::config::UpgradePolicy;
+use crate::transport::{FallbackReason, Transport};
+
+#[test]
+fn an_offer_for_a_stream_that_somebody_else_has_accepted_is_refused() {
+    watched("an_offer_for_a_stream_that_somebody_else_has_accepted_is_refused", || {
+        let mut lab = Lab::new();
+        // Accepted, but not by a listener of ours.
+        let pair = lab.connect(UpgradePolicy::Manual, 64 << 10);
+        assert!(pair.offer(&lab));
+        lab.run();
+        let server = lab.hosts[SERVER].endpoint.clone();
+        assert!(lab.hosts[SERVER].is_to_sweep());
+        assert!(server.sweep());
+        lab.run();
+        assert_eq!(pair.conns[CLIENT].transport(), Transport::Tcp(FallbackReason::InProgress));
+        assert!(server.sweep());
+        lab.run();
+        let refusal = FallbackReason::Declined(FallbackReason::Unproved.diagnosis());
+        assert_eq!(pair.conns[CLIENT].transport(), Transport::Tcp(refusal));
+        assert!(!server.sweep());
+        assert_eq!(lab.slots_in_use(), 0);
+        pair.write(CLIENT, b"hello");
+        pair.expect(SERVER, b"hello");
+    });
+}
+
+#[test]
+fn a_stream_that_is_given_to_us_after_a_doubt_is_upgraded() {
+    watched("a_stream_that_is_given_to_us_after_a_doubt_is_upgraded", || {
+        let mut lab = Lab::new();
+        let mut pair = lab.connect(UpgradePolicy::Manual, 64 << 10);
+        assert!(pair.offer(&lab));
+        lab.run();
+        let server = lab.hosts[SERVER].endpoint.clone();
+        assert!(server.sweep());
+        pair.accept(&lab);
+        lab.run();
+        assert!(!server.sweep());
+        pair.settle();
+        assert!(pair.reads_ring(CLIENT) && pair.reads_ring(SERVER));
+    });
+}
