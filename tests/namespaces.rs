@@ -412,6 +412,15 @@ fn other_users_stay_on_tcp_and_say_why() {
             stayed_on_tcp(&server_said, words);
             stayed_on_tcp(&client_said, &words[..2]);
         }
+        // Two servers on that port, which are both asked for the stream.
+        let mut server = Actor::start(root, "server 127.0.0.1:0", shared.path());
+        let address = server.hear();
+        let second = address.replace("127.0.0.1", "127.0.0.2");
+        let mut second = Actor::start(root, &format!("server {second}"), shared.path());
+        second.hear();
+        let mut client = Actor::start(&one, &format!("client {address}"), shared.path());
+        assert_eq!(client.hear(), "connected");
+        stayed_on_tcp(&client.hear(), &["the peer policy does not admit"]);
         // A user is at home with itself.
         let said = play(&one, &one, "127.0.0.1:0", shared.path());
         assert_eq!(said, ["loopback-ism|", "loopback-ism|"]);

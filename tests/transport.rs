@@ -294,15 +294,20 @@ fn an_offer_for_a_stream_that_is_gone_is_refused() {
         assert_eq!(diagnosis, FallbackReason::Unproved.diagnosis());
         let (client, _server) = pair().await;
         // Another runtime that may be meant: both are asked for the stream.
-        let other = Flavour::MultiThread.runtime();
-        let elsewhere = other.spawn({
-            let config = config.clone();
-            async move { SmcListener::bind_with(("127.0.0.2", address.port()), &config).await }
+        let (elsewhere, over) = (config.clone(), tokio::sync::oneshot::channel::<()>());
+        let (bound, binding) = tokio::sync::oneshot::channel();
+        let other = std::thread::spawn(move || {
+            Flavour::CurrentThread.runtime().block_on(async {
+                let listener = SmcListener::bind_with(("127.0.0.2", address.port()), &elsewhere).await;
+                let _ = bound.send(listener.expect("bind"));
+                let _ = over.1.await;
+            });
         });
-        let _elsewhere = elsewhere.await.expect("no panic").expect("bind");
+        let _elsewhere = binding.await.expect("a listener");
         step("waiting for two answers");
         assert_eq!(client.upgrade().await, Transport::Tcp(FallbackReason::NoSmcListener));
-        other.shutdown_background();
+        drop(over.0);
+        other.join().expect("no panic");
     });
 }
 

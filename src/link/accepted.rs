@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Weak;
+use std::time::{Duration, Instant};
 
 use crate::ism::sys::canonical;
 use crate::link::message::{Subject, Tuple};
@@ -35,8 +36,9 @@ struct Waiter {
     number: u64,
     /// The connection whose stream it waits for, as its client sees it.
     theirs: Subject,
-    /// How often the sweep has passed by.
-    sweeps: u32,
+    /// When to look whether that stream is still to come, and how long after the look before.
+    due: Instant,
+    pause: Duration,
     /// At the latest look it was not to come.
     doubted: bool,
     waiting: Waiting,
@@ -47,8 +49,8 @@ struct Table {
     streams: HashMap<Key, (u64, Weak<dyn LinkedStream>)>,
     next: u64,
     waiting: HashMap<Key, Vec<Waiter>>,
-    /// Somebody sweeps as long as something waits.
-    swept: bool,
+    /// When the next sweep comes, if one does.
+    next_sweep: Option<Instant>,
 }
 
 impl Table {
@@ -64,16 +66,22 @@ pub(crate) struct Accepted {
     waiting: AtomicUsize,
 }
 
+/// What waits is first looked at after this time, then after twice, four times as much, and so on.
+pub(crate) const FIRST_LOOK: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(16);
+/// Looks of one sweep: each costs some system calls, and other tasks wait for their end.
+const MOST_LOOKS: usize = 32;
+
 /// Waiting offers and queries of an endpoint; more are refused.
 const MOST_WAITING: usize = 1024;
 
 /// What the table knows about a client's connection.
 pub(crate) enum Found {
     Stream(Arc<dyn LinkedStream>),
-    /// Not accepted yet: it waits under this number. `first`: sweeping has to begin.
+    /// Not accepted yet: it waits under this number. `sweep`: somebody has to come after [`FIRST_LOOK`].
     Waits {
         number: u64,
-        first: bool,
+        sweep: bool,
     },
     /// Not accepted yet, and too many wait already.
     Full,
@@ -117,51 +125,59 @@ impl Accepted {
         }
         table.next += 1;
         let number = table.next;
-        let waiter = Waiter { number, theirs: *theirs, sweeps: 0, doubted: false, waiting: waiting() };
+        let due = Instant::now() + FIRST_LOOK;
+        let waiter =
+            Waiter { number, theirs: *theirs, due, pause: FIRST_LOOK, doubted: false, waiting: waiting() };
         table.waiting.entry(key).or_default().push(waiter);
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        let first = !std::mem::replace(&mut table.swept, true);
-        Found::Waits { number, first }
+        let sweep = table.next_sweep.is_none_or(|next| due < next);
+        if sweep {
+            table.next_sweep = Some(due);
+        }
+        Found::Waits { number, sweep }
     }
 
-    /// Tells those who wait in vain, for connections that are not `to_come` any more; `false` when nobody waits, and
-    /// the sweeping ends.
+    /// Tells those who wait in vain, for connections that are not `to_come` any more. Returns when this sweeper has to
+    /// come again; `None` when nobody waits, or another sweeper comes before.
     ///
-    /// It takes two sweeps to find one: between accept and insertion a stream looks like one that does not come. Who
+    /// It takes two looks to find one: between accept and insertion a stream looks like one that does not come. Who
     /// waits is looked at ever more rarely: what waits for long mostly waits for a server that is busy.
-    pub(crate) fn sweep(&self, to_come: impl Fn(&Subject) -> bool) -> bool {
+    pub(crate) fn sweep(&self, now: Instant, to_come: impl Fn(&Subject) -> bool) -> Option<Instant> {
         let mut due = Vec::new();
         {
             let mut table = lock(&self.table);
-            if table.waiting.is_empty() {
-                table.swept = false;
-                return false;
-            }
-            for (key, waiters) in &mut table.waiting {
-                for waiter in waiters {
-                    waiter.sweeps += 1;
-                    if waiter.doubted || waiter.sweeps.is_power_of_two() {
-                        due.push((*key, waiter.number, waiter.theirs));
-                    }
-                }
+            table.next_sweep = table.next_sweep.filter(|next| *next > now);
+            for (key, waiters) in &table.waiting {
+                let looks = waiters.iter().filter(|waiter| waiter.due <= now);
+                due.extend(looks.map(|waiter| (*key, waiter.number, waiter.theirs)));
             }
         }
-        for (key, number, theirs) in due {
-            let doubted = !to_come(&theirs);
+        for (key, number, theirs) in due.into_iter().take(MOST_LOOKS) {
+            let to_come = to_come(&theirs);
             let in_vain = {
                 let mut table = lock(&self.table);
-                let waiter = table.waiter(key, number);
-                // If it is gone, then whoever took it calls it.
-                match waiter.map(|waiter| std::mem::replace(&mut waiter.doubted, doubted)) {
-                    Some(true) if doubted => self.take(&mut table, key, number),
-                    _ => None,
+                // If it is gone, then whoever took it out calls it.
+                let Some(waiter) = table.waiter(key, number) else { continue };
+                if !to_come && waiter.doubted {
+                    self.take(&mut table, key, number)
+                } else {
+                    waiter.doubted = !to_come;
+                    waiter.pause = if to_come { (waiter.pause * 2).min(LONGEST_PAUSE) } else { FIRST_LOOK };
+                    waiter.due = now + waiter.pause;
+                    None
                 }
             };
             if let Some(waiter) = in_vain {
                 (waiter.waiting)(None);
             }
         }
-        true
+        let mut table = lock(&self.table);
+        let next = table.waiting.values().flatten().map(|waiter| waiter.due).min()?;
+        if table.next_sweep.is_some_and(|other| other <= next) {
+            return None;
+        }
+        table.next_sweep = Some(next);
+        Some(next)
     }
 
     /// Forgets something that waited; it may have been called meanwhile.
@@ -197,7 +213,7 @@ mod tests {
         let (tell, told) = std::sync::mpsc::channel();
         let waiting = || -> Waiting { Box::new(move |stream| tell.send(stream.is_some()).unwrap()) };
         match table.find_or_wait(theirs, waiting) {
-            Found::Waits { number, first } => (number, first, told),
+            Found::Waits { number, sweep } => (number, sweep, told),
             _ => panic!("there is no such stream"),
         }
     }
@@ -205,20 +221,21 @@ mod tests {
     #[test]
     fn who_waits_in_vain_is_told_at_the_second_look() {
         let table = Accepted::default();
-        let (number, first, told) = wait(&table, &theirs(1));
-        assert!(first);
-        let (_, first, patient) = wait(&table, &theirs(2));
-        assert!(!first, "it is swept already");
+        let (number, sweep, told) = wait(&table, &theirs(1));
+        assert!(sweep);
+        let (_, sweep, patient) = wait(&table, &theirs(2));
+        assert!(!sweep, "a sweeper comes already");
         let to_come = |theirs: &Subject| theirs.tuple.local.port() == 2;
-        assert!(table.sweep(to_come));
+        let start = Instant::now() + FIRST_LOOK;
+        table.sweep(start, to_come).unwrap();
         assert!(told.try_recv().is_err(), "it may have been accepted a moment ago");
-        assert!(table.sweep(to_come));
+        table.sweep(start + FIRST_LOOK, to_come).unwrap();
         assert_eq!(told.try_recv(), Ok(false));
         assert!(patient.try_recv().is_err());
         table.forget(Key::of_client(theirs(1).tuple), number);
-        assert!(table.sweep(|_| false) && table.sweep(|_| false) && table.sweep(|_| false));
+        let at = table.sweep(start + FIRST_LOOK * 2, |_| false).unwrap();
+        assert_eq!(table.sweep(at, |_| false), None, "nobody waits any more");
         assert_eq!(patient.try_recv(), Ok(false));
-        assert!(!table.sweep(|_| false), "nobody waits any more");
         assert!(wait(&table, &theirs(3)).1, "and the next one starts it again");
     }
 
@@ -226,31 +243,64 @@ mod tests {
     fn a_doubt_is_not_kept() {
         let table = Accepted::default();
         let (_, _, told) = wait(&table, &theirs(1));
+        let mut at = Instant::now() + FIRST_LOOK;
         for to_come in [false, true, true, false, true, true] {
-            table.sweep(|_| to_come);
+            at = table.sweep(at, |_| to_come).unwrap();
         }
         assert!(told.try_recv().is_err());
     }
 
     #[test]
     fn who_waits_for_long_is_looked_at_ever_more_rarely() {
-        let (table, looks) = (Accepted::default(), std::cell::Cell::new(0));
+        let table = Accepted::default();
         let _told = wait(&table, &theirs(1));
-        for _ in 0..1000 {
-            table.sweep(|_| {
-                looks.set(looks.get() + 1);
-                true
-            });
+        let mut at = Instant::now() + FIRST_LOOK;
+        for pause in [2, 4, 8, 16, 16, 16] {
+            let next = table.sweep(at, |_| true).unwrap();
+            assert_eq!(next - at, Duration::from_secs(pause));
+            at = next;
         }
-        assert_eq!(looks.get(), 10);
     }
 
     #[test]
-    fn who_is_accepted_during_a_look_is_told_once() {
+    fn who_comes_while_the_sweeper_sleeps_long_gets_another_one() {
+        let table = Accepted::default();
+        let _told = wait(&table, &theirs(1));
+        let soon = Instant::now() + FIRST_LOOK;
+        // Its next look is two seconds away, and there is one to come in a second.
+        let late = table.sweep(soon, |_| true).unwrap();
+        let (_, sweep, told) = wait(&table, &theirs(2));
+        assert!(sweep);
+        assert!(!wait(&table, &theirs(3)).1);
+        let to_come = |theirs: &Subject| theirs.tuple.local.port() != 2;
+        // Whichever sweeper comes looks at all that is due.
+        table.sweep(late, to_come).unwrap();
+        table.sweep(late + FIRST_LOOK, to_come).unwrap();
+        assert_eq!(told.try_recv(), Ok(false));
+        assert_eq!(table.sweep(late + FIRST_LOOK, to_come), None, "one sweeper is enough");
+    }
+
+    #[test]
+    fn many_are_looked_at_in_turns() {
+        let (table, looks) = (Accepted::default(), std::cell::Cell::new(0));
+        let _told: Vec<_> = (0..MOST_LOOKS as u16 + 1).map(|port| wait(&table, &theirs(port))).collect();
+        let now = Instant::now() + FIRST_LOOK;
+        let look = |_: &Subject| {
+            looks.set(looks.get() + 1);
+            true
+        };
+        assert!(table.sweep(now, look).unwrap() <= now, "some are still due");
+        assert_eq!(looks.get(), MOST_LOOKS);
+        assert!(table.sweep(now, look).unwrap() > now);
+        assert_eq!(looks.get(), MOST_LOOKS + 1);
+    }
+
+    #[test]
+    fn who_is_accepted_during_a_look_is_not_told_by_the_sweep() {
         let table = Accepted::default();
         let (_, _, told) = wait(&table, &theirs(1));
-        table.sweep(|_| false);
-        table.sweep(|theirs| {
+        let at = table.sweep(Instant::now() + FIRST_LOOK, |_| false).unwrap();
+        table.sweep(at, |theirs| {
             // As insertion does it.
             let waited = lock(&table.table).waiting.remove(&Key::of_client(theirs.tuple)).unwrap();
             table.waiting.fetch_sub(waited.len(), Ordering::Relaxed);

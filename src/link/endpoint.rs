@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::clc::{Eid, Gid, LocalDevice};
 use crate::config::Config;
@@ -33,7 +33,7 @@ pub(crate) trait Reactor: Send + Sync {
     /// Some stream's sending ring has grown: [`Endpoint::shrink`] is to be called once it was idle for a while.
     fn shrink_later(&self);
 
-    /// Something waits for a stream to be accepted: [`Endpoint::sweep`] is to be called about once a second.
+    /// Something waits for a stream to be accepted: [`Endpoint::sweep`] is to be called after a while.
     fn sweep_later(&self);
 
     /// Runs something that the caller must not wait for.
@@ -231,7 +231,11 @@ impl Endpoint {
         })?;
         let link = Link::new(self, socket, self.dmb_size).map_err(|error| {
             crate::trace::warning!("no link: {error}");
-            FallbackReason::Memory
+            match error.kind() {
+                io::ErrorKind::OutOfMemory | io::ErrorKind::StorageFull => FallbackReason::Memory,
+                // That of descriptors: the kernel has no other here.
+                _ => FallbackReason::Limit,
+            }
         })?;
         lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
         links.all.push(link.clone());
@@ -301,16 +305,16 @@ impl Endpoint {
         self.accepted.remove(entry.key, entry.number);
     }
 
-    /// Something waits in the table of accepted streams, and nobody sweeps there.
+    /// Something waits in the table of accepted streams, and no sweep comes soon.
     pub(crate) fn sweep_later(&self) {
         if let Some(reactor) = self.reactor.get() {
             reactor.sweep_later();
         }
     }
 
-    /// Tells offers and queries that wait for a stream which will not come; `true` while others wait.
-    pub(crate) fn sweep(&self) -> bool {
-        self.accepted.sweep(proof::waits_for_accept)
+    /// Tells offers and queries that wait for a stream which will not come; see [`Accepted::sweep`].
+    pub(crate) fn sweep(&self, now: Instant) -> Option<Instant> {
+        self.accepted.sweep(now, proof::waits_for_accept)
     }
 
     /// S: calls `answer` once it is known whether the other end of the client's connection is here. Returns what to
@@ -334,8 +338,8 @@ impl Endpoint {
             })
         });
         let stream = match found {
-            Found::Waits { number, first } => {
-                if first {
+            Found::Waits { number, sweep } => {
+                if sweep {
                     self.sweep_later();
                 }
                 return Some(AcceptedEntry { key: Key::of_client(theirs.tuple), number });
@@ -388,6 +392,11 @@ impl Endpoint {
         let entry = lock(&self.entry).take();
         drop(entry);
     }
+}
+
+/// What it means when a process of that user hangs up without a word: whoever does not trust our user does so.
+pub(crate) fn silence_of(uid: u32) -> FallbackReason {
+    if uid == sys::effective_uid() { FallbackReason::LinkDown } else { FallbackReason::PeerPolicy }
 }
 
 /// An entry in the table of accepted streams.

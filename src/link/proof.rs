@@ -19,15 +19,11 @@ pub(crate) fn other_end_is(ours: &Subject, cookie: u64, uid: u32) -> Result<(), 
     }
 }
 
-/// Is our end of the connection that a client describes still to be accepted? `true` also when the kernel does not
-/// tell.
+/// Is our end of the connection that a client describes still to be accepted? A kernel that does not answer, or not for
+/// that network namespace, would prove nothing later either.
 pub(crate) fn waits_for_accept(theirs: &Subject) -> bool {
     let ours = theirs.tuple.mirrored();
-    match sys::waits_for_accept(ours.local, ours.remote, theirs.network_namespace) {
-        Ok(waits) => waits,
-        // Of another network namespace: not our connection.
-        Err(error) => error.kind() != std::io::ErrorKind::Unsupported,
-    }
+    sys::waits_for_accept(ours.local, ours.remote, theirs.network_namespace).unwrap_or(false)
 }
 
 /// Addresses that never match: a connection to itself, and addresses that are unique only per interface.

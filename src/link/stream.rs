@@ -47,7 +47,7 @@ pub(crate) struct ClcOverTcp {
     pub(crate) confirm: Vec<u8>,
 }
 
-/// A connection as its link sees it. No lock of the link is held during any of these calls.
+/// A connection as its link sees it. No lock of the link is held during any of these calls, but for `has_ended`.
 pub(crate) trait LinkedStream: Send + Sync {
     /// Live facts from the kernel, or why this stream can not be upgraded.
     fn subject(&self) -> Result<Subject, FallbackReason>;

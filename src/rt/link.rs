@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{EndOfRuntime, Timers, watch};
 use crate::ism::device::EndpointId;
 use crate::ism::sys;
-use crate::link::endpoint::Endpoint;
+use crate::link::endpoint::{Endpoint, silence_of};
 use crate::link::group::Link;
 use crate::link::message::{LONGEST, Message, Subject};
 use crate::link::stream::{Death, LinkedStream};
@@ -217,6 +217,14 @@ impl Drop for Buried {
     }
 }
 
+/// What the no of an endpoint makes of the reason so far: of another user it may only mean that ours is not trusted.
+fn no_of(io: &UnixStream, reason: FallbackReason) -> FallbackReason {
+    match sys::peer_cred(io.as_fd()).map(|cred| silence_of(cred.uid)) {
+        Ok(FallbackReason::PeerPolicy) => FallbackReason::PeerPolicy,
+        _ => reason,
+    }
+}
+
 /// Asks the candidates which one holds the other end of the client's connection, and offers to the first that does.
 pub(super) async fn query(
     endpoint: Arc<Endpoint>,
@@ -226,11 +234,21 @@ pub(super) async fn query(
 ) {
     let question = Message::Query { subject }.encode();
     let mut asked: Vec<(EndpointId, UnixStream)> = Vec::new();
+    // Why it stays on TCP if nobody says yes.
+    let mut reason = FallbackReason::NoSmcListener;
     for candidate in candidates {
-        let Ok(socket) = endpoint.connect(candidate) else { continue };
+        let socket = match endpoint.connect(candidate) {
+            Ok(socket) => socket,
+            Err(FallbackReason::NoSmcListener) => continue,
+            Err(why) => {
+                reason = why;
+                continue;
+            }
+        };
         let Ok(io) = watch(socket) else { continue };
-        if sys::send(io.as_fd(), &question, &[]).is_ok() {
-            asked.push((candidate, io));
+        match sys::send(io.as_fd(), &question, &[]) {
+            Ok(()) => asked.push((candidate, io)),
+            Err(_) => reason = no_of(&io, reason),
         }
     }
     let mut buffer = [0; LONGEST];
@@ -254,14 +272,17 @@ pub(super) async fn query(
                 Some(Ok(received)) if Message::decode(&buffer[..received.len]) == Ok(Message::Answer) => {
                     return Poll::Ready(Some(*candidate));
                 }
-                Some(_) => drop(asked.swap_remove(at)),
+                Some(_) => {
+                    let (_, io) = asked.swap_remove(at);
+                    reason = no_of(&io, reason);
+                }
             }
         }
         if asked.is_empty() { Poll::Ready(None) } else { Poll::Pending }
     })
     .await;
     let Some(stream) = stream.upgrade() else { return };
-    match owner.ok_or(FallbackReason::NoSmcListener).and_then(|owner| endpoint.link_to(owner)) {
+    match owner.ok_or(reason).and_then(|owner| endpoint.link_to(owner)) {
         Ok(link) => link.offer(stream),
         Err(reason) => stream.stay_on_tcp(reason),
     }

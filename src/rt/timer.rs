@@ -14,13 +14,12 @@ use tokio::net::UnixStream;
 
 use super::{EndOfRuntime, watch};
 use crate::ism::sys;
+use crate::link::accepted::FIRST_LOOK;
 use crate::link::endpoint::Endpoint;
 use crate::sync::{Arc, Mutex, lock};
 
 /// For how long a grown ring has to be idle before its memory is given back.
 const SHRINK_AFTER: Duration = Duration::from_secs(10);
-/// Between two looks at what waits for a stream to be accepted.
-const SWEEP_AFTER: Duration = Duration::from_secs(1);
 
 /// A year.
 const FOR_EVER: Duration = Duration::from_secs(365 * 86400);
@@ -150,13 +149,16 @@ pub(super) async fn shrink(timers: Arc<Timers>, endpoint: Weak<Endpoint>) {
     }
 }
 
-/// Tells those who wait for a stream that will not come, then ends; the next one that waits starts it again.
+/// Tells those who wait for a stream that will not come, then ends; what waits later starts it again.
 pub(super) async fn sweep(timers: Arc<Timers>, endpoint: Weak<Endpoint>) {
+    timers.sleep(FIRST_LOOK).await;
     loop {
-        timers.sleep(SWEEP_AFTER).await;
-        match endpoint.upgrade() {
-            Some(endpoint) if endpoint.sweep() => {}
-            _ => return,
+        let next = endpoint.upgrade().and_then(|endpoint| endpoint.sweep(Instant::now()));
+        let Some(next) = next else { return };
+        match next.saturating_duration_since(Instant::now()) {
+            // More is due already: after the others had their turn.
+            Duration::ZERO => tokio::task::yield_now().await,
+            pause => timers.sleep(pause).await,
         }
     }
 }

@@ -1,8 +1,11 @@
 //! Offers for streams that their server's application never gives to this crate.
 
+use std::time::Instant;
+
 use super::hosts::{CLIENT, Lab, SERVER};
 use super::watched;
 use crate::config::UpgradePolicy;
+use crate::link::accepted::FIRST_LOOK;
 use crate::transport::{FallbackReason, Transport};
 
 #[test]
@@ -15,14 +18,13 @@ fn an_offer_for_a_stream_that_somebody_else_has_accepted_is_refused() {
         lab.run();
         let server = lab.hosts[SERVER].endpoint.clone();
         assert!(lab.hosts[SERVER].is_to_sweep());
-        assert!(server.sweep());
+        let again = server.sweep(Instant::now() + FIRST_LOOK).expect("it waits");
         lab.run();
         assert_eq!(pair.conns[CLIENT].transport(), Transport::Tcp(FallbackReason::InProgress));
-        assert!(server.sweep());
+        assert_eq!(server.sweep(again), None, "nothing waits any more");
         lab.run();
         let refusal = FallbackReason::Declined(FallbackReason::Unproved.diagnosis());
         assert_eq!(pair.conns[CLIENT].transport(), Transport::Tcp(refusal));
-        assert!(!server.sweep());
         assert_eq!(lab.slots_in_use(), 0);
         pair.write(CLIENT, b"hello");
         pair.expect(SERVER, b"hello");
@@ -37,10 +39,10 @@ fn a_stream_that_is_given_to_us_after_a_doubt_is_upgraded() {
         assert!(pair.offer(&lab));
         lab.run();
         let server = lab.hosts[SERVER].endpoint.clone();
-        assert!(server.sweep());
+        let again = server.sweep(Instant::now() + FIRST_LOOK).expect("it waits");
         pair.accept(&lab);
         lab.run();
-        assert!(!server.sweep());
+        assert_eq!(server.sweep(again), None, "nothing waits any more");
         pair.settle();
         assert!(pair.reads_ring(CLIENT) && pair.reads_ring(SERVER));
     });

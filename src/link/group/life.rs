@@ -9,6 +9,7 @@ use super::client::Matched;
 use super::server::Offered;
 use super::{Fault, Incoming, Link, Peer};
 use crate::ism::sys;
+use crate::link::endpoint::silence_of;
 use crate::link::message::{ArenaShape, LONGEST, Message};
 use crate::link::stream::{Death, LinkedStream};
 use crate::sync::{Arc, Ordering, lock};
@@ -210,10 +211,7 @@ impl Link {
     pub(super) fn reason_after(&self, death: Death) -> FallbackReason {
         match death {
             Death::Runtime => FallbackReason::NoRuntime,
-            // Whoever does not trust our user hangs up instead of greeting.
-            _ if self.peer.get().is_none() && self.credentials.uid != sys::effective_uid() => {
-                FallbackReason::PeerPolicy
-            }
+            Death::Peer if self.peer.get().is_none() => silence_of(self.credentials.uid),
             Death::Peer | Death::Fault => FallbackReason::LinkDown,
         }
     }

@@ -71,7 +71,7 @@ impl Link {
             })
         });
         match found {
-            Found::Waits { number, first } => {
+            Found::Waits { number, sweep } => {
                 state.incoming.insert(id, Incoming::Waiting { key, number });
                 // The burial may have passed by already.
                 let buried = self.death().is_some();
@@ -82,7 +82,7 @@ impl Link {
                 if buried {
                     endpoint.accepted().forget(key, number);
                 }
-                if first {
+                if sweep {
                     endpoint.sweep_later();
                 }
             }
