@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_smc::{Config, SmcListener, SmcStream, Transport, UpgradePolicy};
+use tokio_smc::{Config, FallbackReason, SmcListener, SmcStream, Transport, UpgradePolicy};
 
 use child::{Child, next_word, role, tell};
 use lab::Lab;
@@ -72,6 +72,14 @@ async fn talk(client: &mut SmcStream, server: &mut SmcStream, turns: usize) {
     }
 }
 
+/// Goes on while an upgrade is under way, which takes long on a busy machine.
+async fn settle(client: &mut SmcStream, server: &mut SmcStream) {
+    let under_way = |end: &SmcStream| end.transport().fallback_reason() == Some(FallbackReason::InProgress);
+    while under_way(client) || under_way(server) {
+        talk(client, server, 10).await;
+    }
+}
+
 /// What both ends of an ordinary program's connection run on after some turns.
 fn on(client: &SmcStream, server: &SmcStream) -> String {
     format!("{} {}", client.transport(), server.transport())
@@ -83,6 +91,7 @@ async fn turns() -> String {
     let (client, server) = tokio::join!(connect, listener.accept());
     let (mut client, mut server) = (client.expect("connect"), server.expect("accept").0);
     talk(&mut client, &mut server, 300).await;
+    settle(&mut client, &mut server).await;
     on(&client, &server)
 }
 
@@ -110,6 +119,7 @@ async fn after_a_header() -> String {
     talk(&mut client, &mut server, 3).await;
     client.upgrade().await;
     talk(&mut client, &mut server, 100).await;
+    settle(&mut client, &mut server).await;
     on(&client, &server)
 }
 

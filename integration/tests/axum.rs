@@ -8,6 +8,8 @@ mod client;
 mod ends;
 #[path = "../../tests/support/lab.rs"]
 mod lab;
+#[path = "support/limited.rs"]
+mod limited;
 #[path = "../../tests/support/watchdog.rs"]
 mod watchdog;
 

@@ -12,6 +12,8 @@ mod client;
 mod ends;
 #[path = "../../tests/support/lab.rs"]
 mod lab;
+#[path = "support/limited.rs"]
+mod limited;
 #[path = "support/service.rs"]
 mod service;
 #[path = "../../tests/support/watchdog.rs"]
@@ -50,6 +52,8 @@ const V6: &str = "::1";
 const BY_NAME: &str = "http://server.test";
 /// Short: what it waits for does not happen in this test.
 const SHORT: Duration = Duration::from_millis(20);
+/// Long enough for a connection on this host; what else it waits for does not happen.
+const ENOUGH: Duration = Duration::from_millis(500);
 /// What it limits happens long before, or the watchdog ends the test.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -231,10 +235,10 @@ fn happy_eyeballs_end_when_tcp_is_connected() {
             let unused = TcpListener::bind((other, 0)).await.unwrap();
             let addresses = [listener.local_addr().unwrap(), unused.local_addr().unwrap()];
             let mut connector = connector_to(&config, addresses);
-            connector.set_happy_eyeballs_timeout(Some(SHORT));
+            connector.set_happy_eyeballs_timeout(Some(ENOUGH));
             let connecting = tokio::spawn(call(connector, BY_NAME));
             step(format!("{first}: not accepted until the other family would have had its turn"));
-            tokio::time::sleep(SHORT * 5).await;
+            tokio::time::sleep(ENOUGH * 2).await;
             let accepted = listener.accept().await.unwrap().0;
             let stream = connecting.await.unwrap().unwrap();
             assert!(stream.transport().is_loopback_ism());
@@ -254,12 +258,12 @@ fn connect_timeout_of_a_required_upgrade() {
         let listener = SmcListener::bind_with((V4, 0), &config).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let mut connector = connector(&config);
-        connector.set_connect_timeout(Some(SHORT));
+        connector.set_connect_timeout(Some(ENOUGH));
         let error = call(connector.clone(), &format!("http://{addr}/")).await.unwrap_err();
         assert_eq!(cause(&error).kind(), io::ErrorKind::TimedOut, "{error}");
         assert_eq!(error.address(), Some(addr));
         step("Handshake asks for less: it stays on TCP");
-        connector.set_config(lab.config(UpgradePolicy::Handshake));
+        connector.set_config(lab.config(UpgradePolicy::Handshake).handshake_timeout(LONG));
         let stream = call(connector, &format!("http://{addr}/")).await.unwrap();
         assert!(!stream.transport().is_loopback_ism());
     });

@@ -8,6 +8,8 @@ mod client;
 mod ends;
 #[path = "../../tests/support/lab.rs"]
 mod lab;
+#[path = "support/limited.rs"]
+mod limited;
 #[path = "support/service.rs"]
 mod service;
 #[path = "../../tests/support/watchdog.rs"]

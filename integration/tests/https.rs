@@ -8,6 +8,8 @@ mod certificate;
 mod ends;
 #[path = "../../tests/support/lab.rs"]
 mod lab;
+#[path = "support/limited.rs"]
+mod limited;
 #[path = "support/service.rs"]
 mod service;
 #[path = "../../tests/support/watchdog.rs"]
@@ -31,6 +33,7 @@ use body::{Payload, check, sized};
 use certificate::certificate;
 use ends::{on_both_schedulers, until_loopback_ism, until_plain};
 use lab::Lab;
+use limited::Limited;
 use service::Service;
 use watchdog::step;
 
@@ -54,7 +57,7 @@ fn acceptor(protocol: &[u8]) -> (TlsAcceptor, CertificateDer<'static>) {
 fn client(
     mut connector: SmcConnector,
     trusted: CertificateDer<'static>,
-) -> Client<HttpsConnector<SmcConnector>, Payload> {
+) -> Client<HttpsConnector<Limited<SmcConnector>>, Payload> {
     let mut roots = RootCertStore::empty();
     roots.add(trusted).unwrap();
     let tls = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
@@ -63,12 +66,12 @@ fn client(
         .with_tls_config(tls)
         .https_only()
         .enable_all_versions()
-        .wrap_connector(connector);
-    Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build(connector)
+        .wrap_connector(Limited::new(connector, 1));
+    Client::builder(TokioExecutor::new()).build(connector)
 }
 
 /// A small request; the connection that has carried it.
-async fn turn(client: &Client<HttpsConnector<SmcConnector>, Payload>, origin: &str) -> SmcInfo {
+async fn turn(client: &Client<HttpsConnector<Limited<SmcConnector>>, Payload>, origin: &str) -> SmcInfo {
     let response = client.get(format!("{origin}/").parse().unwrap()).await.unwrap();
     let info = response.extensions().get::<SmcInfo>().expect("the connector's info").clone();
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
@@ -76,7 +79,7 @@ async fn turn(client: &Client<HttpsConnector<SmcConnector>, Payload>, origin: &s
 }
 
 /// A body of several MiB each way.
-async fn bodies(client: &Client<HttpsConnector<SmcConnector>, Payload>, origin: &str) {
+async fn bodies(client: &Client<HttpsConnector<Limited<SmcConnector>>, Payload>, origin: &str) {
     step("bodies");
     let response = client.get(format!("{origin}/{BODY}").parse().unwrap()).await.unwrap();
     assert_eq!(check(response.into_body()).await, BODY);

@@ -1,58 +1,23 @@
 //! hyper-util's client over SMC, with no more connections than a test allows.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, Uri};
 use hyper_util::client::legacy::Client as Legacy;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::sync::Semaphore;
 use tokio_smc::hyper::{ConnectError, SmcConnector};
 use tokio_smc::{SmcInfo, SmcStream};
 use tower::Service;
 
 use crate::body::{Payload, sized};
+use crate::limited::Limited;
 
 /// Which HTTP a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Version {
     One,
     Two,
-}
-
-/// Makes so many connections; further ones stay under way.
-///
-/// The pool asks for another connection whenever the ones it has are not idle yet, and takes what comes first.
-#[derive(Clone)]
-pub(crate) struct Limited<C> {
-    connector: C,
-    left: Arc<Semaphore>,
-}
-
-impl<C> Service<Uri> for Limited<C>
-where
-    C: Service<Uri, Response = TokioIo<SmcStream>, Error = ConnectError, Future: Send + 'static>,
-{
-    type Response = TokioIo<SmcStream>;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<SmcStream>, ConnectError>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        self.connector.poll_ready(cx)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let (connecting, left) = (self.connector.call(uri), Arc::clone(&self.left));
-        Box::pin(async move {
-            left.acquire().await.expect("it is never closed").forget();
-            connecting.await
-        })
-    }
 }
 
 /// A client of one server.
@@ -68,7 +33,7 @@ where
     C: Clone + Send + Sync + 'static,
 {
     pub(crate) fn with_connector(version: Version, connector: C, origin: String, connections: usize) -> Self {
-        let limited = Limited { connector, left: Arc::new(Semaphore::new(connections)) };
+        let limited = Limited::new(connector, connections);
         let inner = Legacy::builder(TokioExecutor::new()).http2_only(version == Version::Two).build(limited);
         Client { inner, origin }
     }
