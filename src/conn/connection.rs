@@ -353,6 +353,7 @@ impl<T: Tcp> Connection<T> {
         }
         Transport::Tcp(match self.upgrade.phase() {
             Phase::Settled(reason) | Phase::Idle(reason) => reason,
+            Phase::Offering | Phase::Attached if self.upgrade.is_overdue() => FallbackReason::NoAnswer,
             Phase::Offering | Phase::Attached => FallbackReason::InProgress,
         })
     }

@@ -11,6 +11,7 @@ mod ops;
 mod peers;
 mod pins;
 mod positions;
+mod silence;
 mod slots;
 mod socket;
 mod unaccepted;

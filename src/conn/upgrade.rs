@@ -1,6 +1,7 @@
 //! The upgrade as the connection sees it: when it begins, what the link attaches, how it ends.
 
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use super::receive::{self, Receiver, whole};
 use super::send;
@@ -20,6 +21,10 @@ use crate::link::stream::{
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 use crate::transport::{FallbackReason, Transport};
 
+/// For how long the peer may leave a step of the upgrade unanswered before those who wait for it are told so. Nothing
+/// else ends then: an offer that was sent stands until its answer, its stream's end or its link's.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
 /// How far the upgrade is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -35,11 +40,26 @@ pub(crate) enum Phase {
 
 struct State {
     phase: Phase,
+    /// When the peer's turn came.
+    since: Instant,
     offer: Option<Standing>,
     /// S with policy Handshake: where the word is that the client may turn to GO.
     hold: Option<DmbMemory>,
     /// What lets a client find this stream, as long as it may still be upgraded.
     anchor: Option<Standing>,
+}
+
+impl State {
+    /// A step further, which the peer has to answer.
+    fn go_on(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.since = Instant::now();
+    }
+
+    /// By when the peer should have answered; `None` when nothing is to be answered.
+    fn due(&self) -> Option<Instant> {
+        matches!(self.phase, Phase::Offering | Phase::Attached).then(|| self.since + ANSWER_WITHIN)
+    }
 }
 
 pub(crate) struct Upgrade {
@@ -63,7 +83,13 @@ impl Upgrade {
             && role == Role::Client
             && matches!(config.upgrade_policy, UpgradePolicy::FirstTurn);
         Upgrade {
-            state: Mutex::new(State { phase: Phase::Idle(idle), offer: None, hold: None, anchor: None }),
+            state: Mutex::new(State {
+                phase: Phase::Idle(idle),
+                since: Instant::now(),
+                offer: None,
+                hold: None,
+                anchor: None,
+            }),
             pending: AtomicBool::new(triggers),
             watchers: Waiters::default(),
         }
@@ -71,6 +97,17 @@ impl Upgrade {
 
     pub(super) fn phase(&self) -> Phase {
         lock(&self.state).phase
+    }
+
+    /// Has the peer left its turn unanswered for too long?
+    pub(super) fn is_overdue(&self) -> bool {
+        lock(&self.state).due().is_some_and(|due| due <= Instant::now())
+    }
+
+    /// Makes the peer late.
+    #[cfg(test)]
+    pub(super) fn grow_old(&self) {
+        lock(&self.state).since -= ANSWER_WITHIN;
     }
 
     #[inline]
@@ -84,7 +121,7 @@ impl Upgrade {
         let mut state = lock(&self.state);
         let begins = matches!(state.phase, Phase::Idle(FallbackReason::NotYet));
         if begins {
-            state.phase = Phase::Offering;
+            state.go_on(Phase::Offering);
         }
         drop(state);
         if begins {
@@ -147,7 +184,13 @@ impl<T: Tcp> Connection<T> {
         self.role != Role::Server && self.upgrade.begin()
     }
 
-    /// Waits until the stream is upgraded or is known to stay on TCP.
+    /// When who waits for the upgrade, or for a change, has to look again, though nothing happened.
+    pub(crate) fn answer_due(&self) -> Option<Instant> {
+        lock(&self.upgrade.state).due().filter(|due| *due > Instant::now())
+    }
+
+    /// Waits until the stream is upgraded, or is known to stay on TCP, or the peer has left its turn unanswered for too
+    /// long (see [`Connection::answer_due`]).
     pub(crate) fn poll_upgraded(&self, cx: &mut Context<'_>, key: &mut WatchKey) -> Poll<Transport> {
         self.upgrade.watchers.enlist(&mut key.changed, cx.waker());
         // The peer's switch of our receiving direction comes as an interrupt for data.
@@ -170,10 +213,11 @@ impl<T: Tcp> Connection<T> {
                 let tx = lock(&self.tx);
                 tx.path == send::Path::Ring || tx.pinned || tx.shut
             };
-            if !(decided && sends && self.upgrade.phase() == Phase::Attached) {
+            let over = decided && sends && self.upgrade.phase() == Phase::Attached;
+            if !over && !self.upgrade.is_overdue() {
                 return Poll::Pending;
             }
-            if !self.transport().is_loopback_ism() {
+            if over && !self.transport().is_loopback_ism() {
                 // One of the two directions will never leave TCP.
                 self.upgrade.settle(FallbackReason::Pinned);
             }
@@ -340,7 +384,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         {
             let mut state = lock(&self.upgrade.state);
             match state.phase {
-                Phase::Idle(_) => state.phase = Phase::Offering,
+                Phase::Idle(_) => state.go_on(Phase::Offering),
                 Phase::Offering | Phase::Attached => {}
                 // Closed or pinned in this moment.
                 Phase::Settled(reason) => return Err(reason),
@@ -369,7 +413,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         {
             let mut state = lock(&self.upgrade.state);
             if state.phase == Phase::Offering {
-                state.phase = Phase::Attached;
+                state.go_on(Phase::Attached);
             }
         }
         {

@@ -69,6 +69,11 @@ impl Outbox {
         sys::send(socket, bytes, fds)
     }
 
+    /// Has the peer left so much unread that nothing new should be begun?
+    pub(crate) fn is_clogged(&self) -> bool {
+        lock(&self.queue).bytes > MOST_QUEUED / 8
+    }
+
     /// Sends what is queued. `false`: the socket is full, `flusher` is woken when more was queued meanwhile.
     pub(crate) fn flush(&self, socket: BorrowedFd<'_>, flusher: &Waker) -> io::Result<bool> {
         let mut queue = lock(&self.queue);

@@ -65,6 +65,10 @@ impl Link {
         if !stream.admits(self.credentials.uid) {
             return Err(FallbackReason::PeerPolicy);
         }
+        if self.outbox.is_clogged() {
+            // What the connections of this link have to say needs the room: a full queue ends them all.
+            return Err(FallbackReason::NoAnswer);
+        }
         let subject = stream.subject()?;
         let handshake = stream.wants_clc_over_tcp();
         // Before OFFER leaves: from then on the peer may raise this signal.
