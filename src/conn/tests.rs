@@ -13,6 +13,7 @@ mod positions;
 mod slots;
 mod socket;
 mod unaccepted;
+mod urgent;
 mod users;
 mod wakes;
 
