@@ -40,7 +40,9 @@ impl<T: Tcp> Connection<T> {
             if switched {
                 let in_tcp = match rx.path {
                     // CLC that is still on its way is nobody's data.
-                    receive::Path::Draining { until, .. } => !rx.is_drained(until.saturating_sub(clc_left as u64)),
+                    receive::Path::Draining { until, .. } => {
+                        !rx.is_drained(until.saturating_sub(clc_left as u64))
+                    }
                     receive::Path::Tcp => rx.fd().is_ok_and(sys::has_unread),
                     receive::Path::Ring => false,
                 };

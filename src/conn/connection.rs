@@ -78,7 +78,9 @@ fn history(fd: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
     let received = match sys::has_urgent(fd) {
         // Before the mark of urgent data the kernel does not tell how much is unread.
         Ok(true) | Err(_) => None,
-        Ok(false) => whole(|| sys::rx_counters(fd)).ok().flatten().and_then(|(look, queued)| look.rx_position(queued)),
+        Ok(false) => {
+            whole(|| sys::rx_counters(fd)).ok().flatten().and_then(|(look, queued)| look.rx_position(queued))
+        }
     };
     let sent = whole(|| sys::tx_counters(fd)).ok().flatten();
     let sent = sent.and_then(|(look, queued)| look.tx_position(queued, look.syn(queued)?));

@@ -237,7 +237,9 @@ impl<T: Tcp> Receiver<T> {
     /// Has TCP nothing more before X, though our own count is short of it? So somebody else has taken bytes, past this
     /// stream. Asked only when a read has found nothing: as long as TCP has bytes, our own count decides.
     pub(crate) fn is_drained(&mut self, until: u64) -> bool {
-        self.own == Some(until) || matches!(self.look(), Ok(Some(at)) if at >= until)
+        // Right before an urgent byte the kernel has nothing to read either, and does not count what lies behind it.
+        let at_mark = |this: &Self| this.fd().and_then(sys::is_at_mark).unwrap_or(false);
+        self.own == Some(until) || (matches!(self.look(), Ok(Some(at)) if at >= until) && !at_mark(self))
     }
 
     /// TCP says that the stream has ended: true only if the word agrees. Whoever switched before he closed has left
@@ -360,7 +362,8 @@ impl<T: Tcp> Receiver<T> {
 
     /// Takes an urgent byte off the socket, which no read gets to any more.
     pub(crate) fn skip_urgent(&mut self) {
-        if let (true, Some(half)) = (self.fd().and_then(sys::is_at_mark).unwrap_or(false), self.half.as_mut()) {
+        if let (true, Some(half)) = (self.fd().and_then(sys::is_at_mark).unwrap_or(false), self.half.as_mut())
+        {
             // In line it is read, out of line it is passed over.
             let _ = T::poll_read(half, &mut Context::from_waker(&self.waiters), &mut [0]);
         }

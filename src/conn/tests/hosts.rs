@@ -252,7 +252,12 @@ impl Drop for Pair {
 
 impl Pair {
     pub(super) fn new(client: TcpStream, server: TcpStream, policy: UpgradePolicy, dmb_size: usize) -> Self {
-        Self::of(client, server, [Role::Client, Role::Server], Config::new().upgrade_policy(policy).dmb_size(dmb_size))
+        Self::of(
+            client,
+            server,
+            [Role::Client, Role::Server],
+            Config::new().upgrade_policy(policy).dmb_size(dmb_size),
+        )
     }
 
     /// Two streams of these roles.

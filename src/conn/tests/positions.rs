@@ -84,7 +84,8 @@ fn hazard_c3_others_read_and_write_the_socket_during_the_upgrade() {
             pair.expect(SERVER, &bytes(60, 140));
             assert_eq!(pair.writes_ring(CLIENT), switched, "moment {moment}");
             if !switched {
-                let reason = pair.conns[CLIENT].transport().fallback_reason().map(|reason| reason.diagnosis());
+                let reason =
+                    pair.conns[CLIENT].transport().fallback_reason().map(|reason| reason.diagnosis());
                 assert_eq!(reason, Some(FallbackReason::Positions.diagnosis()));
             }
             pass_on(&pair, SERVER, 100);
@@ -118,7 +119,8 @@ fn hazard_c3_either_end_may_be_the_one_that_notices() {
                     pass_on(&pair, from, 1000);
                     assert!(!pair.writes_ring(from), "side {side}, reads: {reads}");
                 }
-                let reason = pair.conns[CLIENT].transport().fallback_reason().map(|reason| reason.diagnosis());
+                let reason =
+                    pair.conns[CLIENT].transport().fallback_reason().map(|reason| reason.diagnosis());
                 assert_eq!(reason, Some(FallbackReason::Positions.diagnosis()));
                 assert_eq!(lab.slots_in_use(), 0);
             }

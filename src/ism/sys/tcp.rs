@@ -116,7 +116,15 @@ pub(crate) fn tcp_look(fd: BorrowedFd<'_>) -> io::Result<TcpLook> {
     // struct ends before the later counters with some C libraries.
     let mut info = [0; 256];
     let info = option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
-    let (Some(state), Some(max_pacing), Some(acked), Some(received), Some(notsent), Some(sent), Some(retrans)) = (
+    let (
+        Some(state),
+        Some(max_pacing),
+        Some(acked),
+        Some(received),
+        Some(notsent),
+        Some(sent),
+        Some(retrans),
+    ) = (
         info.first(),
         u64_at(info, 112),
         u64_at(info, 120),
@@ -124,7 +132,8 @@ pub(crate) fn tcp_look(fd: BorrowedFd<'_>) -> io::Result<TcpLook> {
         u32_at(info, 144),
         u64_at(info, 200),
         u64_at(info, 208),
-    ) else {
+    )
+    else {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's TCP_INFO lacks byte counters"));
     };
     Ok(TcpLook {
@@ -156,11 +165,8 @@ pub(crate) fn queued_in(fd: BorrowedFd<'_>) -> io::Result<u32> {
 /// Is the next byte an urgent one (SIOCATMARK)?
 pub(crate) fn is_at_mark(fd: BorrowedFd<'_>) -> io::Result<bool> {
     // `SIOCATMARK` of Linux include/uapi/asm-generic/sockios.h, the same on all of Rust's architectures but two.
-    const SIOCATMARK: Opcode = if cfg!(any(target_arch = "mips", target_arch = "mips64")) {
-        0x4004_7307
-    } else {
-        0x8905
-    };
+    const SIOCATMARK: Opcode =
+        if cfg!(any(target_arch = "mips", target_arch = "mips64")) { 0x4004_7307 } else { 0x8905 };
     // SAFETY: SIOCATMARK writes one int.
     Ok(unsafe { ioctl(fd, Getter::<SIOCATMARK, libc::c_int>::new()) }? != 0)
 }
