@@ -1,6 +1,7 @@
 //! What passes by a stream: urgent data, splice(2), a socket under repair, BPF programs. The kernel then counts other
 //! bytes than went through the stream, which stays on TCP, and nothing of it is lost.
 
+#[path = "../support/bpf.rs"]
 mod bpf;
 #[path = "../support/lab.rs"]
 mod lab;

@@ -1,5 +1,6 @@
 //! The little of bpf(2) that a sockmap needs: maps of sockets, and programs of a few instructions written by hand.
 #![allow(unsafe_code, reason = "bpf(2) has no safe wrapper")]
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -15,6 +16,8 @@ const SOCKHASH: u32 = 18;
 /// What a program is, and where in a map it is attached.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
+    /// A filter of one socket (`SO_ATTACH_BPF`).
+    Socket,
     /// Sees what is sent.
     Message,
     /// Sees what is received.
@@ -23,11 +26,16 @@ pub(crate) enum Kind {
 
 impl Kind {
     fn program_type(self) -> u32 {
-        if self == Self::Message { 16 } else { 14 }
+        match self {
+            Self::Socket => 1,
+            Self::Message => 16,
+            Self::Verdict => 14,
+        }
     }
 
     fn attach_type(self) -> u32 {
         match self {
+            Self::Socket => 0,
             Self::Message => 7,
             Self::Verdict => 38,
         }
@@ -110,6 +118,11 @@ pub(crate) fn pass() -> io::Result<OwnedFd> {
     load(Kind::Verdict, &[op(0xb7, 0, 0, 0, 1), op(0x95, 0, 0, 0, 0)])
 }
 
+/// Lets all of what a socket receives pass.
+pub(crate) fn socket_filter() -> io::Result<OwnedFd> {
+    load(Kind::Socket, &[op(0xb7, 0, 0, 0, -1), op(0x95, 0, 0, 0, 0)])
+}
+
 /// One instruction: code, destination, source, offset, immediate value.
 fn op(code: u8, destination: u8, source: u8, offset: i16, value: i32) -> [u8; 8] {
     let (offset, value) = (offset.to_ne_bytes(), value.to_ne_bytes());
@@ -138,14 +151,29 @@ fn load(kind: Kind, program: &[[u8; 8]]) -> io::Result<OwnedFd> {
     Ok(made(fd))
 }
 
+/// One setsockopt(2).
+pub(crate) fn set_option(socket: RawFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    let size = value.len() as libc::socklen_t;
+    // SAFETY: the pointer and the size describe `value`, and the memory that its pointers name is kept by the callers.
+    let status = unsafe { libc::setsockopt(socket, level, name, value.as_ptr().cast(), size) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A filter in the old language, as `SO_ATTACH_FILTER` takes it, that lets everything pass; sets it.
+pub(crate) fn set_filter(socket: RawFd, name: i32) -> io::Result<()> {
+    // One instruction: return the largest length.
+    let program = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: u32::MAX };
+    let program = libc::sock_fprog { len: 1, filter: (&raw const program).cast_mut() };
+    let size = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    // SAFETY: the pointer is to a program, whose size is given, and whose instruction lives as long as the call.
+    let status =
+        unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, name, (&raw const program).cast(), size) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Puts a socket under repair (`TCP_REPAIR`), or takes it out.
 pub(crate) fn repair(socket: RawFd, on: bool) -> io::Result<()> {
     // Off without the probe of the window, which the other end would answer.
     let value: i32 = if on { 1 } else { -1 };
-    let size = size_of::<i32>() as libc::socklen_t;
-    // SAFETY: the pointer is to an int, whose size is given.
-    let status = unsafe {
-        libc::setsockopt(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, (&raw const value).cast(), size)
-    };
-    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, &value.to_ne_bytes())
 }
