@@ -248,7 +248,7 @@ pub(crate) const IPV6: [Row; 57] = [
     ("IPV6_RECVRTHDR", 56, Int(1), Moves),
     ("IPV6_RECVTCLASS", 66, Int(1), Moves),
     ("IPV6_ROUTER_ALERT", 22, Int(1), NotForIt),
-    ("IPV6_ROUTER_ALERT_ISOLATE", 30, Int(1), NotForIt),
+    ("IPV6_ROUTER_ALERT_ISOLATE", 30, Int(1), Moves),
     ("IPV6_RTHDR", 57, Int(1), NotForIt),
     ("IPV6_RTHDRDSTOPTS", 55, Int(1), NotForIt),
     ("IPV6_TCLASS", 67, Int(16), Moves),
