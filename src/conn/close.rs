@@ -40,8 +40,10 @@ impl<T: Tcp> Connection<T> {
             if switched {
                 let in_tcp = match rx.path {
                     // CLC that is still on its way is nobody's data.
-                    receive::Path::Draining { at, until } => at + (clc_left as u64) < until,
-                    receive::Path::Tcp => rx.fd().and_then(sys::queued_in).is_ok_and(|unread| unread > 0),
+                    receive::Path::Draining { until, .. } => {
+                        !rx.is_drained(until.saturating_sub(clc_left as u64))
+                    }
+                    receive::Path::Tcp => rx.fd().is_ok_and(sys::has_unread),
                     receive::Path::Ring => false,
                 };
                 let in_ring = rx.path != receive::Path::Tcp
@@ -60,6 +62,10 @@ impl<T: Tcp> Connection<T> {
                 if let (true, Ok(fd)) = (abort, rx.fd()) {
                     let _ = sys::set_zero_linger(fd);
                 }
+            }
+            if tx.path == send::Path::Tcp && rx.path == receive::Path::Ring {
+                // An urgent byte from after the switch must not make the close a reset of the other direction.
+                rx.skip_urgent();
             }
             if clc_left > 0 && rx.fd().and_then(sys::linger_is_zero).unwrap_or(false) {
                 // It ends in a reset anyway.

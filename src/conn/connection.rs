@@ -1,10 +1,11 @@
 //! The connection: two locked directions, their waiters, and what both share.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::{OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
-use super::receive::{self, Circumstances, Receiver, closed};
+use super::receive::{self, Circumstances, Receiver, closed, whole};
 use super::send::{self, Sender};
 use super::upgrade::{Phase, Upgrade};
 use super::waiters::Waiters;
@@ -13,7 +14,7 @@ use crate::config::Config;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
-use crate::ism::sys::PeerCred;
+use crate::ism::sys::{self, PeerCred};
 use crate::link::stream::{Ask, Death, Interrupt};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock};
 use crate::transport::{Counters, FallbackReason, LoopbackIsm, Transport, UCred};
@@ -72,6 +73,20 @@ pub(crate) struct Connection<T: Tcp> {
     this: Weak<Self>,
 }
 
+/// Positions of a socket of unknown history, as the kernel tells them: bytes read and written before the stream was made.
+fn history(fd: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
+    let received = match sys::has_urgent(fd) {
+        // Before the mark of urgent data the kernel does not tell how much is unread.
+        Ok(true) | Err(_) => None,
+        Ok(false) => {
+            whole(|| sys::rx_counters(fd)).ok().flatten().and_then(|(look, queued)| look.rx_position(queued))
+        }
+    };
+    let sent = whole(|| sys::tx_counters(fd)).ok().flatten();
+    let sent = sent.and_then(|(look, queued)| look.tx_position(queued, look.syn(queued)?));
+    (received, sent)
+}
+
 /// Bytes in one direction that trigger the upgrade with policy FirstTurn.
 const MANY_BYTES: u64 = 64 << 10;
 
@@ -79,10 +94,15 @@ impl<T: Tcp> Connection<T> {
     pub(crate) fn new(read: T::Read, write: T::Write, role: Role, config: Config) -> Arc<Self> {
         let wakes = Wakes::default();
         let upgrade = Upgrade::new(role, &config);
+        let (read_before, written_before) = match role {
+            Role::Client | Role::Server => (Some(0), Some(0)),
+            Role::Adopted if upgrade.may_begin() => history(T::read_fd(&read)),
+            Role::Adopted => (None, None),
+        };
         Arc::new_cyclic(|this| Connection {
             this: this.clone(),
-            rx: Mutex::new(Receiver::new(read, Waker::from(wakes.readers.clone()))),
-            tx: Mutex::new(Sender::new(write, Waker::from(wakes.writers.clone()))),
+            rx: Mutex::new(Receiver::new(read, read_before, Waker::from(wakes.readers.clone()))),
+            tx: Mutex::new(Sender::new(write, written_before, Waker::from(wakes.writers.clone()))),
             wakes,
             upgrade,
             role,

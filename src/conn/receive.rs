@@ -47,6 +47,9 @@ pub(crate) struct Receiver<T: Tcp> {
     /// The word will never be, or is not any more, obeyed.
     pub(crate) pinned: bool,
     pub(crate) clc: Clc,
+    /// The position by our own count: what the stream began with, and every byte that passed through it. `None` when
+    /// the beginning is not known.
+    pub(crate) own: Option<u64>,
     /// The latest position that the kernel told, and bytes read since.
     last_position: Option<u64>,
     /// Nothing has found the ring empty since it was last found readable: as tokio's readiness, which lasts until a
@@ -72,9 +75,10 @@ pub(crate) struct Circumstances {
 }
 
 impl<T: Tcp> Receiver<T> {
-    pub(crate) fn new(half: T::Read, waiters: Waker) -> Self {
+    pub(crate) fn new(half: T::Read, began_at: Option<u64>, waiters: Waker) -> Self {
         Receiver {
             half: Some(half),
+            own: began_at,
             path: Path::Tcp,
             dmb: None,
             pinned: false,
@@ -109,8 +113,11 @@ impl<T: Tcp> Receiver<T> {
                     return self.remember(op, answer);
                 }
                 Path::Draining { at, until } if at == until => {
-                    // A byte behind the switch position is none of this connection's.
-                    if sys::queued_in(self.fd()?).is_ok_and(|unread| unread > 0) {
+                    // A byte behind the switch position is none of this connection's, unless it is an urgent one:
+                    // that never was in the stream.
+                    let fd = self.fd()?;
+                    let stray = sys::queued_in(fd).is_ok_and(|unread| unread > 0);
+                    if stray && !sys::has_urgent(fd).unwrap_or(false) {
                         return self.broken(effects);
                     }
                     self.path = Path::Ring;
@@ -229,9 +236,17 @@ impl<T: Tcp> Receiver<T> {
         if let Path::Draining { at, .. } = &mut self.path {
             *at += length;
         }
-        if let Some(position) = &mut self.last_position {
+        for position in [&mut self.last_position, &mut self.own].into_iter().flatten() {
             *position += length;
         }
+    }
+
+    /// Has TCP nothing more before X, though our own count is short of it? So somebody else has taken bytes, past this
+    /// stream. Asked only when a read has found nothing: as long as TCP has bytes, our own count decides.
+    pub(crate) fn is_drained(&mut self, until: u64) -> bool {
+        // Right before an urgent byte the kernel has nothing to read either, and does not count what lies behind it.
+        let at_mark = |this: &Self| this.fd().and_then(sys::is_at_mark).unwrap_or(false);
+        self.own == Some(until) || (matches!(self.look(), Ok(Some(at)) if at >= until) && !at_mark(self))
     }
 
     /// TCP says that the stream has ended: true only if the word agrees. Whoever switched before he closed has left
@@ -245,33 +260,20 @@ impl<T: Tcp> Receiver<T> {
             return Some(Poll::Ready(Err(error)));
         }
         let Path::Draining { until, .. } = self.path else { return Some(end) };
-        match self.look() {
-            Ok(Some(at)) => {
-                self.path = Path::Draining { at, until };
-                if at > until {
-                    return Some(self.broken(effects));
-                }
-                if at == until { None } else { Some(end) }
-            }
-            Ok(None) | Err(_) => {
-                if matches!(self.path, Path::Draining { at, until } if at == until) {
-                    None
-                } else {
-                    Some(end)
-                }
-            }
+        if !self.is_drained(until) {
+            return Some(end);
         }
+        self.path = Path::Draining { at: until, until };
+        None
     }
 
     /// TCP has nothing now. A word that changed, or bytes that someone else read, change the answer.
     fn believe_pending(&mut self, park: bool) -> Option<Poll<io::Result<usize>>> {
         match self.path {
             Path::Draining { until, .. } => {
-                if let Ok(Some(at)) = self.look() {
-                    self.path = Path::Draining { at, until };
-                    if at >= until {
-                        return None;
-                    }
+                if self.is_drained(until) {
+                    self.path = Path::Draining { at: until, until };
+                    return None;
                 }
                 Some(Poll::Pending)
             }
@@ -307,13 +309,12 @@ impl<T: Tcp> Receiver<T> {
         }
     }
 
+    /// The sender has switched there. How far this end has read says our own count: the kernel also counts as taken
+    /// what lies before an urgent byte, or in a program's hands (BPF), and the application has yet to get it.
     pub(crate) fn drain_until(&mut self, until: u64) -> io::Result<()> {
-        let at = match self.look()? {
-            Some(at) => at,
-            None => {
-                self.last_position.ok_or_else(|| io::Error::other("the kernel does not tell the position"))?
-            }
-        };
+        // For the case that the connection is closed before all is read: the kernel does not tell any more then.
+        let _ = self.look();
+        let at = self.own.ok_or_else(|| io::Error::other("nobody knows how much was read"))?;
         self.path = Path::Draining { at, until };
         Ok(())
     }
@@ -363,6 +364,15 @@ impl<T: Tcp> Receiver<T> {
                     }
                 }
             }
+        }
+    }
+
+    /// Takes an urgent byte off the socket, which no read gets to any more.
+    pub(crate) fn skip_urgent(&mut self) {
+        if let (true, Some(half)) = (self.fd().and_then(sys::is_at_mark).unwrap_or(false), self.half.as_mut())
+        {
+            // In line it is read, out of line it is passed over.
+            let _ = T::poll_read(half, &mut Context::from_waker(&self.waiters), &mut [0]);
         }
     }
 

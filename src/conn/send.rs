@@ -49,6 +49,8 @@ pub(crate) struct Sender<T: Tcp> {
     /// The ring could not be shrunk when it was idle; after the next write it is tried again.
     pub(crate) shrink_at_write: bool,
     pub(crate) clc: Clc,
+    /// The position by our own count, as `Receiver::own`.
+    pub(crate) own: Option<u64>,
     /// What the SYN adds to the kernel's counter; known from the moment a DMB of ours was given away.
     pub(crate) syn: Option<u64>,
     /// Wakes everyone who waits to write.
@@ -56,9 +58,10 @@ pub(crate) struct Sender<T: Tcp> {
 }
 
 impl<T: Tcp> Sender<T> {
-    pub(crate) fn new(half: T::Write, waiters: Waker) -> Self {
+    pub(crate) fn new(half: T::Write, began_at: Option<u64>, waiters: Waker) -> Self {
         Sender {
             half: Some(half),
+            own: began_at,
             path: Path::Tcp,
             dmb: None,
             pinned: false,
@@ -100,7 +103,11 @@ impl<T: Tcp> Sender<T> {
                     }
                 }
                 let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-                return op.tcp(half, &mut Context::from_waker(&self.waiters));
+                let answer = op.tcp(half, &mut Context::from_waker(&self.waiters));
+                if let (true, Poll::Ready(Ok(length))) = (O::WRITES, &answer) {
+                    self.count(*length);
+                }
+                return answer;
             }
         }
         let answer = self.poll_ring(op, park, look_at_peer, death, effects);
@@ -211,7 +218,15 @@ impl<T: Tcp> Sender<T> {
         Err(io::Error::other("the runtime that drives this stream has been shut down"))
     }
 
-    /// Switches to the ring at this very position, if this end may and the kernel tells where it is.
+    fn count(&mut self, length: usize) {
+        if let Some(own) = &mut self.own {
+            *own += length as u64;
+        }
+    }
+
+    /// Switches to the ring at this very position, if this end may and the kernel tells where it is. When the kernel
+    /// has another number of bytes than passed through here (urgent data, `SockRef`, splice(2), a BPF program that
+    /// redirects or changes them), nobody knows what the reader gets: the direction stays on TCP.
     pub(crate) fn try_switch(&mut self, effects: &mut Effects) {
         if self.path == Path::Ring || self.pinned || self.shut || !matches!(self.clc, Clc::None) {
             return;
@@ -225,6 +240,14 @@ impl<T: Tcp> Sender<T> {
             return;
         }
         let Some(position) = look.tx_position(queued, syn) else { return };
+        if self.own != Some(position) {
+            self.pinned = true;
+            dmb.producer.memory().header().pin();
+            effects.ring(&dmb.doorbell, Signal::Data);
+            effects.rare().unused = self.dmb.take();
+            effects.rare().settled = Some(FallbackReason::Positions);
+            return;
+        }
         if dmb.producer.memory().header().switch(position).is_err() {
             // The reader has pinned it. Its PINNED is answered here, whether it came already or not.
             self.pinned = true;
@@ -281,7 +304,10 @@ impl<T: Tcp> Sender<T> {
             match T::poll_write(half, &mut cx, &bytes[*at..end]) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Ready(Ok(length)) => *at += length,
+                Poll::Ready(Ok(length)) => {
+                    *at += length;
+                    self.count(length);
+                }
             }
         }
     }

@@ -15,6 +15,7 @@ mod silence;
 mod slots;
 mod socket;
 mod unaccepted;
+mod urgent;
 mod users;
 mod wakes;
 

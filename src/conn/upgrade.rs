@@ -95,6 +95,11 @@ impl Upgrade {
         }
     }
 
+    /// Can an upgrade still begin, or has the configuration ruled it out?
+    pub(super) fn may_begin(&self) -> bool {
+        self.phase() == Phase::Idle(FallbackReason::NotYet)
+    }
+
     pub(super) fn phase(&self) -> Phase {
         lock(&self.state).phase
     }
@@ -312,6 +317,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             Err(error) => return Err(reason_of(&error, FallbackReason::SocketOption)),
         }
         match sys::tcp_look(fd) {
+            // SO_MAX_PACING_RATE: a ring has no speed limit.
+            Ok(look) if look.max_pacing != u64::MAX => return Err(FallbackReason::SocketOption),
             Ok(look) if look.state == sys::TcpState::Established => {}
             Ok(_) => return Err(FallbackReason::HalfClosed),
             Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
@@ -376,11 +383,16 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
         };
         let syn = look.syn(queued).ok_or(FallbackReason::Positions)?;
+        let sent = look.tx_position(queued, syn).ok_or(FallbackReason::Positions)?;
         let received = match rx.look() {
             Ok(Some(position)) => position,
             Ok(None) => return Err(FallbackReason::Positions),
             Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
         };
+        // What the kernel counts and did not pass through here went past this stream; see `Sender::try_switch`.
+        if tx.own != Some(sent) || rx.own != Some(received) {
+            return Err(FallbackReason::Positions);
+        }
         {
             let mut state = lock(&self.upgrade.state);
             match state.phase {
@@ -391,7 +403,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             }
         }
         tx.syn = Some(syn);
-        let untouched = received == 0 && look.tx_position(queued, syn) == Some(0);
+        let untouched = received == 0 && sent == 0;
         if let (Some(accept), true) = (hold, untouched) {
             let unread = rx.fd().and_then(sys::queued_in).unwrap_or(1);
             if unread == 0 {
@@ -436,7 +448,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
 
     fn go(&self, server: &DmbMemory, clc: ClcOverTcp) {
         let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-        if rx.pinned || tx.pinned || tx.shut {
+        if rx.pinned || tx.pinned || tx.shut || (rx.own, tx.own) != (Some(0), Some(0)) {
             return;
         }
         let untouched = tx.syn.is_some_and(|syn| {
