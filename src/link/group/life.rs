@@ -84,8 +84,9 @@ impl Link {
             Message::Arena { .. } | Message::Grant { .. } => 1,
             _ => 0,
         };
-        // Those that this process had no place for are no fault of the peer.
-        if fds.len() != expected && !(cut_short && fds.len() < expected) {
+        // Those that this process had no place for are no fault of the peer; nor is one that it could not send.
+        let may_lack = cut_short || matches!(message, Message::Arena { .. } | Message::Grant { .. });
+        if fds.len() != expected && !(may_lack && fds.len() < expected) {
             return Err(Fault("a message carries another number of descriptors than its type says"));
         }
         if let Message::Refuse { id: NO_LINK, clc } = &message {
