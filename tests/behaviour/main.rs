@@ -25,7 +25,7 @@ macro_rules! mount {
                 reading: reads_of_all_sizes, short_buffers_lose_nothing, zero_length_read, reads_into_vectored_buffers,
                     reads_into_spare_capacity, peek_twice_then_read, peek_waits_for_data, peek_at_the_end,
                     try_read_of_an_idle_stream, lines_through_a_buf_reader, read_to_end_of_many_writes,
-                    a_dropped_read_loses_nothing, a_timeout_leaves_the_stream_whole, reads_give_way_to_other_tasks,
+                    a_dropped_read_loses_nothing, an_urgent_byte_is_no_part_of_the_stream, a_timeout_leaves_the_stream_whole, reads_give_way_to_other_tasks,
                     peeks_give_way_to_other_tasks;
                 writing: writes_of_all_sizes, vectored_writes_keep_their_order, zero_length_write, try_write_of_slices,
                     write_all_buf_of_a_chain, a_large_write, a_dropped_write_all_leaves_a_prefix,
