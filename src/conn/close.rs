@@ -42,14 +42,22 @@ impl<T: Tcp> Connection<T> {
                     // CLC that is still on its way is nobody's data.
                     receive::Path::Draining { at, until } => at + (clc_left as u64) < until,
                     receive::Path::Tcp => rx.fd().and_then(sys::queued_in).is_ok_and(|unread| unread > 0),
-                    receive::Path::Ring => false,
+                    // Without a link, what the peer wrote last is there.
+                    receive::Path::Ring => {
+                        self.death().is_some()
+                            && rx.fd().and_then(sys::queued_in).is_ok_and(|unread| unread > 0)
+                    }
                 };
                 let in_ring = rx.path != receive::Path::Tcp
                     && rx.dmb.as_mut().is_some_and(|dmb| dmb.consumer.is_readable().unwrap_or(false));
                 let unread = in_tcp || in_ring;
-                let abort = unread || rx.fd().and_then(sys::linger_is_zero).unwrap_or(false);
+                let abort = unread || tx.stray || rx.fd().and_then(sys::linger_is_zero).unwrap_or(false);
                 let flags = if abort { Flags::ABORT } else { Flags::CLOSED };
                 if let Some(dmb) = rx.dmb.as_ref() {
+                    if tx.shut {
+                        // Who writes there has to know that the end of our stream came before.
+                        dmb.consumer.set_flags(Flags::DONE_WRITING);
+                    }
                     dmb.consumer.set_flags(flags);
                     effects.ring(&dmb.doorbell, Signal::Space);
                 }

@@ -169,6 +169,11 @@ impl Link {
         Ok(link)
     }
 
+    /// The end of this link that is ours.
+    pub(crate) fn endpoint(&self) -> &Weak<Endpoint> {
+        &self.endpoint
+    }
+
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
