@@ -44,14 +44,19 @@ impl<T: Tcp> Connection<T> {
                         !rx.is_drained(until.saturating_sub(clc_left as u64))
                     }
                     receive::Path::Tcp => rx.fd().is_ok_and(sys::has_unread),
-                    receive::Path::Ring => false,
+                    // Without a link, what the peer wrote last is there.
+                    receive::Path::Ring => self.death().is_some() && rx.fd().is_ok_and(sys::has_unread),
                 };
                 let in_ring = rx.path != receive::Path::Tcp
                     && rx.dmb.as_mut().is_some_and(|dmb| dmb.consumer.is_readable().unwrap_or(false));
                 let unread = in_tcp || in_ring;
-                let abort = unread || rx.fd().and_then(sys::linger_is_zero).unwrap_or(false);
+                let abort = unread || tx.stray || rx.fd().and_then(sys::linger_is_zero).unwrap_or(false);
                 let flags = if abort { Flags::ABORT } else { Flags::CLOSED };
                 if let Some(dmb) = rx.dmb.as_ref() {
+                    if tx.shut {
+                        // Who writes there has to know that the end of our stream came before.
+                        dmb.consumer.set_flags(Flags::DONE_WRITING);
+                    }
                     dmb.consumer.set_flags(flags);
                     effects.ring(&dmb.doorbell, Signal::Space);
                 }

@@ -12,6 +12,7 @@ use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Consumer, Memory, Violation};
 use crate::ism::sys;
 use crate::link::stream::{Death, ReceiveDmb};
+use crate::sync::{AtomicBool, Ordering};
 use crate::transport::FallbackReason;
 
 /// The ring that a stream reads from.
@@ -61,17 +62,20 @@ pub(crate) struct Receiver<T: Tcp> {
     pub(crate) stall: Option<Stall>,
     /// The application was found not to read any further than this position of the ring.
     pub(crate) stalled_at: Option<u64>,
-    /// The reset was reported; from then on there is only the end, as with TCP.
-    reset_told: bool,
+    /// Something ended TCP under the ring: once that is empty, TCP tells how.
+    pub(crate) over: bool,
     /// Wakes everyone who waits to read.
     pub(crate) waiters: Waker,
 }
 
 /// What else a reader has to know of its connection.
-pub(crate) struct Circumstances {
+pub(crate) struct Circumstances<'a> {
     pub(crate) death: Option<Death>,
     /// The sending direction is in the ring and its peer died without reading all of it.
     pub(crate) peer_left_unread: bool,
+    /// The reset of a connection was reported, to a reader or a writer; from then on there is only the end, as with
+    /// TCP.
+    pub(crate) reset_told: &'a AtomicBool,
 }
 
 impl<T: Tcp> Receiver<T> {
@@ -88,7 +92,7 @@ impl<T: Tcp> Receiver<T> {
             taken: None,
             stall: None,
             stalled_at: None,
-            reset_told: false,
+            over: false,
             waiters,
         }
     }
@@ -99,11 +103,11 @@ impl<T: Tcp> Receiver<T> {
 
     /// One attempt to read. With `park` a `Pending` has armed every wake-up there is; the caller has registered its
     /// waker before.
-    pub(crate) fn poll<O: ReadOp<T>>(
+    pub(crate) fn poll<'a, O: ReadOp<T>>(
         &mut self,
         op: &mut O,
         park: bool,
-        circumstances: impl Fn() -> Circumstances,
+        circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         loop {
@@ -146,7 +150,7 @@ impl<T: Tcp> Receiver<T> {
     /// Has the sender said in the ring that it ends?
     pub(crate) fn sender_is_done(&self) -> bool {
         self.path == Path::Ring
-            && self.dmb.as_ref().is_some_and(|dmb| !dmb.consumer.writer_flags().is_empty())
+            && (self.over || self.dmb.as_ref().is_some_and(|dmb| !dmb.consumer.writer_flags().is_empty()))
     }
 
     fn broken(&mut self, effects: &mut Effects) -> Poll<io::Result<usize>> {
@@ -155,11 +159,11 @@ impl<T: Tcp> Receiver<T> {
     }
 
     /// `None`: the path has changed, look again.
-    fn poll_tcp<O: ReadOp<T>>(
+    fn poll_tcp<'a, O: ReadOp<T>>(
         &mut self,
         op: &mut O,
         park: bool,
-        circumstances: &impl Fn() -> Circumstances,
+        circumstances: &impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Option<Poll<io::Result<usize>>> {
         if let Err(error) = self.latch(effects) {
@@ -206,11 +210,22 @@ impl<T: Tcp> Receiver<T> {
 
     /// Waits until TCP has a byte or its end (0). An error of the socket counts as the end; [`Receiver::hand_on`] has it.
     fn look_at_tcp(&mut self) -> Poll<io::Result<usize>> {
+        let waiters = self.waiters.clone();
+        self.peek_at_tcp(&mut Context::from_waker(&waiters))
+    }
+
+    /// Waits with another waker, while the ring carries everything. True: the socket has failed.
+    pub(crate) fn fails_to_listen(&mut self, cx: &mut Context<'_>) -> bool {
+        let _ = self.peek_at_tcp(cx);
+        self.taken.is_some()
+    }
+
+    fn peek_at_tcp(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.taken.is_some() {
             return Poll::Ready(Ok(0));
         }
         let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-        let looked = T::poll_peek(half, &mut Context::from_waker(&self.waiters));
+        let looked = T::poll_peek(half, cx);
         if let Poll::Ready(Err(error)) = &looked {
             // Another error than the kernel's is told again and again.
             self.taken = error.raw_os_error();
@@ -398,16 +413,16 @@ impl<T: Tcp> Receiver<T> {
         }
     }
 
-    fn poll_ring<O: ReadOp<T>>(
+    fn poll_ring<'a, O: ReadOp<T>>(
         &mut self,
         op: &mut O,
         park: bool,
-        circumstances: impl Fn() -> Circumstances,
+        circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         let Some(dmb) = self.dmb.as_mut() else { return Poll::Ready(Err(closed())) };
         loop {
-            match Self::ring_step(dmb, op, park, &circumstances) {
+            match Self::ring_step(dmb, op, park, self.over, &circumstances) {
                 Ok(Step::Read(length)) => {
                     if O::CONSUMES && dmb.consumer.wake_writer() {
                         effects.ring(&dmb.doorbell, Signal::Space);
@@ -417,10 +432,13 @@ impl<T: Tcp> Receiver<T> {
                 Ok(Step::Again) => {}
                 Ok(Step::Wait) => return Poll::Pending,
                 Ok(Step::End) => return Poll::Ready(Ok(0)),
-                Ok(Step::Reset) if self.reset_told => return Poll::Ready(Ok(0)),
-                Ok(Step::Reset) => {
-                    self.reset_told = O::CONSUMES;
-                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                Ok(Step::Reset) => return Poll::Ready(tell_reset::<T, O>(circumstances().reset_told)),
+                Ok(Step::Tcp) => {
+                    if let Some(error) = self.hand_on::<O>() {
+                        return Poll::Ready(Err(error));
+                    }
+                    let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
+                    return op.tcp(half, &mut Context::from_waker(&self.waiters));
                 }
                 Ok(Step::AskTcp { peer_died, left_unread }) => {
                     let looked = self.look_at_tcp();
@@ -429,7 +447,7 @@ impl<T: Tcp> Receiver<T> {
                         (_, Some(error)) if !peer_died => Poll::Ready(Err(error)),
                         (Poll::Ready(Err(error)), None) if !peer_died => Poll::Ready(Err(error)),
                         (Poll::Ready(Ok(0)), None) if peer_died && !left_unread => Poll::Ready(Ok(0)),
-                        _ => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                        _ => Poll::Ready(tell_reset::<T, O>(circumstances().reset_told)),
                     };
                 }
                 Err(violation) => {
@@ -441,15 +459,19 @@ impl<T: Tcp> Receiver<T> {
     }
 
     #[inline]
-    fn ring_step<O: ReadOp<T>>(
+    fn ring_step<'a, O: ReadOp<T>>(
         dmb: &mut ReceiveDmb,
         op: &mut O,
         park: bool,
-        circumstances: &impl Fn() -> Circumstances,
+        over: bool,
+        circumstances: &impl Fn() -> Circumstances<'a>,
     ) -> Result<Step, Violation> {
         let length = op.ring(&mut dmb.consumer)?;
         if length > 0 {
             return Ok(Step::Read(length));
+        }
+        if over {
+            return Ok(Step::Tcp);
         }
         let flags = dmb.consumer.writer_flags();
         if flags != Flags::NONE {
@@ -491,11 +513,22 @@ enum Step {
     Wait,
     End,
     Reset,
+    /// TCP has its own end to tell.
+    Tcp,
     /// The link is gone: TCP tells how the connection ends.
     AskTcp {
         peer_died: bool,
         left_unread: bool,
     },
+}
+
+/// Linux tells of a reset once, whoever asks first; then there is the end. Who only asks for readiness takes nothing.
+fn tell_reset<T: Tcp, O: ReadOp<T>>(told: &AtomicBool) -> io::Result<usize> {
+    let takes = O::CONSUMES || O::PEEKS;
+    if if takes { told.swap(true, Ordering::Relaxed) } else { told.load(Ordering::Relaxed) } {
+        return Ok(0);
+    }
+    Err(io::ErrorKind::ConnectionReset.into())
 }
 
 /// Looks that may be torn before a position counts as unknown; each costs three system calls.

@@ -1,5 +1,6 @@
 //! The upgrade as the connection sees it: when it begins, what the link attaches, how it ends.
 
+use std::io::ErrorKind;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -421,6 +422,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
     }
 
     fn attach_send(&self, dmb: SendDmb) {
+        let _ = self.heed.endpoint.set(dmb.doorbell.link.endpoint().clone());
         let mut effects = Effects::default();
         {
             let mut state = lock(&self.upgrade.state);
@@ -442,8 +444,11 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             }
         }
         effects.wake = true;
+        effects.heed = false;
         self.carry_out(effects);
         self.upgrade.weigh_anchor();
+        // What was done to the socket until now did not concern the ring.
+        self.obey_socket();
     }
 
     fn go(&self, server: &DmbMemory, clc: ClcOverTcp) {
@@ -582,6 +587,12 @@ impl<T: Tcp> LinkedStream for Connection<T> {
                 if let (Death::Peer, send::Path::Ring, Some(dmb)) = (death, tx.path, tx.dmb.as_mut()) {
                     let consumed = dmb.producer.is_consumed().unwrap_or(false);
                     self.peer_left_unread.store(!consumed, Ordering::Relaxed);
+                    let ended = rx
+                        .dmb
+                        .as_ref()
+                        .is_some_and(|dmb| dmb.consumer.writer_flags().contains(Flags::DONE_WRITING));
+                    let kind = if ended { ErrorKind::BrokenPipe } else { ErrorKind::ConnectionReset };
+                    tx.lost = (!consumed).then_some(kind);
                 }
                 self.death.store(death as u8, Ordering::Release);
                 effects.reset = death == Death::Fault;

@@ -204,6 +204,11 @@ impl Link {
         }
     }
 
+    /// The end of this link that is ours.
+    pub(crate) fn endpoint(&self) -> &Weak<Endpoint> {
+        &self.endpoint
+    }
+
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -97,13 +97,15 @@ impl Future for Sleep {
             return Poll::Ready(());
         }
         let timers = self.timers.clone();
+        // Before the lock: it runs its owner's code.
+        let waker = cx.waker().clone();
         let stale = {
             let mut waiting = lock(&timers.waiting);
             let number = *self.number.get_or_insert_with(|| {
                 waiting.next += 1;
                 waiting.next
             });
-            let stale = waiting.wakers.insert((self.deadline, number), cx.waker().clone());
+            let stale = waiting.wakers.insert((self.deadline, number), waker);
             timers.arm(&waiting);
             stale
         };

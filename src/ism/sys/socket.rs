@@ -1,12 +1,13 @@
 //! What the kernel knows and lets us set about a TCP socket, besides its byte counters.
 #![expect(unsafe_code, reason = "socket options that rustix and socket2 lack")]
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use rustix::net::ipproto;
+use rustix::io::retry_on_intr;
+use rustix::net::{SendAncillaryBuffer, SendFlags, ipproto};
 
 /// Reads a socket option into `buf`; returns the part the kernel filled.
 pub(super) fn option<'buf>(
@@ -100,7 +101,17 @@ pub(crate) fn set_zero_linger(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Resets the connection now and leaves the descriptor open: `connect(AF_UNSPEC)`.
 pub(crate) fn reset_connection(fd: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(rustix::io::retry_on_intr(|| rustix::net::connect_unspec(fd))?)
+    Ok(retry_on_intr(|| rustix::net::connect_unspec(fd))?)
+}
+
+/// Writes to a stream socket what it takes now, as far as its queue of slices goes.
+pub(crate) fn send_bytes(fd: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    // The kernel refuses more slices than that, and what is written may be short.
+    const MOST_SLICES: usize = 1024;
+    let slices = &slices[..slices.len().min(MOST_SLICES)];
+    let send = || rustix::net::sendmsg(fd, slices, &mut SendAncillaryBuffer::default(), flags);
+    Ok(retry_on_intr(send)?)
 }
 
 /// TCP_NODELAY.

@@ -8,7 +8,10 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
 use rustix::ioctl::{Getter, Opcode, ioctl};
+use rustix::time::Timespec;
 
 use super::socket::option;
 
@@ -153,6 +156,36 @@ fn u64_at(info: &[u8], offset: usize) -> Option<u64> {
 
 fn u32_at(info: &[u8], offset: usize) -> Option<u32> {
     info.get(offset..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+/// What has ended of a connection, by `shutdown` of a descriptor at this end or from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// This end reads no more. (Not to be told apart once the peer's FIN is there, which ends it as well.)
+    pub(crate) reads: bool,
+    /// This end writes no more.
+    pub(crate) writes: bool,
+    /// The connection was reset, and nobody has been told yet.
+    pub(crate) reset: bool,
+}
+
+/// Asks what has ended of a connection.
+pub(crate) fn ended(fd: BorrowedFd<'_>) -> io::Result<Ended> {
+    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)];
+    retry_on_intr(|| poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
+    let events = polled[0].revents();
+    // A FIN that comes sets first what poll shows and then the state, which TCP_INFO loads before it takes the
+    // socket's lock: the second one's is not older than what poll has seen.
+    tcp_look(fd)?;
+    let state = tcp_look(fd)?.state;
+    let over = state == TcpState::Close;
+    let sent_fin = matches!(state, TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing)
+        || matches!(state, TcpState::LastAck | TcpState::TimeWait);
+    Ok(Ended {
+        reads: events.contains(PollFlags::RDHUP) && !state.has_fin(),
+        writes: over || sent_fin,
+        reset: over && events.contains(PollFlags::ERR),
+    })
 }
 
 /// Bytes received and not yet read (SIOCINQ); the FIN is not among them, nor is what lies behind an urgent byte.
