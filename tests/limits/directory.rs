@@ -28,7 +28,7 @@ fn play(fate: &Fate, moment: Moment) -> Result<(), String> {
         script(fate.spoil);
     }
     let played = played(fate, moment, dir.path(), &script);
-    sh(&format!("chmod 700 {0}; umount -l {0} 2>/dev/null || true", dir.path().display()));
+    sh(&format!("umount -l {0} 2>/dev/null || true; chmod -R u+rwx {0}", dir.path().display()));
     played.map_err(|error| format!("{}, {moment:?}: {error}", fate.name))
 }
 
@@ -95,7 +95,7 @@ fn out_of_inodes() {
         spoiled(&Fate {
             name: "out of inodes",
             make: "mount -t tmpfs -o nr_inodes=64,mode=700 none DIR",
-            spoil: "n=0; while : 2>/dev/null >DIR/filler$n; do n=$((n + 1)); done || true",
+            spoil: "n=0; while touch DIR/filler$n 2>/dev/null; do n=$((n + 1)); done",
             moments: &MOMENTS,
             unprivileged: false,
         });
