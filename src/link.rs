@@ -8,6 +8,7 @@ pub(crate) mod accepted;
 pub(crate) mod adopted;
 pub(crate) mod endpoint;
 pub(crate) mod group;
+pub(crate) mod lack;
 pub(crate) mod message;
 pub(crate) mod outbox;
 pub(crate) mod proof;

@@ -16,9 +16,11 @@ use crate::config::{Config, UpgradePolicy};
 use crate::conn::Role;
 use crate::ism::device::PortEntry;
 use crate::link::endpoint::Endpoint;
+use crate::link::lack::reason_of;
 use crate::rt;
 use crate::stream::SmcStream;
 use crate::sync::Arc;
+use crate::transport::FallbackReason;
 
 pub use incoming::SmcListenerStream;
 
@@ -45,6 +47,8 @@ pub struct SmcListener {
     listener: TcpListener,
     config: Config,
     home: Option<Home>,
+    /// Why its streams stay on TCP, when it has none though it wants one.
+    lack: Option<FallbackReason>,
 }
 
 /// Where the listener's streams can be found by their clients.
@@ -94,13 +98,15 @@ impl SmcListener {
 
     pub(crate) fn new(listener: TcpListener, config: Config) -> SmcListener {
         let wanted = !config.off && config.upgrade_policy != UpgradePolicy::Never;
-        let home = wanted.then(|| Self::publish(&listener, &config)).and_then(|home| {
-            home.inspect_err(|error| {
+        let (home, lack) = match wanted.then(|| Self::publish(&listener, &config)) {
+            None => (None, None),
+            Some(Ok(home)) => (Some(home), None),
+            Some(Err(error)) => {
                 crate::trace::warning!("this listener serves plain tcp only: {error}");
-            })
-            .ok()
-        });
-        SmcListener { listener, config, home }
+                (None, Some(reason_of(&error, FallbackReason::NoDevice)))
+            }
+        };
+        SmcListener { listener, config, home, lack }
     }
 
     fn publish(listener: &TcpListener, config: &Config) -> io::Result<Home> {
@@ -147,6 +153,9 @@ impl SmcListener {
         let stream = SmcStream::new(stream, Role::Server, self.config.clone());
         if let Some(home) = &self.home {
             stream.register(home.port.port(), peer, home);
+        }
+        if let Some(reason) = self.lack {
+            stream.can_not_be_upgraded(reason);
         }
         (stream, peer)
     }

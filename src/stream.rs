@@ -30,6 +30,7 @@ use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::stream::LinkedStream;
 use crate::rt::{self, PeekBuf, TokioTcp};
 use crate::sync::Arc;
+use crate::transport::FallbackReason;
 use ready::Readiness;
 use split::{ReadHalf, WriteHalf};
 use split_owned::{OwnedReadHalf, OwnedWriteHalf};
@@ -142,6 +143,11 @@ impl SmcStream {
         let entry = home.endpoint.accept(port, client, &linked);
         let (endpoint, _port) = (home.endpoint.clone(), home.port.clone());
         self.conn.anchor(Box::new(Accepted { endpoint, entry, _port }));
+    }
+
+    /// Its listener has no place where a client could find this stream.
+    pub(crate) fn can_not_be_upgraded(&self, reason: FallbackReason) {
+        self.conn.refused(reason);
     }
 
     /// Makes a stream of a connected std socket, which has to be in non-blocking mode.

@@ -169,8 +169,14 @@ reasons! {
     Pinned = OPTUNSUPP, "the application uses the tcp socket itself";
     /// There is no memory for a DMB.
     Memory = MEM, "no memory for a DMB";
+    /// This process, or the host, has no file descriptor left.
+    Descriptors = MEM, "no file descriptor is left";
+    /// The system denies a call that shared memory needs, or has no such call: a seccomp filter, a sandbox, an old kernel.
+    Denied = NOSMCDEV, "the system denies a call that shared memory needs";
     /// A limit on links, connections or offers is reached.
     Limit = MAX_DMB, "a limit on links or connections is reached";
+    /// The peer's endpoint does not answer: its process is stopped, or has no turn. The upgrade may still come.
+    NoAnswer = TIMEOUT_CL, "the peer's endpoint does not answer";
     /// The link to the peer's endpoint broke before the upgrade was done.
     LinkDown = NOACTLINK, "the link to the peer's endpoint broke";
     /// The peer broke the protocol of the link.

@@ -36,7 +36,7 @@ macro_rules! diagnoses {
 }
 
 diagnoses! {
-    MEM = 0x0101_0000, "out of memory or buffers";
+    MEM = 0x0101_0000, "out of memory, buffers or descriptors";
     TIMEOUT_CL = 0x0201_0000, "the link was not confirmed in time";
     TIMEOUT_AL = 0x0202_0000, "the second link was not added in time";
     CNFERR = 0x0300_0000, "configuration error";

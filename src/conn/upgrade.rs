@@ -12,6 +12,7 @@ use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
 use crate::ism::sys;
+use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
 use crate::link::stream::{ClcOverTcp, Death, Interrupt, LinkedStream, ReceiveDmb, SendDmb, Standing};
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
@@ -258,19 +259,21 @@ impl<T: Tcp> LinkedStream for Connection<T> {
     fn subject(&self) -> Result<Subject, FallbackReason> {
         let rx = lock(&self.rx);
         let fd = rx.fd().map_err(|_| FallbackReason::HalfClosed)?;
-        let gone = |_| FallbackReason::Unproved;
+        let gone = |error| reason_of(&error, FallbackReason::Unproved);
         match sys::ineligible(fd) {
             Ok(None) => {}
-            Ok(Some(_)) | Err(_) => return Err(FallbackReason::SocketOption),
+            Ok(Some(_)) => return Err(FallbackReason::SocketOption),
+            Err(error) => return Err(reason_of(&error, FallbackReason::SocketOption)),
         }
         match sys::tcp_look(fd) {
             Ok(look) if look.state == sys::TcpState::Established => {}
             Ok(_) => return Err(FallbackReason::HalfClosed),
-            Err(_) => return Err(FallbackReason::Positions),
+            Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
         }
         let tuple = Tuple::new(sys::local_addr(fd).map_err(gone)?, sys::peer_addr(fd).map_err(gone)?);
         let cookie = sys::cookie(fd).map_err(gone)?;
-        let network_namespace = sys::netns_cookie(fd).map_err(|_| FallbackReason::NetworkNamespace)?;
+        let network_namespace =
+            sys::netns_cookie(fd).map_err(|error| reason_of(&error, FallbackReason::NetworkNamespace))?;
         Ok(Subject { tuple, cookie, network_namespace })
     }
 
@@ -323,12 +326,14 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         let fd = tx.fd().map_err(|_| FallbackReason::HalfClosed)?;
         let (look, queued) = match whole(|| sys::tx_counters(fd)) {
             Ok(Some(look)) => look,
-            Ok(None) | Err(_) => return Err(FallbackReason::Positions),
+            Ok(None) => return Err(FallbackReason::Positions),
+            Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
         };
         let syn = look.syn(queued).ok_or(FallbackReason::Positions)?;
         let received = match rx.look() {
             Ok(Some(position)) => position,
-            Ok(None) | Err(_) => return Err(FallbackReason::Positions),
+            Ok(None) => return Err(FallbackReason::Positions),
+            Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
         };
         {
             let mut state = lock(&self.upgrade.state);

@@ -24,9 +24,9 @@ pub(crate) use endpoint::{EndpointEntry, EndpointId};
 pub(crate) use port::PortEntry;
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -52,10 +52,35 @@ struct Inner {
     published: Mutex<HashMap<(u16, EndpointId), u32>>,
 }
 
-/// `error` with the words what failed, on what, and what to do about it.
-fn explain(error: impl Into<io::Error>, words: impl std::fmt::Display) -> io::Error {
-    let error = error.into();
-    io::Error::new(error.kind(), format!("{words}: {error}"))
+/// An error of a file or directory, with the words what failed, on what, and what to do about it.
+#[derive(Debug)]
+pub(crate) struct AtPlace {
+    words: String,
+    error: io::Error,
+}
+
+impl AtPlace {
+    /// The same kind of error, with words; its cause stays inside.
+    pub(crate) fn explain(error: impl Into<io::Error>, words: impl fmt::Display) -> io::Error {
+        let (error, words) = (error.into(), words.to_string());
+        io::Error::new(error.kind(), AtPlace { words, error })
+    }
+}
+
+impl fmt::Display for AtPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.words, self.error)
+    }
+}
+
+impl std::error::Error for AtPlace {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+fn explain(error: impl Into<io::Error>, words: impl fmt::Display) -> io::Error {
+    AtPlace::explain(error, words)
 }
 
 impl Device {
@@ -117,9 +142,13 @@ fn gid(dir: &OwnedFd, path: &Path) -> io::Result<[u8; 16]> {
                     io::Error::new(io::ErrorKind::InvalidData, format!("{} {words}", here()))
                 });
             }
-            Err(Errno::NOENT) => create_gid(dir).map_err(|error| {
-                explain(error, format_args!("cannot create {}; make the directory writable", here()))
-            })?,
+            Err(Errno::NOENT) => {
+                // That the system has no random numbers for us is not the directory's matter.
+                let random = (sys::random_bytes()?, sys::random_u64()?);
+                create_gid(dir, random).map_err(|error| {
+                    explain(error, format_args!("cannot create {}; make the directory writable", here()))
+                })?;
+            }
             Err(error) => return Err(explain(error, format_args!("cannot open {}", here()))),
         }
     }
@@ -127,12 +156,11 @@ fn gid(dir: &OwnedFd, path: &Path) -> io::Result<[u8; 16]> {
 }
 
 /// Puts a new GID under a name of its own and links it to the final name: whoever sees that, sees all of it.
-fn create_gid(dir: &OwnedFd) -> io::Result<()> {
-    let mut gid = sys::random_bytes::<16>()?;
+fn create_gid(dir: &OwnedFd, (mut gid, draft): ([u8; 16], u64)) -> io::Result<()> {
     // RFC 9562: version 4, variant 10
     gid[6] = gid[6] & 0x0f | 0x40;
     gid[8] = gid[8] & 0x3f | 0x80;
-    let name = format!(".gid.{:016x}", sys::random_u64()?);
+    let name = format!(".gid.{draft:016x}");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
     let file = rustix::fs::openat(dir, &name, flags, mode)?;

@@ -19,8 +19,10 @@ pub(crate) use process::{
     effective_uid, hostname, involuntary_switches, monotonic_ns, overflow_uid, random_bytes, random_u64,
     thread_id, usable_cpus,
 };
+#[cfg(test)]
+pub(crate) use seqpacket::seqpacket_listen;
 pub(crate) use seqpacket::{
-    PeerCred, accept, peer_cred, recv, send, seqpacket_connect, seqpacket_listen, shutdown_socket,
+    PeerCred, accept, peer_cred, recv, send, seqpacket, seqpacket_bind, seqpacket_connect, shutdown_socket,
 };
 pub(crate) use socket::{
     chosen_receive_buffer, cookie, impl_from_raw_fd, ineligible, linger_is_zero, local_addr, netns_cookie,

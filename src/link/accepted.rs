@@ -9,6 +9,7 @@ use crate::ism::sys::canonical;
 use crate::link::message::{Subject, Tuple};
 use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock};
+use crate::transport::FallbackReason;
 
 /// Port of the listener and address of the client; the rest of the tuple is checked live at MATCH, so that accept
 /// needs no further system call.
@@ -29,8 +30,8 @@ impl Key {
     }
 }
 
-/// Something that waits until a stream is accepted; `None`: it never will be, by us.
-pub(crate) type Waiting = Box<dyn FnOnce(Option<Arc<dyn LinkedStream>>) + Send>;
+/// Something that waits until a stream is accepted; an error: it never will be, by us, or this end can not know.
+pub(crate) type Waiting = Box<dyn FnOnce(Result<Arc<dyn LinkedStream>, FallbackReason>) + Send>;
 
 struct Waiter {
     number: u64,
@@ -39,7 +40,7 @@ struct Waiter {
     /// When to look whether that stream is still to come, and how long after the look before.
     due: Instant,
     pause: Duration,
-    /// At the latest look it was not to come.
+    /// At the latest look it was not to come, or nothing was to be seen.
     doubted: bool,
     waiting: Waiting,
 }
@@ -142,7 +143,11 @@ impl Accepted {
     ///
     /// It takes two looks to find one: between accept and insertion a stream looks like one that does not come. Who
     /// waits is looked at ever more rarely: what waits for long mostly waits for a server that is busy.
-    pub(crate) fn sweep(&self, now: Instant, to_come: impl Fn(&Subject) -> bool) -> Option<Instant> {
+    pub(crate) fn sweep(
+        &self,
+        now: Instant,
+        to_come: impl Fn(&Subject) -> Result<(), FallbackReason>,
+    ) -> Option<Instant> {
         let mut due = Vec::new();
         {
             let mut table = lock(&self.table);
@@ -158,17 +163,18 @@ impl Accepted {
                 let mut table = lock(&self.table);
                 // If it is gone, then whoever took it out calls it.
                 let Some(waiter) = table.waiter(key, number) else { continue };
-                if !to_come && waiter.doubted {
+                if to_come.is_err() && waiter.doubted {
                     self.take(&mut table, key, number)
                 } else {
-                    waiter.doubted = !to_come;
-                    waiter.pause = if to_come { (waiter.pause * 2).min(LONGEST_PAUSE) } else { FIRST_LOOK };
+                    waiter.doubted = to_come.is_err();
+                    waiter.pause =
+                        if to_come.is_ok() { (waiter.pause * 2).min(LONGEST_PAUSE) } else { FIRST_LOOK };
                     waiter.due = now + waiter.pause;
                     None
                 }
             };
-            if let Some(waiter) = in_vain {
-                (waiter.waiting)(None);
+            if let (Some(waiter), Err(reason)) = (in_vain, to_come) {
+                (waiter.waiting)(Err(reason));
             }
         }
         let mut table = lock(&self.table);
@@ -208,10 +214,14 @@ mod tests {
         Subject { tuple: Tuple { local, remote }, cookie: 1, network_namespace: 1 }
     }
 
+    fn if_so(to_come: bool) -> Result<(), FallbackReason> {
+        if to_come { Ok(()) } else { Err(FallbackReason::Unproved) }
+    }
+
     /// Lets something wait; what it has been told.
     fn wait(table: &Accepted, theirs: &Subject) -> (u64, bool, std::sync::mpsc::Receiver<bool>) {
         let (tell, told) = std::sync::mpsc::channel();
-        let waiting = || -> Waiting { Box::new(move |stream| tell.send(stream.is_some()).unwrap()) };
+        let waiting = || -> Waiting { Box::new(move |stream| tell.send(stream.is_ok()).unwrap()) };
         match table.find_or_wait(theirs, waiting) {
             Found::Waits { number, sweep } => (number, sweep, told),
             _ => panic!("there is no such stream"),
@@ -225,7 +235,7 @@ mod tests {
         assert!(sweep);
         let (_, sweep, patient) = wait(&table, &theirs(2));
         assert!(!sweep, "a sweeper comes already");
-        let to_come = |theirs: &Subject| theirs.tuple.local.port() == 2;
+        let to_come = |theirs: &Subject| if_so(theirs.tuple.local.port() == 2);
         let start = Instant::now() + FIRST_LOOK;
         table.sweep(start, to_come).unwrap();
         assert!(told.try_recv().is_err(), "it may have been accepted a moment ago");
@@ -233,8 +243,8 @@ mod tests {
         assert_eq!(told.try_recv(), Ok(false));
         assert!(patient.try_recv().is_err());
         table.forget(Key::of_client(theirs(1).tuple), number);
-        let at = table.sweep(start + FIRST_LOOK * 2, |_| false).unwrap();
-        assert_eq!(table.sweep(at, |_| false), None, "nobody waits any more");
+        let at = table.sweep(start + FIRST_LOOK * 2, |_| if_so(false)).unwrap();
+        assert_eq!(table.sweep(at, |_| if_so(false)), None, "nobody waits any more");
         assert_eq!(patient.try_recv(), Ok(false));
         assert!(wait(&table, &theirs(3)).1, "and the next one starts it again");
     }
@@ -245,7 +255,7 @@ mod tests {
         let (_, _, told) = wait(&table, &theirs(1));
         let mut at = Instant::now() + FIRST_LOOK;
         for to_come in [false, true, true, false, true, true] {
-            at = table.sweep(at, |_| to_come).unwrap();
+            at = table.sweep(at, |_| if_so(to_come)).unwrap();
         }
         assert!(told.try_recv().is_err());
     }
@@ -256,7 +266,7 @@ mod tests {
         let _told = wait(&table, &theirs(1));
         let mut at = Instant::now() + FIRST_LOOK;
         for pause in [2, 4, 8, 16, 16, 16] {
-            let next = table.sweep(at, |_| true).unwrap();
+            let next = table.sweep(at, |_| if_so(true)).unwrap();
             assert_eq!(next - at, Duration::from_secs(pause));
             at = next;
         }
@@ -268,11 +278,11 @@ mod tests {
         let _told = wait(&table, &theirs(1));
         let soon = Instant::now() + FIRST_LOOK;
         // Its next look is two seconds away, and there is one to come in a second.
-        let late = table.sweep(soon, |_| true).unwrap();
+        let late = table.sweep(soon, |_| if_so(true)).unwrap();
         let (_, sweep, told) = wait(&table, &theirs(2));
         assert!(sweep);
         assert!(!wait(&table, &theirs(3)).1);
-        let to_come = |theirs: &Subject| theirs.tuple.local.port() != 2;
+        let to_come = |theirs: &Subject| if_so(theirs.tuple.local.port() != 2);
         // Whichever sweeper comes looks at all that is due.
         table.sweep(late, to_come).unwrap();
         table.sweep(late + FIRST_LOOK, to_come).unwrap();
@@ -287,7 +297,7 @@ mod tests {
         let now = Instant::now() + FIRST_LOOK;
         let look = |_: &Subject| {
             looks.set(looks.get() + 1);
-            true
+            Ok(())
         };
         assert!(table.sweep(now, look).unwrap() <= now, "some are still due");
         assert_eq!(looks.get(), MOST_LOOKS);
@@ -299,12 +309,12 @@ mod tests {
     fn who_is_accepted_during_a_look_is_not_told_by_the_sweep() {
         let table = Accepted::default();
         let (_, _, told) = wait(&table, &theirs(1));
-        let at = table.sweep(Instant::now() + FIRST_LOOK, |_| false).unwrap();
+        let at = table.sweep(Instant::now() + FIRST_LOOK, |_| if_so(false)).unwrap();
         table.sweep(at, |theirs| {
             // As insertion does it.
             let waited = lock(&table.table).waiting.remove(&Key::of_client(theirs.tuple)).unwrap();
             table.waiting.fetch_sub(waited.len(), Ordering::Relaxed);
-            false
+            if_so(false)
         });
         assert!(told.try_recv().is_err(), "whoever took it out tells it");
     }

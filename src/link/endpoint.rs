@@ -12,6 +12,7 @@ use crate::ism::device::{Device, EndpointEntry, EndpointId, PortEntry};
 use crate::ism::sys;
 use crate::link::accepted::{Accepted, Found, Key};
 use crate::link::group::Link;
+use crate::link::lack::{no_link, reason_of};
 use crate::link::message::Subject;
 use crate::link::outbox::SharedFd;
 use crate::link::proof;
@@ -168,7 +169,7 @@ impl Endpoint {
         proof::suitable(subject.tuple)?;
         let mut candidates = self.device.endpoints_on_port(subject.tuple.remote.port()).map_err(|error| {
             crate::trace::warning!("the device directory does not list a port: {error}");
-            FallbackReason::NoDevice
+            reason_of(&error, FallbackReason::NoDevice)
         })?;
         match (candidates.pop(), candidates.is_empty()) {
             (None, _) => Err(FallbackReason::NoSmcListener),
@@ -193,7 +194,7 @@ impl Endpoint {
             io::ErrorKind::WouldBlock => FallbackReason::Limit,
             _ => {
                 crate::trace::debug!("no connection to an endpoint: {error}");
-                FallbackReason::LinkDown
+                reason_of(&error, FallbackReason::LinkDown)
             }
         })
     }
@@ -204,7 +205,7 @@ impl Endpoint {
         if let Some(link) = links.by_peer.get(&peer.0) {
             return Ok(link.clone());
         }
-        let link = self.new_link(&mut links, self.connect(peer)?)?;
+        let link = self.new_link(&mut links, Arc::new(self.connect(peer)?))?;
         links.by_peer.insert(peer.0, link.clone());
         drop(links);
         self.drive(&link);
@@ -213,11 +214,19 @@ impl Endpoint {
 
     /// A peer's connection that begins with HELLO.
     pub(crate) fn accept_link(self: &Arc<Self>, socket: OwnedFd) -> Result<Arc<Link>, FallbackReason> {
-        let mut links = lock(&self.links);
-        self.new_link(&mut links, socket)
+        let socket = Arc::new(socket);
+        let made = {
+            let mut links = lock(&self.links);
+            self.new_link(&mut links, socket.clone())
+        };
+        made.inspect_err(|reason| {
+            if *reason != FallbackReason::PeerPolicy {
+                let _ = sys::send(socket.as_fd(), &no_link(*reason).encode(), &[]);
+            }
+        })
     }
 
-    fn new_link(self: &Arc<Self>, links: &mut Links, socket: OwnedFd) -> Result<Arc<Link>, FallbackReason> {
+    fn new_link(self: &Arc<Self>, links: &mut Links, socket: SharedFd) -> Result<Arc<Link>, FallbackReason> {
         if links.all.len() >= MOST_LINKS {
             return Err(FallbackReason::Limit);
         }
@@ -231,11 +240,7 @@ impl Endpoint {
         })?;
         let link = Link::new(self, socket, self.dmb_size).map_err(|error| {
             crate::trace::warning!("no link: {error}");
-            match error.kind() {
-                io::ErrorKind::OutOfMemory | io::ErrorKind::StorageFull => FallbackReason::Memory,
-                // That of descriptors: the kernel has no other here.
-                _ => FallbackReason::Limit,
-            }
+            reason_of(&error, FallbackReason::Memory)
         })?;
         lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
         links.all.push(link.clone());
@@ -295,7 +300,7 @@ impl Endpoint {
         if let (false, Some(reactor)) = (waited.is_empty(), self.reactor.get()) {
             let stream = stream.clone();
             reactor.run(Box::new(move || {
-                waited.into_iter().for_each(|waiting| waiting(Some(stream.clone())));
+                waited.into_iter().for_each(|waiting| waiting(Ok(stream.clone())));
             }));
         }
         AcceptedEntry { key, number }
@@ -324,9 +329,9 @@ impl Endpoint {
         theirs: Subject,
         answer: impl FnOnce(bool) + Send + 'static,
     ) -> Option<AcceptedEntry> {
-        let answer = move |stream: Option<Arc<dyn LinkedStream>>| {
-            let ours = stream.and_then(|stream| stream.subject().ok());
-            answer(ours.is_some_and(|ours| proof::same_place(&ours, &theirs).is_ok()));
+        let answer = move |stream: Result<Arc<dyn LinkedStream>, FallbackReason>| {
+            let ours = stream.and_then(|stream| stream.subject());
+            answer(ours.is_ok_and(|ours| proof::same_place(&ours, &theirs).is_ok()));
         };
         let mut answer = Some(answer);
         let found = self.accepted.find_or_wait(&theirs, || {
@@ -344,8 +349,8 @@ impl Endpoint {
                 }
                 return Some(AcceptedEntry { key: Key::of_client(theirs.tuple), number });
             }
-            Found::Stream(stream) => Some(stream),
-            Found::Full => None,
+            Found::Stream(stream) => Ok(stream),
+            Found::Full => Err(FallbackReason::Limit),
         };
         if let Some(answer) = answer {
             answer(stream);

@@ -14,6 +14,7 @@ use crate::ism::interrupt::{CONNECTIONS, Signal, SignalPage};
 use crate::ism::sys;
 use crate::link::accepted::Key;
 use crate::link::endpoint::Endpoint;
+use crate::link::lack::reason_of;
 use crate::link::message::{ArenaShape, Message, Subject};
 use crate::link::outbox::{Outbox, SharedFd};
 use crate::link::slots::{OwnArenas, PeerArenas};
@@ -104,6 +105,8 @@ pub(crate) struct Link {
     announcing: Mutex<()>,
     /// A fault or limit of this end made it hang up.
     faulty: AtomicBool,
+    /// What one of the two ends lacks for this link, by its own word.
+    lack: OnceLock<FallbackReason>,
     last_rung: AtomicU64,
     stale_after: u64,
     /// 0, or a `Death`.
@@ -126,7 +129,7 @@ impl Drop for SignalEntry {
 
 impl Link {
     /// Starts a link on a connected socket and queues HELLO.
-    pub(crate) fn new(endpoint: &Arc<Endpoint>, socket: OwnedFd, dmb_size: usize) -> io::Result<Arc<Link>> {
+    pub(crate) fn new(endpoint: &Arc<Endpoint>, socket: SharedFd, dmb_size: usize) -> io::Result<Arc<Link>> {
         let credentials = sys::peer_cred(socket.as_fd())?;
         let own = OwnArenas::new(dmb_size)?;
         let first = own.first().clone();
@@ -134,7 +137,7 @@ impl Link {
             id: sys::random_u64()?,
             device: endpoint.gid(),
             endpoint: Arc::downgrade(endpoint),
-            socket: Arc::new(socket),
+            socket,
             credentials,
             outbox: Outbox::default(),
             own_signals: first.clone(),
@@ -152,6 +155,7 @@ impl Link {
             }),
             announcing: Mutex::new(()),
             faulty: AtomicBool::new(false),
+            lack: OnceLock::new(),
             last_rung: AtomicU64::new(0),
             stale_after: endpoint.stale_after(),
             death: AtomicU8::new(0),
@@ -341,7 +345,7 @@ impl Link {
         let order = lock(&self.announcing);
         let allocated = lock(&self.state).own.allocate(dmb_size).map_err(|error| {
             crate::trace::debug!("no DMB: {error}");
-            FallbackReason::Memory
+            reason_of(&error, FallbackReason::Memory)
         })?;
         if let Some(map) = allocated.announce {
             match map.fd().try_clone_to_owned() {
@@ -351,7 +355,7 @@ impl Link {
                     crate::trace::warning!("no descriptor for an arena: {error}");
                     drop(order);
                     self.bury(Death::Fault);
-                    return Err(FallbackReason::Memory);
+                    return Err(reason_of(&error, FallbackReason::Memory));
                 }
             }
         }

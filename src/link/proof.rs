@@ -1,6 +1,7 @@
 //! The proof that a peer holds the other end of this very TCP connection (docs/protocol.md, "Proof").
 
 use crate::ism::sys;
+use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
 use crate::transport::FallbackReason;
 
@@ -14,16 +15,20 @@ pub(crate) fn other_end_is(ours: &Subject, cookie: u64, uid: u32) -> Result<(), 
         Ok(_) => Err(FallbackReason::Unproved),
         Err(error) => {
             crate::trace::debug!("the kernel's socket diagnosis does not answer: {error}");
-            Err(FallbackReason::Unproved)
+            Err(reason_of(&error, FallbackReason::Unproved))
         }
     }
 }
 
 /// Is our end of the connection that a client describes still to be accepted? A kernel that does not answer, or not for
 /// that network namespace, would prove nothing later either.
-pub(crate) fn waits_for_accept(theirs: &Subject) -> bool {
+pub(crate) fn waits_for_accept(theirs: &Subject) -> Result<(), FallbackReason> {
     let ours = theirs.tuple.mirrored();
-    sys::waits_for_accept(ours.local, ours.remote, theirs.network_namespace).unwrap_or(false)
+    match sys::waits_for_accept(ours.local, ours.remote, theirs.network_namespace) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(FallbackReason::Unproved),
+        Err(error) => Err(reason_of(&error, FallbackReason::Unproved)),
+    }
 }
 
 /// Addresses that never match: a connection to itself, and addresses that are unique only per interface.

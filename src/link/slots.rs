@@ -65,7 +65,7 @@ impl OwnArenas {
             slots = (arena.map().slots() * 2).min(MOST_SLOTS);
         }
         if self.arenas.len() == MOST_ARENAS {
-            return Err(io::Error::new(io::ErrorKind::OutOfMemory, "all arenas of this link are full"));
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "all arenas of this link are full"));
         }
         let arena = Arena::create(slots, dmb_size)?;
         let slot = arena.allocate()?.ok_or_else(|| io::Error::other("a new arena has no free slot"))?;

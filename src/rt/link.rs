@@ -17,6 +17,7 @@ use crate::ism::device::EndpointId;
 use crate::ism::sys;
 use crate::link::endpoint::{Endpoint, silence_of};
 use crate::link::group::Link;
+use crate::link::lack::reason_of;
 use crate::link::message::{LONGEST, Message, Subject};
 use crate::link::stream::{Death, LinkedStream};
 use crate::sync::Arc;
@@ -148,6 +149,7 @@ pub(super) async fn drive(link: Arc<Link>) {
         Ok(socket) => socket,
         Err(error) => {
             crate::trace::warning!("a link's socket can not be watched: {error}");
+            link.lacks(reason_of(&error, FallbackReason::LinkDown));
             return link.bury(Death::Fault);
         }
     };
@@ -245,7 +247,13 @@ pub(super) async fn query(
                 continue;
             }
         };
-        let Ok(io) = watch(socket) else { continue };
+        let io = match watch(socket) {
+            Ok(io) => io,
+            Err(error) => {
+                reason = reason_of(&error, FallbackReason::LinkDown);
+                continue;
+            }
+        };
         match sys::send(io.as_fd(), &question, &[]) {
             Ok(()) => asked.push((candidate, io)),
             Err(_) => reason = no_of(&io, reason),

@@ -14,6 +14,7 @@ use crate::config::UpgradePolicy;
 use crate::conn::Connection;
 use crate::conn::upgrade::WatchKey;
 use crate::info::SmcInfo;
+use crate::link::lack::reason_of;
 use crate::link::stream::LinkedStream;
 use crate::rt::{self, TokioTcp};
 use crate::sync::Arc;
@@ -82,7 +83,7 @@ impl SmcStream {
                 Ok(driven) => driven.endpoint.offer(conn),
                 Err(error) => {
                     crate::trace::warning!("no loopback-ism device: {error}");
-                    conn.stay_on_tcp(FallbackReason::NoDevice);
+                    conn.stay_on_tcp(reason_of(&error, FallbackReason::NoDevice));
                 }
             }
         });
@@ -117,8 +118,9 @@ impl SmcStream {
 
     /// `None`: not decided in time.
     async fn upgrade_within(&self, wait: Duration) -> Option<Transport> {
-        let Ok(driven) = rt::endpoint(&self.conn.handle, &self.conn.config) else {
-            return Some(Transport::Tcp(FallbackReason::NoDevice));
+        let driven = match rt::endpoint(&self.conn.handle, &self.conn.config) {
+            Ok(driven) => driven,
+            Err(error) => return Some(Transport::Tcp(reason_of(&error, FallbackReason::NoDevice))),
         };
         let mut timeout = std::pin::pin!(driven.timers.sleep(wait));
         let mut upgrade = std::pin::pin!(self.upgrade());

@@ -93,10 +93,16 @@ impl Device {
     pub(crate) fn create_endpoint(&self) -> io::Result<EndpointEntry> {
         // Tidying up is for others' sake: that it fails is no reason to go without SMC.
         let _ = self.inner.sweep();
-        let created = Inner::create_endpoint(&self.inner);
-        created.map_err(|error| {
-            explain(error, format_args!("cannot create an endpoint in {}/ep", self.path().display()))
-        })
+        let here = || format!("cannot create an endpoint in {}/ep", self.path().display());
+        for _ in 0..100 {
+            // What the system alone may deny, apart from what the directory may.
+            let (id, socket) = (EndpointId(sys::random_bytes()?), sys::seqpacket()?);
+            let created = Inner::create_endpoint(&self.inner, id, socket);
+            if let Some(entry) = created.map_err(|error| explain(error, here()))? {
+                return Ok(entry);
+            }
+        }
+        Err(explain(io::Error::other("other processes keep removing it"), here()))
     }
 
     /// Connects to the control socket of an endpoint, without waiting.
@@ -120,27 +126,28 @@ impl Inner {
         PathBuf::from(format!("/proc/self/fd/{}/{}", self.endpoints.as_raw_fd(), id.sock()))
     }
 
-    fn create_endpoint(inner: &Arc<Inner>) -> io::Result<EndpointEntry> {
+    /// `None`: somebody removed it meanwhile.
+    fn create_endpoint(
+        inner: &Arc<Inner>,
+        id: EndpointId,
+        socket: OwnedFd,
+    ) -> io::Result<Option<EndpointEntry>> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        for _ in 0..100 {
-            let id = EndpointId(sys::random_bytes()?);
-            let lock = rustix::fs::openat(&inner.endpoints, id.lock(), flags, Mode::RUSR | Mode::WUSR)?;
-            // Between the two calls a sweep may take the file for a dead endpoint's.
-            if !inner.acquire(id, &lock)? {
-                continue;
-            }
-            let process = std::process::id();
-            // From here on dropping it removes everything.
-            let mut entry =
-                EndpointEntry { inner: Arc::clone(inner), id, listener: None, _lock: lock, process };
-            // Nobody connects before it has the rights it needs: it is not published yet.
-            entry.listener = Some(sys::seqpacket_listen(&inner.socket_path(id))?);
-            if inner.shared {
-                inner.open_to_others(id)?;
-            }
-            return Ok(entry);
+        let lock = rustix::fs::openat(&inner.endpoints, id.lock(), flags, Mode::RUSR | Mode::WUSR)?;
+        // Between the two calls a sweep may take the file for a dead endpoint's.
+        if !inner.acquire(id, &lock)? {
+            return Ok(None);
         }
-        Err(io::Error::other("other processes keep removing it"))
+        let process = std::process::id();
+        // From here on dropping it removes everything.
+        let mut entry = EndpointEntry { inner: Arc::clone(inner), id, listener: None, _lock: lock, process };
+        // Nobody connects before it has the rights it needs: it is not published yet.
+        sys::seqpacket_bind(&socket, &inner.socket_path(id))?;
+        entry.listener = Some(socket);
+        if inner.shared {
+            inner.open_to_others(id)?;
+        }
+        Ok(Some(entry))
     }
 
     /// Lets other users connect, which the umask may have forbidden.

@@ -18,16 +18,23 @@ pub(crate) const MOST_FDS: usize = 8;
 /// Connections that may wait for `accept`; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 1024;
 
-fn socket() -> io::Result<OwnedFd> {
+/// A socket that is neither bound nor connected, non-blocking.
+pub(crate) fn seqpacket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-/// A non-blocking listener at `path`, which must not exist yet and must fit a socket address (107 bytes).
+/// Makes `socket` a listener at `path`, which must not exist yet and must fit a socket address (107 bytes).
+pub(crate) fn seqpacket_bind(socket: &OwnedFd, path: &Path) -> io::Result<()> {
+    rustix::net::bind(socket, &SocketAddrUnix::new(path)?)?;
+    Ok(rustix::net::listen(socket, BACKLOG)?)
+}
+
+/// A non-blocking listener at `path`.
+#[cfg(test)]
 pub(crate) fn seqpacket_listen(path: &Path) -> io::Result<OwnedFd> {
-    let fd = socket()?;
-    rustix::net::bind(&fd, &SocketAddrUnix::new(path)?)?;
-    rustix::net::listen(&fd, BACKLOG)?;
+    let fd = seqpacket()?;
+    seqpacket_bind(&fd, path)?;
     Ok(fd)
 }
 
@@ -37,7 +44,7 @@ pub(crate) fn seqpacket_listen(path: &Path) -> io::Result<OwnedFd> {
 ///
 /// `NotFound`, `ConnectionRefused` (nobody listens), `WouldBlock` (too many wait to be accepted).
 pub(crate) fn seqpacket_connect(path: &Path) -> io::Result<OwnedFd> {
-    let fd = socket()?;
+    let fd = seqpacket()?;
     let address = SocketAddrUnix::new(path)?;
     retry_on_intr(|| rustix::net::connect(&fd, &address))?;
     Ok(fd)
@@ -93,7 +100,8 @@ pub(crate) struct Received {
 /// # Errors
 ///
 /// `WouldBlock` when there is none; `InvalidData` for a message that is longer than `buf` or brings more
-/// descriptors than allowed, or brings them with nothing: whatever came with it has been closed.
+/// descriptors than allowed, or brings them with nothing; EMFILE when this process has no descriptor left for one that
+/// came. Whatever came with it has been closed.
 pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8], max_fds: usize) -> io::Result<Received> {
     let refuse =
         |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, format!("control message {what}")));
@@ -110,6 +118,10 @@ pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8], max_fds: usize) -> io::Re
     }
     if got.flags.contains(ReturnFlags::TRUNC) {
         return refuse("is too long");
+    }
+    if got.flags.contains(ReturnFlags::CTRUNC) && fds.len() < MOST_FDS {
+        // There was room for more: the kernel found no number for one, and has closed it and those behind it.
+        return Err(Errno::MFILE.into());
     }
     if got.flags.contains(ReturnFlags::CTRUNC) || fds.len() > max_fds {
         return refuse("brings too many descriptors");

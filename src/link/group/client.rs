@@ -6,6 +6,7 @@ use super::{Fault, Link, Outgoing, SignalEntry};
 use crate::clc::{Answer, ClientHandshake, Dmb};
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Producer};
+use crate::link::lack::reason_of;
 use crate::link::message::Message;
 use crate::link::proof;
 use crate::link::stream::{ClcOverTcp, Doorbell, LinkedStream, ReceiveDmb, SendDmb};
@@ -175,7 +176,7 @@ impl Link {
             Err(error) => {
                 crate::trace::debug!("no memory for the peer's DMB: {error}");
                 self.send(&Message::Cancel { id });
-                stream.stay_on_tcp(FallbackReason::Memory);
+                stream.stay_on_tcp(reason_of(&error, FallbackReason::Memory));
                 return Ok(());
             }
         };

@@ -8,8 +8,10 @@ use std::task::Waker;
 use super::client::Matched;
 use super::server::Offered;
 use super::{Fault, Incoming, Link, Peer};
+use crate::clc::Decline;
 use crate::ism::sys;
 use crate::link::endpoint::silence_of;
+use crate::link::lack::{NO_LINK, no_link, reason_of};
 use crate::link::message::{ArenaShape, LONGEST, Message};
 use crate::link::stream::{Death, LinkedStream};
 use crate::sync::{Arc, Ordering, lock};
@@ -41,7 +43,13 @@ impl Link {
                 }
                 Err(error) => {
                     crate::trace::debug!("link ended: {error}");
-                    return Err(gone());
+                    return match reason_of(&error, FallbackReason::LinkDown) {
+                        FallbackReason::LinkDown => Err(gone()),
+                        lack => {
+                            self.lacks(lack);
+                            Err(Death::Fault)
+                        }
+                    };
                 }
             };
             let message = Message::decode(&buffer[..received.len]).map_err(|malformed| {
@@ -73,6 +81,13 @@ impl Link {
         };
         if fds.len() != expected {
             return Err(Fault("a message carries another number of descriptors than its type says"));
+        }
+        if let Message::Refuse { id: NO_LINK, clc } = &message {
+            let Ok(decline) = Decline::decode(clc) else {
+                return Err(Fault("REFUSE carries no CLC Decline"));
+            };
+            let _ = self.lack.set(FallbackReason::Declined(decline.diagnosis));
+            return Ok(());
         }
         if self.peer.get().is_none() && !matches!(message, Message::Hello { .. }) {
             return Err(Fault("the first message is no HELLO"));
@@ -141,6 +156,7 @@ impl Link {
         }
         let first_arena = lock(&self.state).theirs.add(arena_fd, arena).map_err(|error| {
             crate::trace::warning!("the first arena of the peer is refused: {error}");
+            self.lacks(reason_of(&error, FallbackReason::Protocol));
             Fault("the arena of HELLO is not acceptable")
         })?;
         if !sys::is_eventfd(eventfd.as_fd()) {
@@ -160,6 +176,13 @@ impl Link {
             self.offer(stream);
         }
         Ok(())
+    }
+
+    /// This end can not serve the link, and says why to its own streams and to the peer; the link is to end.
+    pub(crate) fn lacks(&self, reason: FallbackReason) {
+        if self.lack.set(reason).is_ok() {
+            self.send(&no_link(reason));
+        }
     }
 
     /// The waker to call when the link dies.
@@ -209,6 +232,9 @@ impl Link {
 
     /// Why a stream stays on TCP that this link was to serve, now that it has died.
     pub(super) fn reason_after(&self, death: Death) -> FallbackReason {
+        if let Some(reason) = self.lack.get() {
+            return *reason;
+        }
         match death {
             Death::Runtime => FallbackReason::NoRuntime,
             Death::Peer if self.peer.get().is_none() => silence_of(self.credentials.uid),

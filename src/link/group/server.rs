@@ -7,6 +7,7 @@ use crate::clc::{Confirmation, Diagnosis, Dmb, ServerHandshake};
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Producer};
 use crate::link::accepted::{Found, Key};
+use crate::link::lack::reason_of;
 use crate::link::message::{Message, Subject};
 use crate::link::proof;
 use crate::link::stream::{Doorbell, LinkedStream, ReceiveDmb, SendDmb};
@@ -66,7 +67,7 @@ impl Link {
             let proposed = proposed.take();
             Box::new(move |stream| {
                 if let Some(proposed) = proposed {
-                    link.accepted_late(proposed, stream.as_ref());
+                    link.accepted_late(proposed, stream);
                 }
             })
         });
@@ -104,20 +105,25 @@ impl Link {
     }
 
     /// The stream that an offer waited for has been accepted, or will never be.
-    fn accepted_late(self: &Arc<Self>, mut proposed: Proposed, stream: Option<&Arc<dyn LinkedStream>>) {
+    fn accepted_late(
+        self: &Arc<Self>,
+        mut proposed: Proposed,
+        stream: Result<Arc<dyn LinkedStream>, FallbackReason>,
+    ) {
         let id = proposed.offered.id;
         {
             let mut state = lock(&self.state);
             let Some(Incoming::Waiting { .. }) = state.incoming.get(&id) else { return };
-            match stream {
-                Some(_) => state.incoming.insert(id, Incoming::Matching { cancelled: false }),
-                None => state.incoming.remove(&id),
+            match &stream {
+                Ok(_) => state.incoming.insert(id, Incoming::Matching { cancelled: false }),
+                Err(_) => state.incoming.remove(&id),
             };
         }
         match stream {
-            Some(stream) => self.match_stream(proposed, stream),
-            // Somebody else has accepted it, or the application has taken or closed it before the offer came.
-            None => self.refuse(id, &mut proposed.clc, FallbackReason::Unproved),
+            Ok(stream) => self.match_stream(proposed, &stream),
+            // Somebody else has accepted it, or the application has taken or closed it before the offer came, or this
+            // end lacks what it takes to know.
+            Err(reason) => self.refuse(id, &mut proposed.clc, reason),
         }
     }
 
@@ -251,7 +257,7 @@ impl Link {
                 crate::trace::debug!("no memory for the peer's DMB: {error}");
                 self.detach(dmb.token);
                 if let Some(stream) = stream {
-                    stream.can_not_send(FallbackReason::Memory);
+                    stream.can_not_send(reason_of(&error, FallbackReason::Memory));
                 }
                 return Ok(());
             }
