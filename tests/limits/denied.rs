@@ -32,6 +32,10 @@ const fn only(name: &'static str, number: libc::c_long, arguments: &'static [(u8
 /// `fcntl` commands (Linux include/uapi/linux/fcntl.h).
 const F_ADD_SEALS: i32 = 1033;
 const F_GET_SEALS: i32 = 1034;
+/// Options of sockets (Linux include/uapi/asm-generic/socket.h).
+const SO_BINDTOIFINDEX: i32 = 62;
+const SO_NETNS_COOKIE: i32 = 71;
+const SO_BUF_LOCK: i32 = 72;
 /// Unsent bytes of a socket (Linux include/uapi/linux/sockios.h).
 const SIOCOUTQNSD: i32 = 0x894B;
 
@@ -69,9 +73,16 @@ pub(crate) const CALLS: &[Call] = &[
         &[(1, Is(libc::SOL_SOCKET)), (2, Is(libc::SO_PEERCRED))],
     ),
     only("getsockopt-cookie", libc::SYS_getsockopt, &[(1, Is(libc::SOL_SOCKET)), (2, Is(libc::SO_COOKIE))]),
-    only("getsockopt-netns", libc::SYS_getsockopt, &[(1, Is(libc::SOL_SOCKET)), (2, Is(71))]),
+    only("getsockopt-netns", libc::SYS_getsockopt, &[(1, Is(libc::SOL_SOCKET)), (2, Is(SO_NETNS_COOKIE))]),
     only("getsockopt-linger", libc::SYS_getsockopt, &[(1, Is(libc::SOL_SOCKET)), (2, Is(libc::SO_LINGER))]),
-    only("getsockopt-socket", libc::SYS_getsockopt, &[(1, Is(libc::SOL_SOCKET))]),
+    only(
+        "getsockopt-protocol",
+        libc::SYS_getsockopt,
+        &[(1, Is(libc::SOL_SOCKET)), (2, Is(libc::SO_PROTOCOL))],
+    ),
+    only("getsockopt-lowat", libc::SYS_getsockopt, &[(1, Is(libc::SOL_SOCKET)), (2, Is(libc::SO_RCVLOWAT))]),
+    only("getsockopt-device", libc::SYS_getsockopt, &[(1, Is(libc::SOL_SOCKET)), (2, Is(SO_BINDTOIFINDEX))]),
+    only("getsockopt-buffers", libc::SYS_getsockopt, &[(1, Is(libc::SOL_SOCKET)), (2, Is(SO_BUF_LOCK))]),
     only("getsockopt-tcp-info", libc::SYS_getsockopt, &[(1, Is(libc::SOL_TCP)), (2, Is(libc::TCP_INFO))]),
     only("getsockopt-tcp", libc::SYS_getsockopt, &[(1, Is(libc::SOL_TCP))]),
     only("ioctl-inq", libc::SYS_ioctl, &[(1, Is(libc::FIONREAD as i32))]),

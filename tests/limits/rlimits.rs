@@ -1,6 +1,7 @@
 //! Resource limits that a process has from its shell, its service manager or itself.
 
 use crate::actor::Start;
+use crate::root::privileged;
 use crate::scene::{MOMENTS, Outcome, SIDES, Scene, all_well};
 use crate::watchdog::watched;
 use crate::words::{DIRECTORY, LIMIT, MEMORY, NOT_YET, OTHERS};
@@ -90,4 +91,17 @@ fn data_of_a_mebibyte() {
 #[test]
 fn no_core() {
     everywhere("no_core", "rlimit core 0", as_it_is, all_upgraded);
+}
+
+/// No thread is begun. (Root is under no such limit.)
+#[test]
+fn no_further_process() {
+    privileged("no_further_process", || {
+        all_well(SIDES.into_iter().flat_map(|side| MOMENTS.map(|moment| (side, moment))).map(
+            |(side, moment)| {
+                let scene = Scene { unprivileged: true, ..Scene::new("rlimit nproc 0", side, moment) };
+                all_upgraded(&scene, scene.play()?)
+            },
+        ));
+    });
 }

@@ -221,7 +221,10 @@ fn declines_end_every_step() {
     let refusal = ServerHandshake::on_proposal(&device(), &decline).unwrap_err();
     assert_eq!((refusal.diagnosis, refusal.peer), (Diagnosis::PEERDECL, Some(Diagnosis::MEM)));
     assert!(refusal.decline.is_empty());
-    assert_eq!(refusal.to_string(), "peer declined (0x05000000): out of memory, buffers or descriptors (0x01010000)");
+    assert_eq!(
+        refusal.to_string(),
+        "peer declined (0x05000000): out of memory, buffers or descriptors (0x01010000)"
+    );
     // Instead of the Accept.
     let (mut client, mut server, accept) = accepted(true);
     assert_eq!(client.on_answer(&decline), Ok(Answer::Declined(Diagnosis::MEM)));
