@@ -25,6 +25,8 @@ const IDLE: u64 = 1000;
 const GROWN: u64 = 16;
 /// What a connection whose ring shall grow is sent: more than any ring or socket takes.
 const FLOOD: usize = 64 << 20;
+/// How long nothing happens, so that what is given back after a while is given back.
+const REST: Duration = Duration::from_secs(25);
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -121,7 +123,10 @@ impl Rows {
         let mut table = Table::new();
         let titles =
             ["", "process", "address space", "resident", "of it shared", "page tables", "descriptors"];
-        table.set_content_arrangement(ContentArrangement::Disabled).set_header(titles);
+        table
+            .load_preset(comfy_table::presets::ASCII_MARKDOWN)
+            .set_content_arrangement(ContentArrangement::Disabled)
+            .set_header(titles);
         for column in table.column_iter_mut().skip(2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -191,17 +196,17 @@ fn measure(switch: &str) -> Result<Table> {
     rows.add("a connection with a full ring", "client", idle_client, grown_client, GROWN);
 
     first.tell(&format!("drain {GROWN}"))?;
-    // Rings shrink ten seconds after their last use.
-    sleep(Duration::from_secs(14));
+    // Rings shrink some ten seconds after their last use, and unused links close.
+    sleep(REST);
     let (again, again_client) = (server.settled()?, first.settled()?);
-    rows.add("the same, idle for 14 s", "server", idle, again, GROWN);
-    rows.add("the same, idle for 14 s", "client", idle_client, again_client, GROWN);
+    rows.add("the same, idle again", "server", idle, again, GROWN);
+    rows.add("the same, idle again", "client", idle_client, again_client, GROWN);
 
     drop(others);
     first.tell("close")?;
     drop(first);
-    sleep(Duration::from_secs(14));
-    rows.add("all gone for 14 s", "server", bare, server.settled()?, 1);
+    sleep(REST);
+    rows.add("all connections gone", "server", bare, server.settled()?, 1);
     Ok(rows.0)
 }
 
