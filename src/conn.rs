@@ -6,6 +6,7 @@
 
 pub(crate) mod close;
 pub(crate) mod connection;
+pub(crate) mod growth;
 pub(crate) mod receive;
 pub(crate) mod send;
 #[cfg(test)]
@@ -106,8 +107,10 @@ pub(crate) struct Effects {
 pub(crate) struct Rare {
     /// The peer broke a rule: its link ends.
     pub(crate) violation: Option<(Doorbell, Violation)>,
-    /// The ring left its first segment: it may be shrunk when it has been idle.
-    pub(crate) grown: Option<Doorbell>,
+    /// The ring is grown, and was not looked after any more: it may be shrunk when it has been idle.
+    pub(crate) grown: bool,
+    /// The ring is full: the peer is to be asked for a segment of so many bytes for the DMB of that token.
+    pub(crate) wish: Option<(Doorbell, u64, u64)>,
     /// This end has pinned the word of this DMB.
     pub(crate) pinned: Option<ReceiveDmb>,
     /// The sender will never use this DMB.

@@ -3,6 +3,8 @@
 #[cfg(not(loom))]
 pub(crate) mod arena;
 #[cfg(not(loom))]
+pub(crate) mod budget;
+#[cfg(not(loom))]
 pub(crate) mod device;
 pub(crate) mod dmb;
 pub(crate) mod interrupt;

@@ -14,14 +14,14 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::runtime::{Handle, Id};
 
 use crate::config::Config;
 use crate::ism::device::EndpointId;
-use crate::link::endpoint::{Endpoint, Reactor};
-use crate::link::group::Link;
+use crate::link::endpoint::{Endpoint, Reactor, Watched, Work};
 use crate::link::message::Subject;
 use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, Mutex, lock};
@@ -100,8 +100,9 @@ struct Tokio {
 }
 
 impl Reactor for Tokio {
-    fn drive(&self, link: Arc<Link>) {
-        self.handle.spawn(link::drive(link));
+    fn watch(&self, socket: OwnedFd) -> io::Result<Watched> {
+        let _context = self.handle.enter();
+        Ok(link::watched(&self.handle, Arc::new(watch(socket)?)))
     }
 
     fn query(&self, stream: Arc<dyn LinkedStream>, subject: Subject, candidates: Vec<EndpointId>) {
@@ -129,8 +130,16 @@ impl Reactor for Tokio {
         self.handle.spawn(timer::sweep(self.timers.clone(), self.endpoint.clone()));
     }
 
-    fn run(&self, work: Box<dyn FnOnce() + Send>) {
+    fn run(&self, work: Work) {
         self.handle.spawn(async move { work() });
+    }
+
+    fn run_after(&self, pause: Duration, work: Work) {
+        let timers = self.timers.clone();
+        self.handle.spawn(async move {
+            timers.sleep(pause).await;
+            work();
+        });
     }
 }
 

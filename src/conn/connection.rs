@@ -14,7 +14,7 @@ use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
 use crate::ism::sys::PeerCred;
-use crate::link::stream::{Death, Interrupt};
+use crate::link::stream::{Ask, Death, Interrupt};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock};
 use crate::transport::{Counters, FallbackReason, LoopbackIsm, Transport, UCred};
 
@@ -339,13 +339,13 @@ impl<T: Tcp> Connection<T> {
                     && rx.dmb.as_ref().is_some_and(|dmb| {
                         matches!(dmb.consumer.memory().header().direction(), Direction::Switched(_))
                     }));
-            rx.dmb.as_ref().filter(|_| switched).map(|dmb| dmb.consumer.memory().largest_segment())
+            rx.dmb.as_ref().filter(|_| switched).map(|dmb| dmb.window)
         };
         let sends = {
             let tx = lock(&self.tx);
             tx.dmb.as_ref().filter(|_| tx.path == send::Path::Ring).map(|dmb| {
                 let link = &dmb.doorbell.link;
-                (link.device, link.shared_id(), dmb.producer.memory().largest_segment())
+                (link.device, link.shared_id(), dmb.window)
             })
         };
         if let (Some(receive_window), Some((device, link, send_window))) = (receive_window, sends) {
@@ -396,6 +396,14 @@ impl<T: Tcp> Connection<T> {
         ((by_write && read > 0) || read.max(written) >= MANY_BYTES) && self.upgrade.begin()
     }
 
+    /// The sending ring is grown: it is looked at until it has been idle.
+    pub(super) fn shrink_when_idle(&self) {
+        let link = lock(&self.tx).dmb.as_ref().map(|dmb| dmb.doorbell.link.clone());
+        if let (Some(link), Some(this)) = (link, self.this.upgrade()) {
+            link.grown(this);
+        }
+    }
+
     /// Does what was collected under a lock.
     #[inline]
     pub(super) fn carry_out(&self, effects: Effects) {
@@ -424,9 +432,12 @@ impl<T: Tcp> Connection<T> {
 
     #[cold]
     fn carry_out_rare(&self, rare: Rare) {
-        let Rare { violation, grown, pinned, unused, settled } = rare;
-        if let (Some(doorbell), Some(this)) = (grown, self.this.upgrade()) {
-            doorbell.link.grown(this);
+        let Rare { violation, grown, wish, pinned, unused, settled } = rare;
+        if grown {
+            self.shrink_when_idle();
+        }
+        if let Some((doorbell, token, bytes)) = wish {
+            doorbell.link.send_ask(token, Ask { bytes, held: self.held_here() });
         }
         if let Some(dmb) = pinned {
             dmb.pinned();

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
+use super::growth::Stall;
 use super::{Effects, ReadOp, Tcp};
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
@@ -53,6 +54,10 @@ pub(crate) struct Receiver<T: Tcp> {
     ready: bool,
     /// An error (errno) that a look of ours took off the socket, which tells it once: the next read's.
     taken: Option<i32>,
+    /// A request for more than the window that is not answered yet.
+    pub(crate) stall: Option<Stall>,
+    /// The application was found not to read any further than this position of the ring.
+    pub(crate) stalled_at: Option<u64>,
     /// The reset was reported; from then on there is only the end, as with TCP.
     reset_told: bool,
     /// Wakes everyone who waits to read.
@@ -77,6 +82,8 @@ impl<T: Tcp> Receiver<T> {
             last_position: None,
             ready: false,
             taken: None,
+            stall: None,
+            stalled_at: None,
             reset_told: false,
             waiters,
         }

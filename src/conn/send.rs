@@ -159,16 +159,17 @@ impl<T: Tcp> Sender<T> {
                 return Ok(Poll::Ready(Err(error)));
             }
         }
-        let was_grown = dmb.producer.is_grown();
         loop {
             let length = op.ring(&mut dmb.producer)?;
+            Self::note_wish(dmb, effects);
             if length > 0 {
                 if O::WRITES {
                     if dmb.producer.wake_reader() {
                         effects.ring(&dmb.doorbell, Signal::Data);
                     }
-                    if dmb.producer.is_grown() && (!was_grown || std::mem::take(shrink_at_write)) {
-                        effects.rare().grown = Some(dmb.doorbell.clone());
+                    if *shrink_at_write && dmb.producer.is_grown() {
+                        *shrink_at_write = false;
+                        effects.rare().grown = true;
                     }
                 }
                 return Ok(Poll::Ready(Ok(length)));
@@ -179,13 +180,23 @@ impl<T: Tcp> Sender<T> {
             if !park {
                 return Ok(Poll::Pending);
             }
-            if dmb.producer.wait()? {
+            let waits = dmb.producer.wait()?;
+            Self::note_wish(dmb, effects);
+            if waits {
                 // Its flags are published before its bell, and we have armed: look once more.
                 return Ok(match reader_gone(&dmb.producer) {
                     Some(error) => Poll::Ready(Err(error)),
                     None => Poll::Pending,
                 });
             }
+        }
+    }
+
+    /// A full ring wishes to be larger.
+    #[inline]
+    fn note_wish(dmb: &mut SendDmb, effects: &mut Effects) {
+        if let Some(bytes) = dmb.producer.take_wish() {
+            effects.rare().wish = Some((dmb.doorbell.clone(), dmb.token, bytes));
         }
     }
 

@@ -7,14 +7,16 @@ use super::send;
 use super::waiters::Waiters;
 use super::{Connection, Effects, Role, Tcp};
 use crate::config::{Config, PeerPolicy, UpgradePolicy, usable_dmb_size};
-use crate::ism::arena::DmbMemory;
+use crate::ism::arena::{DmbMemory, DmbSegment};
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
-use crate::ism::ring::Memory;
+use crate::ism::ring::{Memory, Refusal};
 use crate::ism::sys;
 use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
-use crate::link::stream::{ClcOverTcp, Death, Interrupt, LinkedStream, ReceiveDmb, SendDmb, Standing};
+use crate::link::stream::{
+    Answer, Ask, ClcOverTcp, Death, Granted, Interrupt, LinkedStream, ReceiveDmb, SendDmb, Standing,
+};
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 use crate::transport::{FallbackReason, Transport};
 
@@ -440,21 +442,31 @@ impl<T: Tcp> LinkedStream for Connection<T> {
     }
 
     fn shrink(&self) -> bool {
-        let mut tx = lock(&self.tx);
-        if tx.path != send::Path::Ring || self.death().is_some() {
-            return true;
-        }
-        let Some(dmb) = tx.dmb.as_mut() else { return true };
-        let position = dmb.producer.position();
-        if self.idle_since.swap(position, Ordering::Relaxed) != position {
-            return false;
-        }
-        // A violation is the business of the next write, which sees it too. What is still unread may stay so for
-        // ever: the next write asks again.
-        if !dmb.producer.shrink().unwrap_or(true) {
-            tx.shrink_at_write = true;
-        }
-        true
+        self.shrink_if_idle()
+    }
+
+    fn asked(&self, ask: Ask) -> Answer {
+        self.weigh_ask(ask)
+    }
+
+    fn ask_again(&self) -> Option<Answer> {
+        self.weigh_again()
+    }
+
+    fn not_sent(&self, segment: u64) {
+        self.take_back_unsent(segment);
+    }
+
+    fn returned(&self, segment: u64) {
+        self.take_back(segment);
+    }
+
+    fn granted(&self, number: u64, segment: Option<DmbSegment>) -> Granted {
+        self.take_grant(number, segment)
+    }
+
+    fn denied(&self, why: Refusal) {
+        self.take_denial(why);
     }
 
     fn stay_on_tcp(&self, reason: FallbackReason) {

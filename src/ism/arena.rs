@@ -1,4 +1,4 @@
-//! Arenas: the shared memory an endpoint lends to one peer.
+//! Arenas and segments: the shared memory an endpoint lends to one peer.
 //!
 //! An arena is one sealed memory file, made by the endpoint that *receives* through it and mapped by both:
 //!
@@ -6,12 +6,15 @@
 //! control     signal bits, raised by the peer for the arena's owner
 //! headers     one DMB header of 1 KiB per slot
 //! firsts      segment 0 of every slot, 4 KiB each
-//! areas       the larger segments of slot 0, of slot 1, ...
 //! ```
 //!
-//! The small parts lie dense, so that idle connections share page tables; the areas are sparse and cost address
-//! space only. Pages are allocated with `fallocate` before they are first touched: when memory runs out somebody is
-//! told so by an error, never by SIGBUS.
+//! All of it is dense, so that idle connections share page tables and 64 of them have room in 384 KiB of address space.
+//! A larger segment of a ring is a memory file of its own, made by the receiver when the sender asks for it.
+//!
+//! The owner gives pages their memory before a token or a segment leaves its process, and the peer before it first
+//! touches them (which costs nothing when the owner was honest): when memory runs out somebody is told so by an error,
+//! never by SIGBUS. No descriptor is needed once a file is mapped. Nothing of it is inherited by a forked child or
+//! written to a core dump.
 //!
 //! # What makes the raw copies sound
 //!
@@ -32,9 +35,10 @@ use std::ptr;
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
-use super::dmb::{DmbHeader, HEADER_BYTES, LARGEST_DMB, SMALLEST_SEGMENT, segment_bytes, segment_count};
+use super::budget::{self, Charge};
+use super::dmb::{DmbHeader, HEADER_BYTES, LARGEST_SEGMENT, SMALLEST_SEGMENT};
 use super::interrupt::{CONNECTIONS, SignalPage};
-use super::ring::Memory;
+use super::ring::{Memory, Segment};
 use super::sys;
 use crate::sync::{Arc, Mutex, lock};
 
@@ -52,51 +56,25 @@ const _: () = {
     assert!(align_of::<DmbHeader>() <= 4096 && align_of::<SignalPage>() <= 4096);
 };
 
-/// Where things are in an arena; both sides compute it from the same two numbers.
+/// Where things are in an arena; both sides compute it from its number of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
     slots: u32,
-    dmb_size: usize,
-    segments: u32,
     firsts: usize,
-    areas: usize,
-    /// Bytes of one slot's area.
-    area: usize,
     total: usize,
 }
 
 impl Layout {
-    fn new(slots: u32, dmb_size: usize) -> io::Result<Layout> {
-        let refuse = |words: String| io::Error::new(io::ErrorKind::InvalidInput, words);
+    fn new(slots: u32) -> io::Result<Layout> {
         if slots == 0 || slots > CONNECTIONS {
-            return Err(refuse(format!("an arena of {slots} slots: it has 1 to {CONNECTIONS}")));
+            let words = format!("an arena of {slots} slots: it has 1 to {CONNECTIONS}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, words));
         }
-        if !dmb_size.is_power_of_two() || !(SMALLEST_SEGMENT..=LARGEST_DMB).contains(&dmb_size) {
-            return Err(refuse(format!(
-                "a DMB of {dmb_size} bytes: it is a power of two from {SMALLEST_SEGMENT} to {LARGEST_DMB}"
-            )));
-        }
-        // The numbers fit u64 by far: 2^15 slots of less than 2^31 bytes. They may not fit a 32-bit address space.
-        let count = u64::from(slots);
-        let align = |offset: u64| offset.next_multiple_of(PART as u64);
-        let firsts = align(CONTROL_BYTES as u64 + count * HEADER_BYTES as u64);
-        let areas = align(firsts + count * SMALLEST_SEGMENT as u64);
-        // 8 KiB + 16 KiB + ... + dmb_size
-        let area = 2 * (dmb_size as u64 - SMALLEST_SEGMENT as u64);
-        let total = align(areas + count * area);
-        let narrow = |bytes: u64| {
-            let fits = usize::try_from(bytes).ok().filter(|bytes| isize::try_from(*bytes).is_ok());
-            fits.ok_or_else(|| refuse(format!("an arena of {total} bytes does not fit the address space")))
-        };
-        Ok(Layout {
-            slots,
-            dmb_size,
-            segments: segment_count(dmb_size),
-            firsts: narrow(firsts)?,
-            areas: narrow(areas)?,
-            area: narrow(area)?,
-            total: narrow(total)?,
-        })
+        // At most 2^15 slots of 5 KiB.
+        let count = slots as usize;
+        let firsts = (CONTROL_BYTES + count * HEADER_BYTES).next_multiple_of(PART);
+        let total = (firsts + count * SMALLEST_SEGMENT).next_multiple_of(PART);
+        Ok(Layout { slots, firsts, total })
     }
 
     /// The header of a slot.
@@ -106,54 +84,76 @@ impl Layout {
         start..start + HEADER_BYTES
     }
 
-    /// A segment of a slot.
-    fn segment(&self, slot: u32, segment: u32) -> Range<usize> {
-        assert!(slot < self.slots && segment < self.segments, "segment {segment} of slot {slot}");
-        let start = match segment {
-            0 => self.firsts + slot as usize * SMALLEST_SEGMENT,
-            // Before it lie segments 1 to segment − 1: 8 KiB + 16 KiB + ...
-            _ => self.areas + slot as usize * self.area + segment_bytes(segment) - 2 * SMALLEST_SEGMENT,
-        };
-        start..start + segment_bytes(segment)
-    }
-
-    /// The segments of a slot from segment 1 on; empty when there are none.
-    fn area(&self, slot: u32) -> Range<usize> {
+    /// Segment 0 of a slot.
+    fn first(&self, slot: u32) -> Range<usize> {
         assert!(slot < self.slots, "slot {slot} of {}", self.slots);
-        let start = self.areas + slot as usize * self.area;
-        start..start + self.area
+        let start = self.firsts + slot as usize * SMALLEST_SEGMENT;
+        start..start + SMALLEST_SEGMENT
     }
 }
 
-/// An arena's memory file and its mapping in this process, which a forked child does not inherit.
+/// A memory file mapped into this process.
+#[derive(Debug)]
+struct Mapping {
+    map: MmapRaw,
+    /// Of a segment that is ours to lend.
+    _charge: Option<Charge>,
+}
+
+impl Mapping {
+    fn new(fd: BorrowedFd<'_>, bytes: usize, charge: Option<Charge>) -> io::Result<Arc<Mapping>> {
+        budget::admit_mapping(bytes)?;
+        let map = MmapOptions::new().len(bytes).no_reserve_swap().map_raw(fd.as_raw_fd())?;
+        // A child must not write to our peers' rings, and needs none of this memory.
+        map.advise(Advice::DontFork)?;
+        // Other people's bytes, and much of them.
+        map.advise(Advice::DontDump)?;
+        Ok(Arc::new(Mapping { map, _charge: charge }))
+    }
+
+    /// Gives the range its pages. Touching it cannot raise SIGBUS afterwards, unless whoever has the file takes pages
+    /// away; bytes already there stay.
+    fn populate(&self, range: Range<usize>) -> io::Result<()> {
+        self.map.advise_range(Advice::PopulateWrite, range.start, range.len())
+    }
+
+    /// Pointer to `range`.
+    ///
+    /// # Panics
+    ///
+    /// If it would leave the mapping: the one check that keeps every copy inside.
+    fn bytes(&self, range: Range<usize>) -> *mut u8 {
+        assert!(range.start <= range.end && range.end <= self.map.len(), "{range:?} of {}", self.map.len());
+        // SAFETY: `range` lies within the mapping.
+        unsafe { self.map.as_mut_ptr().add(range.start) }
+    }
+}
+
+/// An arena's mapping in this process.
 #[derive(Debug)]
 pub(crate) struct ArenaMap {
-    map: MmapRaw,
-    fd: OwnedFd,
+    mapping: Arc<Mapping>,
     layout: Layout,
 }
 
 impl ArenaMap {
-    fn map(fd: OwnedFd, layout: Layout) -> io::Result<Arc<ArenaMap>> {
-        let map = MmapOptions::new().len(layout.total).no_reserve_swap().map_raw(fd.as_raw_fd())?;
-        // A child must not write to our peers' rings, and needs none of this memory.
-        map.advise(Advice::DontFork)?;
-        let map = ArenaMap { map, fd, layout };
+    fn map(fd: BorrowedFd<'_>, layout: Layout) -> io::Result<Arc<ArenaMap>> {
+        let map = ArenaMap { mapping: Mapping::new(fd, layout.total, None)?, layout };
         // Whoever made the file may not have given the signal bits their pages, or may have taken them away.
-        map.fallocate(0..CONTROL_BYTES)?;
+        map.mapping.populate(0..CONTROL_BYTES)?;
         Ok(Arc::new(map))
     }
 
-    /// Maps the arena of a peer, of which `slots` and `dmb_size` are what the peer says.
+    /// Maps the arena of a peer, which says that it has so many slots.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for impossible numbers; `InvalidData` when `fd` is not a sealed memory file of exactly the
-    /// size that follows from them; otherwise those of the mapping.
-    pub(crate) fn attach(fd: OwnedFd, slots: u32, dmb_size: usize) -> io::Result<Arc<ArenaMap>> {
-        let layout = Layout::new(slots, dmb_size)?;
+    /// `InvalidInput` for an impossible number; `InvalidData` when `fd` is not a sealed memory file of exactly the
+    /// size that follows from it; otherwise those of the mapping, which are this process's own.
+    pub(crate) fn attach(fd: &OwnedFd, slots: u32) -> io::Result<Arc<ArenaMap>> {
+        let layout = Layout::new(slots)?;
         sys::verify_memfd(fd.as_fd(), layout.total as u64)?;
-        ArenaMap::map(fd, layout)
+        ArenaMap::map(fd.as_fd(), layout)
     }
 
     /// Number of slots.
@@ -161,22 +161,12 @@ impl ArenaMap {
         self.layout.slots
     }
 
-    /// Size of a DMB when fully grown.
-    pub(crate) fn dmb_size(&self) -> usize {
-        self.layout.dmb_size
-    }
-
-    /// The memory file, to send to the peer.
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
     /// The signal bits of the arena's owner.
     pub(crate) fn signals(&self) -> &SignalPage {
         // SAFETY: the mapping is page-aligned, longer than CONTROL_BYTES >= size_of::<SignalPage>() and lives as
         // long as `self`. A SignalPage consists of atomics, for which any bytes are valid, and is never accessed
         // otherwise. Its pages were allocated by `map` and the seals keep the file from shrinking.
-        unsafe { &*self.map.as_ptr().cast::<SignalPage>() }
+        unsafe { &*self.mapping.map.as_ptr().cast::<SignalPage>() }
     }
 
     /// The memory of a slot whose header and first segment have their pages: one that [`Arena::allocate`] returned.
@@ -190,7 +180,7 @@ impl ArenaMap {
     ///
     /// # Errors
     ///
-    /// `InvalidData` when there is no such slot; `StorageFull` or `OutOfMemory` without memory.
+    /// `InvalidData` when there is no such slot; otherwise the lack of memory.
     pub(crate) fn claim(self: &Arc<Self>, slot: u32) -> io::Result<DmbMemory> {
         let words = || format!("slot {slot} in an arena of {}", self.layout.slots);
         let dmb = self.dmb(slot).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, words()))?;
@@ -200,49 +190,26 @@ impl ArenaMap {
 
     /// Gives the header and the first segment of a slot their pages.
     fn commit_slot(&self, slot: u32) -> io::Result<()> {
-        self.fallocate(self.layout.header(slot))?;
-        self.fallocate(self.layout.segment(slot, 0))
-    }
-
-    fn fallocate(&self, range: Range<usize>) -> io::Result<()> {
-        sys::fallocate(self.fd.as_fd(), range.start as u64, range.len() as u64)
-    }
-
-    fn punch(&self, range: Range<usize>) -> io::Result<()> {
-        sys::punch(self.fd.as_fd(), range.start as u64, range.len() as u64)
+        self.mapping.populate(self.layout.header(slot))?;
+        self.mapping.populate(self.layout.first(slot))
     }
 
     fn header(&self, slot: u32) -> &DmbHeader {
         let range = self.layout.header(slot);
-        // SAFETY: `range` lies within the mapping (it is part of the layout the mapping was made for), has room for
-        // a DmbHeader and its alignment (asserted above; the mapping is page-aligned), and the mapping lives as long
-        // as `self`. A DmbHeader consists of atomics, for which any bytes are valid, and is never accessed otherwise.
-        // Its pages were allocated before a DmbMemory of the slot came to be.
-        unsafe { &*self.map.as_ptr().add(range.start).cast::<DmbHeader>() }
+        // SAFETY: `bytes` checked that `range` lies within the mapping. It has room for a DmbHeader and its alignment
+        // (asserted above; the mapping is page-aligned), and the mapping lives as long as `self`. A DmbHeader consists
+        // of atomics, for which any bytes are valid, and is never accessed otherwise. Its pages were allocated before
+        // a DmbMemory of the slot came to be.
+        unsafe { &*self.mapping.bytes(range).cast::<DmbHeader>() }
     }
 
-    /// Pointer to `len` bytes at `offset` of a segment.
-    ///
-    /// # Panics
-    ///
-    /// If they would leave the segment: the one check that keeps every copy inside the mapping.
-    fn bytes(&self, slot: u32, segment: u32, offset: usize, len: usize) -> *mut u8 {
-        let range = self.layout.segment(slot, segment);
-        let fits = offset.checked_add(len).is_some_and(|end| end <= range.len());
-        assert!(fits, "{len} bytes at {offset} of segment {segment}, which has {}", range.len());
-        // SAFETY: `range` lies within the mapping and `offset` within `range`.
-        unsafe { self.map.as_mut_ptr().add(range.start + offset) }
-    }
-
-    /// Resets the header of a slot, zeroes its first segment and takes the pages of the others away.
-    fn clear(&self, slot: u32) -> io::Result<()> {
+    /// Resets the header of a slot and zeroes its first segment.
+    fn clear(&self, slot: u32) {
         self.header(slot).initialise();
-        let first = self.bytes(slot, 0, 0, SMALLEST_SEGMENT);
-        // SAFETY: `bytes` checked the range. Nobody in this process uses the slot's payload any more: it is released
-        // when its stream is done with it and the producer has detached.
+        let first = self.mapping.bytes(self.layout.first(slot));
+        // SAFETY: `bytes` checked the range, which is SMALLEST_SEGMENT long. Nobody in this process uses the slot's
+        // payload any more: it is released when its stream is done with it and the producer has detached.
         unsafe { ptr::write_bytes(first, 0, SMALLEST_SEGMENT) };
-        let area = self.layout.area(slot);
-        if area.is_empty() { Ok(()) } else { self.punch(area) }
     }
 }
 
@@ -254,19 +221,81 @@ pub(crate) struct DmbMemory {
 }
 
 impl Memory for DmbMemory {
+    type Segment = DmbSegment;
+
     #[inline]
     fn header(&self) -> &DmbHeader {
         self.map.header(self.slot)
     }
 
+    fn first(&self) -> DmbSegment {
+        let range = self.map.layout.first(self.slot);
+        DmbSegment { mapping: self.map.mapping.clone(), start: range.start, size: range.len() }
+    }
+}
+
+/// Memory that the bytes of a ring lie in: the first segment of a slot, or a larger one with a file of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct DmbSegment {
+    mapping: Arc<Mapping>,
+    start: usize,
+    size: usize,
+}
+
+impl DmbSegment {
+    /// Makes a segment to lend, and the file to send to the peer.
+    ///
+    /// # Errors
+    ///
+    /// What is lacking: memory by this process's own budget, or by the system's; descriptors.
+    pub(crate) fn create(bytes: usize) -> io::Result<(DmbSegment, OwnedFd)> {
+        let charge = budget::charge(bytes)?;
+        let fd = sys::memfd_sealed(bytes as u64)?;
+        sys::fallocate(fd.as_fd(), 0, bytes as u64)?;
+        let mapping = Mapping::new(fd.as_fd(), bytes, Some(charge))?;
+        Ok((DmbSegment { mapping, start: 0, size: bytes }, fd))
+    }
+
+    /// Maps a segment that a peer lends, which says that it has so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for an impossible size; `InvalidData` when `fd` is not a sealed memory file of exactly that size;
+    /// otherwise those of the mapping, which are this process's own.
+    pub(crate) fn attach(fd: &OwnedFd, bytes: u64) -> io::Result<DmbSegment> {
+        let size = usize::try_from(bytes)
+            .ok()
+            .filter(|size| size.is_power_of_two() && (SMALLEST_SEGMENT..=LARGEST_SEGMENT).contains(size));
+        let words = || format!("a segment of {bytes} bytes");
+        let size = size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, words()))?;
+        sys::verify_memfd(fd.as_fd(), bytes)?;
+        let mapping = Mapping::new(fd.as_fd(), size, None)?;
+        mapping.populate(0..size)?;
+        Ok(DmbSegment { mapping, start: 0, size })
+    }
+
+    /// Pointer to `len` bytes at `offset`.
+    ///
+    /// # Panics
+    ///
+    /// If they would leave the segment.
     #[inline]
-    fn segments(&self) -> u32 {
-        self.map.layout.segments
+    fn bytes(&self, offset: usize, len: usize) -> *mut u8 {
+        let fits = offset.checked_add(len).is_some_and(|end| end <= self.size);
+        assert!(fits, "{len} bytes at {offset} of a segment of {}", self.size);
+        self.mapping.bytes(self.start + offset..self.start + offset + len)
+    }
+}
+
+impl Segment for DmbSegment {
+    #[inline]
+    fn size(&self) -> u64 {
+        self.size as u64
     }
 
     #[inline]
-    fn copy_in(&self, segment: u32, offset: usize, src: &[u8]) {
-        let to = self.map.bytes(self.slot, segment, offset, src.len());
+    fn copy_in(&self, offset: usize, src: &[u8]) {
+        let to = self.bytes(offset, src.len());
         // SAFETY: `bytes` checked that `to` is valid for src.len() bytes of the mapping, which nothing in this
         // process refers to as bytes; so `src` is elsewhere. The segment's pages were allocated before the ring
         // entered it. The ring lets only its one producer, under its direction's lock, write to this range.
@@ -274,19 +303,11 @@ impl Memory for DmbMemory {
     }
 
     #[inline]
-    fn copy_out(&self, segment: u32, offset: usize, dst: &mut [MaybeUninit<u8>]) {
-        let from = self.map.bytes(self.slot, segment, offset, dst.len());
+    fn copy_out(&self, offset: usize, dst: &mut [MaybeUninit<u8>]) {
+        let from = self.bytes(offset, dst.len());
         // SAFETY: as in `copy_in`; `dst` is writable for its length, and MaybeUninit<u8> has the layout of u8. The
         // producer's cursor, acquired before, ordered its bytes before this copy.
         unsafe { ptr::copy_nonoverlapping(from.cast_const(), dst.as_mut_ptr().cast(), dst.len()) };
-    }
-
-    fn commit(&self, segment: u32) -> io::Result<()> {
-        self.map.fallocate(self.map.layout.segment(self.slot, segment))
-    }
-
-    fn punch(&self, segment: u32) -> io::Result<()> {
-        self.map.punch(self.map.layout.segment(self.slot, segment))
     }
 }
 
@@ -309,16 +330,17 @@ pub(crate) struct Arena {
 }
 
 impl Arena {
-    /// Makes an arena; only its control part takes memory.
+    /// Makes an arena, and the file to send to the peer; only its control part takes memory.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for impossible sizes; otherwise those of the system (no memory, too many open files).
-    pub(crate) fn create(slots: u32, dmb_size: usize) -> io::Result<Arena> {
-        let layout = Layout::new(slots, dmb_size)?;
-        let map = ArenaMap::map(sys::memfd_sealed(layout.total as u64)?, layout)?;
+    /// `InvalidInput` for an impossible number of slots; otherwise what is lacking (memory, descriptors).
+    pub(crate) fn create(slots: u32) -> io::Result<(Arena, OwnedFd)> {
+        let layout = Layout::new(slots)?;
+        let fd = sys::memfd_sealed(layout.total as u64)?;
+        let map = ArenaMap::map(fd.as_fd(), layout)?;
         let slots = Slots { free: Vec::new(), fresh: 0, taken: vec![false; slots as usize], in_use: 0 };
-        Ok(Arena { map, slots: Mutex::new(slots) })
+        Ok((Arena { map, slots: Mutex::new(slots) }, fd))
     }
 
     /// Its memory.
@@ -331,7 +353,7 @@ impl Arena {
     ///
     /// # Errors
     ///
-    /// `StorageFull` or `OutOfMemory` without memory; no slot is taken then.
+    /// The lack of memory; no slot is taken then.
     pub(crate) fn allocate(&self) -> io::Result<Option<u32>> {
         let slot = {
             let mut slots = lock(&self.slots);
@@ -346,7 +368,7 @@ impl Arena {
             slots.in_use += 1;
             slot
         };
-        // Also for a slot used before: a peer can take pages away, and the kernel is quick to say that they are there.
+        // Also for a slot used before: a peer can take pages away.
         if let Err(error) = self.map.commit_slot(slot) {
             self.give_back(slot);
             return Err(error);
@@ -368,10 +390,8 @@ impl Arena {
             // Neither taken nor free while it is cleared: nobody gets it, and a second release finds nothing to do.
             *taken = false;
         }
-        if self.map.clear(slot).is_ok() {
-            self.give_back(slot);
-        }
-        // Else bytes of this connection may be left in it: the slot stays out of use, counted as in use.
+        self.map.clear(slot);
+        self.give_back(slot);
     }
 
     fn give_back(&self, slot: u32) {
@@ -385,11 +405,5 @@ impl Arena {
     #[cfg(test)]
     pub(crate) fn in_use(&self) -> u32 {
         lock(&self.slots).in_use
-    }
-
-    /// Memory the arena takes at the moment; 0 when the system does not tell.
-    #[cfg(test)]
-    pub(crate) fn committed_bytes(&self) -> u64 {
-        rustix::fs::fstat(&self.map.fd).map_or(0, |stat| stat.st_blocks.unsigned_abs() * 512)
     }
 }

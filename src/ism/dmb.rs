@@ -9,35 +9,16 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Room a header takes in an arena.
 pub(crate) const HEADER_BYTES: usize = 1024;
-/// Size of segment 0; each further segment is twice as large as the one before.
+/// Size of segment 0, which every DMB has; larger ones are lent to its sender when it needs them.
 pub(crate) const SMALLEST_SEGMENT: usize = 4096;
-/// Largest size a DMB (that is: its last segment) can have.
-pub(crate) const LARGEST_DMB: usize = 1 << 30;
+/// Bytes of the largest segment there can be.
+pub(crate) const LARGEST_SEGMENT: usize = 1 << 30;
 /// Hops that can be on their way at once: the records live in a small ring of their own.
 #[cfg(not(loom))]
 pub(crate) const HOPS: usize = 16;
 /// Few enough for a model.
 #[cfg(loom)]
 pub(crate) const HOPS: usize = 2;
-
-/// Number of segments (4 KiB, 8 KiB, … `dmb_size`) of a DMB whose largest segment is `dmb_size`.
-///
-/// A size that is no power of two counts as the next smaller one, and the limits 4 KiB and 1 GiB hold.
-pub(crate) const fn segment_count(dmb_size: usize) -> u32 {
-    let clamped = if dmb_size < SMALLEST_SEGMENT {
-        SMALLEST_SEGMENT
-    } else if dmb_size > LARGEST_DMB {
-        LARGEST_DMB
-    } else {
-        dmb_size
-    };
-    clamped.ilog2() - SMALLEST_SEGMENT.ilog2() + 1
-}
-
-/// Size of one segment.
-pub(crate) const fn segment_bytes(segment: u32) -> usize {
-    SMALLEST_SEGMENT << segment
-}
 
 /// Connection state flags, as in the CDC message of SMC-D (RFC 7609, section A.4): each end only ever adds some.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -144,7 +125,7 @@ pub(crate) struct ProducerLine {
 pub(crate) struct HopRecord {
     /// First position that lies in the new segment.
     pub position: AtomicU64,
-    /// Number of the new segment.
+    /// Number of the new segment: 0, or that of a grant.
     pub segment: AtomicU64,
 }
 
@@ -308,24 +289,6 @@ impl Default for DmbHeader {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-
-    #[test]
-    fn segments_double_up_to_the_dmb_size() {
-        assert_eq!(segment_count(4096), 1);
-        assert_eq!(segment_count(8192), 2);
-        assert_eq!(segment_count(4 << 20), 11);
-        assert_eq!(segment_count(1 << 30), 19);
-        for size in [4096_usize, 8192, 1 << 20, 4 << 20, 1 << 30] {
-            assert_eq!(segment_bytes(segment_count(size) - 1), size, "the largest segment alone is dmb_size");
-        }
-    }
-
-    #[test]
-    fn sizes_out_of_range_are_clamped() {
-        assert_eq!(segment_count(0), 1);
-        assert_eq!(segment_count(8191), 1);
-        assert_eq!(segment_count(usize::MAX), 19);
-    }
 
     #[test]
     fn a_fresh_header_is_zero_but_armed() {

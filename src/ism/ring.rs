@@ -1,11 +1,12 @@
 //! The ring of one direction: one sender, one receiver, a DMB between them that grows while it runs.
 //!
-//! The memory of a DMB is a chain of disjoint segments, each twice as large as the one before. Bytes are numbered
-//! by their position in the stream, from 0. The stream *visits* one segment after the other: a visit that begins at
-//! position B uses its segment as a ring, position p at offset (p − B) mod size. When a segment is full the sender
-//! *hops* to the next one: it publishes the record {position, segment}, then the number of hops, then its cursor.
-//! The receiver reads up to the position of its next hop and moves on when there is something behind it. So no byte
-//! straddles two segments, and growing needs neither an empty ring nor the receiver's help.
+//! A DMB has one small segment of its own, number 0. A sender that finds it full asks for a larger one; the receiver,
+//! whose memory it is, lends it under a number of its own (*grants* it), and takes it back once the stream has left it.
+//! Bytes are numbered by their position in the stream, from 0. The stream *visits* one segment after the other: a visit
+//! that begins at position B uses its segment as a ring, position p at offset (p − B) mod size. When a segment is full
+//! and a granted one is there the sender *hops*: it publishes the record {position, segment}, then the number of hops,
+//! then its cursor. The receiver reads up to the position of its next hop and moves on when there is something behind
+//! it. So no byte straddles two segments, and growing needs no empty ring.
 //!
 //! Each end keeps its own cursor in private memory and publishes it by one `Release` store; of the peer's cursors it
 //! keeps the last value it has seen, and looks again only when that does not suffice. What is read from the header
@@ -28,38 +29,38 @@ mod tests;
 pub(crate) use consumer::Consumer;
 pub(crate) use producer::Producer;
 
-use super::dmb::{DmbHeader, SMALLEST_SEGMENT};
+use super::dmb::DmbHeader;
 use std::mem::MaybeUninit;
-use std::{error, fmt, io};
+use std::{error, fmt};
+
+pub(crate) use producer::{Refusal, Shrunk};
 
 /// The memory of one DMB, as a ring sees it.
 pub(crate) trait Memory {
-    /// Size of segment 0; only models of the ring, which need small ones, change it.
-    const SMALLEST: usize = SMALLEST_SEGMENT;
+    /// A piece of memory that bytes lie in.
+    type Segment: Segment;
 
     /// The header, shared with the peer.
     fn header(&self) -> &DmbHeader;
 
-    /// How many segments there are; 1 to 19, and always the same.
-    fn segments(&self) -> u32;
-
-    /// Bytes of the last segment, where a stream of large writes lives.
-    fn largest_segment(&self) -> usize {
-        Self::SMALLEST << (self.segments() - 1)
-    }
-
-    /// Copies `src` into a segment; panics, before it copies, if that would leave the segment.
-    fn copy_in(&self, segment: u32, offset: usize, src: &[u8]);
-
-    /// Fills `dst` from a segment (all of it); panics, before it copies, if that would leave the segment.
-    fn copy_out(&self, segment: u32, offset: usize, dst: &mut [MaybeUninit<u8>]);
-
-    /// Gives a segment its memory; afterwards touching it cannot fail.
-    fn commit(&self, segment: u32) -> io::Result<()>;
-
-    /// Gives the memory of a segment back.
-    fn punch(&self, segment: u32) -> io::Result<()>;
+    /// Segment 0, which belongs to the DMB and is always there.
+    fn first(&self) -> Self::Segment;
 }
+
+/// A piece of memory that bytes lie in, the same at both ends.
+pub(crate) trait Segment {
+    /// Bytes; a power of two, and always the same.
+    fn size(&self) -> u64;
+
+    /// Copies `src` into it; panics, before it copies, if that would leave the segment.
+    fn copy_in(&self, offset: usize, src: &[u8]);
+
+    /// Fills `dst` from it (all of it); panics, before it copies, if that would leave the segment.
+    fn copy_out(&self, offset: usize, dst: &mut [MaybeUninit<u8>]);
+}
+
+/// Number of the segment that belongs to the DMB itself.
+const FIRST: u64 = 0;
 
 /// Copies of at least this size are published in pieces, so that both ends can copy at the same time.
 const PUBLISH_EVERY: usize = 64 * 1024;
@@ -125,7 +126,8 @@ impl error::Error for Violation {}
 /// Where in which segment a position lies: one visit of the stream to a segment.
 #[derive(Clone, Copy)]
 struct Visit {
-    segment: u32,
+    /// Its number: 0, or what the grant said.
+    segment: u64,
     /// First position of the visit.
     begin: u64,
     /// Size of the segment, a power of two.
@@ -133,10 +135,6 @@ struct Visit {
 }
 
 impl Visit {
-    fn new<M: Memory>(segment: u32, begin: u64) -> Visit {
-        Visit { segment, begin, size: (M::SMALLEST as u64) << segment }
-    }
-
     /// The offset of `position`, and how many bytes there are from there to the end of the segment.
     #[inline]
     fn locate(&self, position: u64) -> (usize, usize) {
@@ -144,29 +142,29 @@ impl Visit {
         (offset as usize, (self.size - offset) as usize)
     }
 
-    /// Copies `src` to `position`; at most `size` bytes.
+    /// Copies `src` to `position` in the visit's segment; at most `size` bytes.
     #[inline]
-    fn copy_in<M: Memory>(&self, memory: &M, position: u64, src: &[u8]) {
+    fn copy_in(&self, segment: &impl Segment, position: u64, src: &[u8]) {
         let (offset, straight) = self.locate(position);
         if src.len() <= straight {
-            memory.copy_in(self.segment, offset, src);
+            segment.copy_in(offset, src);
         } else {
             let (first, rest) = src.split_at(straight);
-            memory.copy_in(self.segment, offset, first);
-            memory.copy_in(self.segment, 0, rest);
+            segment.copy_in(offset, first);
+            segment.copy_in(0, rest);
         }
     }
 
-    /// Fills `dst` from `position`; at most `size` bytes.
+    /// Fills `dst` from `position` in the visit's segment; at most `size` bytes.
     #[inline]
-    fn copy_out<M: Memory>(&self, memory: &M, position: u64, dst: &mut [MaybeUninit<u8>]) {
+    fn copy_out(&self, segment: &impl Segment, position: u64, dst: &mut [MaybeUninit<u8>]) {
         let (offset, straight) = self.locate(position);
         if dst.len() <= straight {
-            memory.copy_out(self.segment, offset, dst);
+            segment.copy_out(offset, dst);
         } else {
             let (first, rest) = dst.split_at_mut(straight);
-            memory.copy_out(self.segment, offset, first);
-            memory.copy_out(self.segment, 0, rest);
+            segment.copy_out(offset, first);
+            segment.copy_out(0, rest);
         }
     }
 }

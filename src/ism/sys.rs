@@ -6,6 +6,7 @@
 
 mod diag;
 mod event;
+mod means;
 mod memory;
 mod process;
 mod seqpacket;
@@ -13,8 +14,11 @@ mod socket;
 mod tcp;
 
 pub(crate) use diag::{canonical, owner_of, waits_for_accept};
-pub(crate) use event::{arm_timer, clear_timer, eventfd, is_eventfd, is_ready, ring, timerfd};
-pub(crate) use memory::{fallocate, memfd_sealed, punch, verify_memfd};
+pub(crate) use event::{arm_timer, clear_timer, eventfd, has_hung_up, is_eventfd, is_ready, ring, timerfd};
+pub(crate) use means::{Means, descriptor_limit, means, tcp_buffers};
+#[cfg(test)]
+pub(crate) use memory::punch;
+pub(crate) use memory::{fallocate, memfd_sealed, verify_memfd};
 pub(crate) use process::{
     effective_uid, hostname, involuntary_switches, monotonic_ns, overflow_uid, random_bytes, random_u64,
     thread_id, usable_cpus,
@@ -22,10 +26,11 @@ pub(crate) use process::{
 #[cfg(test)]
 pub(crate) use seqpacket::seqpacket_listen;
 pub(crate) use seqpacket::{
-    PeerCred, accept, peer_cred, recv, send, seqpacket, seqpacket_bind, seqpacket_connect, shutdown_socket,
+    Carried, PeerCred, accept, peer_cred, recv, send, seqpacket, seqpacket_bind, seqpacket_connect,
+    shutdown_socket,
 };
 pub(crate) use socket::{
-    chosen_receive_buffer, cookie, impl_from_raw_fd, ineligible, linger_is_zero, local_addr, netns_cookie,
-    peer_addr, push_unsent, reset_connection, set_zero_linger,
+    chosen_receive_buffer, chosen_send_buffer, cookie, impl_from_raw_fd, ineligible, linger_is_zero,
+    local_addr, netns_cookie, peer_addr, push_unsent, reset_connection, set_zero_linger,
 };
 pub(crate) use tcp::{TcpState, queued_in, rx_counters, tcp_look, tx_counters, unsent_out};

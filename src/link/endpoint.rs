@@ -11,10 +11,9 @@ use crate::config::Config;
 use crate::ism::device::{Device, EndpointEntry, EndpointId, PortEntry};
 use crate::ism::sys;
 use crate::link::accepted::{Accepted, Found, Key};
-use crate::link::group::Link;
+use crate::link::group::{Hold, Link};
 use crate::link::lack::{no_link, reason_of};
 use crate::link::message::Subject;
-use crate::link::outbox::SharedFd;
 use crate::link::proof;
 use crate::link::stream::{Death, LinkedStream};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, lock};
@@ -23,10 +22,25 @@ use crate::transport::FallbackReason;
 /// Links an endpoint keeps at most.
 const MOST_LINKS: usize = 1024;
 
+/// For how long a link may be of no use before it is closed.
+const IDLE_LINK: Duration = Duration::from_secs(10);
+
+/// The socket of a link, registered with a reactor.
+pub(crate) type SharedSocket = Arc<dyn AsFd + Send + Sync>;
+
+/// Makes a reactor serve a link until it dies.
+pub(crate) type Serve = Box<dyn FnOnce(Arc<Link>) + Send>;
+
+/// A socket that a reactor watches; one descriptor serves both.
+pub(crate) struct Watched {
+    pub(crate) socket: SharedSocket,
+    pub(crate) serve: Serve,
+}
+
 /// What drives an endpoint: tasks that wait for its descriptors.
 pub(crate) trait Reactor: Send + Sync {
-    /// Serves a link until it dies.
-    fn drive(&self, link: Arc<Link>);
+    /// Registers the socket of a link to be.
+    fn watch(&self, socket: OwnedFd) -> io::Result<Watched>;
 
     /// Asks the candidates which of them holds the other end, then offers to that one.
     fn query(&self, stream: Arc<dyn LinkedStream>, subject: Subject, candidates: Vec<EndpointId>);
@@ -38,8 +52,14 @@ pub(crate) trait Reactor: Send + Sync {
     fn sweep_later(&self);
 
     /// Runs something that the caller must not wait for.
-    fn run(&self, work: Box<dyn FnOnce() + Send>);
+    fn run(&self, work: Work);
+
+    /// Runs something after a pause.
+    fn run_after(&self, pause: Duration, work: Work);
 }
+
+/// Something to be done once.
+pub(crate) type Work = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct Links {
@@ -53,15 +73,16 @@ pub(crate) struct Endpoint {
     /// Gone once the runtime is.
     entry: Mutex<Option<EndpointEntry>>,
     clc: LocalDevice,
-    eventfd: SharedFd,
+    eventfd: OwnedFd,
     accepted: Accepted,
     links: Mutex<Links>,
     /// Counts changes of `links`, so that the poller keeps its own list.
     generation: AtomicU64,
     /// Streams whose sending ring has left its first segment.
     grown: Mutex<Vec<Weak<dyn LinkedStream>>>,
+    /// Somebody comes to close idle links.
+    looks_for_idle: AtomicBool,
     busy_poll: Duration,
-    dmb_size: usize,
     dead: AtomicBool,
     reactor: OnceLock<Arc<dyn Reactor>>,
 }
@@ -78,13 +99,13 @@ impl Endpoint {
             id: entry.id(),
             entry: Mutex::new(Some(entry)),
             clc,
-            eventfd: Arc::new(sys::eventfd()?),
+            eventfd: sys::eventfd()?,
             accepted: Accepted::default(),
             links: Mutex::default(),
             generation: AtomicU64::new(1),
             grown: Mutex::default(),
+            looks_for_idle: AtomicBool::new(false),
             busy_poll,
-            dmb_size: config.dmb_size,
             dead: AtomicBool::new(false),
             reactor: OnceLock::new(),
         })
@@ -113,7 +134,7 @@ impl Endpoint {
         listener.ok_or_else(|| io::Error::other("this endpoint listens already"))
     }
 
-    pub(crate) fn eventfd(&self) -> &SharedFd {
+    pub(crate) fn eventfd(&self) -> &OwnedFd {
         &self.eventfd
     }
 
@@ -200,24 +221,33 @@ impl Endpoint {
     }
 
     /// The link to that endpoint, made when there is none.
-    pub(crate) fn link_to(self: &Arc<Self>, peer: EndpointId) -> Result<Arc<Link>, FallbackReason> {
+    pub(crate) fn link_to(self: &Arc<Self>, peer: EndpointId) -> Result<Hold, FallbackReason> {
         let mut links = lock(&self.links);
         if let Some(link) = links.by_peer.get(&peer.0) {
-            return Ok(link.clone());
+            return Ok(link.hold());
         }
-        let link = self.new_link(&mut links, Arc::new(self.connect(peer)?))?;
+        let link = self.new_link(&mut links, self.watch(self.connect(peer)?)?)?;
         links.by_peer.insert(peer.0, link.clone());
+        let link = link.hold();
         drop(links);
-        self.drive(&link);
+        link.serve();
         Ok(link)
     }
 
-    /// A peer's connection that begins with HELLO.
-    pub(crate) fn accept_link(self: &Arc<Self>, socket: OwnedFd) -> Result<Arc<Link>, FallbackReason> {
-        let socket = Arc::new(socket);
+    fn watch(&self, socket: OwnedFd) -> Result<Watched, FallbackReason> {
+        let reactor = self.reactor.get().ok_or(FallbackReason::NoRuntime)?;
+        reactor.watch(socket).map_err(|error| {
+            crate::trace::warning!("a link's socket can not be watched: {error}");
+            reason_of(&error, FallbackReason::LinkDown)
+        })
+    }
+
+    /// A peer's connection that begins with HELLO; to be served once that is delivered.
+    pub(crate) fn accept_link(self: &Arc<Self>, watched: Watched) -> Result<Arc<Link>, FallbackReason> {
+        let socket = watched.socket.clone();
         let made = {
             let mut links = lock(&self.links);
-            self.new_link(&mut links, socket.clone())
+            self.new_link(&mut links, watched)
         };
         made.inspect_err(|reason| {
             if *reason != FallbackReason::PeerPolicy {
@@ -226,7 +256,7 @@ impl Endpoint {
         })
     }
 
-    fn new_link(self: &Arc<Self>, links: &mut Links, socket: SharedFd) -> Result<Arc<Link>, FallbackReason> {
+    fn new_link(self: &Arc<Self>, links: &mut Links, watched: Watched) -> Result<Arc<Link>, FallbackReason> {
         if links.all.len() >= MOST_LINKS {
             return Err(FallbackReason::Limit);
         }
@@ -234,11 +264,11 @@ impl Endpoint {
             return Err(FallbackReason::NoRuntime);
         }
         // Before HELLO: it carries descriptors.
-        self.check_user(socket.as_fd()).map_err(|error| {
+        self.check_user(watched.socket.as_fd()).map_err(|error| {
             crate::trace::warning!("no link: {error}");
             FallbackReason::PeerPolicy
         })?;
-        let link = Link::new(self, socket, self.dmb_size).map_err(|error| {
+        let link = Link::new(self, watched).map_err(|error| {
             crate::trace::warning!("no link: {error}");
             reason_of(&error, FallbackReason::Memory)
         })?;
@@ -246,13 +276,6 @@ impl Endpoint {
         links.all.push(link.clone());
         self.generation.fetch_add(1, Ordering::Release);
         Ok(link)
-    }
-
-    pub(crate) fn drive(&self, link: &Arc<Link>) {
-        match self.reactor.get() {
-            Some(reactor) => reactor.drive(link.clone()),
-            None => link.bury(Death::Runtime),
-        }
     }
 
     /// HELLO of `peer` came: from now on this link serves our own offers too.
@@ -277,6 +300,62 @@ impl Endpoint {
         drop(gone);
         // The poller has a list of its own, which keeps the memory of the dead.
         let _ = sys::ring(self.eventfd.as_fd());
+    }
+
+    /// Some link has lost its last connection: it is closed when it has been idle for a while.
+    pub(crate) fn close_idle_links_later(self: &Arc<Self>) {
+        if self.looks_for_idle.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let this = Arc::downgrade(self);
+        let work = move || {
+            if let Some(this) = this.upgrade() {
+                this.looks_for_idle.store(false, Ordering::Release);
+                if this.close_idle_links() {
+                    this.close_idle_links_later();
+                }
+            }
+        };
+        self.run_after(IDLE_LINK, Box::new(work));
+    }
+
+    /// Closes the links that were of no use since the last call; `true` while some may become so.
+    pub(crate) fn close_idle_links(&self) -> bool {
+        let mut again = false;
+        for link in self.links() {
+            let mut links = lock(&self.links);
+            if !link.is_idle() {
+                continue;
+            }
+            if !link.is_unused() {
+                again = true;
+                continue;
+            }
+            // Nobody gets it for an offer any more, unless the peer has a use for it.
+            links.by_peer.retain(|_, other| other.id != link.id);
+            drop(links);
+            match link.peer_endpoint() {
+                Some(_) => link.say_bye(),
+                None => link.bury(Death::Peer),
+            }
+        }
+        again
+    }
+
+    /// The peer has no use for the link: whether this end has none either, and will have none.
+    pub(crate) fn lets_go(&self, link: &Link) -> bool {
+        let mut links = lock(&self.links);
+        let idle = link.is_idle();
+        if idle {
+            links.by_peer.retain(|_, other| other.id != link.id);
+        }
+        idle
+    }
+
+    pub(crate) fn run_after(&self, pause: Duration, work: Work) {
+        if let Some(reactor) = self.reactor.get() {
+            reactor.run_after(pause, work);
+        }
     }
 
     /// Changes whenever [`Endpoint::links`] would answer something else.

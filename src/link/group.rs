@@ -4,32 +4,40 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{OnceLock, Weak};
 use std::task::Waker;
 
 use crate::clc::{ClientHandshake, Gid, ServerHandshake};
 use crate::ism::arena::{ArenaMap, DmbMemory};
+use crate::ism::budget::{self, LinkPlace};
+use crate::ism::dmb::{LARGEST_SEGMENT, SMALLEST_SEGMENT};
 use crate::ism::interrupt::{CONNECTIONS, Signal, SignalPage};
 use crate::ism::sys;
 use crate::link::accepted::Key;
-use crate::link::endpoint::Endpoint;
+use crate::link::endpoint::{Endpoint, Serve, SharedSocket, Watched};
 use crate::link::lack::reason_of;
-use crate::link::message::{ArenaShape, Message, Subject};
-use crate::link::outbox::{Outbox, SharedFd};
-use crate::link::slots::{OwnArenas, PeerArenas};
+use crate::link::message::{DmbPlace, Message, Subject};
+use crate::link::outbox::Outbox;
+use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
 use crate::link::stream::{Death, Interrupt, LinkedStream};
-use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, fence, lock};
+use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock};
 use crate::transport::FallbackReason;
 
 mod client;
+mod growth;
+mod idle;
 mod life;
 mod server;
+
+pub(crate) use idle::Hold;
 
 /// What became known with the peer's HELLO.
 struct Peer {
     /// The peer's number for this link.
     link_id: u64,
+    /// Its endpoint's name.
+    endpoint: [u8; 16],
     /// The control page of this arena takes our interrupts.
     first_arena: Arc<ArenaMap>,
     eventfd: OwnedFd,
@@ -74,6 +82,12 @@ struct Entries {
     free: Vec<u32>,
 }
 
+impl Entries {
+    fn is_empty(&self) -> bool {
+        self.table.len() == self.free.len()
+    }
+}
+
 struct State {
     own: OwnArenas,
     theirs: PeerArenas,
@@ -94,17 +108,26 @@ pub(crate) struct Link {
     /// The device that both endpoints are on.
     pub(crate) device: Gid,
     endpoint: Weak<Endpoint>,
-    socket: SharedFd,
+    socket: SharedSocket,
+    /// Makes the reactor serve it.
+    serve: Mutex<Option<Serve>>,
     pub(crate) credentials: sys::PeerCred,
     outbox: Outbox,
     own_signals: Arc<ArenaMap>,
     peer: OnceLock<Peer>,
     entries: Mutex<Entries>,
     state: Mutex<State>,
-    /// Held from the making of an arena until its ARENA is queued: the peer numbers them as they come.
-    announcing: Mutex<()>,
+    /// Of the descriptors that links may have.
+    _place: LinkPlace,
     /// A fault or limit of this end made it hang up.
     faulty: AtomicBool,
+    /// This process may not send or receive messages any more: no offers.
+    restricted: AtomicBool,
+    /// Those who have got the link and are about to use it.
+    users: AtomicUsize,
+    /// Counts the connections it was used for, and what that was at the latest look for idle links.
+    uses: AtomicU64,
+    uses_seen: AtomicU64,
     /// What one of the two ends lacks for this link, by its own word.
     lack: OnceLock<FallbackReason>,
     last_rung: AtomicU64,
@@ -129,18 +152,22 @@ impl Drop for SignalEntry {
 
 impl Link {
     /// Starts a link on a connected socket and queues HELLO.
-    pub(crate) fn new(endpoint: &Arc<Endpoint>, socket: SharedFd, dmb_size: usize) -> io::Result<Arc<Link>> {
+    pub(crate) fn new(endpoint: &Arc<Endpoint>, watched: Watched) -> io::Result<Arc<Link>> {
+        let Watched { socket, serve } = watched;
+        budget::spare_the_last(socket.as_fd().as_raw_fd())?;
+        let place = budget::place_for_link()?;
         let credentials = sys::peer_cred(socket.as_fd())?;
-        let own = OwnArenas::new(dmb_size)?;
-        let first = own.first().clone();
+        let (own, first, arena_fd) = OwnArenas::new()?;
         let link = Arc::new(Link {
             id: sys::random_u64()?,
             device: endpoint.gid(),
             endpoint: Arc::downgrade(endpoint),
             socket,
+            serve: Mutex::new(Some(serve)),
             credentials,
             outbox: Outbox::default(),
-            own_signals: first.clone(),
+            own_signals: first,
+            _place: place,
             peer: OnceLock::new(),
             entries: Mutex::default(),
             state: Mutex::new(State {
@@ -153,8 +180,11 @@ impl Link {
                 received: HashMap::new(),
                 before_hello: Vec::new(),
             }),
-            announcing: Mutex::new(()),
             faulty: AtomicBool::new(false),
+            restricted: AtomicBool::new(false),
+            users: AtomicUsize::new(0),
+            uses: AtomicU64::new(0),
+            uses_seen: AtomicU64::new(0),
             lack: OnceLock::new(),
             last_rung: AtomicU64::new(0),
             stale_after: endpoint.stale_after(),
@@ -165,21 +195,25 @@ impl Link {
             link_id: link.id,
             endpoint: endpoint.id().0,
             gid: endpoint.gid().0,
-            arena: shape(&first),
+            slots: link.own_signals.slots(),
         };
-        let arena_fd = Arc::new(first.fd().try_clone_to_owned()?);
-        // A peer that hung up already is noticed where all others are: by the task of this link.
-        link.send_with(&hello, vec![endpoint.eventfd().clone(), arena_fd]);
-        Ok(link)
+        match link.send_fds(&hello, &[endpoint.eventfd().as_fd(), arena_fd.as_fd()]) {
+            // A peer that hung up already is noticed where all others are: by the task of this link.
+            Err(error) if !has_hung_up(&error) => Err(error),
+            _ => Ok(link),
+        }
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// The same socket, for the reactor to watch.
-    pub(crate) fn shared_socket(&self) -> &SharedFd {
-        &self.socket
+    /// Lets the reactor serve it, once.
+    pub(crate) fn serve(self: &Arc<Self>) {
+        let serve = lock(&self.serve).take();
+        if let Some(serve) = serve {
+            serve(self.clone());
+        }
     }
 
     /// The number that both ends know this link by, once the peer has said its own.
@@ -280,16 +314,21 @@ impl Link {
             None => return None,
         };
         entries.table[index as usize] = Some(registered);
+        drop(entries);
+        self.uses.fetch_add(1, Ordering::Relaxed);
         Some(index)
     }
 
     fn unregister(&self, index: u32) {
-        let gone = {
+        let (gone, last) = {
             let mut entries = lock(&self.entries);
             entries.free.push(index);
-            entries.table[index as usize].take()
+            (entries.table[index as usize].take(), entries.is_empty())
         };
         drop(gone);
+        if let (true, Some(endpoint)) = (last, self.endpoint.upgrade()) {
+            endpoint.close_idle_links_later();
+        }
     }
 
     /// The sending ring of `stream` grew: it is given back once it has been idle.
@@ -302,20 +341,25 @@ impl Link {
     // ---- sending ----
 
     fn send(&self, message: &Message) {
-        self.send_with(message, Vec::new());
-    }
-
-    fn send_with(&self, message: &Message, fds: Vec<SharedFd>) {
         if self.death.load(Ordering::Acquire) != 0 {
             return;
         }
         // The task of this link sees the same error or the end of the socket and buries the link.
-        if let Err(error) = self.outbox.send(self.socket(), message.encode(), fds) {
+        if let Err(error) = self.outbox.send(self.socket(), message.encode()) {
             crate::trace::debug!("a link's socket does not take messages: {error}");
-            let hung_up = matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
-            self.faulty.fetch_or(!hung_up, Ordering::AcqRel);
+            if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
+                // What is not said costs slots and growth, no connection.
+                self.restricted.store(true, Ordering::Relaxed);
+                return;
+            }
+            self.faulty.fetch_or(!has_hung_up(&error), Ordering::AcqRel);
             let _ = sys::shutdown_socket(self.socket());
         }
+    }
+
+    /// Sends a message with descriptors at once, or not at all; see [`Outbox::send_fds`].
+    fn send_fds(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.outbox.send_fds(self.socket(), &message.encode(), fds)
     }
 
     /// Sends what is queued; `false` when the socket is full.
@@ -341,26 +385,21 @@ impl Link {
         }
     }
 
-    fn allocate(&self, dmb_size: usize) -> Result<NewDmb, FallbackReason> {
-        let order = lock(&self.announcing);
-        let allocated = lock(&self.state).own.allocate(dmb_size).map_err(|error| {
+    fn allocate(&self, stream: &Arc<dyn LinkedStream>) -> Result<NewDmb, FallbackReason> {
+        let window = stream.dmb_size();
+        // ARENA is sent under the lock, so that no other thread can name the arena first.
+        let announce = |slots: u32, fd: OwnedFd| self.send_fds(&Message::Arena { slots }, &[fd.as_fd()]);
+        let allocated = lock(&self.state).own.allocate(Arc::downgrade(stream), announce);
+        let Allocated { arena, slot, token, memory } = allocated.map_err(|error| {
             crate::trace::debug!("no DMB: {error}");
-            reason_of(&error, FallbackReason::Memory)
-        })?;
-        if let Some(map) = allocated.announce {
-            match map.fd().try_clone_to_owned() {
-                Ok(fd) => self.send_with(&Message::Arena { shape: shape(&map) }, vec![Arc::new(fd)]),
-                Err(error) => {
-                    // The peer numbers arenas as they come: without this one all later ones would be misnamed.
-                    crate::trace::warning!("no descriptor for an arena: {error}");
-                    drop(order);
-                    self.bury(Death::Fault);
-                    return Err(reason_of(&error, FallbackReason::Memory));
-                }
+            match error.kind() {
+                // The peer is slow to read, or many descriptors are on their way to others.
+                io::ErrorKind::WouldBlock => FallbackReason::Limit,
+                _ => reason_of(&error, FallbackReason::Memory),
             }
-        }
-        let (arena, slot, token) = (allocated.arena, allocated.slot, allocated.token);
-        Ok(NewDmb { arena, slot, token, memory: allocated.memory, bytes: dmb_size as u32 })
+        })?;
+        let place = DmbPlace { arena, slot, window: window as u64 };
+        Ok(NewDmb { place, token, memory, window })
     }
 
     /// Takes back a DMB whose token never left this process.
@@ -382,17 +421,23 @@ impl Link {
 
 /// A DMB of ours that a stream is about to get.
 struct NewDmb {
-    arena: u32,
-    slot: u32,
+    place: DmbPlace,
     token: u64,
     memory: DmbMemory,
-    bytes: u32,
+    window: usize,
+}
+
+/// Whether an error of sending only says that the peer has gone.
+fn has_hung_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+/// Bytes of the largest segment that a peer lends, if there can be such a segment.
+fn usable_window(window: u64) -> Option<usize> {
+    let usable = usize::try_from(window).ok().filter(|bytes| bytes.is_power_of_two());
+    usable.filter(|bytes| (SMALLEST_SEGMENT..=LARGEST_SEGMENT).contains(bytes))
 }
 
 /// A rule that the peer broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fault(pub(crate) &'static str);
-
-fn shape(map: &ArenaMap) -> ArenaShape {
-    ArenaShape { slots: map.slots(), dmb_size: map.dmb_size() as u64 }
-}

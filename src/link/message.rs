@@ -5,10 +5,11 @@
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 
+use crate::ism::ring::Refusal;
 use crate::ism::sys::canonical;
 
 /// Version of the link protocol; ends that differ stay on TCP.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 const MAGIC: [u8; 4] = *b"SMCL";
 /// Longest message a link carries, in bytes.
 pub(crate) const LONGEST: usize = 4096;
@@ -31,11 +32,13 @@ impl Tuple {
     }
 }
 
-/// Slots and DMB size of an arena.
+/// Where a DMB is, and how far it may grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ArenaShape {
-    pub(crate) slots: u32,
-    pub(crate) dmb_size: u64,
+pub(crate) struct DmbPlace {
+    pub(crate) arena: u32,
+    pub(crate) slot: u32,
+    /// Bytes of the largest segment that its owner lends at once.
+    pub(crate) window: u64,
 }
 
 /// Which connection an OFFER or a QUERY is about, as the client sees it.
@@ -51,15 +54,15 @@ pub(crate) struct Subject {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
     /// First on every link, both ways; carries the eventfd and the first arena.
-    Hello { link_id: u64, endpoint: [u8; 16], gid: [u8; 16], arena: ArenaShape },
+    Hello { link_id: u64, endpoint: [u8; 16], gid: [u8; 16], slots: u32 },
     /// A further arena, numbered in the order of arrival.
-    Arena { shape: ArenaShape },
+    Arena { slots: u32 },
     /// C: may this connection be upgraded?
     Offer { id: u64, signal: u32, handshake: bool, subject: Subject, clc: Vec<u8> },
     /// S: yes, and here is my DMB.
-    Match { id: u64, signal: u32, arena: u32, slot: u32, cookie: u64, clc: Vec<u8> },
+    Match { id: u64, signal: u32, dmb: DmbPlace, cookie: u64, clc: Vec<u8> },
     /// C: proved; here is mine.
-    Ready { id: u64, arena: u32, slot: u32, clc: Vec<u8> },
+    Ready { id: u64, dmb: DmbPlace, clc: Vec<u8> },
     /// S: no.
     Refuse { id: u64, clc: Vec<u8> },
     /// C: not any more.
@@ -72,6 +75,17 @@ pub(crate) enum Message {
     Query { subject: Subject },
     /// Yes; a no is the end of the connection.
     Answer,
+    /// The producer of this DMB has found it full: a segment of so many bytes, please. It would itself hold so many
+    /// more of them, if it were TCP.
+    Ask { token: u64, bytes: u64, held: u64 },
+    /// The owner lends a segment, which it carries, under this number.
+    Grant { token: u64, segment: u64, bytes: u64 },
+    /// It does not, for now.
+    Deny { token: u64, why: Refusal },
+    /// The producer will not use the grants up to this number, but for what unread bytes lie in.
+    Return { token: u64, segment: u64 },
+    /// This end has nothing to do with the link: close it, if you have not either.
+    Bye,
 }
 
 /// What is wrong with a message of the peer.
@@ -88,18 +102,18 @@ impl Message {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         match self {
-            Message::Hello { link_id, endpoint, gid, arena } => {
+            Message::Hello { link_id, endpoint, gid, slots } => {
                 out.push(1);
                 out.extend(MAGIC);
                 out.extend(VERSION.to_le_bytes());
                 out.extend(link_id.to_le_bytes());
                 out.extend(endpoint);
                 out.extend(gid);
-                encode_shape(&mut out, arena);
+                out.extend(slots.to_le_bytes());
             }
-            Message::Arena { shape } => {
+            Message::Arena { slots } => {
                 out.push(2);
-                encode_shape(&mut out, shape);
+                out.extend(slots.to_le_bytes());
             }
             Message::Offer { id, signal, handshake, subject, clc } => {
                 out.push(3);
@@ -109,20 +123,18 @@ impl Message {
                 encode_subject(&mut out, subject);
                 out.extend(clc);
             }
-            Message::Match { id, signal, arena, slot, cookie, clc } => {
+            Message::Match { id, signal, dmb, cookie, clc } => {
                 out.push(4);
                 out.extend(id.to_le_bytes());
                 out.extend(signal.to_le_bytes());
-                out.extend(arena.to_le_bytes());
-                out.extend(slot.to_le_bytes());
+                encode_place(&mut out, dmb);
                 out.extend(cookie.to_le_bytes());
                 out.extend(clc);
             }
-            Message::Ready { id, arena, slot, clc } => {
+            Message::Ready { id, dmb, clc } => {
                 out.push(5);
                 out.extend(id.to_le_bytes());
-                out.extend(arena.to_le_bytes());
-                out.extend(slot.to_le_bytes());
+                encode_place(&mut out, dmb);
                 out.extend(clc);
             }
             Message::Refuse { id, clc } => {
@@ -149,6 +161,20 @@ impl Message {
                 encode_subject(&mut out, subject);
             }
             Message::Answer => out.push(11),
+            Message::Ask { token, bytes, held } => encode_numbers(&mut out, 12, &[*token, *bytes, *held]),
+            Message::Grant { token, segment, bytes } => {
+                encode_numbers(&mut out, 13, &[*token, *segment, *bytes]);
+            }
+            Message::Deny { token, why } => {
+                encode_numbers(&mut out, 14, &[*token]);
+                out.push(match why {
+                    Refusal::NotNeeded => 0,
+                    Refusal::Limit => 1,
+                    Refusal::Memory => 2,
+                });
+            }
+            Message::Return { token, segment } => encode_numbers(&mut out, 15, &[*token, *segment]),
+            Message::Bye => out.push(16),
         }
         out
     }
@@ -162,10 +188,10 @@ impl Message {
                     link_id: fields.u64()?,
                     endpoint: fields.array()?,
                     gid: fields.array()?,
-                    arena: fields.shape()?,
+                    slots: fields.u32()?,
                 }
             }
-            2 => Message::Arena { shape: fields.shape()? },
+            2 => Message::Arena { slots: fields.u32()? },
             3 => Message::Offer {
                 id: fields.u64()?,
                 signal: fields.u32()?,
@@ -176,17 +202,11 @@ impl Message {
             4 => Message::Match {
                 id: fields.u64()?,
                 signal: fields.u32()?,
-                arena: fields.u32()?,
-                slot: fields.u32()?,
+                dmb: fields.place()?,
                 cookie: fields.u64()?,
                 clc: fields.rest(),
             },
-            5 => Message::Ready {
-                id: fields.u64()?,
-                arena: fields.u32()?,
-                slot: fields.u32()?,
-                clc: fields.rest(),
-            },
+            5 => Message::Ready { id: fields.u64()?, dmb: fields.place()?, clc: fields.rest() },
             6 => Message::Refuse { id: fields.u64()?, clc: fields.rest() },
             7 => Message::Cancel { id: fields.u64()? },
             8 => Message::Pinned { token: fields.u64()? },
@@ -196,15 +216,33 @@ impl Message {
                 Message::Query { subject: fields.subject()? }
             }
             11 => Message::Answer,
+            12 => Message::Ask { token: fields.u64()?, bytes: fields.u64()?, held: fields.u64()? },
+            13 => Message::Grant { token: fields.u64()?, segment: fields.u64()?, bytes: fields.u64()? },
+            14 => Message::Deny {
+                token: fields.u64()?,
+                why: match fields.u8()? {
+                    0 => Refusal::NotNeeded,
+                    1 => Refusal::Limit,
+                    _ => Refusal::Memory,
+                },
+            },
+            15 => Message::Return { token: fields.u64()?, segment: fields.u64()? },
+            16 => Message::Bye,
             _ => return Err(Malformed("unknown type")),
         };
         if fields.0.is_empty() { Ok(message) } else { Err(Malformed("longer than its type allows")) }
     }
 }
 
-fn encode_shape(out: &mut Vec<u8>, shape: &ArenaShape) {
-    out.extend(shape.slots.to_le_bytes());
-    out.extend(shape.dmb_size.to_le_bytes());
+fn encode_place(out: &mut Vec<u8>, place: &DmbPlace) {
+    out.extend(place.arena.to_le_bytes());
+    out.extend(place.slot.to_le_bytes());
+    out.extend(place.window.to_le_bytes());
+}
+
+fn encode_numbers(out: &mut Vec<u8>, kind: u8, numbers: &[u64]) {
+    out.push(kind);
+    out.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
 }
 
 fn encode_subject(out: &mut Vec<u8>, subject: &Subject) {
@@ -266,8 +304,8 @@ impl Fields<'_> {
         Ok(())
     }
 
-    fn shape(&mut self) -> Result<ArenaShape, Malformed> {
-        Ok(ArenaShape { slots: self.u32()?, dmb_size: self.u64()? })
+    fn place(&mut self) -> Result<DmbPlace, Malformed> {
+        Ok(DmbPlace { arena: self.u32()?, slot: self.u32()?, window: self.u64()? })
     }
 
     fn subject(&mut self) -> Result<Subject, Malformed> {
@@ -300,19 +338,26 @@ mod tests {
     }
 
     fn every_message() -> Vec<Message> {
-        let arena = ArenaShape { slots: 64, dmb_size: 4 << 20 };
+        let dmb = DmbPlace { arena: 0, slot: 5, window: 4 << 20 };
         vec![
-            Message::Hello { link_id: 9, endpoint: [3; 16], gid: [4; 16], arena },
-            Message::Arena { shape: arena },
+            Message::Hello { link_id: 9, endpoint: [3; 16], gid: [4; 16], slots: 64 },
+            Message::Arena { slots: 128 },
             Message::Offer { id: 1, signal: 2, handshake: true, subject: subject(), clc: vec![1, 2, 3] },
-            Message::Match { id: 1, signal: 2, arena: 0, slot: 5, cookie: 99, clc: vec![9; 130] },
-            Message::Ready { id: 1, arena: 0, slot: 6, clc: vec![8; 78] },
+            Message::Match { id: 1, signal: 2, dmb, cookie: 99, clc: vec![9; 130] },
+            Message::Ready { id: 1, dmb, clc: vec![8; 78] },
             Message::Refuse { id: 1, clc: vec![7; 44] },
             Message::Cancel { id: 1 },
             Message::Pinned { token: u64::MAX },
             Message::Detach { token: 1 },
             Message::Query { subject: subject() },
             Message::Answer,
+            Message::Ask { token: 1, bytes: 1 << 15, held: 4 << 20 },
+            Message::Grant { token: 1, segment: 2, bytes: 1 << 15 },
+            Message::Deny { token: 1, why: Refusal::NotNeeded },
+            Message::Deny { token: 1, why: Refusal::Limit },
+            Message::Deny { token: 1, why: Refusal::Memory },
+            Message::Return { token: 1, segment: 3 },
+            Message::Bye,
         ]
     }
 
@@ -336,7 +381,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_message_is_malformed(which in 0usize..11, cut in 1usize..20) {
+        fn a_cut_message_is_malformed(which in 0usize..18, cut in 1usize..20) {
             let whole = every_message()[which].encode();
             let kept = whole.len().saturating_sub(cut);
             if let Ok(message) = Message::decode(&whole[..kept]) {

@@ -1,22 +1,21 @@
 //! Messages on their way to the peer: sent at once when the socket takes them, queued otherwise, never blocking.
+//!
+//! A message with descriptors is sent at once or not at all: nothing holds descriptors while a peer does not read.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::task::Waker;
 
 use crate::ism::sys;
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{Mutex, lock};
 
 /// A peer that lets this many bytes of control messages pile up is not working any more.
 const MOST_QUEUED: usize = 8 << 20;
 
-/// A descriptor that travels with a message: ours to share, not to give away.
-pub(crate) type SharedFd = Arc<OwnedFd>;
-
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<(Vec<u8>, Vec<SharedFd>)>,
+    waiting: VecDeque<Vec<u8>>,
     bytes: usize,
     /// Of the task that flushes.
     flusher: Option<Waker>,
@@ -29,11 +28,11 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     /// Sends or queues one message. An error means that the link can not go on.
-    pub(crate) fn send(&self, socket: BorrowedFd<'_>, bytes: Vec<u8>, fds: Vec<SharedFd>) -> io::Result<()> {
+    pub(crate) fn send(&self, socket: BorrowedFd<'_>, bytes: Vec<u8>) -> io::Result<()> {
         let flusher = {
             let mut queue = lock(&self.queue);
             if queue.waiting.is_empty() {
-                match transmit(socket, &bytes, &fds) {
+                match sys::send(socket, &bytes, &[]) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     sent => return sent,
                 }
@@ -42,7 +41,7 @@ impl Outbox {
             if queue.bytes > MOST_QUEUED {
                 return Err(io::Error::other("the peer does not read its control messages"));
             }
-            queue.waiting.push_back((bytes, fds));
+            queue.waiting.push_back(bytes);
             queue.flusher.take()
         };
         if let Some(flusher) = flusher {
@@ -51,11 +50,30 @@ impl Outbox {
         Ok(())
     }
 
+    /// Sends one message with descriptors, now.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when others wait or the socket is full; `ETOOMANYREFS` when too many descriptors of this user are
+    /// on their way already. Neither ends the link.
+    pub(crate) fn send_fds(
+        &self,
+        socket: BorrowedFd<'_>,
+        bytes: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let queue = lock(&self.queue);
+        if !queue.waiting.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        sys::send(socket, bytes, fds)
+    }
+
     /// Sends what is queued. `false`: the socket is full, `flusher` is woken when more was queued meanwhile.
     pub(crate) fn flush(&self, socket: BorrowedFd<'_>, flusher: &Waker) -> io::Result<bool> {
         let mut queue = lock(&self.queue);
-        while let Some((bytes, fds)) = queue.waiting.front() {
-            match transmit(socket, bytes, fds) {
+        while let Some(bytes) = queue.waiting.front() {
+            match sys::send(socket, bytes, &[]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
                 Ok(()) => {
@@ -70,9 +88,4 @@ impl Outbox {
         drop(stale);
         Ok(true)
     }
-}
-
-fn transmit(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[SharedFd]) -> io::Result<()> {
-    let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
-    sys::send(socket, bytes, &borrowed)
 }

@@ -4,11 +4,15 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Weak;
 
 use crate::ism::arena::{Arena, ArenaMap, DmbMemory};
 use crate::ism::sys;
-use crate::link::message::ArenaShape;
+use crate::link::lack::reason_of;
+use crate::link::stream::LinkedStream;
 use crate::sync::Arc;
+use crate::transport::FallbackReason;
 
 /// Slots of the first arena of a link; each further one doubles, up to `MOST_SLOTS`.
 const FIRST_SLOTS: u32 = 64;
@@ -20,6 +24,7 @@ const MOST_ARENAS: usize = 256;
 struct Given {
     arena: u32,
     slot: u32,
+    stream: Weak<dyn LinkedStream>,
     /// The peer's producer will never touch it again.
     detached: bool,
     /// Our own stream is done with it.
@@ -38,52 +43,76 @@ pub(crate) struct Allocated {
     pub(crate) slot: u32,
     pub(crate) token: u64,
     pub(crate) memory: DmbMemory,
-    /// The peer has to be sent this arena first.
-    pub(crate) announce: Option<Arc<ArenaMap>>,
 }
 
 impl OwnArenas {
-    pub(crate) fn new(dmb_size: usize) -> io::Result<Self> {
-        Ok(OwnArenas { arenas: vec![Arena::create(FIRST_SLOTS, dmb_size)?], given: HashMap::new() })
+    /// With the first arena, which HELLO carries: its control page takes the peer's interrupts.
+    pub(crate) fn new() -> io::Result<(Self, Arc<ArenaMap>, OwnedFd)> {
+        let (first, fd) = Arena::create(FIRST_SLOTS)?;
+        let map = first.map().clone();
+        Ok((OwnArenas { arenas: vec![first], given: HashMap::new() }, map, fd))
     }
 
-    /// The arena that HELLO carries; its control page takes the peer's interrupts.
-    pub(crate) fn first(&self) -> &Arc<ArenaMap> {
-        self.arenas[0].map()
-    }
-
-    pub(crate) fn allocate(&mut self, dmb_size: usize) -> io::Result<Allocated> {
-        let mut slots = FIRST_SLOTS;
-        for (number, arena) in self.arenas.iter().enumerate() {
-            if arena.map().dmb_size() != dmb_size {
-                continue;
+    /// A slot for `stream`; `announce` sends the peer a further arena when one is needed.
+    ///
+    /// # Errors
+    ///
+    /// What is lacking, here or in `announce`; nothing has changed then.
+    pub(crate) fn allocate(
+        &mut self,
+        stream: Weak<dyn LinkedStream>,
+        announce: impl FnOnce(u32, OwnedFd) -> io::Result<()>,
+    ) -> io::Result<Allocated> {
+        for number in 0..self.arenas.len() {
+            if let Some(slot) = self.arenas[number].allocate()? {
+                return self.give(number, slot, stream);
             }
-            if let Some(slot) = arena.allocate()? {
-                let map = arena.map().clone();
-                return self.give(number, slot, &map, false);
-            }
-            slots = (arena.map().slots() * 2).min(MOST_SLOTS);
         }
         if self.arenas.len() == MOST_ARENAS {
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "all arenas of this link are full"));
         }
-        let arena = Arena::create(slots, dmb_size)?;
+        let last = self.arenas.last().map_or(FIRST_SLOTS / 2, |arena| arena.map().slots());
+        let (arena, fd) = Arena::create((last * 2).min(MOST_SLOTS))?;
         let slot = arena.allocate()?.ok_or_else(|| io::Error::other("a new arena has no free slot"))?;
-        let map = arena.map().clone();
+        // The peer numbers arenas as they come: one that was not sent has no number.
+        announce(arena.map().slots(), fd)?;
         self.arenas.push(arena);
-        self.give(self.arenas.len() - 1, slot, &map, true)
+        self.give(self.arenas.len() - 1, slot, stream)
     }
 
-    fn give(&mut self, number: usize, slot: u32, map: &Arc<ArenaMap>, fresh: bool) -> io::Result<Allocated> {
-        let memory =
-            map.dmb(slot).ok_or_else(|| io::Error::other("the arena handed out a slot it has not"))?;
-        let mut token = sys::random_u64()?;
-        while self.given.contains_key(&token) {
-            token = sys::random_u64()?;
-        }
+    fn give(&mut self, number: usize, slot: u32, stream: Weak<dyn LinkedStream>) -> io::Result<Allocated> {
+        let arena = &self.arenas[number];
+        let drawn = arena.map().dmb(slot).map(|memory| (memory, self.fresh_token()));
+        let (memory, token) = match drawn {
+            Some((memory, Ok(token))) => (memory, token),
+            Some((_, Err(error))) => {
+                arena.release(slot);
+                return Err(error);
+            }
+            None => return Err(io::Error::other("the arena handed out a slot it has not")),
+        };
         let arena = number as u32;
-        self.given.insert(token, Given { arena, slot, detached: false, done: false });
-        Ok(Allocated { arena, slot, token, memory, announce: fresh.then(|| map.clone()) })
+        self.given.insert(token, Given { arena, slot, stream, detached: false, done: false });
+        Ok(Allocated { arena, slot, token, memory })
+    }
+
+    fn fresh_token(&self) -> io::Result<u64> {
+        loop {
+            let token = sys::random_u64()?;
+            if !self.given.contains_key(&token) {
+                return Ok(token);
+            }
+        }
+    }
+
+    /// The stream that reads from the DMB of that token; `None`: no such token is out.
+    pub(crate) fn stream(&self, token: u64) -> Option<Weak<dyn LinkedStream>> {
+        self.given.get(&token).filter(|given| !given.detached).map(|given| given.stream.clone())
+    }
+
+    /// Whether no token is out.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.given.is_empty()
     }
 
     /// The peer's DETACH, or what stands for it. `false`: no such token is out.
@@ -121,28 +150,61 @@ impl OwnArenas {
 /// The peer's arenas, in the order they came.
 #[derive(Default)]
 pub(crate) struct PeerArenas {
-    maps: Vec<Arc<ArenaMap>>,
+    /// One that this process lacked the means to map keeps its number.
+    maps: Vec<Result<Arc<ArenaMap>, FallbackReason>>,
+}
+
+/// Why a DMB that the peer names can not be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoDmb {
+    /// It does not exist: the peer has broken a rule.
+    Unknown,
+    /// This process lacks the means.
+    Lacking(FallbackReason),
 }
 
 impl PeerArenas {
-    pub(crate) fn add(&mut self, fd: std::os::fd::OwnedFd, shape: ArenaShape) -> io::Result<Arc<ArenaMap>> {
+    /// Takes an arena; no descriptor came with it if this process had none left.
+    ///
+    /// The inner error is this process's own lack, and is told again when a DMB of the arena is named.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the arena.
+    pub(crate) fn add(
+        &mut self,
+        fd: Option<&OwnedFd>,
+        slots: u32,
+    ) -> io::Result<Result<Arc<ArenaMap>, FallbackReason>> {
         if self.maps.len() == MOST_ARENAS {
             return Err(io::Error::other("the peer sent too many arenas"));
         }
-        let size = usize::try_from(shape.dmb_size).map_err(io::Error::other)?;
-        let map = ArenaMap::attach(fd, shape.slots, size)?;
+        let map = match fd.map(|fd| ArenaMap::attach(fd, slots)) {
+            None => Err(FallbackReason::Descriptors),
+            Some(Ok(map)) => Ok(map),
+            Some(Err(error)) if is_the_peers(&error) => return Err(error),
+            Some(Err(error)) => {
+                crate::trace::debug!("an arena of the peer can not be mapped: {error}");
+                Err(reason_of(&error, FallbackReason::Memory))
+            }
+        };
         self.maps.push(map.clone());
         Ok(map)
     }
 
-    /// The DMB that the peer names, if it exists.
-    ///
-    /// # Errors
-    ///
-    /// When there is none, or no memory for it: the peer may not have committed what it names.
-    pub(crate) fn dmb(&self, arena: u32, slot: u32) -> io::Result<DmbMemory> {
-        let map = self.maps.get(arena as usize).ok_or(io::ErrorKind::NotFound)?;
-        map.dmb(slot).ok_or(io::ErrorKind::NotFound)?;
-        map.claim(slot)
+    /// The DMB that the peer names.
+    pub(crate) fn dmb(&self, arena: u32, slot: u32) -> Result<DmbMemory, NoDmb> {
+        let map = self.maps.get(arena as usize).ok_or(NoDmb::Unknown)?;
+        let map = map.as_ref().map_err(|reason| NoDmb::Lacking(*reason))?;
+        map.dmb(slot).ok_or(NoDmb::Unknown)?;
+        map.claim(slot).map_err(|error| {
+            crate::trace::debug!("no memory for the peer's DMB: {error}");
+            NoDmb::Lacking(reason_of(&error, FallbackReason::Memory))
+        })
     }
+}
+
+/// Whether an error of attaching a memory file says that the peer broke a rule, not that this process lacks something.
+pub(crate) fn is_the_peers(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
 }

@@ -1,8 +1,10 @@
 //! What a link and a stream know of each other.
 
-use crate::ism::arena::DmbMemory;
+use std::os::fd::OwnedFd;
+
+use crate::ism::arena::{DmbMemory, DmbSegment};
 use crate::ism::interrupt::Signal;
-use crate::ism::ring::{Consumer, Producer};
+use crate::ism::ring::{Consumer, Producer, Refusal};
 use crate::link::group::{Link, SignalEntry};
 use crate::link::message::Subject;
 use crate::sync::Arc;
@@ -47,6 +49,41 @@ pub(crate) struct ClcOverTcp {
     pub(crate) confirm: Vec<u8>,
 }
 
+/// What a writer asks of its reader's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ask {
+    /// A segment of so many bytes.
+    pub(crate) bytes: u64,
+    /// So many bytes the writer's end would hold itself, if it were TCP.
+    pub(crate) held: u64,
+}
+
+/// What a reader's end answers.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Grant {
+        segment: u64,
+        bytes: u64,
+        fd: OwnedFd,
+    },
+    Deny(Refusal),
+    /// That depends on what the reader does: it is to be asked again after a while.
+    Later,
+    /// The peer has broken a rule.
+    Fault(&'static str),
+}
+
+/// What became of a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Granted {
+    Taken,
+    /// This end can not use it: the peer may have it back.
+    Declined,
+    /// The writer is gone; its DETACH is on the way.
+    Gone,
+    NotAsked,
+}
+
 /// A connection as its link sees it. No lock of the link is held during any of these calls, but for `has_ended`.
 pub(crate) trait LinkedStream: Send + Sync {
     /// Live facts from the kernel, or why this stream can not be upgraded.
@@ -75,6 +112,24 @@ pub(crate) trait LinkedStream: Send + Sync {
 
     /// Lets the sending ring go back to its first segment if it was idle since the last call. `false`: ask again.
     fn shrink(&self) -> bool;
+
+    /// The peer's writer wants a larger segment of our DMB.
+    fn asked(&self, ask: Ask) -> Answer;
+
+    /// A while after an [`Answer::Later`]; `None` when it needs no answer any more.
+    fn ask_again(&self) -> Option<Answer>;
+
+    /// That grant was not sent.
+    fn not_sent(&self, segment: u64);
+
+    /// The peer's writer does not use the grants up to this number any more.
+    fn returned(&self, segment: u64);
+
+    /// The peer grants our writer a segment; `None` when this process lacks the means to map it.
+    fn granted(&self, number: u64, segment: Option<DmbSegment>) -> Granted;
+
+    /// The peer grants our writer none for now.
+    fn denied(&self, why: Refusal);
 
     /// From here on the reader obeys the word in `dmb`. With `hold` the client asks for CLC over TCP; if it goes,
     /// the Accept is that message.
@@ -131,6 +186,8 @@ pub(crate) struct ReceiveDmb {
     pub(crate) consumer: Consumer<DmbMemory>,
     pub(crate) doorbell: Doorbell,
     pub(crate) token: u64,
+    /// Bytes of the largest segment that its sender may ask for while the reader reads.
+    pub(crate) window: usize,
     /// Keeps the number of our signals.
     pub(crate) _entry: Arc<SignalEntry>,
 }
@@ -153,6 +210,8 @@ pub(crate) struct SendDmb {
     pub(crate) producer: Producer<DmbMemory>,
     pub(crate) doorbell: Doorbell,
     pub(crate) token: u64,
+    /// Bytes of the largest segment that the receiver lends while it reads.
+    pub(crate) window: usize,
     /// Keeps the number of our signals, also when the receiving direction stayed on TCP.
     pub(crate) _entry: Arc<SignalEntry>,
 }

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{EndOfRuntime, Timers, watch};
 use crate::ism::device::EndpointId;
-use crate::ism::sys;
-use crate::link::endpoint::{Endpoint, silence_of};
+use crate::ism::sys::{self, Carried};
+use crate::link::endpoint::{Endpoint, Watched, silence_of};
 use crate::link::group::Link;
 use crate::link::lack::reason_of;
 use crate::link::message::{LONGEST, Message, Subject};
@@ -75,7 +76,7 @@ async fn when_readable<R>(
     }
 }
 
-async fn first_message(io: &UnixStream) -> io::Result<(Message, Vec<OwnedFd>)> {
+async fn first_message(io: &UnixStream) -> io::Result<(Message, Carried)> {
     let mut buffer = [0; LONGEST];
     let received = when_readable(io, |io| sys::recv(io.as_fd(), &mut buffer, MOST_FDS)).await?;
     if received.len == 0 {
@@ -83,7 +84,7 @@ async fn first_message(io: &UnixStream) -> io::Result<(Message, Vec<OwnedFd>)> {
     }
     let message = Message::decode(&buffer[..received.len])
         .map_err(|malformed| io::Error::new(io::ErrorKind::InvalidData, malformed.to_string()))?;
-    Ok((message, received.fds))
+    Ok((message, received.carried))
 }
 
 /// Reads how a connection begins, and serves it.
@@ -111,11 +112,10 @@ async fn greet(
             answer_query(io, endpoint, subject).await;
             Ok(())
         }
-        (hello, fds) => {
-            let socket = OwnedFd::from(io.into_std()?);
-            let link = endpoint.accept_link(socket)?;
-            match link.deliver(hello, fds) {
-                Ok(()) => endpoint.drive(&link),
+        (hello, carried) => {
+            let link = endpoint.accept_link(watched(&Handle::current(), Arc::new(io)))?;
+            match link.deliver(hello, carried) {
+                Ok(()) => link.serve(),
                 Err(death) => link.bury(death),
             }
             Ok(())
@@ -141,18 +141,19 @@ async fn answer_query(io: UnixStream, endpoint: &Arc<Endpoint>, subject: Subject
     }
 }
 
+/// A link's socket, which is served by a task once the link is there.
+pub(super) fn watched(handle: &Handle, socket: Arc<UnixStream>) -> Watched {
+    let (handle, served) = (handle.clone(), socket.clone());
+    let serve = move |link| {
+        handle.spawn(drive(link, served));
+    };
+    Watched { socket, serve: Box::new(serve) }
+}
+
 /// Serves a link until it dies.
-pub(super) async fn drive(link: Arc<Link>) {
+async fn drive(link: Arc<Link>, socket: Arc<UnixStream>) {
     let end = Buried(link);
     let link = &end.0;
-    let socket = match link.shared_socket().try_clone().and_then(watch) {
-        Ok(socket) => socket,
-        Err(error) => {
-            crate::trace::warning!("a link's socket can not be watched: {error}");
-            link.lacks(reason_of(&error, FallbackReason::LinkDown));
-            return link.bury(Death::Fault);
-        }
-    };
     let mut buffer = [0; LONGEST];
     let death = std::future::poll_fn(|cx| {
         link.watch_death(cx.waker());

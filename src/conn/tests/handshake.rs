@@ -30,9 +30,9 @@ fn drive(pair: &Pair) {
 
 /// Both ends are on the ring, and nothing but the application's bytes is seen.
 #[track_caller]
-fn runs(pair: &Pair, from: [u64; 2]) {
+fn runs(lab: &mut Lab, pair: &Pair, from: [u64; 2]) {
     for side in [CLIENT, SERVER] {
-        pair.write(side, &bytes(from[side], 5000));
+        lab.write(pair, side, &bytes(from[side], 5000));
         pair.expect(1 - side, &bytes(from[side], 5000));
         assert!(pair.conns[side].transport().is_loopback_ism());
     }
@@ -69,7 +69,7 @@ fn the_handshake_goes_over_tcp_and_nobody_reads_it() {
         assert!(received(&pair, SERVER) > PROPOSAL_BYTES as u64, "Proposal and Confirm");
         assert!(received(&pair, CLIENT) > 0, "the Accept");
         drop(waiting);
-        runs(&pair, [0, 0]);
+        runs(&mut lab, &pair, [0, 0]);
     });
 }
 
@@ -85,7 +85,7 @@ fn a_server_application_that_writes_first_turns_it_off() {
         drive(&pair);
         pair.expect(CLIENT, &bytes(0, 77));
         assert_eq!((received(&pair, SERVER), received(&pair, CLIENT)), (0, 77), "no CLC over TCP");
-        runs(&pair, [0, 77]);
+        runs(&mut lab, &pair, [0, 77]);
     });
 }
 
@@ -101,7 +101,7 @@ fn a_client_application_that_writes_first_turns_it_off() {
         pair.expect(SERVER, &bytes(0, 77));
         lab.run();
         assert_eq!((received(&pair, SERVER), received(&pair, CLIENT)), (77, 0), "no CLC over TCP");
-        runs(&pair, [77, 0]);
+        runs(&mut lab, &pair, [77, 0]);
     });
 }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use super::ops::{PeekSlice, ReadSlice, Task, WriteSlice};
 use super::socket::{Half, Socket, StdTcp, drain};
@@ -12,7 +13,7 @@ use crate::conn::close::Leftover;
 use crate::conn::{Connection, Role, receive, send};
 use crate::ism::device::{EndpointId, PortEntry};
 use crate::ism::sys;
-use crate::link::endpoint::{AcceptedEntry, Endpoint, Reactor};
+use crate::link::endpoint::{AcceptedEntry, Endpoint, Reactor, Watched, Work};
 use crate::link::group::Link;
 use crate::link::message::{LONGEST, Message, Subject};
 use crate::link::stream::{Death, LinkedStream};
@@ -22,19 +23,19 @@ use crate::sync::{Arc, Mutex, lock};
 pub(super) const CLIENT: usize = 0;
 pub(super) const SERVER: usize = 1;
 
-type Work = Box<dyn FnOnce() + Send>;
-
 /// Keeps what an endpoint wants to be done, until the test does it.
 #[derive(Default)]
 struct ByHand {
-    links: Mutex<Vec<Arc<Link>>>,
+    links: Arc<Mutex<Vec<Arc<Link>>>>,
     work: Mutex<Vec<Work>>,
+    later: Mutex<Vec<Work>>,
     to_sweep: Mutex<bool>,
 }
 
 impl Reactor for ByHand {
-    fn drive(&self, link: Arc<Link>) {
-        lock(&self.links).push(link);
+    fn watch(&self, socket: OwnedFd) -> io::Result<Watched> {
+        let links = self.links.clone();
+        Ok(Watched { socket: Arc::new(socket), serve: Box::new(move |link| lock(&links).push(link)) })
     }
 
     fn query(&self, stream: Arc<dyn LinkedStream>, _: Subject, _: Vec<EndpointId>) {
@@ -49,6 +50,10 @@ impl Reactor for ByHand {
 
     fn run(&self, work: Work) {
         lock(&self.work).push(work);
+    }
+
+    fn run_after(&self, _: Duration, work: Work) {
+        lock(&self.later).push(work);
     }
 }
 
@@ -73,6 +78,16 @@ impl Host {
 
     pub(super) fn links(&self) -> Vec<Arc<Link>> {
         lock(&self.by_hand.links).clone()
+    }
+
+    pub(super) fn watched(&self, socket: OwnedFd) -> Watched {
+        self.by_hand.watch(socket).expect("watched")
+    }
+
+    /// Does what was to be done after a pause.
+    pub(super) fn pause(&self) {
+        let later = std::mem::take(&mut *lock(&self.by_hand.later));
+        later.into_iter().for_each(|work| work());
     }
 
     /// Has the endpoint asked to be swept?
@@ -108,9 +123,9 @@ impl Host {
             if let Ok(received) = received {
                 if let Ok(message) = Message::decode(&buffer[..received.len]) {
                     // The peer may be gone already.
-                    let Ok(link) = self.endpoint.accept_link(socket) else { return true };
-                    match link.deliver(message, received.fds) {
-                        Ok(()) => self.endpoint.drive(&link),
+                    let Ok(link) = self.endpoint.accept_link(self.watched(socket)) else { return true };
+                    match link.deliver(message, received.carried) {
+                        Ok(()) => link.serve(),
                         Err(death) => link.bury(death),
                     }
                 }
@@ -145,7 +160,7 @@ impl Host {
             Err(_) => return Err(Death::Peer),
         };
         let message = Message::decode(&buffer[..received.len]).map_err(|_| Death::Fault)?;
-        link.deliver(message, received.fds)?;
+        link.deliver(message, received.carried)?;
         Ok(true)
     }
 
@@ -208,9 +223,37 @@ impl Lab {
         pair
     }
 
+    /// Writes all of it; what the ring needs to grow is delivered in between.
+    #[track_caller]
+    pub(super) fn write(&mut self, pair: &Pair, side: usize, bytes: &[u8]) {
+        let mut rest = bytes;
+        patiently("room", || {
+            match pair.conns[side].try_write(&mut WriteSlice(rest), false) {
+                Poll::Ready(Ok(length)) => rest = &rest[length..],
+                Poll::Pending => self.run(),
+                Poll::Ready(Err(error)) => panic!("write: {error}"),
+            }
+            rest.is_empty()
+        });
+    }
+
+    /// Time passes, and what comes of it is delivered.
+    pub(super) fn pause(&mut self) {
+        for host in &self.hosts {
+            host.pause();
+        }
+        self.run();
+    }
+
     /// Delivers every message there is.
     pub(super) fn run(&mut self) {
         while self.hosts[CLIENT].step() | self.hosts[SERVER].step() {}
+    }
+
+    /// An upgraded connection is left, and both ends are done with it.
+    pub(super) fn close(&mut self, pair: Pair) {
+        drop(pair);
+        self.run();
     }
 
     /// Slots that either host has lent.

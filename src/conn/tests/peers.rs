@@ -11,19 +11,22 @@ use crate::clc::{Dmb, Eid, Gid, LocalDevice, ServerHandshake};
 use crate::config::{Config, UpgradePolicy};
 use crate::ism::arena::Arena;
 use crate::ism::interrupt::CONNECTIONS;
+use crate::ism::ring::Refusal;
 use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
-use crate::link::message::{ArenaShape, LONGEST, Message, Subject, Tuple};
+use crate::link::message::{DmbPlace, LONGEST, Message, Subject, Tuple};
 use crate::link::stream::LinkedStream;
 use crate::transport::{FallbackReason, Transport};
 
 const SLOTS: u32 = 4;
 const DMB: usize = 4096;
+const PLACE: DmbPlace = DmbPlace { arena: 0, slot: 0, window: DMB as u64 };
 
 /// A process that speaks the protocol by hand.
 struct Stranger {
     socket: OwnedFd,
     arena: Arena,
+    file: OwnedFd,
     gid: [u8; 16],
 }
 
@@ -36,20 +39,17 @@ impl Stranger {
     }
 
     fn on(socket: OwnedFd, gid: [u8; 16]) -> Self {
-        Stranger { socket, arena: Arena::create(SLOTS, DMB).expect("an arena"), gid }
-    }
-
-    fn shape(&self) -> ArenaShape {
-        ArenaShape { slots: SLOTS, dmb_size: DMB as u64 }
+        let (arena, file) = Arena::create(SLOTS).expect("an arena");
+        Stranger { socket, arena, file, gid }
     }
 
     fn hello(&self) -> Message {
-        Message::Hello { link_id: 1, endpoint: [9; 16], gid: self.gid, arena: self.shape() }
+        Message::Hello { link_id: 1, endpoint: [9; 16], gid: self.gid, slots: SLOTS }
     }
 
     fn greet(&self) {
         let eventfd = sys::eventfd().expect("eventfd");
-        self.send_with(&self.hello().encode(), &[eventfd.as_fd(), self.arena.map().fd()]);
+        self.send_with(&self.hello().encode(), &[eventfd.as_fd(), self.file.as_fd()]);
     }
 
     fn send(&self, message: &Message) {
@@ -142,46 +142,45 @@ fn hazard_m12_a_link_that_begins_wrong_ends() {
             ("one byte", true, |stranger, _| stranger.send_with(&[1], &[])),
             ("a HELLO without descriptors", true, |stranger, _| stranger.send(&stranger.hello())),
             ("a HELLO with one", true, |stranger, _| {
-                stranger.send_with(&stranger.hello().encode(), &[stranger.arena.map().fd()]);
+                stranger.send_with(&stranger.hello().encode(), &[stranger.file.as_fd()]);
             }),
             ("a HELLO with three", true, |stranger, _| {
                 let eventfd = sys::eventfd().unwrap();
-                let fds = [eventfd.as_fd(), stranger.arena.map().fd(), eventfd.as_fd()];
+                let fds = [eventfd.as_fd(), stranger.file.as_fd(), eventfd.as_fd()];
                 stranger.send_with(&stranger.hello().encode(), &fds);
             }),
             ("descriptors the wrong way round", true, |stranger, _| {
                 let eventfd = sys::eventfd().unwrap();
-                stranger.send_with(&stranger.hello().encode(), &[stranger.arena.map().fd(), eventfd.as_fd()]);
+                stranger.send_with(&stranger.hello().encode(), &[stranger.file.as_fd(), eventfd.as_fd()]);
             }),
             ("a file for an eventfd", true, |stranger, _| {
                 let file = std::fs::File::open("/dev/null").unwrap();
-                stranger.send_with(&stranger.hello().encode(), &[file.as_fd(), stranger.arena.map().fd()]);
+                stranger.send_with(&stranger.hello().encode(), &[file.as_fd(), stranger.file.as_fd()]);
             }),
             ("an arena without seals", true, |stranger, _| {
                 let eventfd = sys::eventfd().unwrap();
                 let memfd =
                     rustix::fs::memfd_create(c"unsealed", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
-                let size = rustix::fs::fstat(stranger.arena.map().fd()).unwrap().st_size;
+                let size = rustix::fs::fstat(stranger.file.as_fd()).unwrap().st_size;
                 rustix::fs::ftruncate(&memfd, size.unsigned_abs()).unwrap();
                 stranger.send_with(&stranger.hello().encode(), &[eventfd.as_fd(), memfd.as_fd()]);
             }),
             ("an arena of another size", true, |stranger, _| {
                 let eventfd = sys::eventfd().unwrap();
-                let arena = ArenaShape { slots: SLOTS * 1000, dmb_size: DMB as u64 };
-                let hello = Message::Hello { link_id: 1, endpoint: [9; 16], gid: stranger.gid, arena };
-                stranger.send_with(&hello.encode(), &[eventfd.as_fd(), stranger.arena.map().fd()]);
+                let slots = SLOTS * 1000;
+                let hello = Message::Hello { link_id: 1, endpoint: [9; 16], gid: stranger.gid, slots };
+                stranger.send_with(&hello.encode(), &[eventfd.as_fd(), stranger.file.as_fd()]);
             }),
             ("an arena of impossible size", true, |stranger, _| {
                 let eventfd = sys::eventfd().unwrap();
-                let arena = ArenaShape { slots: u32::MAX, dmb_size: u64::MAX };
-                let hello = Message::Hello { link_id: 1, endpoint: [9; 16], gid: stranger.gid, arena };
-                stranger.send_with(&hello.encode(), &[eventfd.as_fd(), stranger.arena.map().fd()]);
+                let slots = u32::MAX;
+                let hello = Message::Hello { link_id: 1, endpoint: [9; 16], gid: stranger.gid, slots };
+                stranger.send_with(&hello.encode(), &[eventfd.as_fd(), stranger.file.as_fd()]);
             }),
             ("another device", true, |stranger, _| {
                 let eventfd = sys::eventfd().unwrap();
-                let hello =
-                    Message::Hello { link_id: 1, endpoint: [9; 16], gid: [1; 16], arena: stranger.shape() };
-                stranger.send_with(&hello.encode(), &[eventfd.as_fd(), stranger.arena.map().fd()]);
+                let hello = Message::Hello { link_id: 1, endpoint: [9; 16], gid: [1; 16], slots: SLOTS };
+                stranger.send_with(&hello.encode(), &[eventfd.as_fd(), stranger.file.as_fd()]);
             }),
             ("something else than HELLO", true, |stranger, _| stranger.send(&Message::Cancel { id: 1 })),
             ("an OFFER before HELLO", true, |stranger, lab| {
@@ -209,17 +208,17 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
             ("the longest message and more", true, |stranger, _| stranger.send_with(&[9; LONGEST + 1], &[])),
             ("a second HELLO", true, |stranger, _| stranger.greet()),
             ("a surplus descriptor", true, |stranger, _| {
-                stranger.send_with(&Message::Cancel { id: 1 }.encode(), &[stranger.arena.map().fd()]);
+                stranger.send_with(&Message::Cancel { id: 1 }.encode(), &[stranger.file.as_fd()]);
             }),
             ("an ARENA without descriptor", true, |stranger, _| {
-                stranger.send(&Message::Arena { shape: stranger.shape() });
+                stranger.send(&Message::Arena { slots: SLOTS });
             }),
             ("an ARENA with two", true, |stranger, _| {
-                let fds = [stranger.arena.map().fd(), stranger.arena.map().fd()];
-                stranger.send_with(&Message::Arena { shape: stranger.shape() }.encode(), &fds);
+                let fds = [stranger.file.as_fd(), stranger.file.as_fd()];
+                stranger.send_with(&Message::Arena { slots: SLOTS }.encode(), &fds);
             }),
             ("an ARENA that is a socket", true, |stranger, _| {
-                let message = Message::Arena { shape: stranger.shape() }.encode();
+                let message = Message::Arena { slots: SLOTS }.encode();
                 stranger.send_with(&message, &[stranger.socket.as_fd()]);
             }),
             ("a query on a link", true, |stranger, lab| {
@@ -228,15 +227,32 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
             ("an answer to no query", true, |stranger, _| stranger.send(&Message::Answer)),
             ("MATCH of no offer", true, |stranger, _| {
                 let clc = garbage_clc();
-                stranger.send(&Message::Match { id: 77, signal: 0, arena: 0, slot: 0, cookie: 1, clc });
+                stranger.send(&Message::Match { id: 77, signal: 0, dmb: PLACE, cookie: 1, clc });
             }),
             ("REFUSE of no offer", true, |stranger, _| {
                 stranger.send(&Message::Refuse { id: 77, clc: garbage_clc() });
             }),
             ("READY without MATCH", true, |stranger, _| {
-                stranger.send(&Message::Ready { id: 1, arena: 0, slot: 0, clc: garbage_clc() });
+                stranger.send(&Message::Ready { id: 1, dmb: PLACE, clc: garbage_clc() });
             }),
             ("DETACH of an unknown token", true, |stranger, _| stranger.send(&Message::Detach { token: 5 })),
+            ("ASK for an unknown token", true, |stranger, _| {
+                stranger.send(&Message::Ask { token: 5, bytes: 1 << 16, held: 0 });
+            }),
+            ("RETURN of an unknown token", true, |stranger, _| {
+                stranger.send(&Message::Return { token: 5, segment: 1 });
+            }),
+            ("a GRANT without descriptor", true, |stranger, _| {
+                stranger.send(&Message::Grant { token: 5, segment: 1, bytes: 1 << 16 });
+            }),
+            ("a GRANT for an unknown token, which may have crossed a DETACH", false, |stranger, _| {
+                let grant = Message::Grant { token: 5, segment: 1, bytes: 1 << 16 };
+                stranger.send_with(&grant.encode(), &[stranger.file.as_fd()]);
+            }),
+            ("a DENY for an unknown token, which may have crossed a DETACH", false, |stranger, _| {
+                stranger.send(&Message::Deny { token: 5, why: Refusal::Memory });
+            }),
+            ("BYE, for it has no use for the link", true, |stranger, _| stranger.send(&Message::Bye)),
             ("OFFER with an impossible signal", true, |stranger, lab| {
                 let (subject, clc) = (subject(lab), garbage_clc());
                 let offer = Message::Offer { id: 1, signal: CONNECTIONS, handshake: false, subject, clc };
@@ -327,7 +343,7 @@ fn matching(impostor: &Impostor, stranger: &Stranger, id: u64, proposal: &[u8], 
     let slot = stranger.arena.allocate().unwrap().expect("a slot");
     let clc = server.accept(Dmb { token: 4711, bytes: DMB as u32 }, 256, true).unwrap();
     let _ = impostor;
-    Message::Match { id, signal: 3, arena: 0, slot, cookie, clc }
+    Message::Match { id, signal: 3, dmb: DmbPlace { slot, ..PLACE }, cookie, clc }
 }
 
 #[test]
@@ -364,27 +380,35 @@ fn a_faulty_answer_ends_the_link_and_the_waiting() {
     watched("a_faulty_answer_ends_the_link_and_the_waiting", || {
         let lab = Lab::new();
         type Answer = fn(&Impostor, &Stranger, u64, &[u8]) -> Message;
-        let answers: [(&str, Answer); 5] = [
+        let answers: [(&str, Answer); 6] = [
             ("an impossible slot", |us, stranger, id, proposal| {
                 match matching(us, stranger, id, proposal, 1) {
                     Message::Match { signal, cookie, clc, .. } => {
-                        Message::Match { id, signal, arena: 0, slot: SLOTS, cookie, clc }
+                        Message::Match { id, signal, dmb: DmbPlace { slot: SLOTS, ..PLACE }, cookie, clc }
                     }
                     other => other,
                 }
             }),
             ("an impossible arena", |us, stranger, id, proposal| {
                 match matching(us, stranger, id, proposal, 1) {
-                    Message::Match { signal, slot, cookie, clc, .. } => {
-                        Message::Match { id, signal, arena: 1, slot, cookie, clc }
+                    Message::Match { signal, dmb, cookie, clc, .. } => {
+                        Message::Match { id, signal, dmb: DmbPlace { arena: 1, ..dmb }, cookie, clc }
                     }
                     other => other,
                 }
             }),
             ("an impossible signal", |us, stranger, id, proposal| {
                 match matching(us, stranger, id, proposal, 1) {
-                    Message::Match { slot, cookie, clc, .. } => {
-                        Message::Match { id, signal: CONNECTIONS, arena: 0, slot, cookie, clc }
+                    Message::Match { dmb, cookie, clc, .. } => {
+                        Message::Match { id, signal: CONNECTIONS, dmb, cookie, clc }
+                    }
+                    other => other,
+                }
+            }),
+            ("an impossible window", |us, stranger, id, proposal| {
+                match matching(us, stranger, id, proposal, 1) {
+                    Message::Match { signal, dmb, cookie, clc, .. } => {
+                        Message::Match { id, signal, dmb: DmbPlace { window: 5000, ..dmb }, cookie, clc }
                     }
                     other => other,
                 }
@@ -392,8 +416,7 @@ fn a_faulty_answer_ends_the_link_and_the_waiting() {
             ("a MATCH without Accept", |_, _, id, _| Message::Match {
                 id,
                 signal: 0,
-                arena: 0,
-                slot: 0,
+                dmb: PLACE,
                 cookie: 1,
                 clc: garbage_clc(),
             }),

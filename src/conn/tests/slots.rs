@@ -5,7 +5,7 @@ use super::hosts::{CLIENT, Lab, SERVER};
 use super::pins::MOMENTS;
 use super::watched;
 use crate::ism::interrupt::Signal;
-use crate::ism::ring::Memory;
+use crate::ism::ring::{Memory, Segment};
 use crate::sync::{Ordering, lock};
 
 #[test]
@@ -36,12 +36,12 @@ fn hazard_c5_a_late_producer_writes_into_nobody_elses_dmb() {
         old.close(SERVER);
         lab.run();
         let new: Vec<_> = (0..8).map(|_| lab.upgraded()).collect();
-        late.copy_in(0, 0, &[0xEE; 4096]);
+        late.first().copy_in(0, &[0xEE; 4096]);
         late.header().producer.prod.store(4096, Ordering::Release);
         late.header().producer.flags.store(0xFF, Ordering::Release);
         for pair in &new {
             for side in [CLIENT, SERVER] {
-                pair.write(side, &bytes(0, 9000));
+                lab.write(pair, side, &bytes(0, 9000));
                 pair.expect(1 - side, &bytes(0, 9000));
             }
         }

@@ -100,7 +100,7 @@ fn a_peer_that_hangs_up_on_another_user_is_named_as_such_however_early_it_does()
             hang_up(lab);
             let _stranger = Disguise::on();
             // As `link_to` goes on after its connect.
-            let link = client.accept_link(socket).expect("a link");
+            let link = client.accept_link(lab.hosts[CLIENT].watched(socket)).expect("a link");
             offer(&link);
             notice(&link);
         });

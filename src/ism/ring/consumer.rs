@@ -1,21 +1,57 @@
 //! The receiving end of a ring.
 
 use super::super::dmb::{DmbHeader, Flags, HOPS};
-use super::{Memory, PUBLISH_EVERY, Rule, Violation, Visit};
+use super::{FIRST, Memory, PUBLISH_EVERY, Rule, Segment, Violation, Visit};
 use crate::sync::{Ordering, fence};
 use bytes::BufMut;
+use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 
 /// The receiving end: reads bytes out of its own DMB.
-pub(crate) struct Consumer<M> {
+pub(crate) struct Consumer<M: Memory> {
     memory: M,
+    lent: Lent<M::Segment>,
     place: Place,
     /// Bytes written, when we last looked.
     prod: u64,
     /// The hop number the peer may know of.
     published_hop: u64,
-    /// Bytes all segments hold together.
+}
+
+/// The segments that the sender may write to.
+struct Lent<S> {
+    first: S,
+    /// The larger ones, by rising numbers: the one that is read from, then those that may be entered.
+    larger: VecDeque<(u64, S)>,
+    /// Number of the latest one.
+    latest: u64,
+    /// Bytes all of them hold together.
     capacity: u64,
+}
+
+impl<S: Segment> Lent<S> {
+    fn get(&self, number: u64) -> Option<&S> {
+        match number {
+            FIRST => Some(&self.first),
+            _ => self.larger.iter().find(|(other, _)| *other == number).map(|(_, segment)| segment),
+        }
+    }
+
+    /// The segment of a visit.
+    #[inline]
+    fn of(&self, visit: &Visit) -> &S {
+        match self.larger.front() {
+            Some((number, segment)) if *number == visit.segment => segment,
+            // A visit is only ever to a segment that is lent; any other place would be as safe.
+            _ => self.get(visit.segment).unwrap_or(&self.first),
+        }
+    }
+
+    fn keep(&mut self, wanted: impl Fn(u64) -> bool) {
+        self.larger.retain(|(number, _)| wanted(*number));
+        self.capacity =
+            self.first.size() + self.larger.iter().map(|(_, segment)| segment.size()).sum::<u64>();
+    }
 }
 
 /// How far reading has come, and how far it may go from there.
@@ -25,6 +61,8 @@ struct Place {
     /// The bytes of this visit that were written end here: min(prod, position of the next hop).
     limit: u64,
     visit: Visit,
+    /// The highest number of a segment that the stream has left.
+    left: u64,
     /// Hops followed, which is the number of the next hop.
     hops: u64,
     /// The next hop, once it is known.
@@ -34,7 +72,8 @@ struct Place {
 #[derive(Clone, Copy)]
 struct Hop {
     position: u64,
-    segment: u32,
+    segment: u64,
+    size: u64,
 }
 
 impl Place {
@@ -45,8 +84,8 @@ impl Place {
 
     /// Sets the limit for a cursor `prod` that was loaded before this is called.
     #[inline]
-    fn extend<M: Memory>(&mut self, memory: &M, prod: u64) -> Result<(), Violation> {
-        self.latch_hop(memory)?;
+    fn extend<S: Segment>(&mut self, header: &DmbHeader, lent: &Lent<S>, prod: u64) -> Result<(), Violation> {
+        self.latch_hop(header, lent)?;
         let limit = match self.next {
             Some(hop) => prod.min(hop.position),
             None => prod,
@@ -64,53 +103,59 @@ impl Place {
     /// After `prod` was loaded: the count was published before any cursor behind the hop, so a cursor that we know
     /// is either not behind it or shows us the hop.
     #[inline]
-    fn latch_hop<M: Memory>(&mut self, memory: &M) -> Result<(), Violation> {
+    fn latch_hop<S: Segment>(&mut self, header: &DmbHeader, lent: &Lent<S>) -> Result<(), Violation> {
         if self.next.is_some() {
             return Ok(());
         }
-        let header = memory.header();
         let count = header.producer.hop_count.load(Ordering::Acquire);
         if count == self.hops {
             return Ok(());
         }
-        self.next = Some(self.read_hop(header, count, memory.segments())?);
+        self.next = Some(self.read_hop(header, lent, count)?);
         Ok(())
     }
 
     #[cold]
-    fn read_hop(&self, header: &DmbHeader, count: u64, segments: u32) -> Result<Hop, Violation> {
+    fn read_hop<S: Segment>(&self, header: &DmbHeader, lent: &Lent<S>, count: u64) -> Result<Hop, Violation> {
         if count.wrapping_sub(self.hops) > HOPS as u64 {
             return Err(Violation::new(Rule::HopCount, count, self.hops));
         }
         let record = &header.hops.0[(self.hops % HOPS as u64) as usize];
         let position = record.position.load(Ordering::Relaxed);
         let segment = record.segment.load(Ordering::Relaxed);
-        let here = u64::from(self.visit.segment);
+        let here = self.visit.segment;
         if position < self.cons {
             return Err(Violation::new(Rule::HopPosition, position, self.cons));
         }
-        if segment != 0 && (segment != here + 1 || segment >= u64::from(segments)) {
+        // Each grant is entered once: one that was left may be gone.
+        let may_be_entered = segment == FIRST || segment > self.left.max(here);
+        let Some(size) = lent.get(segment).filter(|_| may_be_entered).map(Segment::size) else {
             return Err(Violation::new(Rule::HopSegment, segment, here));
-        }
+        };
         // A visit without a byte is left for segment 0 only, and segment 0 is not left so: each pass over the hops
         // costs a byte, or a peer could keep us hopping for ever.
-        if position == self.visit.begin && (segment != 0 || here == 0) {
+        if position == self.visit.begin && (segment != FIRST || here == FIRST) {
             return Err(Violation::new(Rule::EmptyHop, position, here));
         }
-        Ok(Hop { position, segment: segment as u32 })
+        Ok(Hop { position, segment, size })
     }
 
-    /// Moves on while the visit is read and there are bytes behind it.
+    /// Moves on while the visit is read and there are bytes behind it, or the way leads back to segment 0.
     #[inline]
-    fn follow<M: Memory>(&mut self, memory: &M, prod: u64) -> Result<(), Violation> {
+    fn follow<S: Segment>(&mut self, header: &DmbHeader, lent: &Lent<S>, prod: u64) -> Result<(), Violation> {
         while let Some(hop) = self.next {
-            if hop.position != self.cons || prod <= self.cons {
+            if hop.position != self.cons || (prod <= self.cons && hop.segment != FIRST) {
                 break;
             }
-            self.visit = Visit::new::<M>(hop.segment, hop.position);
+            // What lies between the two was granted and never used.
+            self.left = match hop.segment {
+                FIRST => self.left.max(self.visit.segment),
+                number => number - 1,
+            };
+            self.visit = Visit { segment: hop.segment, begin: hop.position, size: hop.size };
             self.hops += 1;
             self.next = None;
-            self.extend(memory, prod)?;
+            self.extend(header, lent, prod)?;
         }
         Ok(())
     }
@@ -119,10 +164,51 @@ impl Place {
 impl<M: Memory> Consumer<M> {
     /// The receiver of a fresh slot: position 0, in segment 0.
     pub(crate) fn new(memory: M) -> Consumer<M> {
-        // Together the segments hold one byte run of 2^n − 1 times the smallest.
-        let capacity = (M::SMALLEST as u64) * ((1_u64 << memory.segments()) - 1);
-        let place = Place { cons: 0, limit: 0, visit: Visit::new::<M>(0, 0), hops: 0, next: None };
-        Consumer { memory, place, prod: 0, published_hop: 0, capacity }
+        let first = memory.first();
+        let size = first.size();
+        let visit = Visit { segment: FIRST, begin: 0, size };
+        let place = Place { cons: 0, limit: 0, visit, left: FIRST, hops: 0, next: None };
+        let lent = Lent { first, larger: VecDeque::new(), latest: FIRST, capacity: size };
+        Consumer { memory, lent, place, prod: 0, published_hop: 0 }
+    }
+
+    /// Lends the sender one more segment; it is to be told the number that this returns.
+    pub(crate) fn lend(&mut self, segment: M::Segment) -> u64 {
+        self.lent.latest += 1;
+        self.lent.capacity += segment.size();
+        self.lent.larger.push_back((self.lent.latest, segment));
+        self.lent.latest
+    }
+
+    /// The sender says that it will not use the grants up to this number, besides those that unread bytes lie in.
+    pub(crate) fn take_back(&mut self, number: u64) -> Result<(), Violation> {
+        // The way back to segment 0 is told in the ring, before this message.
+        self.look()?;
+        self.publish();
+        let Place { visit, next, .. } = self.place;
+        let next = next.map(|hop| hop.segment);
+        // Else unread bytes lie in earlier ones, or behind hops to come; those go when they are left.
+        let settled = visit.segment == FIRST && next.is_none_or(|next| next == FIRST || next > number);
+        self.lent.keep(|other| {
+            let in_use = other == visit.segment || next == Some(other);
+            other > number || in_use || (other < number && !settled)
+        });
+        Ok(())
+    }
+
+    /// Takes back the latest grant, which the sender was never told of.
+    pub(crate) fn revoke(&mut self, number: u64) {
+        self.lent.keep(|other| other != number);
+    }
+
+    /// Bytes of the larger segments that are lent at the moment.
+    pub(crate) fn lent_bytes(&self) -> u64 {
+        self.lent.capacity - self.lent.first.size()
+    }
+
+    /// Bytes of the largest segment that the sender has been lent since it was last small.
+    pub(crate) fn largest_lent(&self) -> u64 {
+        self.lent.larger.iter().map(|(_, segment)| segment.size()).max().unwrap_or(self.lent.first.size())
     }
 
     /// Moves bytes into the free part of `buf` (its first chunk). Returns how many: 0 means empty, if `buf` had room.
@@ -219,7 +305,7 @@ impl<M: Memory> Consumer<M> {
     #[inline]
     fn read_into(&mut self, dst: &mut [MaybeUninit<u8>]) -> Result<usize, Violation> {
         if dst.len() as u64 <= self.place.available() && dst.len() < PUBLISH_EVERY {
-            self.place.visit.copy_out(&self.memory, self.place.cons, dst);
+            self.place.visit.copy_out(self.lent.of(&self.place.visit), self.place.cons, dst);
             self.place.cons += dst.len() as u64;
             self.publish();
             return Ok(dst.len());
@@ -243,7 +329,7 @@ impl<M: Memory> Consumer<M> {
                 Err(_) if count > 0 => break,
                 Err(violation) => return Err(violation),
             };
-            self.place = place;
+            self.go_to(place);
             self.publish();
             count += copied;
             if copied < piece.len() {
@@ -258,13 +344,14 @@ impl<M: Memory> Consumer<M> {
     fn copy(&self, place: &mut Place, dst: &mut [MaybeUninit<u8>]) -> Result<usize, Violation> {
         let mut count = 0;
         while count < dst.len() {
-            place.follow(&self.memory, self.prod)?;
+            place.follow(self.memory.header(), &self.lent, self.prod)?;
             let available = usize::try_from(place.available()).unwrap_or(usize::MAX);
             let run = available.min(dst.len() - count);
             if run == 0 {
                 break;
             }
-            place.visit.copy_out(&self.memory, place.cons, &mut dst[count..count + run]);
+            let segment = self.lent.of(&place.visit);
+            place.visit.copy_out(segment, place.cons, &mut dst[count..count + run]);
             place.cons += run as u64;
             count += run;
         }
@@ -289,14 +376,24 @@ impl<M: Memory> Consumer<M> {
         if prod < self.prod {
             return Err(Violation::new(Rule::ProducerMonotonic, prod, self.prod));
         }
-        if prod - self.place.cons > self.capacity {
-            return Err(Violation::new(Rule::ProducerDistance, prod - self.place.cons, self.capacity));
+        if prod - self.place.cons > self.lent.capacity {
+            return Err(Violation::new(Rule::ProducerDistance, prod - self.place.cons, self.lent.capacity));
         }
         let mut place = self.place;
-        place.extend(&self.memory, prod)?;
-        place.follow(&self.memory, prod)?;
+        place.extend(self.memory.header(), &self.lent, prod)?;
+        place.follow(self.memory.header(), &self.lent, prod)?;
         self.prod = prod;
-        self.place = place;
+        self.go_to(place);
         Ok(())
+    }
+
+    /// Takes a step that was found good, and lets go of the segments that it has left.
+    #[inline]
+    fn go_to(&mut self, place: Place) {
+        let left = place.left != self.place.left;
+        self.place = place;
+        if left {
+            self.lent.keep(|number| number > place.left);
+        }
     }
 }

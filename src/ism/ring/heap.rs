@@ -1,78 +1,57 @@
-//! DMB memory on the heap of one process, for tests: bytes that loom watches, and a kernel that can refuse.
+//! DMB memory on the heap of one process, for tests: bytes that loom watches.
 
 use super::super::dmb::DmbHeader;
-use super::Memory;
+use super::{Memory, Segment};
 use crate::sync::Arc;
 use std::mem::MaybeUninit;
-use std::{io, sync};
 
 #[cfg(loom)]
 type Cell = loom::cell::UnsafeCell<u8>;
 #[cfg(not(loom))]
 type Cell = std::cell::UnsafeCell<u8>;
 
-/// A DMB whose segment 0 has `SMALLEST` bytes; clones share it.
-pub(crate) struct HeapMemory<const SMALLEST: usize>(Arc<Heap>);
-
-struct Heap {
-    header: DmbHeader,
-    segments: Vec<Box<[Cell]>>,
-    // Only the sender touches it, so it needs no place in loom's models.
-    kernel: sync::Mutex<Kernel>,
+/// A DMB whose segment 0 has `FIRST` bytes; clones share it.
+pub(crate) struct HeapMemory<const FIRST: usize> {
+    header: Arc<DmbHeader>,
+    first: HeapSegment,
 }
 
-/// What the kernel does for a DMB.
-#[derive(Default)]
-struct Kernel {
-    committed: u64,
-    commits: usize,
-    punches: usize,
-    refuses: bool,
-}
+/// A segment; clones share it.
+#[derive(Clone)]
+pub(crate) struct HeapSegment(Arc<Cells>);
+
+struct Cells(Box<[Cell]>);
 
 // SAFETY: the cells are the only part that is not `Sync`. A ring's sender touches only bytes between what was read
 // and the end of its segment, its receiver only bytes that were published to it, and the cursors' Release/Acquire
 // pairs order the two; loom checks exactly that for each cell.
-unsafe impl Sync for Heap {}
+unsafe impl Sync for Cells {}
 // SAFETY: as above; nothing in it belongs to a thread.
-unsafe impl Send for Heap {}
+unsafe impl Send for Cells {}
 
-impl<const SMALLEST: usize> HeapMemory<SMALLEST> {
-    /// A fresh DMB with so many segments.
-    pub(crate) fn new(segments: u32) -> Self {
-        let segments =
-            (0..segments).map(|segment| (0..SMALLEST << segment).map(|_| Cell::new(0)).collect()).collect();
-        let kernel = sync::Mutex::new(Kernel { committed: 1, ..Kernel::default() });
-        HeapMemory(Arc::new(Heap { header: DmbHeader::new(), segments, kernel }))
-    }
-
-    fn kernel(&self) -> sync::MutexGuard<'_, Kernel> {
-        self.0.kernel.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// From now on the kernel has no memory (or has some again).
-    pub(crate) fn refuse_commits(&self, refuse: bool) {
-        self.kernel().refuses = refuse;
-    }
-
-    /// How often memory was asked for.
-    pub(crate) fn commits(&self) -> usize {
-        self.kernel().commits
-    }
-
-    /// How often memory was given back.
-    pub(crate) fn punches(&self) -> usize {
-        self.kernel().punches
-    }
-
-    fn cells(&self, segment: u32, offset: usize, len: usize) -> &[Cell] {
-        &self.0.segments[segment as usize][offset..][..len]
+impl<const FIRST: usize> HeapMemory<FIRST> {
+    /// A fresh DMB.
+    pub(crate) fn new() -> Self {
+        HeapMemory { header: Arc::new(DmbHeader::new()), first: HeapSegment::new(FIRST) }
     }
 }
 
-impl<const SMALLEST: usize> Clone for HeapMemory<SMALLEST> {
+impl HeapSegment {
+    /// A segment of so many bytes, a power of two.
+    pub(crate) fn new(bytes: usize) -> Self {
+        HeapSegment(Arc::new(Cells((0..bytes).map(|_| Cell::new(0)).collect())))
+    }
+
+    /// Is this the last clone?
+    #[cfg(not(loom))]
+    pub(crate) fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
+
+impl<const FIRST: usize> Clone for HeapMemory<FIRST> {
     fn clone(&self) -> Self {
-        HeapMemory(self.0.clone())
+        HeapMemory { header: self.header.clone(), first: self.first.clone() }
     }
 }
 
@@ -101,48 +80,32 @@ fn take(cell: &Cell) -> u8 {
     unsafe { cell.get().read_volatile() }
 }
 
-impl<const SMALLEST: usize> Memory for HeapMemory<SMALLEST> {
-    const SMALLEST: usize = SMALLEST;
+impl<const FIRST: usize> Memory for HeapMemory<FIRST> {
+    type Segment = HeapSegment;
 
     fn header(&self) -> &DmbHeader {
-        &self.0.header
+        &self.header
     }
 
-    fn segments(&self) -> u32 {
-        self.0.segments.len() as u32
+    fn first(&self) -> HeapSegment {
+        self.first.clone()
+    }
+}
+
+impl Segment for HeapSegment {
+    fn size(&self) -> u64 {
+        self.0.0.len() as u64
     }
 
-    fn copy_in(&self, segment: u32, offset: usize, src: &[u8]) {
-        assert!(self.kernel().committed & 1 << segment != 0, "segment {segment} has no memory: SIGBUS");
-        for (cell, byte) in self.cells(segment, offset, src.len()).iter().zip(src) {
+    fn copy_in(&self, offset: usize, src: &[u8]) {
+        for (cell, byte) in self.0.0[offset..][..src.len()].iter().zip(src) {
             put(cell, *byte);
         }
     }
 
-    fn copy_out(&self, segment: u32, offset: usize, dst: &mut [MaybeUninit<u8>]) {
-        let cells = self.cells(segment, offset, dst.len());
-        for (cell, byte) in cells.iter().zip(dst) {
+    fn copy_out(&self, offset: usize, dst: &mut [MaybeUninit<u8>]) {
+        for (cell, byte) in self.0.0[offset..][..dst.len()].iter().zip(dst) {
             byte.write(take(cell));
         }
-    }
-
-    fn commit(&self, segment: u32) -> io::Result<()> {
-        let mut kernel = self.kernel();
-        kernel.commits += 1;
-        if kernel.refuses {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        kernel.committed |= 1 << segment;
-        Ok(())
-    }
-
-    fn punch(&self, segment: u32) -> io::Result<()> {
-        for cell in self.cells(segment, 0, SMALLEST << segment) {
-            put(cell, 0);
-        }
-        let mut kernel = self.kernel();
-        kernel.punches += 1;
-        kernel.committed &= !(1 << segment);
-        Ok(())
     }
 }

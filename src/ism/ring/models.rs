@@ -3,16 +3,39 @@
 //! Each was seen to fail with the part of the protocol it is about taken out; the comment at each says which.
 
 use super::super::dmb::{Direction, Flags};
-use super::heap::HeapMemory;
+use super::heap::{HeapMemory, HeapSegment};
 use super::*;
 use crate::sync::{Arc, AtomicBool, Ordering};
 use loom::thread;
 
 type Heap = HeapMemory<2>;
 
-fn ring(segments: u32) -> (Producer<Heap>, Consumer<Heap>) {
-    let memory = Heap::new(segments);
-    (Producer::new(memory.clone()), Consumer::new(memory))
+fn ring() -> (Producer<Heap>, Consumer<Heap>) {
+    let memory = Heap::new();
+    (Producer::new(memory.clone(), 1 << 20), Consumer::new(memory))
+}
+
+/// Segments that the receiver has lent and the sender will be told of.
+type Grants = std::vec::IntoIter<(u64, HeapSegment)>;
+
+fn lend(consumer: &mut Consumer<Heap>, sizes: &[usize]) -> Grants {
+    let mut lent = Vec::new();
+    for size in sizes {
+        let segment = HeapSegment::new(*size);
+        lent.push((consumer.lend(segment.clone()), segment));
+    }
+    lent.into_iter()
+}
+
+/// Writes all that fits, entering granted segments.
+fn write(producer: &mut Producer<Heap>, grants: &mut Grants, bytes: &[u8]) -> usize {
+    let mut written = producer.write(bytes).unwrap();
+    while written < bytes.len() && producer.take_wish().is_some() {
+        let Some((number, segment)) = grants.next() else { break };
+        assert!(producer.granted(number, segment));
+        written += producer.write(&bytes[written..]).unwrap();
+    }
+    written
 }
 
 fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
@@ -60,11 +83,12 @@ impl Line {
 #[test]
 fn loom_bytes_cross_a_hop() {
     check(3, || {
-        let (mut producer, mut consumer) = ring(2);
+        let (mut producer, mut consumer) = ring();
+        let mut grants = lend(&mut consumer, &[4]);
         let sender = thread::spawn(move || {
             assert_eq!(producer.write(&[1]).unwrap(), 1);
             // One more fits, then there is a hop in the middle of a write.
-            assert_eq!(producer.write(&[2, 3]).unwrap(), 2);
+            assert_eq!(write(&mut producer, &mut grants, &[2, 3]), 2);
         });
         let mut count = 0;
         for _ in 0..3 {
@@ -84,11 +108,12 @@ fn loom_bytes_cross_a_hop() {
 #[test]
 fn loom_hop_records_are_used_again() {
     check(3, || {
-        let (mut producer, mut consumer) = ring(4);
+        let (mut producer, mut consumer) = ring();
+        let mut grants = lend(&mut consumer, &[4, 8, 16]);
         let sender = thread::spawn(move || {
             let bytes: [u8; 15] = std::array::from_fn(|i| i as u8 + 1);
-            let written = producer.write(&bytes).unwrap();
-            // Up to segment 2 without the receiver's help, and further with it.
+            let written = write(&mut producer, &mut grants, &bytes);
+            // Over two hops without the receiver's help, and further with it.
             assert!(written >= 14);
             producer.write(&bytes[written..]).unwrap();
             producer.position()
@@ -107,7 +132,7 @@ fn loom_hop_records_are_used_again() {
 #[test]
 fn loom_bytes_wrap_round() {
     check(3, || {
-        let (mut producer, mut consumer) = ring(1);
+        let (mut producer, mut consumer) = ring();
         assert_eq!(producer.write(&[1, 2]).unwrap(), 2);
         let sender = thread::spawn(move || {
             let mut next = 3;
@@ -126,24 +151,28 @@ fn loom_bytes_wrap_round() {
     });
 }
 
-/// Back to segment 0 and its memory given back while the receiver is at it: loom sees the punch as a write to every
-/// byte. Fails if `shrink` does not look whether everything was read.
+/// Back to segment 0 while the receiver is at it, and up again. Fails if `shrink` does not look whether everything was
+/// read.
 #[test]
 fn loom_shrinking_takes_no_byte_from_under_the_reader() {
     check(3, || {
-        let (mut producer, mut consumer) = ring(2);
-        assert_eq!(producer.write(&[1, 2, 3]).unwrap(), 3);
+        let (mut producer, mut consumer) = ring();
+        let mut grants = lend(&mut consumer, &[4, 4]);
+        assert_eq!(write(&mut producer, &mut grants, &[1, 2, 3]), 3);
         let sender = thread::spawn(move || {
             let shrunk = producer.shrink().unwrap();
-            assert_eq!(producer.is_grown(), !shrunk);
-            assert_eq!(producer.write(&[4, 5]).unwrap(), 2);
+            assert_eq!(producer.is_grown(), shrunk == Shrunk::NotYet);
+            assert_eq!(write(&mut producer, &mut grants, &[4, 5, 6]), 3);
+            shrunk
         });
         let mut count = 0;
         for _ in 0..2 {
             count += read_on(&mut consumer, 16);
         }
-        sender.join().unwrap();
-        while count < 5 {
+        if let Shrunk::GaveBack(number) = sender.join().unwrap() {
+            consumer.take_back(number).unwrap();
+        }
+        while count < 6 {
             count += read_on(&mut consumer, 16);
         }
     });
@@ -153,7 +182,7 @@ fn loom_shrinking_takes_no_byte_from_under_the_reader() {
 #[test]
 fn loom_a_reader_that_waits_is_woken() {
     check(3, || {
-        let (mut producer, mut consumer) = ring(2);
+        let (mut producer, mut consumer) = ring();
         let line = Line::new();
         producer.wake_reader();
         let bell = line.clone();
@@ -178,7 +207,7 @@ fn loom_a_reader_that_waits_is_woken() {
 #[test]
 fn loom_a_writer_that_waits_is_woken() {
     check(3, || {
-        let (mut producer, mut consumer) = ring(1);
+        let (mut producer, mut consumer) = ring();
         let line = Line::new();
         assert!(consumer.wake_writer());
         assert_eq!(producer.write(&[1, 2, 3]).unwrap(), 2);
@@ -208,7 +237,7 @@ fn loom_a_writer_that_waits_is_woken() {
 #[test]
 fn loom_a_writer_that_waits_again_is_woken() {
     check(2, || {
-        let (mut producer, mut consumer) = ring(1);
+        let (mut producer, mut consumer) = ring();
         let line = Line::new();
         assert_eq!(producer.write(&[1, 2]).unwrap(), 2);
         let bell = line.clone();
@@ -234,7 +263,7 @@ fn loom_a_writer_that_waits_again_is_woken() {
 #[test]
 fn loom_the_last_bytes_precede_the_end() {
     check(3, || {
-        let (mut producer, mut consumer) = ring(2);
+        let (mut producer, mut consumer) = ring();
         let line = Line::new();
         producer.wake_reader();
         let bell = line.clone();
@@ -264,7 +293,7 @@ fn loom_the_last_bytes_precede_the_end() {
 #[test]
 fn loom_a_writer_that_waits_hears_of_the_close() {
     check(3, || {
-        let (mut producer, consumer) = ring(1);
+        let (mut producer, consumer) = ring();
         let line = Line::new();
         consumer.wake_writer();
         assert_eq!(producer.write(&[1, 2]).unwrap(), 2);
@@ -289,8 +318,8 @@ fn loom_a_writer_that_waits_hears_of_the_close() {
 #[test]
 fn loom_a_slot_is_released_after_its_sender() {
     check(3, || {
-        let memory = Heap::new(1);
-        let mut producer = Producer::new(memory.clone());
+        let memory = Heap::new();
+        let mut producer = Producer::new(memory.clone(), 1 << 20);
         let detached = Arc::new(AtomicBool::new(false));
         let sent = detached.clone();
         let sender = thread::spawn(move || {
@@ -301,10 +330,9 @@ fn loom_a_slot_is_released_after_its_sender() {
         // The stream of the old connection is gone, whatever its sender does.
         memory.header().pin();
         if detached.load(Ordering::Acquire) {
-            memory.punch(0).unwrap();
+            memory.first().copy_in(0, &[0; 2]);
             memory.header().initialise();
-            memory.commit(0).unwrap();
-            let mut next = Producer::new(memory.clone());
+            let mut next = Producer::new(memory.clone(), 1 << 20);
             let mut consumer = Consumer::new(memory);
             assert_eq!(next.write(&[1]).unwrap(), 1);
             assert_eq!(read_on(&mut consumer, 2), 1);
@@ -318,8 +346,8 @@ fn loom_a_slot_is_released_after_its_sender() {
 #[test]
 fn loom_both_ends_learn_one_decision() {
     check(3, || {
-        let memory = Heap::new(1);
-        let mut producer = Producer::new(memory.clone());
+        let memory = Heap::new();
+        let mut producer = Producer::new(memory.clone(), 1 << 20);
         let mut consumer = Consumer::new(memory);
         let sender = thread::spawn(move || {
             producer.write(&[1]).unwrap();

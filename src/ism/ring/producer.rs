@@ -1,16 +1,25 @@
 //! The sending end of a ring.
 
-use super::super::dmb::{Flags, HOPS};
-use super::{Memory, PUBLISH_EVERY, Rule, Violation, Visit};
+use super::super::dmb::{Flags, HOPS, LARGEST_SEGMENT};
+use super::{FIRST, Memory, PUBLISH_EVERY, Rule, Segment, Violation, Visit};
 use crate::sync::{Ordering, fence};
 use std::io::IoSlice;
 
-/// How many times its segment a sender writes, after the kernel refused it a larger one, before it asks again.
+/// How many times its segment a sender writes, after it was refused a larger one, before it asks again.
 const ASK_AGAIN: u64 = 16;
+/// A sender asks for a segment of so many times the present one, or of so many times what it could not write: few
+/// round trips lead to the largest, and who writes little more than fits gets little more.
+const STEP: u64 = 8;
+const AHEAD: u64 = 4;
 
 /// The sending end: writes bytes into the peer's DMB.
-pub(crate) struct Producer<M> {
+pub(crate) struct Producer<M: Memory> {
     memory: M,
+    first: M::Segment,
+    /// What the visit is to, unless to segment 0.
+    larger: Option<M::Segment>,
+    /// Bytes of the largest segment to ask for.
+    window: u64,
     /// Bytes written.
     prod: u64,
     /// Bytes written that the peer may know of.
@@ -21,26 +30,62 @@ pub(crate) struct Producer<M> {
     /// Hops made, and hops the receiver had followed when we last looked.
     hops: u64,
     followed: u64,
-    /// The kernel refused to grow: not to be asked again before this position.
+    /// Granted, and to be entered when the present segment is full.
+    next: Option<(u64, M::Segment)>,
+    /// Number of the latest grant; numbers rise.
+    latest: u64,
+    growth: Growth,
+    /// A larger segment was refused: not to be asked for before this position.
     ask_at: u64,
 }
 
+/// How far the wish for a larger segment is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Growth {
+    /// There is none.
+    Content,
+    /// A segment of so many bytes is to be asked for.
+    Wanted(u64),
+    /// The receiver was asked, and has not answered.
+    Asked,
+}
+
+/// What came of [`Producer::shrink`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Shrunk {
+    /// The ring is small already.
+    Small,
+    /// It is small now: the receiver is to be told that all grants up to this number are free.
+    GaveBack(u64),
+    /// It can not be small yet.
+    NotYet,
+}
+
 impl<M: Memory> Producer<M> {
-    /// The sender of a fresh slot: position 0, in segment 0, which has its memory.
-    pub(crate) fn new(memory: M) -> Producer<M> {
+    /// The sender of a fresh slot: position 0, in segment 0. It asks for segments of up to `window` bytes.
+    pub(crate) fn new(memory: M, window: usize) -> Producer<M> {
+        let first = memory.first();
+        let visit = Visit { segment: FIRST, begin: 0, size: first.size() };
+        let window = (window.min(LARGEST_SEGMENT) as u64).max(visit.size);
         Producer {
             memory,
+            first,
+            larger: None,
+            window,
             prod: 0,
             published: 0,
             cons: 0,
-            visit: Visit::new::<M>(0, 0),
+            visit,
             hops: 0,
             followed: 0,
+            next: None,
+            latest: FIRST,
+            growth: Growth::Content,
             ask_at: 0,
         }
     }
 
-    /// Writes what fits, and grows to make it fit. Returns how much that was: 0 means full.
+    /// Writes what fits, entering a granted segment to make it fit. Returns how much that was: 0 means full.
     #[inline]
     pub(crate) fn write(&mut self, src: &[u8]) -> Result<usize, Violation> {
         let written = self.append(src)?;
@@ -82,10 +127,7 @@ impl<M: Memory> Producer<M> {
             return Ok(true);
         }
         self.look()?;
-        if self.room() > 0 {
-            return Ok(true);
-        }
-        self.may_grow()
+        Ok(self.room() > 0 || self.may_hop()?)
     }
 
     /// Prepares to wait for space. True if the caller shall wait: it will be interrupted with
@@ -94,9 +136,10 @@ impl<M: Memory> Producer<M> {
     /// To be called, with the waker registered, after a write wrote nothing or [`Producer::is_writable`] said no;
     /// the low-water mark keeps writer and reader from passing single bytes to and fro.
     pub(crate) fn wait(&mut self) -> Result<bool, Violation> {
-        if self.room() > 0 || self.may_grow()? {
+        if self.room() > 0 || self.may_hop()? {
             return Ok(false);
         }
+        self.want(1);
         // The segment is full, so the visit is at least `size` long and this lies within it.
         let wake_at = self.prod - self.visit.size / 2;
         self.arm_at(wake_at);
@@ -139,29 +182,69 @@ impl<M: Memory> Producer<M> {
         Flags::from_bits(self.memory.header().consumer.flags.load(Ordering::Acquire))
     }
 
-    /// Whether the ring lives in a larger segment than its first.
+    /// Whether larger segments than the first are lent to this ring.
     pub(crate) fn is_grown(&self) -> bool {
-        self.visit.segment != 0
+        self.larger.is_some() || self.next.is_some()
     }
 
-    /// Goes back to the first segment and gives the memory of the others back, if everything was read. True if the
-    /// ring is small now.
-    pub(crate) fn shrink(&mut self) -> Result<bool, Violation> {
+    /// Bytes of the segment that the receiver has to be asked for now, if any. Answers once; then the receiver's
+    /// answer is due: [`Producer::granted`] or [`Producer::refused`].
+    #[inline]
+    pub(crate) fn take_wish(&mut self) -> Option<u64> {
+        let Growth::Wanted(bytes) = self.growth else { return None };
+        self.growth = Growth::Asked;
+        Some(bytes)
+    }
+
+    /// The receiver has lent `segment` under that number. `false`: it was not asked to.
+    pub(crate) fn granted(&mut self, number: u64, segment: M::Segment) -> bool {
+        if self.growth != Growth::Asked || number <= self.latest {
+            return false;
+        }
+        self.growth = Growth::Content;
+        self.latest = number;
+        self.next = Some((number, segment));
+        true
+    }
+
+    /// As [`Producer::granted`], but this end can not use it; the receiver is to be told so.
+    pub(crate) fn declined(&mut self, number: u64) -> bool {
+        if self.growth != Growth::Asked || number <= self.latest {
+            return false;
+        }
+        self.latest = number;
+        self.refused(Refusal::Memory);
+        true
+    }
+
+    /// The receiver does not lend a larger segment now. When it is asked again depends on why.
+    pub(crate) fn refused(&mut self, why: Refusal) {
+        self.growth = Growth::Content;
+        self.ask_at = match why {
+            Refusal::NotNeeded => self.prod,
+            Refusal::Limit => self.prod.saturating_add(self.visit.size),
+            Refusal::Memory => self.prod.saturating_add(self.visit.size.saturating_mul(ASK_AGAIN)),
+        };
+    }
+
+    /// Goes back to the first segment and lets go of all others, if everything was read.
+    pub(crate) fn shrink(&mut self) -> Result<Shrunk, Violation> {
         if !self.is_grown() {
-            return Ok(true);
+            return Ok(Shrunk::Small);
         }
-        if !self.is_consumed()? || !self.has_free_record()? {
-            return Ok(false);
+        if self.larger.is_some() {
+            if !self.is_consumed()? || !self.has_free_record()? {
+                return Ok(Shrunk::NotYet);
+            }
+            self.hop(FIRST, None);
         }
-        let top = self.visit.segment;
-        self.hop(0);
+        self.next = None;
+        if self.growth != Growth::Asked {
+            // Else the answer is still to come; a grant has a higher number.
+            self.growth = Growth::Content;
+        }
         self.ask_at = 0;
-        for segment in 1..=top {
-            // Every byte was read (cons == prod), and each segment is committed anew before it is entered again.
-            // A kernel that refuses to take memory back only leaves it where it is.
-            let _ = self.memory.punch(segment);
-        }
-        Ok(true)
+        Ok(Shrunk::GaveBack(self.latest))
     }
 
     /// The memory of the DMB.
@@ -191,7 +274,8 @@ impl<M: Memory> Producer<M> {
             if self.room() < rest.len() as u64 {
                 self.look()?;
             }
-            if self.room() == 0 && !self.grow()? {
+            if self.room() == 0 && !self.enter_next()? {
+                self.want(rest.len() as u64);
                 break;
             }
             let room = usize::try_from(self.room()).unwrap_or(usize::MAX);
@@ -207,7 +291,7 @@ impl<M: Memory> Producer<M> {
 
     #[inline]
     fn copy(&mut self, src: &[u8]) {
-        self.visit.copy_in(&self.memory, self.prod, src);
+        self.visit.copy_in(self.larger.as_ref().unwrap_or(&self.first), self.prod, src);
         self.prod += src.len() as u64;
     }
 
@@ -249,38 +333,57 @@ impl<M: Memory> Producer<M> {
         Ok(self.hops - self.followed < HOPS as u64)
     }
 
-    fn may_grow(&mut self) -> Result<bool, Violation> {
-        Ok(self.visit.segment + 1 < self.memory.segments()
-            && self.prod >= self.ask_at
-            && self.has_free_record()?)
+    /// Whether the ring is not full after all: a granted segment waits.
+    fn may_hop(&mut self) -> Result<bool, Violation> {
+        Ok(self.next.is_some() && self.has_free_record()?)
     }
 
-    /// Moves on to the next segment, if there is one and the kernel has memory for it.
+    /// Moves on to the granted segment, if there is one.
     #[cold]
-    fn grow(&mut self) -> Result<bool, Violation> {
-        if !self.may_grow()? {
+    fn enter_next(&mut self) -> Result<bool, Violation> {
+        if !self.may_hop()? {
             return Ok(false);
         }
-        let next = self.visit.segment + 1;
-        if self.memory.commit(next).is_err() {
-            self.ask_at = self.prod.saturating_add(self.visit.size.saturating_mul(ASK_AGAIN));
-            return Ok(false);
-        }
-        self.hop(next);
+        let Some((number, segment)) = self.next.take() else { return Ok(false) };
+        self.hop(number, Some(segment));
         Ok(true)
     }
 
-    /// Makes `segment` the home of all bytes from here on. It holds no unread byte: on the way up none was there
-    /// since the ring was last empty, and back to segment 0 only an empty ring goes.
-    fn hop(&mut self, segment: u32) {
+    /// The ring is full, with `more` bytes behind: a larger segment would help, or another one of the largest size while
+    /// the receiver does not read.
+    #[cold]
+    fn want(&mut self, more: u64) {
+        if self.growth == Growth::Content && self.next.is_none() && self.prod >= self.ask_at {
+            let enough = more.saturating_mul(AHEAD).checked_next_power_of_two().unwrap_or(self.window);
+            self.growth = Growth::Wanted(enough.max(self.visit.size.saturating_mul(STEP)).min(self.window));
+        }
+    }
+
+    /// Makes `segment` the home of all bytes from here on. It holds no unread byte: each grant is entered once, and back
+    /// to segment 0 only an empty ring goes.
+    fn hop(&mut self, number: u64, segment: Option<M::Segment>) {
         let header = self.memory.header();
         let record = &header.hops.0[(self.hops % HOPS as u64) as usize];
         record.position.store(self.prod, Ordering::Relaxed);
-        record.segment.store(u64::from(segment), Ordering::Relaxed);
+        record.segment.store(number, Ordering::Relaxed);
         self.hops += 1;
         // Release: the record before the count; and the count before the next cursor, which is a Release store too
         // (SYNC POINT: `Consumer::latch_hop`).
         header.producer.hop_count.store(self.hops, Ordering::Release);
-        self.visit = Visit::new::<M>(segment, self.prod);
+        let size = segment.as_ref().unwrap_or(&self.first).size();
+        self.visit = Visit { segment: number, begin: self.prod, size };
+        // What was left is the receiver's alone: it may still read there.
+        self.larger = segment;
     }
+}
+
+/// Why a larger segment is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Refusal {
+    /// The receiver reads: the ring is not full any more.
+    NotNeeded,
+    /// The ring holds as much as TCP would.
+    Limit,
+    /// The receiver's memory does not allow it.
+    Memory,
 }

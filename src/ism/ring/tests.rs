@@ -1,7 +1,7 @@
 //! The ring against a queue, against a peer that scribbles, and against a second thread.
 
 use super::super::dmb::Flags;
-use super::heap::HeapMemory;
+use super::heap::{HeapMemory, HeapSegment};
 use super::*;
 use crate::sync::Ordering;
 use proptest::prelude::*;
@@ -12,9 +12,37 @@ use std::time::Duration;
 
 type Small = HeapMemory<4>;
 
-fn ring<const S: usize>(segments: u32) -> (Producer<HeapMemory<S>>, Consumer<HeapMemory<S>>) {
-    let memory = HeapMemory::<S>::new(segments);
-    (Producer::new(memory.clone()), Consumer::new(memory))
+fn ring<const S: usize>(window: usize) -> (Producer<HeapMemory<S>>, Consumer<HeapMemory<S>>) {
+    let memory = HeapMemory::<S>::new();
+    (Producer::new(memory.clone(), window), Consumer::new(memory))
+}
+
+/// Grants what the sender wishes, if it wishes anything.
+fn grant<const S: usize>(
+    producer: &mut Producer<HeapMemory<S>>,
+    consumer: &mut Consumer<HeapMemory<S>>,
+) -> Option<HeapSegment> {
+    let segment = HeapSegment::new(producer.take_wish()? as usize);
+    let number = consumer.lend(segment.clone());
+    assert!(producer.granted(number, segment.clone()));
+    Some(segment)
+}
+
+/// Writes what fits, with as many grants as it takes, up to the window.
+fn write<const S: usize>(
+    producer: &mut Producer<HeapMemory<S>>,
+    consumer: &mut Consumer<HeapMemory<S>>,
+    window: u64,
+    bytes: &[u8],
+) -> usize {
+    let mut written = producer.write(bytes).unwrap();
+    while written < bytes.len() && consumer.largest_lent() < window {
+        if grant(producer, consumer).is_none() {
+            break;
+        }
+        written += producer.write(&bytes[written..]).unwrap();
+    }
+    written
 }
 
 fn read<M: Memory>(consumer: &mut Consumer<M>, len: usize) -> Vec<u8> {
@@ -57,24 +85,28 @@ impl Drop for Watchdog {
 
 #[test]
 fn bytes_cross_hops_and_wraps_in_order() {
-    let (mut producer, mut consumer) = ring::<4>(3);
+    let (mut producer, mut consumer) = ring::<4>(64);
     assert_eq!(producer.write(&[0, 1, 2]).unwrap(), 3);
     assert_eq!(read(&mut consumer, 2), [0, 1]);
-    // Wraps in segment 0 (3 free), then hops over 1 to 2, which takes 16 of the rest.
-    let bytes: Vec<u8> = (3..40).collect();
-    assert_eq!(producer.write(&bytes).unwrap(), 3 + 8 + 16);
+    // Wraps in segment 0 (3 free), then hops to one of 32 and to one of 64.
+    let bytes: Vec<u8> = (3..130).collect();
+    assert_eq!(write(&mut producer, &mut consumer, 8, &bytes[..8]), 8);
+    assert_eq!(consumer.largest_lent(), 32, "8 times 4, which is more than 4 times the 5 that were left");
+    assert_eq!(write(&mut producer, &mut consumer, 64, &bytes[8..]), (32 - 5) + 64);
     assert_eq!(producer.write(&[99]).unwrap(), 0, "full");
-    assert_eq!(peek(&mut consumer, 100), (2..30).collect::<Vec<u8>>(), "a look over both hops");
-    assert_eq!(read(&mut consumer, 100), (2..30).collect::<Vec<u8>>());
+    assert_eq!(peek(&mut consumer, 200), (2..102).collect::<Vec<u8>>(), "a look over both hops");
+    assert_eq!(consumer.lent_bytes(), 32 + 64);
+    assert_eq!(read(&mut consumer, 200), (2..102).collect::<Vec<u8>>());
+    assert_eq!(consumer.lent_bytes(), 64, "what was left is given back");
     assert!(!consumer.is_readable().unwrap());
-    assert_eq!(producer.write(&bytes).unwrap(), 16, "the largest segment stays the home of the stream");
-    assert_eq!(producer.position(), 46);
-    assert_eq!(consumer.position(), 30);
+    assert_eq!(producer.write(&bytes).unwrap(), 64, "the largest segment stays the home of the stream");
+    assert_eq!(producer.position(), 102 + 64);
+    assert_eq!(consumer.position(), 102);
 }
 
 #[test]
 fn a_read_fills_the_first_chunk_of_any_buffer() {
-    let (mut producer, mut consumer) = ring::<4>(3);
+    let (mut producer, mut consumer) = ring::<8>(8);
     producer.write(&[1, 2, 3, 4, 5, 6]).unwrap();
     let mut vec = Vec::with_capacity(4);
     assert_eq!(consumer.read(&mut vec).unwrap(), vec.len());
@@ -86,81 +118,136 @@ fn a_read_fills_the_first_chunk_of_any_buffer() {
 
 #[test]
 fn a_vectored_write_is_one_write() {
-    let (mut producer, mut consumer) = ring::<4>(2);
+    let (mut producer, mut consumer) = ring::<16>(16);
     let slices = [&[1, 2][..], &[], &[3, 4, 5], &[6; 20], &[7]].map(IoSlice::new);
-    assert_eq!(producer.write_vectored(&slices).unwrap(), 12);
-    assert_eq!(read(&mut consumer, 20), [1, 2, 3, 4, 5, 6, 6, 6, 6, 6, 6, 6]);
+    assert_eq!(producer.write_vectored(&slices).unwrap(), 16);
+    assert_eq!(read(&mut consumer, 20), [1, 2, 3, 4, 5, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6]);
 }
 
 #[test]
-fn growth_happens_only_on_full_and_only_with_memory() {
-    let (mut producer, mut consumer) = ring::<4>(3);
-    let memory = producer.memory().clone();
-    memory.refuse_commits(true);
+fn a_larger_segment_is_wished_for_on_full_and_after_a_refusal_only_in_time() {
+    let (mut producer, mut consumer) = ring::<4>(1 << 20);
     assert_eq!(producer.write(&[1; 4]).unwrap(), 4);
-    assert_eq!(memory.commits(), 0, "it fits");
-    assert!(producer.is_writable().unwrap(), "it may grow, as far as it knows");
-    assert_eq!(producer.write(&[2; 4]).unwrap(), 0);
-    assert_eq!(memory.commits(), 1);
-    assert!(!producer.is_writable().unwrap(), "refused: it is full now");
+    assert_eq!(producer.take_wish(), None, "it fits");
+    assert_eq!(producer.write(&[2; 100]).unwrap(), 0);
+    assert_eq!(producer.take_wish(), Some(512), "four times what did not fit");
+    assert!(!producer.is_writable().unwrap());
     assert_eq!(producer.write(&[2; 4]).unwrap(), 0);
     assert!(producer.wait().unwrap());
-    assert_eq!(memory.commits(), 1, "the kernel is not asked in a loop");
-    memory.refuse_commits(false);
+    assert_eq!(producer.take_wish(), None, "it was asked for");
+    producer.refused(Refusal::Memory);
     for _ in 0..15 {
         assert_eq!(read(&mut consumer, 4).len(), 4);
         assert_eq!(producer.write(&[3; 5]).unwrap(), 4);
+        assert_eq!(producer.take_wish(), None);
     }
-    assert_eq!(memory.commits(), 1);
     assert_eq!(read(&mut consumer, 4).len(), 4);
-    assert_eq!(producer.write(&[3; 5]).unwrap(), 5, "after a while it is");
-    assert!(producer.is_grown());
-    assert_eq!(memory.commits(), 2);
+    assert_eq!(producer.write(&[3; 5]).unwrap(), 4);
+    assert_eq!(producer.take_wish(), Some(32), "after a while it is");
+    producer.refused(Refusal::Limit);
+    assert_eq!((producer.write(&[3; 5]).unwrap(), producer.take_wish()), (0, None));
+    read(&mut consumer, 4);
+    assert_eq!((producer.write(&[3; 5]).unwrap(), producer.take_wish()), (4, Some(32)));
+    producer.refused(Refusal::NotNeeded);
+    assert!(producer.wait().unwrap());
+    let segment = grant(&mut producer, &mut consumer).expect("at once when it was not needed");
+    assert!(!producer.wait().unwrap() && producer.is_writable().unwrap() && producer.is_grown());
+    assert_eq!(segment.size(), 32);
+}
+
+#[test]
+fn only_what_was_asked_for_is_granted() {
+    let (mut producer, mut consumer) = ring::<4>(32);
+    let segment = HeapSegment::new(8);
+    assert!(!producer.granted(1, segment.clone()) && !producer.declined(1));
+    producer.write(&[1; 5]).unwrap();
+    assert!(!producer.granted(1, segment.clone()), "the wish was not told yet");
+    grant(&mut producer, &mut consumer).unwrap();
+    producer.write(&[1; 40]).unwrap();
+    assert!(producer.take_wish().is_some());
+    assert!(!producer.granted(1, segment), "that one was granted before");
+    assert!(!producer.declined(1) && producer.declined(2));
 }
 
 #[test]
 fn shrinking_waits_for_the_last_byte_and_gives_everything_back() {
-    let (mut producer, mut consumer) = ring::<4>(3);
-    assert!(producer.shrink().unwrap(), "nothing to do");
-    assert_eq!(producer.write(&[1; 20]).unwrap(), 20);
-    assert!(!producer.shrink().unwrap());
+    let (mut producer, mut consumer) = ring::<4>(16);
+    assert_eq!(producer.shrink().unwrap(), Shrunk::Small, "nothing to do");
+    assert_eq!(write(&mut producer, &mut consumer, 16, &[1; 20]), 20);
+    assert_eq!(producer.shrink().unwrap(), Shrunk::NotYet);
     assert_eq!(read(&mut consumer, 19).len(), 19);
-    assert!(!producer.is_consumed().unwrap() && !producer.shrink().unwrap(), "one byte is unread");
+    assert!(!producer.is_consumed().unwrap());
+    assert_eq!(producer.shrink().unwrap(), Shrunk::NotYet, "one byte is unread");
     assert_eq!(read(&mut consumer, 19).len(), 1);
-    assert!(producer.is_consumed().unwrap() && producer.shrink().unwrap());
+    assert!(producer.is_consumed().unwrap());
+    assert_eq!(consumer.lent_bytes(), 16);
+    assert_eq!(producer.shrink().unwrap(), Shrunk::GaveBack(1));
     assert!(!producer.is_grown());
-    assert_eq!(producer.memory().punches(), 2);
+    consumer.take_back(1).unwrap();
+    assert_eq!(consumer.lent_bytes(), 0);
     assert!(!consumer.is_readable().unwrap());
-    // Up again: `HeapMemory` panics if a segment without memory is written.
-    assert_eq!(producer.write(&[2; 30]).unwrap(), 28);
-    assert_eq!(read(&mut consumer, 30), [2; 28]);
+    assert_eq!(write(&mut producer, &mut consumer, 16, &[2; 30]), 20, "up again");
+    assert_eq!(read(&mut consumer, 30), [2; 20]);
+}
+
+#[test]
+fn a_grant_that_is_not_used_is_given_back() {
+    let (mut producer, mut consumer) = ring::<4>(16);
+    producer.write(&[1; 5]).unwrap();
+    let segment = grant(&mut producer, &mut consumer).unwrap();
+    assert_eq!(read(&mut consumer, 5).len(), 4);
+    assert_eq!(producer.shrink().unwrap(), Shrunk::GaveBack(1), "from the first segment, without a hop");
+    consumer.take_back(1).unwrap();
+    assert!(segment.is_alone(), "both ends let go");
+
+    // One is in use, the next one can not be mapped.
+    assert_eq!(write(&mut producer, &mut consumer, 16, &[1; 20]), 20);
+    producer.write(&[1]).unwrap();
+    let declined = HeapSegment::new(producer.take_wish().unwrap() as usize);
+    let number = consumer.lend(declined.clone());
+    assert!(producer.declined(number));
+    consumer.take_back(number).unwrap();
+    assert!(declined.is_alone());
+    assert_eq!(read(&mut consumer, 30), [1; 20], "what bytes lie in stays");
+
+    // And one whose grant could not be sent.
+    let unsent = HeapSegment::new(8);
+    let number = consumer.lend(unsent.clone());
+    consumer.revoke(number);
+    assert!(unsent.is_alone());
+    assert_eq!(producer.write(&[2; 7]).unwrap(), 7);
+    assert_eq!(read(&mut consumer, 30), [2; 7]);
 }
 
 #[test]
 fn hops_wait_for_a_free_record() {
-    let (mut producer, mut consumer) = ring::<4>(2);
-    // Each round makes two hops, and the receiver publishes that it followed them with its next read only.
+    let (mut producer, mut consumer) = ring::<4>(8);
+    // Each round makes two hops.
     for round in 0..40_u8 {
-        assert_eq!(producer.write(&[round; 5]).unwrap(), 5);
+        assert_eq!(write(&mut producer, &mut consumer, 8, &[round; 5]), 5);
         assert_eq!(read(&mut consumer, 9), [round; 5]);
-        assert!(producer.shrink().unwrap());
+        let Shrunk::GaveBack(number) = producer.shrink().unwrap() else { panic!("it is empty") };
+        consumer.take_back(number).unwrap();
     }
-    // Nobody follows: up to 19 segments need more hops than there are records.
-    let (mut producer, mut consumer) = ring::<1>(19);
-    let bytes: Vec<u8> = (0..1 << 17).map(|i| (i % 251) as u8).collect();
-    let written = producer.write(&bytes).unwrap();
-    assert_eq!(written, (1 << 17) - 1, "16 hops lead to segment 16");
-    assert!(!producer.is_writable().unwrap());
-    assert!(producer.wait().unwrap());
-    assert_eq!(read(&mut consumer, 2), bytes[..2], "follows one hop");
+    // Nobody follows: 16 grants of the largest size need all records.
+    let (mut producer, mut consumer) = ring::<4>(4);
+    let bytes: Vec<u8> = (0..200).collect();
+    let mut written = producer.write(&bytes).unwrap();
+    while grant(&mut producer, &mut consumer).is_some() {
+        written += producer.write(&bytes[written..]).unwrap();
+    }
+    assert_eq!(written, 17 * 4, "16 hops");
+    assert!(!producer.is_writable().unwrap() && producer.wait().unwrap(), "a 17th grant waits");
+    assert_eq!(read(&mut consumer, 5), bytes[..5], "follows one hop");
     assert!(producer.is_writable().unwrap());
-    assert_eq!(producer.write(&bytes).unwrap(), bytes.len());
-    assert_eq!(read(&mut consumer, usize::from(u16::MAX))[..100], bytes[2..102]);
+    assert_eq!(producer.write(&bytes[written..]).unwrap(), 4);
+    assert_eq!(read(&mut consumer, 200), bytes[5..72]);
+    assert_eq!(consumer.lent_bytes(), 4, "the last one is in use");
 }
 
 #[test]
 fn a_waiting_reader_is_woken_once() {
-    let (mut producer, mut consumer) = ring::<4>(2);
+    let (mut producer, mut consumer) = ring::<4>(4);
     assert!(producer.wake_reader(), "a fresh slot is armed");
     assert!(!producer.wake_reader());
     assert!(consumer.wait().unwrap());
@@ -177,7 +264,7 @@ fn a_waiting_reader_is_woken_once() {
 
 #[test]
 fn a_waiting_writer_is_woken_at_half() {
-    let (mut producer, mut consumer) = ring::<8>(1);
+    let (mut producer, mut consumer) = ring::<8>(8);
     assert!(consumer.wake_writer(), "a fresh slot is armed");
     assert!(!producer.wait().unwrap(), "there is room");
     assert_eq!(producer.write(&[1; 9]).unwrap(), 8);
@@ -194,7 +281,7 @@ fn a_waiting_writer_is_woken_at_half() {
 
 #[test]
 fn a_writer_that_waits_sees_space_made_meanwhile() {
-    let (mut producer, mut consumer) = ring::<8>(1);
+    let (mut producer, mut consumer) = ring::<8>(8);
     producer.write(&[1; 8]).unwrap();
     assert_eq!(producer.write(&[1]).unwrap(), 0);
     read(&mut consumer, 3);
@@ -209,9 +296,10 @@ fn a_writer_that_waits_sees_space_made_meanwhile() {
 #[test]
 fn each_broken_rule_is_named() {
     fn consumer_says(scribble: impl FnOnce(&DmbHeader), words: &str) {
-        let (mut producer, mut consumer) = ring::<4>(3);
-        producer.write(&[1; 6]).unwrap();
+        let (mut producer, mut consumer) = ring::<4>(8);
+        assert_eq!(write(&mut producer, &mut consumer, 8, &[1; 6]), 6);
         assert_eq!(read(&mut consumer, 5).len(), 5);
+        consumer.lend(HeapSegment::new(16));
         scribble(producer.memory().header());
         let mut bytes = [0; 64];
         let error = consumer.read(&mut &mut bytes[..]).unwrap_err();
@@ -237,7 +325,7 @@ fn each_broken_rule_is_named() {
     consumer_says(move |h| hop(h, 6, u64::MAX), "from segment 1 to");
 
     fn producer_says(scribble: impl FnOnce(&DmbHeader), words: &str) {
-        let (mut producer, mut consumer) = ring::<4>(1);
+        let (mut producer, mut consumer) = ring::<4>(4);
         producer.write(&[1; 4]).unwrap();
         read(&mut consumer, 2);
         assert_eq!(producer.write(&[1; 4]).unwrap(), 2);
@@ -253,9 +341,25 @@ fn each_broken_rule_is_named() {
 }
 
 #[test]
+fn a_segment_that_was_left_is_not_entered_again() {
+    let (mut producer, mut consumer) = ring::<4>(8);
+    assert_eq!(write(&mut producer, &mut consumer, 8, &[1; 6]), 6);
+    assert_eq!(read(&mut consumer, 6).len(), 6);
+    let Shrunk::GaveBack(number) = producer.shrink().unwrap() else { panic!("it is empty") };
+    consumer.take_back(number).unwrap();
+    assert_eq!(producer.write(&[2; 4]).unwrap(), 4);
+    let header = producer.memory().header();
+    header.hops.0[2].position.store(10, Ordering::Relaxed);
+    header.hops.0[2].segment.store(number, Ordering::Relaxed);
+    header.producer.hop_count.store(3, Ordering::Relaxed);
+    let error = consumer.is_readable().unwrap_err();
+    assert!(error.to_string().contains("from segment 0 to segment 1"), "{error}");
+}
+
+#[test]
 fn hops_without_bytes_do_not_go_on_for_ever() {
     let _watchdog = Watchdog::new(Duration::from_secs(60));
-    let (producer, mut consumer) = ring::<4>(3);
+    let (producer, mut consumer) = ring::<4>(8);
     let header = producer.memory().header();
     // All records say: at position 0, on in segment 0.
     header.producer.hop_count.store(16, Ordering::Relaxed);
@@ -266,8 +370,13 @@ fn hops_without_bytes_do_not_go_on_for_ever() {
 
 #[test]
 fn a_receiver_that_lies_about_hops_is_caught() {
-    let (mut producer, mut consumer) = ring::<1>(19);
-    producer.write(&[0; 1 << 17]).unwrap();
+    let (mut producer, mut consumer) = ring::<4>(4);
+    for _ in 0..16 {
+        producer.write(&[0; 9]).unwrap();
+        grant(&mut producer, &mut consumer).unwrap();
+    }
+    producer.write(&[0; 9]).unwrap();
+    grant(&mut producer, &mut consumer).unwrap();
     read(&mut consumer, 1);
     producer.memory().header().consumer.hop.store(17, Ordering::Relaxed);
     let error = producer.write(&[0; 9]).unwrap_err();
@@ -283,7 +392,8 @@ enum Step {
     Shrink,
     WaitForSpace,
     WaitForData,
-    Refuse(bool),
+    /// The sender's wish, if it has one, is granted or refused.
+    Answer(bool),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -295,7 +405,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Shrink),
         1 => Just(Step::WaitForSpace),
         1 => Just(Step::WaitForData),
-        1 => any::<bool>().prop_map(Step::Refuse),
+        2 => prop::bool::weighted(0.8).prop_map(Step::Answer),
     ];
     prop::collection::vec(step, 1..120)
 }
@@ -304,8 +414,9 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(600) })]
 
     #[test]
-    fn a_ring_is_a_bounded_queue(segments in 1..5_u32, steps in steps()) {
-        let (mut producer, mut consumer) = ring::<4>(segments);
+    fn a_ring_is_a_bounded_queue(window in 2..7_u32, steps in steps()) {
+        let (mut producer, mut consumer) = ring::<4>(1 << window);
+        let mut lent = 0;
         let mut queue = VecDeque::new();
         let mut bytes = (0..=u8::MAX).cycle();
         // Whoever parked is woken by the event it waits for.
@@ -367,9 +478,15 @@ proptest! {
                 }
                 Step::Shrink => {
                     let grown = producer.is_grown();
-                    let done = producer.shrink().unwrap();
-                    prop_assert!(!done || !producer.is_grown());
-                    prop_assert!(!done || !grown || before == 0);
+                    match producer.shrink().unwrap() {
+                        Shrunk::Small => prop_assert!(!grown),
+                        Shrunk::NotYet => {}
+                        Shrunk::GaveBack(number) => {
+                            prop_assert!(grown && !producer.is_grown());
+                            consumer.take_back(number).unwrap();
+                            prop_assert_eq!(consumer.lent_bytes(), 0);
+                        }
+                    }
                 }
                 Step::WaitForSpace => {
                     let parked = producer.wait().unwrap();
@@ -382,7 +499,16 @@ proptest! {
                     prop_assert_eq!(parked, before == 0);
                     reader_parked = parked;
                 }
-                Step::Refuse(refuse) => producer.memory().refuse_commits(refuse),
+                Step::Answer(true) if lent < 40 => {
+                    lent += u32::from(grant(&mut producer, &mut consumer).is_some());
+                    // Who waits for space is told of a grant.
+                    writer_parked &= !producer.is_writable().unwrap();
+                }
+                Step::Answer(_) => {
+                    if producer.take_wish().is_some() {
+                        producer.refused(Refusal::Limit);
+                    }
+                }
             }
             prop_assert_eq!(consumer.is_readable().unwrap(), !queue.is_empty());
             prop_assert_eq!(producer.is_consumed().unwrap(), queue.is_empty());
@@ -395,7 +521,7 @@ proptest! {
         steps in steps(),
         scribbles in prop::collection::vec((0..7_usize, 0..16_usize, small_or_any()), 1..120),
     ) {
-        let (mut producer, mut consumer) = ring::<4>(4);
+        let (mut producer, mut consumer) = ring::<4>(64);
         let memory: Small = producer.memory().clone();
         let header = memory.header();
         let mut bytes = [0_u8; 64];
@@ -408,10 +534,15 @@ proptest! {
                 }
                 Step::Read(len) => { let _ = consumer.read(&mut &mut bytes[..len]); }
                 Step::Peek(len) => { let _ = consumer.peek(&mut &mut bytes[..len]); }
-                Step::Shrink => { let _ = producer.shrink(); }
+                Step::Shrink => {
+                    if let Ok(Shrunk::GaveBack(number)) = producer.shrink() {
+                        let _ = consumer.take_back(number);
+                    }
+                }
                 Step::WaitForSpace => { let _ = (producer.wait(), producer.is_writable()); }
                 Step::WaitForData => { let _ = consumer.wait(); }
-                Step::Refuse(refuse) => memory.refuse_commits(refuse),
+                Step::Answer(true) => { let _ = grant(&mut producer, &mut consumer); }
+                Step::Answer(false) => { let _ = consumer.take_back(value % 5); }
             }
             let _ = (producer.wake_reader(), consumer.wake_writer());
             let _ = (producer.reader_flags(), consumer.writer_flags(), producer.is_consumed());
@@ -441,7 +572,10 @@ fn byte_at(position: u64) -> u8 {
 fn two_threads_pass_every_byte() {
     let _watchdog = Watchdog::new(Duration::from_secs(120));
     const TOTAL: u64 = 8 << 20;
-    let (mut producer, mut consumer) = ring::<64>(6);
+    let (mut producer, mut consumer) = ring::<64>(4096);
+    // The control messages: grants on their way to the sender, wishes and returns to the receiver.
+    let (tell_sender, grants) = mpsc::channel::<(u64, HeapSegment)>();
+    let (tell_receiver, wishes) = mpsc::channel::<Result<u64, u64>>();
     let reader = std::thread::current();
     let (tell_writer, writer) = mpsc::channel::<std::thread::Thread>();
     let sender = std::thread::spawn(move || {
@@ -459,6 +593,13 @@ fn two_threads_pass_every_byte() {
             while !rest.is_empty() {
                 let written = producer.write(rest).unwrap();
                 rest = &rest[written..];
+                if let Some(bytes) = producer.take_wish() {
+                    tell_receiver.send(Ok(bytes)).unwrap();
+                    reader.unpark();
+                }
+                if let Ok((number, segment)) = grants.try_recv() {
+                    assert!(producer.granted(number, segment));
+                }
                 if producer.wake_reader() {
                     reader.unpark();
                 }
@@ -468,7 +609,9 @@ fn two_threads_pass_every_byte() {
                 }
             }
             if random & 0xff << 20 == 0 {
-                producer.shrink().unwrap();
+                if let Shrunk::GaveBack(number) = producer.shrink().unwrap() {
+                    tell_receiver.send(Err(number)).unwrap();
+                }
             }
         }
         producer.set_flags(Flags::DONE_WRITING);
@@ -479,6 +622,15 @@ fn two_threads_pass_every_byte() {
     let mut dst = [0; 3000];
     let mut position = 0;
     loop {
+        match wishes.try_recv() {
+            Ok(Ok(bytes)) => {
+                let segment = HeapSegment::new(bytes as usize);
+                tell_sender.send((consumer.lend(segment.clone()), segment)).unwrap();
+                writer.unpark();
+            }
+            Ok(Err(number)) => consumer.take_back(number).unwrap(),
+            Err(_) => {}
+        }
         let len = 1 + (position as usize * 7919) % dst.len();
         let count = consumer.read(&mut &mut dst[..len]).unwrap();
         for byte in &dst[..count] {

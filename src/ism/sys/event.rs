@@ -52,6 +52,14 @@ pub(crate) fn is_ready(fd: BorrowedFd<'_>, read: bool, write: bool) -> io::Resul
     Ok(retry_on_intr(|| poll(&mut polled, Some(&now)))? > 0)
 }
 
+/// Whether the peer of the socket `fd` has closed its end.
+pub(crate) fn has_hung_up(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    retry_on_intr(|| poll(&mut polled, Some(&now)))?;
+    Ok(polled[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR))
+}
+
 /// A timer on the monotonic clock, not armed.
 pub(crate) fn timerfd() -> io::Result<OwnedFd> {
     let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;

@@ -17,7 +17,14 @@ const REQUIRED: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealF
 const READ_ONLY: SealFlags = SealFlags::WRITE.union(SealFlags::FUTURE_WRITE);
 
 /// A sparse anonymous memory file of exactly `bytes`, sealed so that neither side can change its size.
+///
+/// # Errors
+///
+/// `EFBIG` when `RLIMIT_FSIZE` forbids a file of that size: the kernel would say so by ending the process.
 pub(crate) fn memfd_sealed(bytes: u64) -> io::Result<OwnedFd> {
+    if super::means::largest_file().is_some_and(|largest| bytes > largest) {
+        return Err(Errno::FBIG.into());
+    }
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let fd = match rustix::fs::memfd_create(c"tokio-smc", flags | MemfdFlags::NOEXEC_SEAL) {
         // Before Linux 6.3 there is no such flag.
@@ -79,7 +86,8 @@ pub(crate) fn fallocate(fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> io::Resu
     Ok(())
 }
 
-/// Takes the pages of the range away; it reads as zeros until written again.
+/// Takes the pages of the range away, as a peer may; it reads as zeros until written again.
+#[cfg(test)]
 pub(crate) fn punch(fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> io::Result<()> {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     retry_on_intr(|| rustix::fs::fallocate(fd, flags, offset, bytes))?;

@@ -91,8 +91,16 @@ pub(crate) fn send(fd: BorrowedFd<'_>, message: &[u8], fds: &[BorrowedFd<'_>]) -
 pub(crate) struct Received {
     /// Bytes of the message; 0 is the end of the connection.
     pub(crate) len: usize,
-    /// The descriptors that came with it, close-on-exec.
+    /// The descriptors that came with it.
+    pub(crate) carried: Carried,
+}
+
+/// The descriptors that a message brought, close-on-exec.
+#[derive(Debug, Default)]
+pub(crate) struct Carried {
     pub(crate) fds: Vec<OwnedFd>,
+    /// This process had no number left for one, which is gone with all behind it.
+    pub(crate) cut_short: bool,
 }
 
 /// Receives one message into `buf`, with at most `max_fds` descriptors.
@@ -100,8 +108,7 @@ pub(crate) struct Received {
 /// # Errors
 ///
 /// `WouldBlock` when there is none; `InvalidData` for a message that is longer than `buf` or brings more
-/// descriptors than allowed, or brings them with nothing; EMFILE when this process has no descriptor left for one that
-/// came. Whatever came with it has been closed.
+/// descriptors than allowed, or brings them with nothing: whatever came with it has been closed.
 pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8], max_fds: usize) -> io::Result<Received> {
     let refuse =
         |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, format!("control message {what}")));
@@ -119,17 +126,15 @@ pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8], max_fds: usize) -> io::Re
     if got.flags.contains(ReturnFlags::TRUNC) {
         return refuse("is too long");
     }
-    if got.flags.contains(ReturnFlags::CTRUNC) && fds.len() < MOST_FDS {
-        // There was room for more: the kernel found no number for one, and has closed it and those behind it.
-        return Err(Errno::MFILE.into());
-    }
-    if got.flags.contains(ReturnFlags::CTRUNC) || fds.len() > max_fds {
+    // There was room for more: the kernel found no number for one, and has closed it and those behind it.
+    let cut_short = got.flags.contains(ReturnFlags::CTRUNC) && fds.len() < MOST_FDS;
+    if (got.flags.contains(ReturnFlags::CTRUNC) && !cut_short) || fds.len() > max_fds {
         return refuse("brings too many descriptors");
     }
     if got.bytes == 0 && !fds.is_empty() {
         return refuse("is empty but brings descriptors");
     }
-    Ok(Received { len: got.bytes, fds })
+    Ok(Received { len: got.bytes, carried: Carried { fds, cut_short } })
 }
 
 /// Ends a connection in both directions; the peer and our own waiters see its end.
@@ -255,8 +260,8 @@ mod tests {
         send(a.as_fd(), b"two", &[one.as_fd(), two.as_fd()]).unwrap();
         drop((one, two));
         let got = recv(b.as_fd(), &mut [0; 8], 2).unwrap();
-        assert_eq!((got.len, got.fds.len()), (3, 2));
-        for fd in &got.fds {
+        assert_eq!((got.len, got.carried.fds.len()), (3, 2));
+        for fd in &got.carried.fds {
             assert!(rustix::io::fcntl_getfd(fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
         }
         drop(got);

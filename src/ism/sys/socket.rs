@@ -76,10 +76,16 @@ pub(crate) fn netns_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
 pub(crate) fn chosen_receive_buffer(fd: BorrowedFd<'_>) -> io::Result<Option<usize>> {
     // `SOCK_RCVBUF_LOCK` of Linux's include/uapi/linux/socket.h.
     const RECEIVE: i32 = 2;
-    if option_int(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK)? & RECEIVE == 0 {
-        return Ok(None);
-    }
-    Ok(Some(rustix::net::sockopt::socket_recv_buffer_size(fd)? / 2))
+    let chosen = option_int(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK)? & RECEIVE != 0;
+    Ok(if chosen { Some(rustix::net::sockopt::socket_recv_buffer_size(fd)? / 2) } else { None })
+}
+
+/// Bytes of the send buffer, if the application has set them (`SO_SNDBUF`); as [`chosen_receive_buffer`].
+pub(crate) fn chosen_send_buffer(fd: BorrowedFd<'_>) -> io::Result<Option<usize>> {
+    // `SOCK_SNDBUF_LOCK`.
+    const SEND: i32 = 1;
+    let chosen = option_int(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK)? & SEND != 0;
+    Ok(if chosen { Some(rustix::net::sockopt::socket_send_buffer_size(fd)? / 2) } else { None })
 }
 
 /// Whether closing the socket resets the connection: SO_LINGER is {1, 0}.

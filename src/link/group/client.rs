@@ -1,14 +1,12 @@
 //! The client's side of an upgrade: OFFER, MATCH, READY, CANCEL.
 
-use std::io;
-
-use super::{Fault, Link, Outgoing, SignalEntry};
+use super::{Fault, Link, Outgoing, SignalEntry, usable_window};
 use crate::clc::{Answer, ClientHandshake, Dmb};
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Producer};
-use crate::link::lack::reason_of;
-use crate::link::message::Message;
+use crate::link::message::{DmbPlace, Message};
 use crate::link::proof;
+use crate::link::slots::NoDmb;
 use crate::link::stream::{ClcOverTcp, Doorbell, LinkedStream, ReceiveDmb, SendDmb};
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
@@ -33,8 +31,7 @@ pub(super) struct Matched {
     pub(super) id: u64,
     pub(super) signal: u32,
     pub(super) cookie: u64,
-    pub(super) arena: u32,
-    pub(super) slot: u32,
+    pub(super) dmb: DmbPlace,
 }
 
 impl Link {
@@ -60,6 +57,9 @@ impl Link {
     fn send_offer(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Result<(), FallbackReason> {
         if let Some(death) = self.death() {
             return Err(self.reason_after(death));
+        }
+        if self.restricted.load(Ordering::Relaxed) {
+            return Err(FallbackReason::Denied);
         }
         let endpoint = self.endpoint.upgrade().ok_or(FallbackReason::NoRuntime)?;
         if !stream.admits(self.credentials.uid) {
@@ -150,17 +150,18 @@ impl Link {
                     Err(Fault("MATCH of an offer never made"))
                 };
             };
-            (outgoing, state.theirs.dmb(matched.arena, matched.slot))
+            (outgoing, state.theirs.dmb(matched.dmb.arena, matched.dmb.slot))
         };
         let entry = Arc::new(SignalEntry { link: self.clone(), index: outgoing.signal });
-        let answer = outgoing.clc.on_answer(accept);
-        let (Ok(Answer::Accepted { dmb: accepted, .. }), true) = (answer, matched.signal < CONNECTIONS)
+        let (answer, window) = (outgoing.clc.on_answer(accept), usable_window(matched.dmb.window));
+        let (Ok(Answer::Accepted { dmb: accepted, .. }), Some(window), true) =
+            (answer, window, matched.signal < CONNECTIONS)
         else {
             if let Some(stream) = outgoing.stream.upgrade() {
                 stream.stay_on_tcp(FallbackReason::Protocol);
             }
             return Err(Fault(
-                "MATCH carries no CLC Accept for its Proposal, or a signal that does not exist",
+                "MATCH carries no CLC Accept for its Proposal, an impossible window or a signal that does not exist",
             ));
         };
         let Some(stream) = outgoing.stream.upgrade() else {
@@ -169,14 +170,13 @@ impl Link {
         };
         let server_dmb = match server_dmb {
             Ok(dmb) => dmb,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(NoDmb::Unknown) => {
                 stream.stay_on_tcp(FallbackReason::Protocol);
                 return Err(Fault("MATCH names a DMB that does not exist"));
             }
-            Err(error) => {
-                crate::trace::debug!("no memory for the peer's DMB: {error}");
+            Err(NoDmb::Lacking(reason)) => {
                 self.send(&Message::Cancel { id });
-                stream.stay_on_tcp(reason_of(&error, FallbackReason::Memory));
+                stream.stay_on_tcp(reason);
                 return Ok(());
             }
         };
@@ -184,7 +184,7 @@ impl Link {
         let allocated = proof::other_end_is(&outgoing.subject, matched.cookie, self.credentials.uid)
             .and_then(|()| stream.subject())
             .and_then(|now| if now == outgoing.subject { Ok(()) } else { Err(FallbackReason::Unproved) })
-            .and_then(|()| self.allocate(stream.dmb_size()));
+            .and_then(|()| self.allocate(&stream));
         let allocated = match allocated {
             Ok(allocated) => allocated,
             Err(reason) => {
@@ -194,16 +194,17 @@ impl Link {
             }
         };
         let (token, linkid) = (allocated.token, self.linkid());
-        let Ok(confirm) = outgoing.clc.confirm(Dmb { token, bytes: allocated.bytes }, linkid) else {
+        let Ok(confirm) = outgoing.clc.confirm(Dmb { token, bytes: allocated.window as u32 }, linkid) else {
             stream.stay_on_tcp(FallbackReason::Protocol);
             return Err(Fault("the CLC handshake is out of order"));
         };
-        let ready = Message::Ready { id, arena: allocated.arena, slot: allocated.slot, clc: confirm.clone() };
+        let ready = Message::Ready { id, dmb: allocated.place, clc: confirm.clone() };
         let doorbell = Doorbell { link: self.clone(), index: matched.signal };
         let receive = ReceiveDmb {
             consumer: Consumer::new(allocated.memory),
             doorbell: doorbell.clone(),
             token,
+            window: allocated.window,
             _entry: entry.clone(),
         };
         if let Err(reason) = stream.attach_receive(receive, None) {
@@ -222,9 +223,10 @@ impl Link {
         // READY before the first CAS of the word: the server learns of the DMB before it hears of a switch.
         self.send(&ready);
         stream.attach_send(SendDmb {
-            producer: Producer::new(server_dmb),
+            producer: Producer::new(server_dmb, window),
             doorbell,
             token: accepted.token,
+            window,
             _entry: entry,
         });
         self.bury_late(&stream);

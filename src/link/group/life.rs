@@ -9,11 +9,11 @@ use super::client::Matched;
 use super::server::Offered;
 use super::{Fault, Incoming, Link, Peer};
 use crate::clc::Decline;
-use crate::ism::sys;
+use crate::ism::sys::{self, Carried};
 use crate::link::endpoint::silence_of;
 use crate::link::lack::{NO_LINK, no_link, reason_of};
-use crate::link::message::{ArenaShape, LONGEST, Message};
-use crate::link::stream::{Death, LinkedStream};
+use crate::link::message::{LONGEST, Message};
+use crate::link::stream::{Ask, Death, LinkedStream};
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -41,29 +41,33 @@ impl Link {
                     crate::trace::warning!("link ended: {error}");
                     return Err(Death::Fault);
                 }
+                // This process lacks something, or may not ask any more: its connections need the link only to grow and
+                // to free what they leave. They go on until the peer hangs up.
+                Err(error)
+                    if reason_of(&error, FallbackReason::LinkDown) != FallbackReason::LinkDown
+                        && sys::has_hung_up(self.socket()).is_ok_and(|gone| !gone) =>
+                {
+                    crate::trace::debug!("a link does not hear: {error}");
+                    self.restricted.store(true, Ordering::Relaxed);
+                    return Ok(true);
+                }
                 Err(error) => {
                     crate::trace::debug!("link ended: {error}");
-                    return match reason_of(&error, FallbackReason::LinkDown) {
-                        FallbackReason::LinkDown => Err(gone()),
-                        lack => {
-                            self.lacks(lack);
-                            Err(Death::Fault)
-                        }
-                    };
+                    return Err(gone());
                 }
             };
             let message = Message::decode(&buffer[..received.len]).map_err(|malformed| {
                 crate::trace::warning!("link ended: {malformed}");
                 Death::Fault
             })?;
-            self.deliver(message, received.fds)?;
+            self.deliver(message, received.carried)?;
         }
         Ok(false)
     }
 
     /// Obeys one message: also the first of an accepted connection, which was read to see how it begins.
-    pub(crate) fn deliver(self: &Arc<Self>, message: Message, fds: Vec<OwnedFd>) -> Result<(), Death> {
-        self.on_message(message, fds).map_err(|Fault(rule)| {
+    pub(crate) fn deliver(self: &Arc<Self>, message: Message, carried: Carried) -> Result<(), Death> {
+        self.on_message(message, carried).map_err(|Fault(rule)| {
             crate::trace::warning!(
                 "link to process {} of user {} ended: {rule}",
                 self.credentials.pid,
@@ -73,13 +77,15 @@ impl Link {
         })
     }
 
-    fn on_message(self: &Arc<Self>, message: Message, mut fds: Vec<OwnedFd>) -> Result<(), Fault> {
+    fn on_message(self: &Arc<Self>, message: Message, carried: Carried) -> Result<(), Fault> {
+        let Carried { mut fds, cut_short } = carried;
         let expected = match message {
             Message::Hello { .. } => 2,
-            Message::Arena { .. } => 1,
+            Message::Arena { .. } | Message::Grant { .. } => 1,
             _ => 0,
         };
-        if fds.len() != expected {
+        // Those that this process had no place for are no fault of the peer.
+        if fds.len() != expected && !(cut_short && fds.len() < expected) {
             return Err(Fault("a message carries another number of descriptors than its type says"));
         }
         if let Message::Refuse { id: NO_LINK, clc } = &message {
@@ -93,27 +99,26 @@ impl Link {
             return Err(Fault("the first message is no HELLO"));
         }
         match message {
-            Message::Hello { link_id, endpoint, gid, arena } => {
+            Message::Hello { link_id, endpoint, gid, slots } => {
                 let (Some(arena_fd), Some(eventfd)) = (fds.pop(), fds.pop()) else {
-                    return Err(Fault("HELLO without descriptors"));
+                    self.give_up(FallbackReason::Descriptors);
+                    return Ok(());
                 };
-                self.on_hello(link_id, endpoint, gid, arena, arena_fd, eventfd)
+                self.on_hello(link_id, endpoint, gid, slots, &arena_fd, eventfd)
             }
-            Message::Arena { shape } => {
-                let Some(fd) = fds.pop() else { return Err(Fault("ARENA without descriptor")) };
-                lock(&self.state).theirs.add(fd, shape).map_err(|error| {
+            Message::Arena { slots } => {
+                lock(&self.state).theirs.add(fds.pop().as_ref(), slots).map(drop).map_err(|error| {
                     crate::trace::warning!("an arena of the peer is refused: {error}");
                     Fault("ARENA is not acceptable")
-                })?;
-                Ok(())
+                })
             }
             Message::Offer { id, signal, handshake, subject, clc } => {
                 self.on_offer(Offered { id, signal, handshake, subject, clc })
             }
-            Message::Match { id, signal, arena, slot, cookie, clc } => {
-                self.on_match(&Matched { id, signal, cookie, arena, slot }, &clc)
+            Message::Match { id, signal, dmb, cookie, clc } => {
+                self.on_match(&Matched { id, signal, cookie, dmb }, &clc)
             }
-            Message::Ready { id, arena, slot, clc } => self.on_ready(id, (arena, slot), &clc),
+            Message::Ready { id, dmb, clc } => self.on_ready(id, dmb, &clc),
             Message::Refuse { id, clc } => self.on_refuse(id, &clc),
             Message::Cancel { id } => self.on_cancel(id),
             Message::Pinned { token } => {
@@ -131,6 +136,14 @@ impl Link {
                     Err(Fault("DETACH of a token that is not out"))
                 }
             }
+            Message::Ask { token, bytes, held } => self.on_ask(token, Ask { bytes, held }),
+            Message::Grant { token, segment, bytes } => self.on_grant(token, segment, bytes, fds.pop()),
+            Message::Deny { token, why } => {
+                self.on_deny(token, why);
+                Ok(())
+            }
+            Message::Return { token, segment } => self.on_return(token, segment),
+            Message::Bye => self.on_bye(),
             Message::Query { .. } | Message::Answer => Err(Fault("a query on a link")),
         }
     }
@@ -140,8 +153,8 @@ impl Link {
         link_id: u64,
         endpoint: [u8; 16],
         gid: [u8; 16],
-        arena: ArenaShape,
-        arena_fd: OwnedFd,
+        slots: u32,
+        arena_fd: &OwnedFd,
         eventfd: OwnedFd,
     ) -> Result<(), Fault> {
         if self.peer.get().is_some() {
@@ -154,17 +167,23 @@ impl Link {
         if !ours.trusts(self.credentials.uid) {
             return Err(Fault("HELLO of a user that is not trusted"));
         }
-        let first_arena = lock(&self.state).theirs.add(arena_fd, arena).map_err(|error| {
+        let first_arena = lock(&self.state).theirs.add(Some(arena_fd), slots).map_err(|error| {
             crate::trace::warning!("the first arena of the peer is refused: {error}");
-            self.lacks(reason_of(&error, FallbackReason::Protocol));
             Fault("the arena of HELLO is not acceptable")
         })?;
+        let first_arena = match first_arena {
+            Ok(map) => map,
+            Err(reason) => {
+                self.give_up(reason);
+                return Ok(());
+            }
+        };
         if !sys::is_eventfd(eventfd.as_fd()) {
             return Err(Fault("HELLO carries no eventfd"));
         }
         let in_this_process = u32::try_from(self.credentials.pid) == Ok(std::process::id());
         let here = if in_this_process { crate::link::endpoint::link_of_this_process(link_id) } else { None };
-        let peer = Peer { link_id, first_arena, eventfd, here };
+        let peer = Peer { link_id, endpoint, first_arena, eventfd, here };
         let waiting = {
             let mut state = lock(&self.state);
             // Checked above, and only this task sets it.
@@ -183,6 +202,12 @@ impl Link {
         if self.lack.set(reason).is_ok() {
             self.send(&no_link(reason));
         }
+    }
+
+    /// The same, at once: no stream has left TCP by this link.
+    fn give_up(&self, reason: FallbackReason) {
+        self.lacks(reason);
+        self.bury(Death::Fault);
     }
 
     /// The waker to call when the link dies.

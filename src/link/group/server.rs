@@ -1,15 +1,13 @@
 //! The server's side of an upgrade: OFFER, MATCH, READY, REFUSE.
 
-use std::io;
-
-use super::{Fault, Incoming, Link, SignalEntry};
+use super::{Fault, Incoming, Link, SignalEntry, usable_window};
 use crate::clc::{Confirmation, Diagnosis, Dmb, ServerHandshake};
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Producer};
 use crate::link::accepted::{Found, Key};
-use crate::link::lack::reason_of;
-use crate::link::message::{Message, Subject};
+use crate::link::message::{DmbPlace, Message, Subject};
 use crate::link::proof;
+use crate::link::slots::NoDmb;
 use crate::link::stream::{Doorbell, LinkedStream, ReceiveDmb, SendDmb};
 use crate::sync::{Arc, lock};
 use crate::transport::FallbackReason;
@@ -38,6 +36,10 @@ impl Link {
             return Err(Fault("OFFER names a signal that does not exist"));
         }
         let Some(endpoint) = self.endpoint.upgrade() else { return Ok(()) };
+        if let Some(peer) = self.peer_endpoint() {
+            // It has a use for the link, if we asked to close it: so has this end then.
+            endpoint.greeted(self, peer);
+        }
         let waiting = {
             let state = lock(&self.state);
             if state.incoming.contains_key(&offered.id) {
@@ -160,10 +162,10 @@ impl Link {
         let subject = stream.subject()?;
         proof::same_place(&subject, &offered.subject)?;
 
-        let allocated = self.allocate(stream.dmb_size())?;
+        let allocated = self.allocate(stream)?;
         let token = allocated.token;
         let first_contact = !std::mem::replace(&mut lock(&self.state).met, true);
-        let dmb = Dmb { token, bytes: allocated.bytes };
+        let dmb = Dmb { token, bytes: allocated.window as u32 };
         let accept = proposed.clc.accept(dmb, self.linkid(), first_contact);
         let Ok(accept) = accept else {
             lock(&self.state).own.stream_done(token);
@@ -178,8 +180,13 @@ impl Link {
         };
         let entry = Arc::new(SignalEntry { link: self.clone(), index: signal });
         let doorbell = Doorbell { link: self.clone(), index: offered.signal };
-        let receive =
-            ReceiveDmb { consumer: Consumer::new(allocated.memory), doorbell, token, _entry: entry.clone() };
+        let receive = ReceiveDmb {
+            consumer: Consumer::new(allocated.memory),
+            doorbell,
+            token,
+            window: allocated.window,
+            _entry: entry.clone(),
+        };
         if let Err(reason) = stream.attach_receive(receive, offered.handshake.then_some(&accept[..])) {
             self.take_back(token);
             return Err(reason);
@@ -212,8 +219,7 @@ impl Link {
         self.send(&Message::Match {
             id: offered.id,
             signal,
-            arena: allocated.arena,
-            slot: allocated.slot,
+            dmb: allocated.place,
             cookie: subject.cookie,
             clc: accept,
         });
@@ -221,15 +227,11 @@ impl Link {
         Ok(())
     }
 
-    pub(super) fn on_ready(
-        self: &Arc<Self>,
-        id: u64,
-        (arena, slot): (u32, u32),
-        confirm: &[u8],
-    ) -> Result<(), Fault> {
+    pub(super) fn on_ready(self: &Arc<Self>, id: u64, place: DmbPlace, confirm: &[u8]) -> Result<(), Fault> {
+        let window = usable_window(place.window).ok_or(Fault("READY names an impossible window"))?;
         let (incoming, client_dmb) = {
             let mut state = lock(&self.state);
-            (state.incoming.remove(&id), state.theirs.dmb(arena, slot))
+            (state.incoming.remove(&id), state.theirs.dmb(place.arena, place.slot))
         };
         let Some(Incoming::Matched { stream, mut clc, peer_signal, handshake, entry, .. }) = incoming else {
             return Err(Fault("READY without MATCH"));
@@ -250,23 +252,21 @@ impl Link {
         }
         let client_dmb = match client_dmb {
             Ok(dmb) => dmb,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Fault("READY names a DMB that does not exist"));
-            }
-            Err(error) => {
-                crate::trace::debug!("no memory for the peer's DMB: {error}");
+            Err(NoDmb::Unknown) => return Err(Fault("READY names a DMB that does not exist")),
+            Err(NoDmb::Lacking(reason)) => {
                 self.detach(dmb.token);
                 if let Some(stream) = stream {
-                    stream.can_not_send(reason_of(&error, FallbackReason::Memory));
+                    stream.can_not_send(reason);
                 }
                 return Ok(());
             }
         };
         // Dropped unused it sends the DETACH that every received token is owed.
         let send = SendDmb {
-            producer: Producer::new(client_dmb),
+            producer: Producer::new(client_dmb, window),
             doorbell: Doorbell { link: self.clone(), index: peer_signal },
             token: dmb.token,
+            window,
             _entry: entry,
         };
         if let Some(stream) = stream {

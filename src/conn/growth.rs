@@ -1,0 +1,202 @@
+//! Growth of a ring: what its reader lends, and what its writer asks for (docs/protocol.md, "Growth").
+//!
+//! Receive memory is the receiver's. A writer that finds the ring full asks for a larger segment and goes on in the
+//! present one; the reader's end decides, without its application, by its own means. Up to the window each segment is
+//! larger than the one before. Beyond it only a reader that does not read is lent more, until the ring holds what TCP
+//! would.
+
+use super::receive::Receiver;
+use super::{Connection, Effects, Tcp};
+use crate::ism::arena::DmbSegment;
+use crate::ism::budget;
+use crate::ism::dmb::SMALLEST_SEGMENT;
+use crate::ism::ring::{Refusal, Shrunk};
+use crate::ism::sys;
+use crate::link::stream::{Answer, Ask, Granted};
+use crate::sync::{Ordering, lock};
+
+/// A stalled reader is lent what is missing to TCP's buffers in about so many steps, of at most so many bytes.
+const STALL_STEPS: u64 = 8;
+const LARGEST_STEP: u64 = 4 << 20;
+/// Whatever TCP would hold: no ring holds more.
+const MOST_HELD: u64 = 64 << 20;
+
+/// An ASK for more than the window, which is answered when it is known whether the reader reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Stall {
+    ask: Ask,
+    /// Where the reader was.
+    position: u64,
+}
+
+/// What is to be lent.
+struct Step {
+    wanted: u64,
+    /// Less than this is no help.
+    least: u64,
+}
+
+impl<T: Tcp> Connection<T> {
+    /// The peer's writer asks for a larger segment.
+    pub(super) fn weigh_ask(&self, ask: Ask) -> Answer {
+        let step = {
+            let mut rx = lock(&self.rx);
+            if rx.stall.is_some() {
+                return Answer::Fault("ASK comes before the answer to the last one");
+            }
+            match Self::step(&mut rx, ask) {
+                Ok(step) => step,
+                Err(answer) => return answer,
+            }
+        };
+        self.lend(step)
+    }
+
+    /// Time has passed since an ASK that was not answered.
+    pub(super) fn weigh_again(&self) -> Option<Answer> {
+        let step = {
+            let mut rx = lock(&self.rx);
+            let Stall { ask, position } = rx.stall.take()?;
+            let dmb = rx.dmb.as_ref()?;
+            if dmb.consumer.position() != position {
+                return Some(Answer::Deny(Refusal::NotNeeded));
+            }
+            rx.stalled_at = Some(position);
+            Self::step(&mut rx, ask)
+        };
+        Some(step.map_or_else(|answer| answer, |step| self.lend(step)))
+    }
+
+    fn step(rx: &mut Receiver<T>, ask: Ask) -> Result<Step, Answer> {
+        let chosen = rx.fd().and_then(sys::chosen_receive_buffer).ok().flatten();
+        let Some(dmb) = rx.dmb.as_ref() else { return Err(Answer::Deny(Refusal::Limit)) };
+        let (largest, lent) = (dmb.consumer.largest_lent(), dmb.consumer.lent_bytes());
+        let wanted = ask.bytes.min(dmb.window as u64);
+        if wanted > largest {
+            return Ok(Step { wanted, least: largest + 1 });
+        }
+        let position = dmb.consumer.position();
+        if rx.stalled_at != Some(position) {
+            rx.stall = Some(Stall { ask, position });
+            return Err(Answer::Later);
+        }
+        let (receive, send) = sys::tcp_buffers();
+        let held = chosen.map_or(receive, |bytes| bytes as u64).saturating_add(ask.held.min(send));
+        let missing = held.min(MOST_HELD).saturating_sub(lent);
+        let least = 2 * SMALLEST_SEGMENT as u64;
+        if missing < least {
+            return Err(Answer::Deny(Refusal::Limit));
+        }
+        let step = (held / STALL_STEPS).next_power_of_two().min(LARGEST_STEP).max(largest);
+        // Rather a little more than TCP than one step less.
+        Ok(Step { wanted: step.min(missing.next_power_of_two()), least })
+    }
+
+    fn lend(&self, step: Step) -> Answer {
+        let bytes = budget::affordable(step.wanted, step.least);
+        if bytes == 0 {
+            return Answer::Deny(Refusal::Memory);
+        }
+        // Without a lock: the kernel takes its time for large ones.
+        let (segment, fd) = match DmbSegment::create(bytes as usize) {
+            Ok(made) => made,
+            Err(error) => {
+                crate::trace::debug!("no segment of {bytes} bytes: {error}");
+                return Answer::Deny(Refusal::Memory);
+            }
+        };
+        let mut rx = lock(&self.rx);
+        let Some(dmb) = rx.dmb.as_mut() else { return Answer::Deny(Refusal::Limit) };
+        // Before the peer hears of it: then it may enter it.
+        Answer::Grant { segment: dmb.consumer.lend(segment), bytes, fd }
+    }
+
+    /// A grant could not be sent: nobody knows of it.
+    pub(super) fn take_back_unsent(&self, segment: u64) {
+        if let Some(dmb) = lock(&self.rx).dmb.as_mut() {
+            dmb.consumer.revoke(segment);
+        }
+    }
+
+    /// The peer's writer is done with the segments up to that number.
+    pub(super) fn take_back(&self, segment: u64) {
+        let mut effects = Effects::default();
+        if let Some(dmb) = lock(&self.rx).dmb.as_mut() {
+            if let Err(violation) = dmb.consumer.take_back(segment) {
+                effects.rare().violation = Some((dmb.doorbell.clone(), violation));
+            }
+        }
+        self.carry_out(effects);
+    }
+
+    /// The peer lends a segment to our writer; an error says that this end lacks the means to map it.
+    pub(super) fn take_grant(&self, number: u64, segment: Option<DmbSegment>) -> Granted {
+        let (granted, first) = {
+            let mut tx = lock(&self.tx);
+            let Some(dmb) = tx.dmb.as_mut() else { return Granted::Gone };
+            let was_grown = dmb.producer.is_grown();
+            let (outcome, expected) = match segment {
+                Some(segment) => (Granted::Taken, dmb.producer.granted(number, segment)),
+                None => (Granted::Declined, dmb.producer.declined(number)),
+            };
+            if !expected {
+                return Granted::NotAsked;
+            }
+            (outcome, outcome == Granted::Taken && !was_grown)
+        };
+        if granted == Granted::Taken {
+            // Whoever waits for space has it.
+            self.wakes.writers.wake_all();
+        }
+        if first {
+            self.shrink_when_idle();
+        }
+        granted
+    }
+
+    /// The peer lends nothing now.
+    pub(super) fn take_denial(&self, why: Refusal) {
+        if let Some(dmb) = lock(&self.tx).dmb.as_mut() {
+            dmb.producer.refused(why);
+        }
+        if why == Refusal::NotNeeded {
+            // Who waits on may find the ring full again, and has to ask again.
+            self.wakes.writers.wake_all();
+        }
+    }
+
+    /// Bytes that TCP would hold at this end for a reader that does not read.
+    pub(super) fn held_here(&self) -> u64 {
+        let chosen = lock(&self.tx).fd().and_then(sys::chosen_send_buffer).ok().flatten();
+        chosen.map_or_else(|| sys::tcp_buffers().1, |bytes| bytes as u64)
+    }
+
+    /// Gives larger segments back if nothing was written since the last call; `false`: ask again.
+    pub(super) fn shrink_if_idle(&self) -> bool {
+        let given_back = {
+            let mut tx = lock(&self.tx);
+            if tx.path != super::send::Path::Ring || self.death().is_some() {
+                return true;
+            }
+            let Some(dmb) = tx.dmb.as_mut() else { return true };
+            let position = dmb.producer.position();
+            if self.idle_since.swap(position, Ordering::Relaxed) != position {
+                return false;
+            }
+            match dmb.producer.shrink() {
+                Ok(Shrunk::GaveBack(number)) => Some((dmb.doorbell.link.clone(), dmb.token, number)),
+                // A violation is the business of the next write, which sees it too.
+                Ok(Shrunk::Small) | Err(_) => None,
+                // What is still unread may stay so for ever: the next write asks again.
+                Ok(Shrunk::NotYet) => {
+                    tx.shrink_at_write = true;
+                    None
+                }
+            }
+        };
+        if let Some((link, token, number)) = given_back {
+            link.send_return(token, number);
+        }
+        true
+    }
+}

@@ -1,0 +1,219 @@
+//! Rings that grow by grants and shrink again, and links that end when nobody needs them.
+
+use std::task::Poll;
+
+use super::hosts::{CLIENT, Lab, Pair, SERVER};
+use super::ops::WriteSlice;
+use super::{bytes, watched};
+use crate::config::UpgradePolicy;
+use crate::ism::arena::DmbSegment;
+use crate::ism::ring::Refusal;
+use crate::link::stream::{Answer, Ask, Granted, LinkedStream};
+use crate::sync::lock;
+
+/// What is lent to a writer that fills its ring, in steps, when its window is 64 KiB.
+const GROWN: u64 = (32 + 64) << 10;
+
+/// Bytes of the larger segments that the reader of a side lends.
+fn lent(pair: &Pair, side: usize) -> u64 {
+    lock(&pair.conns[side].rx).dmb.as_ref().expect("a DMB").consumer.lent_bytes()
+}
+
+/// Writes until the ring takes no more, whatever is granted; returns how much that was.
+fn fill(lab: &mut Lab, pair: &Pair, side: usize, from: u64) -> u64 {
+    let mut written = 0;
+    loop {
+        let more = bytes(from + written, 10_000);
+        match pair.conns[side].try_write(&mut WriteSlice(&more), true) {
+            Poll::Ready(Ok(length)) => written += length as u64,
+            Poll::Ready(Err(error)) => panic!("{error}"),
+            Poll::Pending => {
+                lab.run();
+                if pair.conns[side].try_write(&mut WriteSlice(&[]), false).is_pending()
+                    && !lock(&pair.conns[side].tx).dmb.as_mut().unwrap().producer.is_writable().unwrap()
+                {
+                    return written;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_full_ring_grows_up_to_its_window_and_goes_back_when_it_was_idle() {
+    watched("a_full_ring_grows_up_to_its_window_and_goes_back_when_it_was_idle", || {
+        let mut lab = Lab::new();
+        let pair = lab.upgraded();
+        for side in [CLIENT, SERVER] {
+            assert_eq!(lent(&pair, 1 - side), 0);
+            let written = fill(&mut lab, &pair, side, 0);
+            assert_eq!(written, (4 + 32 + 64) << 10, "four times what did not fit, then the window");
+            assert_eq!(lent(&pair, 1 - side), GROWN);
+            pair.expect(1 - side, &bytes(0, written as usize));
+            // It has asked for more, which it does not need any more.
+            lab.pause();
+            // Two looks without a byte in between.
+            assert!(!pair.conns[side].shrink());
+            assert_eq!(lent(&pair, 1 - side), 64 << 10, "what was left is given back at once");
+            assert!(pair.conns[side].shrink());
+            lab.run();
+            assert_eq!(lent(&pair, 1 - side), 0, "both ends are back in the first segment");
+            let again = fill(&mut lab, &pair, side, written);
+            assert_eq!(again, written, "and it grows again");
+            pair.expect(1 - side, &bytes(written, again as usize));
+        }
+    });
+}
+
+#[test]
+fn a_writer_that_waits_goes_on_when_a_segment_is_granted() {
+    watched("a_writer_that_waits_goes_on_when_a_segment_is_granted", || {
+        let mut lab = Lab::new();
+        let pair = lab.upgraded();
+        pair.write(CLIENT, &bytes(0, 4096));
+        let task = super::ops::Task::new();
+        let waker = std::task::Waker::from(task.clone());
+        let mut cx = std::task::Context::from_waker(&waker);
+        let more = bytes(4096, 100);
+        assert!(pair.conns[CLIENT].poll_write(&mut cx, &mut WriteSlice(&more)).is_pending());
+        assert!(!task.is_woken());
+        lab.run();
+        assert!(task.is_woken());
+        pair.write(CLIENT, &more);
+        pair.expect(SERVER, &bytes(0, 4196));
+    });
+}
+
+#[test]
+fn a_reader_that_does_not_read_is_lent_what_tcp_would_hold() {
+    watched("a_reader_that_does_not_read_is_lent_what_tcp_would_hold", || {
+        let mut lab = Lab::new();
+        let pair = lab.upgraded();
+        let mut written = fill(&mut lab, &pair, CLIENT, 0);
+        assert_eq!(lent(&pair, SERVER), GROWN, "more only after a pause");
+        let (receive, send) = crate::ism::sys::tcp_buffers();
+        let enough = (receive + send).min(16 << 20);
+        while written < enough {
+            let before = written;
+            lab.pause();
+            written += fill(&mut lab, &pair, CLIENT, written);
+            assert!(written > before, "nothing more after {written} bytes");
+        }
+        assert!(written <= (receive + send).min(64 << 20) * 2);
+        pair.expect(SERVER, &bytes(0, written as usize));
+    });
+}
+
+#[test]
+fn a_reader_that_reads_is_lent_no_more_than_the_window() {
+    watched("a_reader_that_reads_is_lent_no_more_than_the_window", || {
+        let mut lab = Lab::new();
+        let pair = lab.upgraded();
+        let mut written = fill(&mut lab, &pair, CLIENT, 0);
+        let mut read = 0;
+        for _ in 0..20 {
+            // It has asked, and waits for the answer.
+            pair.expect(SERVER, &bytes(read, 1000));
+            read += 1000;
+            lab.pause();
+            written += fill(&mut lab, &pair, CLIENT, written);
+            assert!(lent(&pair, SERVER) <= GROWN);
+        }
+        // And when it stops, the writer asks again.
+        lab.pause();
+        assert!(fill(&mut lab, &pair, CLIENT, written) > 64 << 10);
+    });
+}
+
+#[test]
+fn what_a_chosen_receive_buffer_allows_is_the_window() {
+    watched("what_a_chosen_receive_buffer_allows_is_the_window", || {
+        let mut lab = Lab::new();
+        let mut pair = lab.connect(UpgradePolicy::Manual, 64 << 10);
+        socket2::SockRef::from(&pair.tcp(SERVER).tcp).set_recv_buffer_size(8 << 10).unwrap();
+        pair.accept(&lab);
+        pair.offer(&lab);
+        lab.run();
+        pair.settle();
+        let written = fill(&mut lab, &pair, CLIENT, 0);
+        assert_eq!(written, (4 + 8) << 10);
+        pair.expect(SERVER, &bytes(0, written as usize));
+    });
+}
+
+#[test]
+fn a_grant_goes_where_it_was_asked_for_and_nowhere_else() {
+    watched("a_grant_goes_where_it_was_asked_for_and_nowhere_else", || {
+        let lab = &mut Lab::new();
+        let pair = lab.upgraded();
+        let conn = &pair.conns[CLIENT];
+        let (segment, _file) = DmbSegment::create(1 << 16).unwrap();
+        assert_eq!(conn.granted(1, Some(segment)), Granted::NotAsked);
+        assert_eq!(conn.granted(1, None), Granted::NotAsked);
+        conn.denied(Refusal::Memory);
+        pair.write(CLIENT, &bytes(0, 100));
+        pair.expect(SERVER, &bytes(0, 100));
+
+        // One question at a time.
+        let ask = Ask { bytes: 1 << 16, held: 0 };
+        assert!(matches!(pair.conns[SERVER].asked(ask), Answer::Grant { segment: 1, .. }));
+        assert!(matches!(pair.conns[SERVER].asked(ask), Answer::Later));
+        assert!(matches!(pair.conns[SERVER].asked(ask), Answer::Fault(_)));
+        pair.close(SERVER);
+        assert!(pair.conns[SERVER].ask_again().is_none(), "it has gone");
+        assert!(matches!(pair.conns[SERVER].asked(ask), Answer::Fault(_) | Answer::Deny(_)));
+        pair.close(CLIENT);
+        assert_eq!(conn.granted(2, None), Granted::Gone);
+    });
+}
+
+#[test]
+fn a_link_without_connections_is_closed_and_made_again() {
+    watched("a_link_without_connections_is_closed_and_made_again", || {
+        let mut lab = Lab::new();
+        let links = |lab: &Lab| lab.hosts.iter().map(|host| host.endpoint.links().len()).sum::<usize>();
+        let (first, second) = (lab.upgraded(), lab.upgraded());
+        assert_eq!(links(&lab), 2, "one link, with two ends");
+        lab.close(first);
+        lab.pause();
+        lab.pause();
+        assert_eq!(links(&lab), 2, "one connection needs it");
+        lab.close(second);
+        lab.pause();
+        assert_eq!(links(&lab), 2, "it was used a moment ago");
+        let third = lab.upgraded();
+        lab.pause();
+        lab.close(third);
+        lab.pause();
+        assert_eq!(links(&lab), 2);
+        lab.pause();
+        assert_eq!(links(&lab), 0);
+        let fourth = lab.upgraded();
+        assert_eq!(links(&lab), 2);
+        lab.write(&fourth, CLIENT, &bytes(0, 9000));
+        fourth.expect(SERVER, &bytes(0, 9000));
+    });
+}
+
+#[test]
+fn an_offer_that_crosses_the_end_of_an_idle_link_is_not_lost() {
+    watched("an_offer_that_crosses_the_end_of_an_idle_link_is_not_lost", || {
+        let mut lab = Lab::new();
+        let first = lab.upgraded();
+        lab.close(first);
+        lab.hosts[SERVER].pause();
+        // The server says BYE, and before that comes the client offers.
+        let pair = lab.pair();
+        lab.hosts[SERVER].pause();
+        pair.offer(&lab);
+        lab.run();
+        pair.settle();
+        for side in [CLIENT, SERVER] {
+            assert!(pair.conns[side].transport().is_loopback_ism());
+        }
+        lab.close(pair);
+        let again = lab.upgraded();
+        lab.write(&again, SERVER, &bytes(0, 9000));
+        again.expect(CLIENT, &bytes(0, 9000));
+    });
+}

@@ -1,0 +1,190 @@
+//! What this process can spend on its rings: memory to lend, address space to map with, descriptors for its links.
+//!
+//! Receive memory is the receiver's, as in TCP: whoever lends a segment pays for it, out of what its own cgroup and
+//! host have left. Everything here is asked *before* the kernel is, since the kernel answers a lack of memory by
+//! killing somebody, and takes the last of what the application needs itself.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::sys::{self, Means};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
+
+/// All rings together hold at most this part of the memory of the process (of its cgroup, or of the host).
+const LENT_PART: u64 = 4;
+/// One segment takes at most this part of the memory that is left: the nearer the end, the smaller the steps.
+const SEGMENT_PART: u64 = 8;
+/// One mapping takes at most this part of the address space, or of the locked memory, that is left.
+const MAPPING_PART: u64 = 4;
+/// Links hold at most this part of the descriptors of the process.
+const DESCRIPTORS_PART: usize = 4;
+/// The last ones of them are left to the application: this part, and at least so many.
+const RESERVED_PART: usize = 8;
+const LEAST_RESERVED: usize = 4;
+/// Descriptors a link may hold.
+const DESCRIPTORS_PER_LINK: usize = 3;
+/// For how long an answer of the kernel is used again.
+const FRESH: Duration = Duration::from_millis(100);
+
+/// Bytes lent in segments of their own at the moment.
+static LENT: AtomicU64 = AtomicU64::new(0);
+static LINKS: AtomicUsize = AtomicUsize::new(0);
+static MEANS: Mutex<Option<Known>> = Mutex::new(None);
+
+#[derive(Clone, Copy)]
+struct Known {
+    means: Means,
+    since: Instant,
+    /// [`LENT`] at that time.
+    lent: u64,
+}
+
+fn means() -> Known {
+    let mut known = lock(&MEANS);
+    match *known {
+        Some(known) if known.since.elapsed() < FRESH => known,
+        _ => {
+            let fresh =
+                Known { means: sys::means(), since: Instant::now(), lent: LENT.load(Ordering::Relaxed) };
+            *known = Some(fresh);
+            fresh
+        }
+    }
+}
+
+/// Memory that is lent, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Charge(u64);
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        LENT.fetch_sub(self.0, Ordering::Relaxed);
+    }
+}
+
+/// Takes `bytes` of the memory that may be lent.
+///
+/// # Errors
+///
+/// `OutOfMemory` when that is too much.
+pub(crate) fn charge(bytes: usize) -> io::Result<Charge> {
+    let bytes = bytes as u64;
+    // First, so that two threads do not both find the same room.
+    let charge = Charge(bytes);
+    let lent = LENT.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    if bytes <= most(&means(), lent - bytes) {
+        return Ok(charge);
+    }
+    let words =
+        format!("{bytes} more bytes of receive memory are beyond this process's share ({lent} with them)");
+    Err(io::Error::new(io::ErrorKind::OutOfMemory, words))
+}
+
+/// The largest power of two up to `bytes` that [`charge`] allows at the moment; 0 when that is less than `least`.
+pub(crate) fn affordable(bytes: u64, least: u64) -> u64 {
+    let most = most(&means(), LENT.load(Ordering::Relaxed)).min(bytes);
+    let fits = if most == 0 { 0 } else { 1 << most.ilog2() };
+    if fits < least { 0 } else { fits }
+}
+
+/// Bytes that one more segment may have when `lent` are lent.
+fn most(known: &Known, lent: u64) -> u64 {
+    let since = lent.saturating_sub(known.lent);
+    let left = known.means.memory_left.saturating_sub(since);
+    (known.means.memory / LENT_PART).saturating_sub(lent).min(left / SEGMENT_PART)
+}
+
+/// Refuses a mapping that would take too much of a limited address space, or of what may be locked where all is.
+///
+/// # Errors
+///
+/// `OutOfMemory`.
+pub(crate) fn admit_mapping(bytes: usize) -> io::Result<()> {
+    let Means { address_space_left, lockable_left, .. } = means().means;
+    for (left, limit) in [(address_space_left, "RLIMIT_AS"), (lockable_left, "RLIMIT_MEMLOCK")] {
+        if left.is_some_and(|left| bytes as u64 > left / MAPPING_PART) {
+            let words = format!("a mapping of {bytes} bytes takes too much of what {limit} leaves");
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, words));
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the descriptors of a link counted.
+#[derive(Debug)]
+pub(crate) struct LinkPlace(());
+
+impl Drop for LinkPlace {
+    fn drop(&mut self) {
+        LINKS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Takes the descriptors of one more link out of their budget.
+///
+/// # Errors
+///
+/// `EMFILE` when links have their share already.
+pub(crate) fn place_for_link() -> io::Result<LinkPlace> {
+    let place = LinkPlace(());
+    let links = LINKS.fetch_add(1, Ordering::Relaxed) + 1;
+    if links * DESCRIPTORS_PER_LINK <= sys::descriptor_limit() / DESCRIPTORS_PART {
+        return Ok(place);
+    }
+    Err(rustix::io::Errno::MFILE.into())
+}
+
+/// Refuses to keep or use a descriptor of which only the last are left: the kernel hands out the lowest free number,
+/// so all below `number` are in use.
+///
+/// # Errors
+///
+/// `EMFILE`.
+pub(crate) fn spare_the_last(number: i32) -> io::Result<()> {
+    let limit = sys::descriptor_limit();
+    let reserved = (limit / RESERVED_PART).clamp(LEAST_RESERVED, 64);
+    if usize::try_from(number).is_ok_and(|number| number < limit.saturating_sub(reserved)) {
+        return Ok(());
+    }
+    Err(rustix::io::Errno::MFILE.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(memory: u64, memory_left: u64, lent: u64) -> Known {
+        let means = Means { memory, memory_left, address_space_left: None, lockable_left: None };
+        Known { means, since: Instant::now(), lent }
+    }
+
+    #[test]
+    fn shares_get_smaller_towards_the_end() {
+        assert_eq!(most(&known(1 << 30, 800, 0), 0), 100, "an eighth of what is left");
+        assert_eq!(most(&known(1 << 30, 800, 0), 400), 50, "what was lent since is not left");
+        assert_eq!(most(&known(1000, 1 << 30, 0), 200), 50, "a quarter of all");
+        assert_eq!(most(&known(1000, 1 << 30, 200), 250), 0);
+        assert_eq!(most(&known(1000, 1 << 30, 300), 250), 0, "less lent than a moment ago");
+        assert_eq!(most(&known(0, 0, 0), 0), 0);
+    }
+
+    #[test]
+    fn a_charge_lasts_until_it_is_dropped() {
+        let held = charge(1 << 16).unwrap();
+        assert!(LENT.load(Ordering::Relaxed) >= 1 << 16);
+        drop(held);
+        let error = charge(usize::MAX / 2).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+        assert!(LENT.load(Ordering::Relaxed) < u64::MAX / 4, "a refused charge is not kept");
+        assert_eq!(affordable(5000, 4096), 4096);
+        assert_eq!(affordable(5000, 8192), 0);
+    }
+
+    #[test]
+    fn the_last_descriptors_are_left_alone() {
+        spare_the_last(3).unwrap();
+        let limit = i32::try_from(sys::descriptor_limit()).unwrap_or(i32::MAX);
+        assert_eq!(spare_the_last(limit - 1).unwrap_err().raw_os_error(), Some(libc::EMFILE));
+        assert!(spare_the_last(-1).is_err());
+    }
+}
