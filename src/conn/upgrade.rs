@@ -8,6 +8,7 @@ use super::receive::{self, Receiver, whole};
 use super::send;
 use super::waiters::Waiters;
 use super::{Connection, Effects, Role, Tcp};
+use crate::clc::Diagnosis;
 use crate::config::{Config, PeerPolicy, UpgradePolicy, usable_dmb_size};
 use crate::ism::arena::{DmbMemory, DmbSegment};
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
@@ -554,6 +555,15 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         if unused.is_some() {
             drop(unused);
             self.upgrade.settle(FallbackReason::Pinned);
+        }
+    }
+
+    fn peer_detached(&self) {
+        let mut effects = Effects::default();
+        let stays = Self::pin_receiver(&mut lock(&self.rx), &mut effects);
+        self.carry_out(effects);
+        if stays {
+            self.upgrade.settle(FallbackReason::Declined(Diagnosis::PEERDECL));
         }
     }
 

@@ -160,6 +160,11 @@ fn create_gid(dir: &OwnedFd, (mut gid, draft): ([u8; 16], u64)) -> io::Result<()
     // RFC 9562: version 4, variant 10
     gid[6] = gid[6] & 0x0f | 0x40;
     gid[8] = gid[8] & 0x3f | 0x80;
+    let text = format_gid(gid);
+    // The kernel would say so by ending the process.
+    if sys::largest_file().is_some_and(|largest| text.len() as u64 > largest) {
+        return Err(Errno::FBIG.into());
+    }
     let name = format!(".gid.{draft:016x}");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
@@ -167,7 +172,6 @@ fn create_gid(dir: &OwnedFd, (mut gid, draft): ([u8; 16], u64)) -> io::Result<()
     let linked = (|| {
         // Other users of a shared directory read it, whatever our umask is.
         rustix::fs::fchmod(&file, mode)?;
-        let text = format_gid(gid);
         if rustix::io::write(&file, text.as_bytes())? != text.len() {
             return Err(Errno::NOSPC);
         }

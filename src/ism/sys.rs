@@ -15,7 +15,7 @@ mod tcp;
 
 pub(crate) use diag::{canonical, owner_of, waits_for_accept};
 pub(crate) use event::{arm_timer, clear_timer, eventfd, has_hung_up, is_eventfd, is_ready, ring, timerfd};
-pub(crate) use means::{Means, descriptor_limit, means, tcp_buffers};
+pub(crate) use means::{Means, descriptor_limit, largest_file, means, tcp_buffers};
 #[cfg(test)]
 pub(crate) use memory::punch;
 pub(crate) use memory::{fallocate, memfd_sealed, verify_memfd};

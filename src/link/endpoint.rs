@@ -266,7 +266,7 @@ impl Endpoint {
         // Before HELLO: it carries descriptors.
         self.check_user(watched.socket.as_fd()).map_err(|error| {
             crate::trace::warning!("no link: {error}");
-            FallbackReason::PeerPolicy
+            reason_of(&error, FallbackReason::PeerPolicy)
         })?;
         let link = Link::new(self, watched).map_err(|error| {
             crate::trace::warning!("no link: {error}");

@@ -156,6 +156,9 @@ pub(crate) trait LinkedStream: Send + Sync {
     /// The peer will never read from its DMB.
     fn peer_pinned(&self);
 
+    /// The peer will never write to our DMB: it stays on TCP if it has not switched.
+    fn peer_detached(&self);
+
     /// The link of that number ended; it need not be the one this stream is attached to.
     fn link_died(&self, link: u64, death: Death);
 }

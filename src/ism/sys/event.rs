@@ -37,9 +37,13 @@ pub(crate) fn ring(fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Whether `fd`, which somebody else sent, is an eventfd: writing eight bytes to anything else could do harm.
-pub(crate) fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
+///
+/// # Errors
+///
+/// When /proc does not tell.
+pub(crate) fn is_eventfd(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    std::fs::read_link(link).is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]")
+    Ok(std::fs::read_link(link)?.as_os_str() == "anon_inode:[eventfd]")
 }
 
 /// Whether `fd` can be read, or written, or has failed at this moment.

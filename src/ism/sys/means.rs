@@ -7,7 +7,7 @@ use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use rustix::process::{Resource, getrlimit};
+use super::process::{Resource, soft_limit};
 
 /// Bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(crate) fn means() -> Means {
             means.memory_left = means.memory_left.min(left);
         }
     }
-    let (address_space, lockable) = (soft_limit(Resource::As), soft_limit(Resource::Memlock));
+    let (address_space, lockable) = (soft_limit(Resource::AddressSpace), soft_limit(Resource::LockedMemory));
     if address_space.is_some() || lockable.is_some() {
         let status = read("/proc/self/status");
         let used = |name| field(&status, name).map_or(0, kib);
@@ -51,13 +51,13 @@ pub(crate) fn means() -> Means {
 }
 
 /// Largest file that this process may make, if that is limited: a larger one would end it (SIGXFSZ).
-pub(super) fn largest_file() -> Option<u64> {
-    soft_limit(Resource::Fsize)
+pub(crate) fn largest_file() -> Option<u64> {
+    soft_limit(Resource::FileSize)
 }
 
 /// Descriptors this process may have.
 pub(crate) fn descriptor_limit() -> usize {
-    soft_limit(Resource::Nofile).map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+    soft_limit(Resource::Descriptors).map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
 /// Bytes that TCP holds of a stream for a receiver that does not read, at most: `tcp_rmem` of the receiver and
@@ -70,10 +70,6 @@ pub(crate) fn tcp_buffers() -> (u64, u64) {
     };
     // The kernel's defaults (Documentation/networking/ip-sysctl.rst).
     *BUFFERS.get_or_init(|| (largest("tcp_rmem", 6 << 20), largest("tcp_wmem", 4 << 20)))
-}
-
-fn soft_limit(resource: Resource) -> Option<u64> {
-    getrlimit(resource).current
 }
 
 fn read(path: &str) -> String {

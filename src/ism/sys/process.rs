@@ -1,7 +1,8 @@
 //! Facts about this process, this thread and this host.
 #![expect(
     unsafe_code,
-    reason = "getrusage and gethostname, which rustix lacks or offers under another feature"
+    reason = "getrusage and gethostname, which rustix lacks or offers under another feature; geteuid, gettid and \
+              getrlimit, which panic there when a sandbox denies them"
 )]
 
 use std::io;
@@ -20,9 +21,10 @@ pub(crate) fn overflow_uid() -> u32 {
     })
 }
 
-/// Effective user id of this process.
+/// Effective user id of this process; where a sandbox denies the question, a number that is nobody's.
 pub(crate) fn effective_uid() -> u32 {
-    rustix::process::geteuid().as_raw()
+    // SAFETY: the call takes no argument and touches no memory.
+    unsafe { libc::geteuid() }
 }
 
 /// Nanoseconds on the monotonic clock. Processes in different time namespaces see different values.
@@ -32,19 +34,43 @@ pub(crate) fn monotonic_ns() -> u64 {
     (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64)
 }
 
-/// Kernel id of the calling thread.
+/// Kernel id of the calling thread; where a sandbox denies the question, the same number for all.
 pub(crate) fn thread_id() -> u32 {
-    rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
+    // SAFETY: the call takes no argument and touches no memory.
+    unsafe { libc::gettid() }.unsigned_abs()
 }
 
-/// How often the calling thread was preempted, since it began.
+/// How often the calling thread was preempted, since it began; 0 where a sandbox denies the question.
 pub(crate) fn involuntary_switches() -> u64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // A call that fails leaves the zeros.
     // SAFETY: the pointer is to a local of the type the call fills in.
-    let failed = unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) } != 0;
-    debug_assert!(!failed, "getrusage fails only for bad arguments");
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
     // SAFETY: all fields are integers, for which all-zero bytes are valid, and the call wrote none or all of them.
     unsafe { usage.assume_init() }.ru_nivcsw.unsigned_abs()
+}
+
+/// What the system limits of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resource {
+    AddressSpace,
+    Descriptors,
+    FileSize,
+    LockedMemory,
+}
+
+/// The soft limit; `None` without one, and where a sandbox denies the question.
+pub(super) fn soft_limit(resource: Resource) -> Option<u64> {
+    let number = match resource {
+        Resource::AddressSpace => libc::RLIMIT_AS,
+        Resource::Descriptors => libc::RLIMIT_NOFILE,
+        Resource::FileSize => libc::RLIMIT_FSIZE,
+        Resource::LockedMemory => libc::RLIMIT_MEMLOCK,
+    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a local of the type the call fills in.
+    let known = unsafe { libc::getrlimit(number, &raw mut limit) } == 0;
+    (known && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
 /// CPUs this process may use: affinity mask and cgroup quota considered, at least 1.
@@ -98,6 +124,21 @@ mod tests {
         let other = std::thread::spawn(thread_id).join().unwrap();
         assert_ne!(other, thread_id());
         assert_eq!(thread_id(), thread_id());
+    }
+
+    #[test]
+    fn limits_are_those_of_the_kernel() {
+        let text = std::fs::read_to_string("/proc/self/limits").unwrap();
+        for (resource, name) in [
+            (Resource::AddressSpace, "Max address space"),
+            (Resource::Descriptors, "Max open files"),
+            (Resource::FileSize, "Max file size"),
+            (Resource::LockedMemory, "Max locked memory"),
+        ] {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            let soft = line.split_whitespace().next().unwrap();
+            assert_eq!(soft_limit(resource), soft.parse().ok(), "{name}: {soft}");
+        }
     }
 
     #[test]

@@ -131,6 +131,11 @@ impl Link {
                 Ok(())
             }
             Message::Detach { token } => {
+                let stream = lock(&self.state).own.stream(token).and_then(|stream| stream.upgrade());
+                // Before the slot is free: the stream may still look at the word in it.
+                if let Some(stream) = stream {
+                    stream.peer_detached();
+                }
                 if lock(&self.state).own.detached(token) {
                     Ok(())
                 } else {
@@ -179,8 +184,14 @@ impl Link {
                 return Ok(());
             }
         };
-        if !sys::is_eventfd(eventfd.as_fd()) {
-            return Err(Fault("HELLO carries no eventfd"));
+        match sys::is_eventfd(eventfd.as_fd()) {
+            Ok(true) => {}
+            Ok(false) => return Err(Fault("HELLO carries no eventfd")),
+            Err(error) => {
+                crate::trace::debug!("what the peer sent for its eventfd can not be looked at: {error}");
+                self.give_up(reason_of(&error, FallbackReason::Denied));
+                return Ok(());
+            }
         }
         let in_this_process = u32::try_from(self.credentials.pid) == Ok(std::process::id());
         let here = if in_this_process { crate::link::endpoint::link_of_this_process(link_id) } else { None };

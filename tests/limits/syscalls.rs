@@ -1,0 +1,61 @@
+//! A sandbox that denies one system call, at either end, before, while and after connections are upgraded.
+
+use crate::denied::CALLS;
+use crate::scene::{Moment, Scene, Side, all_well};
+use crate::watchdog::watched;
+use crate::words::{DENIED, DIRECTORY, LINK_DOWN, NOT_YET, OTHERS, UNPROVED};
+
+/// Each call with both errors; when some connections stand already, with the one error before and the other later.
+fn denied(name: &'static str, side: Side, moment: Moment) {
+    watched(name, move || {
+        let errnos: &[&str] = match (side, moment) {
+            (_, Moment::Before) => &["EPERM", "ENOSYS"],
+            (Side::Server, Moment::Standing) | (Side::Client, Moment::During) => &["EPERM"],
+            (Side::Client, Moment::Standing) | (Side::Server, Moment::During) => &["ENOSYS"],
+        };
+        let scenes = CALLS.iter().flat_map(|call| errnos.iter().map(move |errno| (call, errno)));
+        all_well(scenes.filter(|(call, _)| !is_tokios(call.name, side, moment)).map(|(call, errno)| {
+            let limit = format!("deny {} {errno}", call.name);
+            let scene = Scene { more: 3, ..Scene::new(&limit, side, moment) };
+            let outcome = scene.play()?;
+            let own = [DENIED, DIRECTORY, UNPROVED, NOT_YET];
+            let others: Vec<&str> = OTHERS.iter().copied().chain([LINK_DOWN]).collect();
+            outcome.reasons_are(side, &own, &others).map_err(|error| format!("{}: {error}", scene.name()))
+        }));
+    });
+}
+
+/// Debug builds of tokio look whether a listener's socket blocks.
+fn is_tokios(call: &str, side: Side, moment: Moment) -> bool {
+    (call, side, moment) == ("fcntl-getfl", Side::Server, Moment::Before)
+}
+
+#[test]
+fn denied_at_the_server_before() {
+    denied("denied_at_the_server_before", Side::Server, Moment::Before);
+}
+
+#[test]
+fn denied_at_the_client_before() {
+    denied("denied_at_the_client_before", Side::Client, Moment::Before);
+}
+
+#[test]
+fn denied_at_the_server_standing() {
+    denied("denied_at_the_server_standing", Side::Server, Moment::Standing);
+}
+
+#[test]
+fn denied_at_the_client_standing() {
+    denied("denied_at_the_client_standing", Side::Client, Moment::Standing);
+}
+
+#[test]
+fn denied_at_the_server_during() {
+    denied("denied_at_the_server_during", Side::Server, Moment::During);
+}
+
+#[test]
+fn denied_at_the_client_during() {
+    denied("denied_at_the_client_during", Side::Client, Moment::During);
+}
