@@ -48,7 +48,8 @@ impl Link {
                         && sys::has_hung_up(self.socket()).is_ok_and(|gone| !gone) =>
                 {
                     crate::trace::debug!("a link does not hear: {error}");
-                    self.restricted.store(true, Ordering::Relaxed);
+                    let denied = reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied;
+                    self.restricted.fetch_or(denied, Ordering::Relaxed);
                     return Ok(true);
                 }
                 Err(error) => {
