@@ -6,6 +6,7 @@
 
 pub(crate) mod close;
 pub(crate) mod connection;
+mod descriptor;
 pub(crate) mod growth;
 pub(crate) mod receive;
 pub(crate) mod send;
@@ -45,6 +46,10 @@ pub(crate) trait Tcp: Sized + Send + Sync + 'static {
     /// Writes from `bytes`.
     fn poll_write(half: &mut Self::Write, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
 
+    /// Waits for anything that the reactor tells of a socket that nobody else waits to write to: a FIN, a reset, a
+    /// shutdown of the descriptor at this end.
+    fn poll_event(half: &mut Self::Write, cx: &mut Context<'_>) -> Poll<()>;
+
     /// Sends a FIN behind what was written.
     fn shutdown(half: &mut Self::Write) -> io::Result<()>;
 
@@ -80,6 +85,10 @@ pub(crate) trait WriteOp<T: Tcp> {
     /// Bytes written; 0 is a full ring.
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation>;
 
+    /// As `tcp`, but asks the socket itself: what the reactor knows of its readiness was given up for
+    /// [`Tcp::poll_event`].
+    fn late(&mut self, half: &mut T::Write, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+
     /// Was a write of `length` bytes a short one, so that the ring is known to be full?
     fn is_short(&self, _length: usize) -> bool {
         false
@@ -98,6 +107,8 @@ pub(crate) struct Effects {
     pub(crate) reset: bool,
     /// Everyone who waits looks again.
     pub(crate) wake: bool,
+    /// A direction has left TCP: from now on somebody has to look at what is done to the idle socket.
+    pub(crate) heed: bool,
     /// Kept apart, so that the common step builds and drops next to nothing.
     rare: Option<Box<Rare>>,
 }
@@ -135,7 +146,7 @@ impl Effects {
 
     #[inline]
     fn is_empty(&self) -> bool {
-        !self.reset && !self.wake && self.rare.is_none() && self.bells[0].is_none()
+        !self.reset && !self.wake && !self.heed && self.rare.is_none() && self.bells[0].is_none()
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
+use tokio::runtime::Handle;
+
 use crate::conn::Connection;
 use crate::rt::TokioTcp;
 use crate::stream::{SmcStream, TransportWatch};
@@ -29,14 +31,16 @@ use crate::transport::{Counters, Transport, UCred};
 #[derive(Clone)]
 pub struct SmcInfo {
     conn: Arc<Connection<TokioTcp>>,
+    handle: Handle,
     local_addr: Option<SocketAddr>,
     peer_addr: Option<SocketAddr>,
 }
 
 impl SmcInfo {
-    pub(crate) fn new(stream: &SmcStream, conn: &Arc<Connection<TokioTcp>>) -> Self {
+    pub(crate) fn new(stream: &SmcStream, conn: &Arc<Connection<TokioTcp>>, handle: &Handle) -> Self {
         SmcInfo {
             conn: Arc::clone(conn),
+            handle: handle.clone(),
             local_addr: stream.local_addr().ok(),
             peer_addr: stream.peer_addr().ok(),
         }
@@ -59,7 +63,7 @@ impl SmcInfo {
 
     /// The transport now and every change of it.
     pub fn watch(&self) -> TransportWatch {
-        TransportWatch::new(&self.conn)
+        TransportWatch::new(&self.conn, &self.handle)
     }
 
     /// How many bytes the stream has read and written, over each transport; of a closed stream, until it was closed.

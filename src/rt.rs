@@ -31,7 +31,7 @@ pub(crate) use ops::{
     TryWritingVectored, WriteReady, Writing, WritingVectored,
 };
 pub(crate) use tcp::{TokioTcp, drain};
-pub(crate) use timer::Timers;
+pub(crate) use timer::{Sleep, Timers};
 
 /// An endpoint with the runtime that drives it.
 #[derive(Clone)]

@@ -25,6 +25,7 @@ use tokio::task::coop::poll_proceed;
 use crate::config::Config;
 use crate::conn::{Connection, Role};
 use crate::ism::device::PortEntry;
+use crate::ism::ring::fill_room;
 use crate::link::adopted::adopt;
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::stream::LinkedStream;
@@ -337,10 +338,12 @@ impl SmcStream {
     ///
     /// `WouldBlock` when there is nothing.
     pub fn try_read_buf<B: BufMut>(&self, buf: &mut B) -> io::Result<usize> {
-        if !buf.has_remaining_mut() {
-            return Ok(0);
-        }
-        self.try_read_with(&mut rt::TryReadingBuf(buf))
+        fill_room(buf, |room| {
+            if room.is_full() {
+                return Ok(0);
+            }
+            self.try_read_with(&mut rt::TryReadingBuf(room))
+        })
     }
 
     /// Writes what fits.

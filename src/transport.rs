@@ -175,8 +175,9 @@ reasons! {
     Denied = NOSMCDEV, "the system denies a call that shared memory needs";
     /// A limit on links, connections or offers is reached.
     Limit = MAX_DMB, "a limit on links or connections is reached";
-    /// The peer's endpoint does not answer: its process is stopped, or has no turn. The upgrade may still come.
-    NoAnswer = TIMEOUT_CL, "the peer's endpoint does not answer";
+    /// The peer has not answered for 5 seconds: its process is stopped or busy, or its application has not accepted the
+    /// connection yet. The upgrade goes on in the background and may still come.
+    NoAnswer = TIMEOUT_CL, "the peer has not answered yet";
     /// The link to the peer's endpoint broke before the upgrade was done.
     LinkDown = NOACTLINK, "the link to the peer's endpoint broke";
     /// The peer broke the protocol of the link.

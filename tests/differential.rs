@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config as ProptestConfig, TestRunner};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_smc::{SmcListener, SmcStream, UpgradePolicy};
@@ -43,7 +44,20 @@ enum Op {
     ZeroLinger,
     Drop,
     Upgrade,
+    SetOption(u8),
     Pass(u8),
+}
+
+/// Sets an option that changes nothing of what is compared; some of them keep a stream on TCP.
+fn set_option(socket: SockRef<'_>, which: u8) -> io::Result<()> {
+    match which % 6 {
+        0 => socket.set_tcp_nodelay(which < 6),
+        1 => socket.set_keepalive(which < 6),
+        2 => socket.set_out_of_band_inline(which < 6),
+        3 => socket.set_tcp_notsent_lowat(if which < 6 { 4096 } else { u32::MAX }),
+        4 => socket.set_priority(u32::from(which) % 7),
+        _ => socket.set_tos_v4(u32::from(which) * 4),
+    }
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -63,6 +77,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::ZeroLinger),
         1 => Just(Op::Drop),
         4 => Just(Op::Upgrade),
+        2 => (0_u8..12).prop_map(Op::SetOption),
         3 => (0_u8..20).prop_map(Op::Pass),
     ]
 }
@@ -276,6 +291,10 @@ macro_rules! player {
                     }
                     Op::Upgrade => {
                         $upgrade(stream).await;
+                        Answer::Done
+                    }
+                    Op::SetOption(which) => {
+                        set_option(SockRef::from(&*stream), which).expect("an option");
                         Answer::Done
                     }
                     Op::Pass(turns) => {

@@ -2,10 +2,16 @@
 
 #[path = "support/agree.rs"]
 mod agree;
+#[path = "support/bpf.rs"]
+mod bpf;
+#[path = "socket/every.rs"]
+mod every;
 #[path = "support/lab.rs"]
 mod lab;
 #[path = "socket/options.rs"]
 mod options;
+#[path = "socket/table.rs"]
+mod table;
 #[path = "support/watchdog.rs"]
 mod watchdog;
 

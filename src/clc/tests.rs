@@ -1,6 +1,7 @@
 //! Tests of the codec and the handshake.
 
 mod handshake;
+mod kernel;
 mod properties;
 mod strategies;
 mod vectors;

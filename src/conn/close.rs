@@ -40,16 +40,23 @@ impl<T: Tcp> Connection<T> {
             if switched {
                 let in_tcp = match rx.path {
                     // CLC that is still on its way is nobody's data.
-                    receive::Path::Draining { at, until } => at + (clc_left as u64) < until,
-                    receive::Path::Tcp => rx.fd().and_then(sys::queued_in).is_ok_and(|unread| unread > 0),
-                    receive::Path::Ring => false,
+                    receive::Path::Draining { until, .. } => {
+                        !rx.is_drained(until.saturating_sub(clc_left as u64))
+                    }
+                    receive::Path::Tcp => rx.fd().is_ok_and(sys::has_unread),
+                    // Without a link, what the peer wrote last is there.
+                    receive::Path::Ring => self.death().is_some() && rx.fd().is_ok_and(sys::has_unread),
                 };
                 let in_ring = rx.path != receive::Path::Tcp
                     && rx.dmb.as_mut().is_some_and(|dmb| dmb.consumer.is_readable().unwrap_or(false));
                 let unread = in_tcp || in_ring;
-                let abort = unread || rx.fd().and_then(sys::linger_is_zero).unwrap_or(false);
+                let abort = unread || tx.stray || rx.fd().and_then(sys::linger_is_zero).unwrap_or(false);
                 let flags = if abort { Flags::ABORT } else { Flags::CLOSED };
                 if let Some(dmb) = rx.dmb.as_ref() {
+                    if tx.shut {
+                        // Who writes there has to know that the end of our stream came before.
+                        dmb.consumer.set_flags(Flags::DONE_WRITING);
+                    }
                     dmb.consumer.set_flags(flags);
                     effects.ring(&dmb.doorbell, Signal::Space);
                 }
@@ -60,6 +67,10 @@ impl<T: Tcp> Connection<T> {
                 if let (true, Ok(fd)) = (abort, rx.fd()) {
                     let _ = sys::set_zero_linger(fd);
                 }
+            }
+            if tx.path == send::Path::Tcp && rx.path == receive::Path::Ring {
+                // An urgent byte from after the switch must not make the close a reset of the other direction.
+                rx.skip_urgent();
             }
             if clc_left > 0 && rx.fd().and_then(sys::linger_is_zero).unwrap_or(false) {
                 // It ends in a reset anyway.

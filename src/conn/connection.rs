@@ -1,10 +1,12 @@
 //! The connection: two locked directions, their waiters, and what both share.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::{OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
-use super::receive::{self, Circumstances, Receiver, closed};
+use super::descriptor::Heed;
+use super::receive::{self, Circumstances, Receiver, closed, whole};
 use super::send::{self, Sender};
 use super::upgrade::{Phase, Upgrade};
 use super::waiters::Waiters;
@@ -13,7 +15,7 @@ use crate::config::Config;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
-use crate::ism::sys::PeerCred;
+use crate::ism::sys::{self, PeerCred};
 use crate::link::stream::{Ask, Death, Interrupt};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock};
 use crate::transport::{Counters, FallbackReason, LoopbackIsm, Transport, UCred};
@@ -59,6 +61,10 @@ pub(crate) struct Connection<T: Tcp> {
     pub(super) death: AtomicU8,
     /// The peer died before it read all of our ring.
     pub(super) peer_left_unread: AtomicBool,
+    /// A reset that a ring showed was reported, which happens once.
+    pub(super) reset_told: AtomicBool,
+    /// What looks at the socket, once a link serves the stream.
+    pub(super) heed: Heed,
     /// Hints for the callers of the fast paths, written under the locks.
     rx_in_ring: AtomicBool,
     tx_in_ring: AtomicBool,
@@ -69,7 +75,21 @@ pub(crate) struct Connection<T: Tcp> {
     pub(super) idle_since: AtomicU64,
     /// What there was to tell when the stream was closed.
     last: OnceLock<(Transport, Counters)>,
-    this: Weak<Self>,
+    pub(super) this: Weak<Self>,
+}
+
+/// Positions of a socket of unknown history, as the kernel tells them: bytes read and written before the stream was made.
+fn history(fd: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
+    let received = match sys::has_urgent(fd) {
+        // Before the mark of urgent data the kernel does not tell how much is unread.
+        Ok(true) | Err(_) => None,
+        Ok(false) => {
+            whole(|| sys::rx_counters(fd)).ok().flatten().and_then(|(look, queued)| look.rx_position(queued))
+        }
+    };
+    let sent = whole(|| sys::tx_counters(fd)).ok().flatten();
+    let sent = sent.and_then(|(look, queued)| look.tx_position(queued, look.syn(queued)?));
+    (received, sent)
 }
 
 /// Bytes in one direction that trigger the upgrade with policy FirstTurn.
@@ -79,16 +99,23 @@ impl<T: Tcp> Connection<T> {
     pub(crate) fn new(read: T::Read, write: T::Write, role: Role, config: Config) -> Arc<Self> {
         let wakes = Wakes::default();
         let upgrade = Upgrade::new(role, &config);
+        let (read_before, written_before) = match role {
+            Role::Client | Role::Server => (Some(0), Some(0)),
+            Role::Adopted if upgrade.may_begin() => history(T::read_fd(&read)),
+            Role::Adopted => (None, None),
+        };
         Arc::new_cyclic(|this| Connection {
             this: this.clone(),
-            rx: Mutex::new(Receiver::new(read, Waker::from(wakes.readers.clone()))),
-            tx: Mutex::new(Sender::new(write, Waker::from(wakes.writers.clone()))),
+            rx: Mutex::new(Receiver::new(read, read_before, Waker::from(wakes.readers.clone()))),
+            tx: Mutex::new(Sender::new(write, written_before, Waker::from(wakes.writers.clone()))),
             wakes,
             upgrade,
             role,
             config,
             death: AtomicU8::new(0),
             peer_left_unread: AtomicBool::new(false),
+            reset_told: AtomicBool::new(false),
+            heed: Heed::default(),
             rx_in_ring: AtomicBool::new(false),
             tx_in_ring: AtomicBool::new(false),
             read_bytes: AtomicU64::new(0),
@@ -117,6 +144,14 @@ impl<T: Tcp> Connection<T> {
         Death::from_u8(self.death.load(Ordering::Acquire))
     }
 
+    fn circumstances(&self) -> Circumstances<'_> {
+        Circumstances {
+            death: self.death(),
+            peer_left_unread: self.peer_left_unread.load(Ordering::Relaxed),
+            reset_told: &self.reset_told,
+        }
+    }
+
     // ---- reading ----
 
     /// One attempt; nobody is registered for a wake-up.
@@ -125,18 +160,15 @@ impl<T: Tcp> Connection<T> {
         let mut effects = Effects::default();
         let answer = {
             let mut rx = lock(&self.rx);
-            let answer = rx.poll(
-                op,
-                park,
-                || Circumstances {
-                    death: self.death(),
-                    peer_left_unread: self.peer_left_unread.load(Ordering::Relaxed),
-                },
-                &mut effects,
-            );
+            let answer = rx.poll(op, park, || self.circumstances(), &mut effects);
             if rx.path == receive::Path::Ring {
                 if !self.reads_ring() {
                     self.rx_in_ring.store(true, Ordering::Relaxed);
+                    effects.heed |= !self.writes_ring();
+                }
+                if matches!(answer, Poll::Ready(Ok(0) | Err(_))) {
+                    // Who reads the end of a peer that is gone may write next: as to TCP, that is not news then.
+                    self.wakes.writers.note();
                 }
             } else if let (true, Poll::Ready(Ok(length))) = (O::CONSUMES, &answer) {
                 self.read_bytes.fetch_add(*length as u64, Ordering::Relaxed);
@@ -171,16 +203,17 @@ impl<T: Tcp> Connection<T> {
         let answer = {
             let mut tx = lock(&self.tx);
             let attention = self.wakes.writers.take_note();
-            let answer = tx.poll(op, park, attention, self.death(), || self.stop_handshake(), &mut effects);
+            let handshake = || self.stop_handshake();
+            let answer = tx.poll(op, park, attention, || self.circumstances(), handshake, &mut effects);
             if attention && !O::WRITES {
                 // To ask is not to write: the next write still has to look.
                 self.wakes.writers.note();
             }
-            if tx.path == send::Path::Ring {
-                if !self.writes_ring() {
-                    self.tx_in_ring.store(true, Ordering::Relaxed);
-                }
-            } else if let (true, Poll::Ready(Ok(length))) = (O::WRITES, &answer) {
+            let in_ring = tx.path == send::Path::Ring && !tx.over;
+            if in_ring != self.writes_ring() {
+                self.tx_in_ring.store(in_ring, Ordering::Relaxed);
+            }
+            if let (false, true, Poll::Ready(Ok(length))) = (in_ring, O::WRITES, &answer) {
                 self.written_bytes.fetch_add(*length as u64, Ordering::Relaxed);
             }
             answer
@@ -221,15 +254,24 @@ impl<T: Tcp> Connection<T> {
         let answer = {
             let mut tx = lock(&self.tx);
             if tx.path == send::Path::Ring {
+                if tx.was_reset() {
+                    // Nothing is left to end, and the next write is told why.
+                    return Ok(());
+                }
+                let late = tx.over && !tx.shut;
                 if !tx.shut {
-                    tx.shut = true;
+                    tx.shut = !late;
                     if let Some(dmb) = tx.dmb.as_ref() {
-                        dmb.producer.set_flags(Flags::DONE_WRITING);
+                        dmb.producer.set_flags(if tx.stray { Flags::ABORT } else { Flags::DONE_WRITING });
                         dmb.producer.wake_reader();
                         effects.ring(&dmb.doorbell, Signal::Data);
                     }
                 }
-                Ok(())
+                match tx.half.as_mut() {
+                    // TCP refuses by itself what is written then.
+                    Some(half) if late => T::shutdown(half),
+                    _ => Ok(()),
+                }
             } else {
                 if let Poll::Ready(Err(error)) = tx.send_clc(|| self.stop_handshake()) {
                     return Err(error);
@@ -353,6 +395,7 @@ impl<T: Tcp> Connection<T> {
         }
         Transport::Tcp(match self.upgrade.phase() {
             Phase::Settled(reason) | Phase::Idle(reason) => reason,
+            Phase::Offering | Phase::Attached if self.upgrade.is_overdue() => FallbackReason::NoAnswer,
             Phase::Offering | Phase::Attached => FallbackReason::InProgress,
         })
     }
@@ -384,6 +427,13 @@ impl<T: Tcp> Connection<T> {
         lock(&self.rx).half.is_none()
     }
 
+    /// Is this error of the socket one that the application does not know? (The ring tells of a reset, too.)
+    pub(crate) fn is_news(&self, error: &io::Error) -> bool {
+        let switched = self.reads_ring() || self.writes_ring();
+        let is_reset = switched && error.kind() == io::ErrorKind::ConnectionReset;
+        !is_reset || !self.reset_told.swap(true, Ordering::Relaxed)
+    }
+
     /// Has the time come to offer the upgrade, after a successful read or write? Answers yes once.
     #[inline]
     pub(crate) fn triggered(&self, by_write: bool) -> bool {
@@ -413,7 +463,7 @@ impl<T: Tcp> Connection<T> {
     }
 
     fn carry_out_some(&self, effects: Effects) {
-        let Effects { bells, reset, wake, rare } = effects;
+        let Effects { bells, reset, wake, heed, rare } = effects;
         for (doorbell, signal) in bells.into_iter().flatten() {
             doorbell.ring(signal);
         }
@@ -422,6 +472,9 @@ impl<T: Tcp> Connection<T> {
         }
         if let Some(rare) = rare {
             self.carry_out_rare(*rare);
+        }
+        if heed {
+            self.heed_socket();
         }
         if wake {
             self.wakes.readers.wake_all();

@@ -12,6 +12,7 @@ use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Consumer, Memory, Violation};
 use crate::ism::sys;
 use crate::link::stream::{Death, ReceiveDmb};
+use crate::sync::{AtomicBool, Ordering};
 use crate::transport::FallbackReason;
 
 /// The ring that a stream reads from.
@@ -47,6 +48,9 @@ pub(crate) struct Receiver<T: Tcp> {
     /// The word will never be, or is not any more, obeyed.
     pub(crate) pinned: bool,
     pub(crate) clc: Clc,
+    /// The position by our own count: what the stream began with, and every byte that passed through it. `None` when
+    /// the beginning is not known.
+    pub(crate) own: Option<u64>,
     /// The latest position that the kernel told, and bytes read since.
     last_position: Option<u64>,
     /// Nothing has found the ring empty since it was last found readable: as tokio's readiness, which lasts until a
@@ -58,23 +62,27 @@ pub(crate) struct Receiver<T: Tcp> {
     pub(crate) stall: Option<Stall>,
     /// The application was found not to read any further than this position of the ring.
     pub(crate) stalled_at: Option<u64>,
-    /// The reset was reported; from then on there is only the end, as with TCP.
-    reset_told: bool,
+    /// Something ended TCP under the ring: once that is empty, TCP tells how.
+    pub(crate) over: bool,
     /// Wakes everyone who waits to read.
     pub(crate) waiters: Waker,
 }
 
 /// What else a reader has to know of its connection.
-pub(crate) struct Circumstances {
+pub(crate) struct Circumstances<'a> {
     pub(crate) death: Option<Death>,
     /// The sending direction is in the ring and its peer died without reading all of it.
     pub(crate) peer_left_unread: bool,
+    /// The reset of a connection was reported, to a reader or a writer; from then on there is only the end, as with
+    /// TCP.
+    pub(crate) reset_told: &'a AtomicBool,
 }
 
 impl<T: Tcp> Receiver<T> {
-    pub(crate) fn new(half: T::Read, waiters: Waker) -> Self {
+    pub(crate) fn new(half: T::Read, began_at: Option<u64>, waiters: Waker) -> Self {
         Receiver {
             half: Some(half),
+            own: began_at,
             path: Path::Tcp,
             dmb: None,
             pinned: false,
@@ -84,7 +92,7 @@ impl<T: Tcp> Receiver<T> {
             taken: None,
             stall: None,
             stalled_at: None,
-            reset_told: false,
+            over: false,
             waiters,
         }
     }
@@ -95,11 +103,11 @@ impl<T: Tcp> Receiver<T> {
 
     /// One attempt to read. With `park` a `Pending` has armed every wake-up there is; the caller has registered its
     /// waker before.
-    pub(crate) fn poll<O: ReadOp<T>>(
+    pub(crate) fn poll<'a, O: ReadOp<T>>(
         &mut self,
         op: &mut O,
         park: bool,
-        circumstances: impl Fn() -> Circumstances,
+        circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         loop {
@@ -109,8 +117,11 @@ impl<T: Tcp> Receiver<T> {
                     return self.remember(op, answer);
                 }
                 Path::Draining { at, until } if at == until => {
-                    // A byte behind the switch position is none of this connection's.
-                    if sys::queued_in(self.fd()?).is_ok_and(|unread| unread > 0) {
+                    // A byte behind the switch position is none of this connection's, unless it is an urgent one:
+                    // that never was in the stream.
+                    let fd = self.fd()?;
+                    let stray = sys::queued_in(fd).is_ok_and(|unread| unread > 0);
+                    if stray && !sys::has_urgent(fd).unwrap_or(false) {
                         return self.broken(effects);
                     }
                     self.path = Path::Ring;
@@ -139,7 +150,7 @@ impl<T: Tcp> Receiver<T> {
     /// Has the sender said in the ring that it ends?
     pub(crate) fn sender_is_done(&self) -> bool {
         self.path == Path::Ring
-            && self.dmb.as_ref().is_some_and(|dmb| !dmb.consumer.writer_flags().is_empty())
+            && (self.over || self.dmb.as_ref().is_some_and(|dmb| !dmb.consumer.writer_flags().is_empty()))
     }
 
     fn broken(&mut self, effects: &mut Effects) -> Poll<io::Result<usize>> {
@@ -148,11 +159,11 @@ impl<T: Tcp> Receiver<T> {
     }
 
     /// `None`: the path has changed, look again.
-    fn poll_tcp<O: ReadOp<T>>(
+    fn poll_tcp<'a, O: ReadOp<T>>(
         &mut self,
         op: &mut O,
         park: bool,
-        circumstances: &impl Fn() -> Circumstances,
+        circumstances: &impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Option<Poll<io::Result<usize>>> {
         if let Err(error) = self.latch(effects) {
@@ -199,11 +210,22 @@ impl<T: Tcp> Receiver<T> {
 
     /// Waits until TCP has a byte or its end (0). An error of the socket counts as the end; [`Receiver::hand_on`] has it.
     fn look_at_tcp(&mut self) -> Poll<io::Result<usize>> {
+        let waiters = self.waiters.clone();
+        self.peek_at_tcp(&mut Context::from_waker(&waiters))
+    }
+
+    /// Waits with another waker, while the ring carries everything. True: the socket has failed.
+    pub(crate) fn fails_to_listen(&mut self, cx: &mut Context<'_>) -> bool {
+        let _ = self.peek_at_tcp(cx);
+        self.taken.is_some()
+    }
+
+    fn peek_at_tcp(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.taken.is_some() {
             return Poll::Ready(Ok(0));
         }
         let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-        let looked = T::poll_peek(half, &mut Context::from_waker(&self.waiters));
+        let looked = T::poll_peek(half, cx);
         if let Poll::Ready(Err(error)) = &looked {
             // Another error than the kernel's is told again and again.
             self.taken = error.raw_os_error();
@@ -229,9 +251,17 @@ impl<T: Tcp> Receiver<T> {
         if let Path::Draining { at, .. } = &mut self.path {
             *at += length;
         }
-        if let Some(position) = &mut self.last_position {
+        for position in [&mut self.last_position, &mut self.own].into_iter().flatten() {
             *position += length;
         }
+    }
+
+    /// Has TCP nothing more before X, though our own count is short of it? So somebody else has taken bytes, past this
+    /// stream. Asked only when a read has found nothing: as long as TCP has bytes, our own count decides.
+    pub(crate) fn is_drained(&mut self, until: u64) -> bool {
+        // Right before an urgent byte the kernel has nothing to read either, and does not count what lies behind it.
+        let at_mark = |this: &Self| this.fd().and_then(sys::is_at_mark).unwrap_or(false);
+        self.own == Some(until) || (matches!(self.look(), Ok(Some(at)) if at >= until) && !at_mark(self))
     }
 
     /// TCP says that the stream has ended: true only if the word agrees. Whoever switched before he closed has left
@@ -245,33 +275,20 @@ impl<T: Tcp> Receiver<T> {
             return Some(Poll::Ready(Err(error)));
         }
         let Path::Draining { until, .. } = self.path else { return Some(end) };
-        match self.look() {
-            Ok(Some(at)) => {
-                self.path = Path::Draining { at, until };
-                if at > until {
-                    return Some(self.broken(effects));
-                }
-                if at == until { None } else { Some(end) }
-            }
-            Ok(None) | Err(_) => {
-                if matches!(self.path, Path::Draining { at, until } if at == until) {
-                    None
-                } else {
-                    Some(end)
-                }
-            }
+        if !self.is_drained(until) {
+            return Some(end);
         }
+        self.path = Path::Draining { at: until, until };
+        None
     }
 
     /// TCP has nothing now. A word that changed, or bytes that someone else read, change the answer.
     fn believe_pending(&mut self, park: bool) -> Option<Poll<io::Result<usize>>> {
         match self.path {
             Path::Draining { until, .. } => {
-                if let Ok(Some(at)) = self.look() {
-                    self.path = Path::Draining { at, until };
-                    if at >= until {
-                        return None;
-                    }
+                if self.is_drained(until) {
+                    self.path = Path::Draining { at: until, until };
+                    return None;
                 }
                 Some(Poll::Pending)
             }
@@ -307,13 +324,12 @@ impl<T: Tcp> Receiver<T> {
         }
     }
 
+    /// The sender has switched there. How far this end has read says our own count: the kernel also counts as taken
+    /// what lies before an urgent byte, or in a program's hands (BPF), and the application has yet to get it.
     pub(crate) fn drain_until(&mut self, until: u64) -> io::Result<()> {
-        let at = match self.look()? {
-            Some(at) => at,
-            None => {
-                self.last_position.ok_or_else(|| io::Error::other("the kernel does not tell the position"))?
-            }
-        };
+        // For the case that the connection is closed before all is read: the kernel does not tell any more then.
+        let _ = self.look();
+        let at = self.own.ok_or_else(|| io::Error::other("nobody knows how much was read"))?;
         self.path = Path::Draining { at, until };
         Ok(())
     }
@@ -366,6 +382,15 @@ impl<T: Tcp> Receiver<T> {
         }
     }
 
+    /// Takes an urgent byte off the socket, which no read gets to any more.
+    pub(crate) fn skip_urgent(&mut self) {
+        if let (true, Some(half)) = (self.fd().and_then(sys::is_at_mark).unwrap_or(false), self.half.as_mut())
+        {
+            // In line it is read, out of line it is passed over.
+            let _ = T::poll_read(half, &mut Context::from_waker(&self.waiters), &mut [0]);
+        }
+    }
+
     fn handshake_word(&self) -> HandshakeWord {
         self.dmb.as_ref().map_or(HandshakeWord::Off, |dmb| dmb.consumer.memory().header().handshake())
     }
@@ -388,16 +413,16 @@ impl<T: Tcp> Receiver<T> {
         }
     }
 
-    fn poll_ring<O: ReadOp<T>>(
+    fn poll_ring<'a, O: ReadOp<T>>(
         &mut self,
         op: &mut O,
         park: bool,
-        circumstances: impl Fn() -> Circumstances,
+        circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         let Some(dmb) = self.dmb.as_mut() else { return Poll::Ready(Err(closed())) };
         loop {
-            match Self::ring_step(dmb, op, park, &circumstances) {
+            match Self::ring_step(dmb, op, park, self.over, &circumstances) {
                 Ok(Step::Read(length)) => {
                     if O::CONSUMES && dmb.consumer.wake_writer() {
                         effects.ring(&dmb.doorbell, Signal::Space);
@@ -407,10 +432,13 @@ impl<T: Tcp> Receiver<T> {
                 Ok(Step::Again) => {}
                 Ok(Step::Wait) => return Poll::Pending,
                 Ok(Step::End) => return Poll::Ready(Ok(0)),
-                Ok(Step::Reset) if self.reset_told => return Poll::Ready(Ok(0)),
-                Ok(Step::Reset) => {
-                    self.reset_told = O::CONSUMES;
-                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                Ok(Step::Reset) => return Poll::Ready(tell_reset::<T, O>(circumstances().reset_told)),
+                Ok(Step::Tcp) => {
+                    if let Some(error) = self.hand_on::<O>() {
+                        return Poll::Ready(Err(error));
+                    }
+                    let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
+                    return op.tcp(half, &mut Context::from_waker(&self.waiters));
                 }
                 Ok(Step::AskTcp { peer_died, left_unread }) => {
                     let looked = self.look_at_tcp();
@@ -419,7 +447,7 @@ impl<T: Tcp> Receiver<T> {
                         (_, Some(error)) if !peer_died => Poll::Ready(Err(error)),
                         (Poll::Ready(Err(error)), None) if !peer_died => Poll::Ready(Err(error)),
                         (Poll::Ready(Ok(0)), None) if peer_died && !left_unread => Poll::Ready(Ok(0)),
-                        _ => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                        _ => Poll::Ready(tell_reset::<T, O>(circumstances().reset_told)),
                     };
                 }
                 Err(violation) => {
@@ -431,15 +459,19 @@ impl<T: Tcp> Receiver<T> {
     }
 
     #[inline]
-    fn ring_step<O: ReadOp<T>>(
+    fn ring_step<'a, O: ReadOp<T>>(
         dmb: &mut ReceiveDmb,
         op: &mut O,
         park: bool,
-        circumstances: &impl Fn() -> Circumstances,
+        over: bool,
+        circumstances: &impl Fn() -> Circumstances<'a>,
     ) -> Result<Step, Violation> {
         let length = op.ring(&mut dmb.consumer)?;
         if length > 0 {
             return Ok(Step::Read(length));
+        }
+        if over {
+            return Ok(Step::Tcp);
         }
         let flags = dmb.consumer.writer_flags();
         if flags != Flags::NONE {
@@ -481,11 +513,22 @@ enum Step {
     Wait,
     End,
     Reset,
+    /// TCP has its own end to tell.
+    Tcp,
     /// The link is gone: TCP tells how the connection ends.
     AskTcp {
         peer_died: bool,
         left_unread: bool,
     },
+}
+
+/// Linux tells of a reset once, whoever asks first; then there is the end. Who only asks for readiness takes nothing.
+fn tell_reset<T: Tcp, O: ReadOp<T>>(told: &AtomicBool) -> io::Result<usize> {
+    let takes = O::CONSUMES || O::PEEKS;
+    if if takes { told.swap(true, Ordering::Relaxed) } else { told.load(Ordering::Relaxed) } {
+        return Ok(0);
+    }
+    Err(io::ErrorKind::ConnectionReset.into())
 }
 
 /// Looks that may be torn before a position counts as unknown; each costs three system calls.

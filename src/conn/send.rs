@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
-use super::receive::{closed, whole};
+use super::receive::{Circumstances, closed, whole};
 use super::{Effects, Tcp, WriteOp};
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Flags, HandshakeWord};
@@ -12,6 +12,7 @@ use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Memory, Producer, Violation};
 use crate::ism::sys;
 use crate::link::stream::{Death, SendDmb};
+use crate::sync::Ordering;
 use crate::transport::FallbackReason;
 
 /// The ring that a stream writes to.
@@ -44,11 +45,24 @@ pub(crate) struct Sender<T: Tcp> {
     pub(crate) shut: bool,
     /// Nothing has found the ring full since it was last found writable; see `Receiver`.
     ready: bool,
-    /// The reader has closed or aborted: every later write fails.
+    /// A write has failed: every later one fails.
     broken: bool,
+    /// The ring is over, and nothing in it was lost: TCP takes what is written from here on, and tells what becomes
+    /// of it. So a write that its peer's close has crossed is lost as on TCP, and the next one fails as there.
+    pub(crate) over: bool,
+    /// The reader has closed, and said so.
+    closed: bool,
+    /// It is taken for dead.
+    silent: bool,
+    /// Bytes went to a peer that was taken for dead. If it lives it must not read a clean end behind them.
+    pub(crate) stray: bool,
+    /// The peer died before it read everything: what TCP would tell.
+    pub(crate) lost: Option<io::ErrorKind>,
     /// The ring could not be shrunk when it was idle; after the next write it is tried again.
     pub(crate) shrink_at_write: bool,
     pub(crate) clc: Clc,
+    /// The position by our own count, as `Receiver::own`.
+    pub(crate) own: Option<u64>,
     /// What the SYN adds to the kernel's counter; known from the moment a DMB of ours was given away.
     pub(crate) syn: Option<u64>,
     /// Wakes everyone who waits to write.
@@ -56,15 +70,21 @@ pub(crate) struct Sender<T: Tcp> {
 }
 
 impl<T: Tcp> Sender<T> {
-    pub(crate) fn new(half: T::Write, waiters: Waker) -> Self {
+    pub(crate) fn new(half: T::Write, began_at: Option<u64>, waiters: Waker) -> Self {
         Sender {
             half: Some(half),
+            own: began_at,
             path: Path::Tcp,
             dmb: None,
             pinned: false,
             shut: false,
             ready: false,
             broken: false,
+            over: false,
+            closed: false,
+            silent: false,
+            stray: false,
+            lost: None,
             shrink_at_write: false,
             clc: Clc::None,
             syn: None,
@@ -77,12 +97,12 @@ impl<T: Tcp> Sender<T> {
     }
 
     /// One attempt to write; `look_at_peer` when something may have happened to the reader.
-    pub(crate) fn poll<O: WriteOp<T>>(
+    pub(crate) fn poll<'a, O: WriteOp<T>>(
         &mut self,
         op: &mut O,
         park: bool,
         look_at_peer: bool,
-        death: Option<Death>,
+        circumstances: impl Fn() -> Circumstances<'a>,
         handshake: impl Fn() -> HandshakeWord,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
@@ -100,10 +120,14 @@ impl<T: Tcp> Sender<T> {
                     }
                 }
                 let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-                return op.tcp(half, &mut Context::from_waker(&self.waiters));
+                let answer = op.tcp(half, &mut Context::from_waker(&self.waiters));
+                if let (true, Poll::Ready(Ok(length))) = (O::WRITES, &answer) {
+                    self.count(*length);
+                }
+                return answer;
             }
         }
-        let answer = self.poll_ring(op, park, look_at_peer, death, effects);
+        let answer = self.poll_ring(op, park, look_at_peer, circumstances, effects);
         if !O::WRITES && self.ready && answer.is_pending() {
             return Poll::Ready(Ok(1));
         }
@@ -115,34 +139,82 @@ impl<T: Tcp> Sender<T> {
         answer
     }
 
-    fn poll_ring<O: WriteOp<T>>(
+    fn poll_ring<'a, O: WriteOp<T>>(
         &mut self,
         op: &mut O,
         park: bool,
         look_at_peer: bool,
-        death: Option<Death>,
+        circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         if self.shut || self.broken {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        match death {
-            None => {}
-            Some(Death::Peer) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            Some(Death::Fault) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
-            Some(Death::Runtime) => return Poll::Ready(self.runtime_error()),
+        if self.over {
+            return self.poll_late(op);
         }
         let Some(dmb) = self.dmb.as_mut() else { return Poll::Ready(Err(closed())) };
-        match Self::ring_step(dmb, op, park, look_at_peer, &mut self.shrink_at_write, effects) {
-            Ok(answer) => {
-                self.broken = O::WRITES && matches!(answer, Poll::Ready(Err(_)));
-                answer
+        let now = circumstances();
+        let stepped = match now.death {
+            None => Self::ring_step(dmb, op, park, look_at_peer, &mut self.shrink_at_write, effects),
+            Some(Death::Peer) => Ok(Err(match (reader_gone(&dmb.producer), self.lost) {
+                (None, Some(kind)) => Gone::Reset(kind),
+                (None, None) => Gone::Silent,
+                (Some(gone), _) => gone,
+            })),
+            Some(Death::Fault) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Some(Death::Runtime) => return Poll::Ready(self.runtime_error()),
+        };
+        match stepped {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(Gone::Reset(kind))) => {
+                self.broken = O::WRITES;
+                // Linux tells of a reset once, whoever asks first.
+                let told = kind == io::ErrorKind::ConnectionReset
+                    && if O::WRITES {
+                        now.reset_told.swap(true, Ordering::Relaxed)
+                    } else {
+                        now.reset_told.load(Ordering::Relaxed)
+                    };
+                Poll::Ready(Err(if told { io::ErrorKind::BrokenPipe } else { kind }.into()))
+            }
+            // A write has crossed the close, as on TCP whose answer to it would be here by now.
+            Ok(Err(Gone::Closed)) if !dmb.producer.is_consumed().unwrap_or(false) => {
+                self.broken = O::WRITES;
+                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+            }
+            Ok(Err(gone)) => {
+                self.over = true;
+                self.closed = matches!(gone, Gone::Closed);
+                self.silent = matches!(gone, Gone::Silent);
+                self.poll_late(op)
             }
             Err(violation) => {
                 effects.rare().violation = Some((dmb.doorbell.clone(), violation));
                 Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
             }
         }
+    }
+
+    /// The way of what is written when the ring is over.
+    fn poll_late<O: WriteOp<T>>(&mut self, op: &mut O) -> Poll<io::Result<usize>> {
+        let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
+        match op.late(half, &mut Context::from_waker(&self.waiters)) {
+            // It has closed, but its socket was still open when our bytes came there. To who writes that is one event.
+            Poll::Ready(Err(error)) if self.closed && error.kind() == io::ErrorKind::ConnectionReset => {
+                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+            }
+            Poll::Ready(Ok(length)) => {
+                self.stray |= O::WRITES && self.silent && length > 0;
+                Poll::Ready(Ok(length))
+            }
+            answer => answer,
+        }
+    }
+
+    /// Has the reader thrown data away, which the next write is told?
+    pub(crate) fn was_reset(&self) -> bool {
+        self.dmb.as_ref().is_some_and(|dmb| matches!(reader_gone(&dmb.producer), Some(Gone::Reset(_))))
     }
 
     #[inline]
@@ -153,10 +225,10 @@ impl<T: Tcp> Sender<T> {
         look_at_peer: bool,
         shrink_at_write: &mut bool,
         effects: &mut Effects,
-    ) -> Result<Poll<io::Result<usize>>, Violation> {
+    ) -> Result<Result<Poll<io::Result<usize>>, Gone>, Violation> {
         if look_at_peer {
-            if let Some(error) = reader_gone(&dmb.producer) {
-                return Ok(Poll::Ready(Err(error)));
+            if let Some(gone) = reader_gone(&dmb.producer) {
+                return Ok(Err(gone));
             }
         }
         loop {
@@ -172,22 +244,19 @@ impl<T: Tcp> Sender<T> {
                         effects.rare().grown = true;
                     }
                 }
-                return Ok(Poll::Ready(Ok(length)));
+                return Ok(Ok(Poll::Ready(Ok(length))));
             }
-            if let Some(error) = reader_gone(&dmb.producer) {
-                return Ok(Poll::Ready(Err(error)));
+            if let Some(gone) = reader_gone(&dmb.producer) {
+                return Ok(Err(gone));
             }
             if !park {
-                return Ok(Poll::Pending);
+                return Ok(Ok(Poll::Pending));
             }
             let waits = dmb.producer.wait()?;
             Self::note_wish(dmb, effects);
             if waits {
                 // Its flags are published before its bell, and we have armed: look once more.
-                return Ok(match reader_gone(&dmb.producer) {
-                    Some(error) => Poll::Ready(Err(error)),
-                    None => Poll::Pending,
-                });
+                return Ok(reader_gone(&dmb.producer).map_or(Ok(Poll::Pending), Err));
             }
         }
     }
@@ -211,7 +280,15 @@ impl<T: Tcp> Sender<T> {
         Err(io::Error::other("the runtime that drives this stream has been shut down"))
     }
 
-    /// Switches to the ring at this very position, if this end may and the kernel tells where it is.
+    fn count(&mut self, length: usize) {
+        if let Some(own) = &mut self.own {
+            *own += length as u64;
+        }
+    }
+
+    /// Switches to the ring at this very position, if this end may and the kernel tells where it is. When the kernel
+    /// has another number of bytes than passed through here (urgent data, `SockRef`, splice(2), a BPF program that
+    /// redirects or changes them), nobody knows what the reader gets: the direction stays on TCP.
     pub(crate) fn try_switch(&mut self, effects: &mut Effects) {
         if self.path == Path::Ring || self.pinned || self.shut || !matches!(self.clc, Clc::None) {
             return;
@@ -225,6 +302,14 @@ impl<T: Tcp> Sender<T> {
             return;
         }
         let Some(position) = look.tx_position(queued, syn) else { return };
+        if self.own != Some(position) {
+            self.pinned = true;
+            dmb.producer.memory().header().pin();
+            effects.ring(&dmb.doorbell, Signal::Data);
+            effects.rare().unused = self.dmb.take();
+            effects.rare().settled = Some(FallbackReason::Positions);
+            return;
+        }
         if dmb.producer.memory().header().switch(position).is_err() {
             // The reader has pinned it. Its PINNED is answered here, whether it came already or not.
             self.pinned = true;
@@ -233,6 +318,7 @@ impl<T: Tcp> Sender<T> {
             return;
         }
         self.path = Path::Ring;
+        effects.heed = true;
         // What Nagle's algorithm or a cork hold back would be waited for until the next acknowledgement.
         if queued > 0 && sys::unsent_out(fd).is_ok_and(|unsent| unsent > 0) {
             let _ = sys::push_unsent(fd);
@@ -281,19 +367,39 @@ impl<T: Tcp> Sender<T> {
             match T::poll_write(half, &mut cx, &bytes[*at..end]) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Ready(Ok(length)) => *at += length,
+                Poll::Ready(Ok(length)) => {
+                    *at += length;
+                    self.count(length);
+                }
             }
         }
     }
 }
 
-/// The error of writing to a reader that has closed or aborted.
-fn reader_gone(producer: &Ring) -> Option<io::Error> {
+/// How the reader went.
+#[derive(Clone, Copy)]
+enum Gone {
+    /// With everything read.
+    Closed,
+    /// Its descriptor was shut down; what was written it still reads.
+    Shut,
+    /// Its process died with everything read; TCP tells the rest.
+    Silent,
+    /// With bytes unread: what TCP tells then.
+    Reset(io::ErrorKind),
+}
+
+fn reader_gone(producer: &Ring) -> Option<Gone> {
     let flags = producer.reader_flags();
     if flags.contains(Flags::ABORT) {
-        Some(io::ErrorKind::ConnectionReset.into())
+        // A reset behind the FIN of its sender is a broken pipe, to Linux.
+        let ended = flags.contains(Flags::DONE_WRITING);
+        let kind = if ended { io::ErrorKind::BrokenPipe } else { io::ErrorKind::ConnectionReset };
+        Some(Gone::Reset(kind))
     } else if flags.contains(Flags::CLOSED) {
-        Some(io::ErrorKind::BrokenPipe.into())
+        Some(Gone::Closed)
+    } else if flags.contains(Flags::SHUT) {
+        Some(Gone::Shut)
     } else {
         None
     }

@@ -11,9 +11,11 @@ mod ops;
 mod peers;
 mod pins;
 mod positions;
+mod silence;
 mod slots;
 mod socket;
 mod unaccepted;
+mod urgent;
 mod users;
 mod wakes;
 

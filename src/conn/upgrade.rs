@@ -1,6 +1,8 @@
 //! The upgrade as the connection sees it: when it begins, what the link attaches, how it ends.
 
+use std::io::ErrorKind;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use super::receive::{self, Receiver, whole};
 use super::send;
@@ -21,6 +23,10 @@ use crate::link::stream::{
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 use crate::transport::{FallbackReason, Transport};
 
+/// For how long the peer may leave a step of the upgrade unanswered before those who wait for it are told so. Nothing
+/// else ends then: an offer that was sent stands until its answer, its stream's end or its link's.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
 /// How far the upgrade is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -36,11 +42,26 @@ pub(crate) enum Phase {
 
 struct State {
     phase: Phase,
+    /// When the peer's turn came.
+    since: Instant,
     offer: Option<Standing>,
     /// S with policy Handshake: where the word is that the client may turn to GO.
     hold: Option<DmbMemory>,
     /// What lets a client find this stream, as long as it may still be upgraded.
     anchor: Option<Standing>,
+}
+
+impl State {
+    /// A step further, which the peer has to answer.
+    fn go_on(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.since = Instant::now();
+    }
+
+    /// By when the peer should have answered; `None` when nothing is to be answered.
+    fn due(&self) -> Option<Instant> {
+        matches!(self.phase, Phase::Offering | Phase::Attached).then(|| self.since + ANSWER_WITHIN)
+    }
 }
 
 pub(crate) struct Upgrade {
@@ -64,14 +85,36 @@ impl Upgrade {
             && role == Role::Client
             && matches!(config.upgrade_policy, UpgradePolicy::FirstTurn);
         Upgrade {
-            state: Mutex::new(State { phase: Phase::Idle(idle), offer: None, hold: None, anchor: None }),
+            state: Mutex::new(State {
+                phase: Phase::Idle(idle),
+                since: Instant::now(),
+                offer: None,
+                hold: None,
+                anchor: None,
+            }),
             pending: AtomicBool::new(triggers),
             watchers: Waiters::default(),
         }
     }
 
+    /// Can an upgrade still begin, or has the configuration ruled it out?
+    pub(super) fn may_begin(&self) -> bool {
+        self.phase() == Phase::Idle(FallbackReason::NotYet)
+    }
+
     pub(super) fn phase(&self) -> Phase {
         lock(&self.state).phase
+    }
+
+    /// Has the peer left its turn unanswered for too long?
+    pub(super) fn is_overdue(&self) -> bool {
+        lock(&self.state).due().is_some_and(|due| due <= Instant::now())
+    }
+
+    /// Makes the peer late.
+    #[cfg(test)]
+    pub(super) fn grow_old(&self) {
+        lock(&self.state).since -= ANSWER_WITHIN;
     }
 
     #[inline]
@@ -85,7 +128,7 @@ impl Upgrade {
         let mut state = lock(&self.state);
         let begins = matches!(state.phase, Phase::Idle(FallbackReason::NotYet));
         if begins {
-            state.phase = Phase::Offering;
+            state.go_on(Phase::Offering);
         }
         drop(state);
         if begins {
@@ -148,7 +191,13 @@ impl<T: Tcp> Connection<T> {
         self.role != Role::Server && self.upgrade.begin()
     }
 
-    /// Waits until the stream is upgraded or is known to stay on TCP.
+    /// When who waits for the upgrade, or for a change, has to look again, though nothing happened.
+    pub(crate) fn answer_due(&self) -> Option<Instant> {
+        lock(&self.upgrade.state).due().filter(|due| *due > Instant::now())
+    }
+
+    /// Waits until the stream is upgraded, or is known to stay on TCP, or the peer has left its turn unanswered for too
+    /// long (see [`Connection::answer_due`]).
     pub(crate) fn poll_upgraded(&self, cx: &mut Context<'_>, key: &mut WatchKey) -> Poll<Transport> {
         self.upgrade.watchers.enlist(&mut key.changed, cx.waker());
         // The peer's switch of our receiving direction comes as an interrupt for data.
@@ -171,10 +220,11 @@ impl<T: Tcp> Connection<T> {
                 let tx = lock(&self.tx);
                 tx.path == send::Path::Ring || tx.pinned || tx.shut
             };
-            if !(decided && sends && self.upgrade.phase() == Phase::Attached) {
+            let over = decided && sends && self.upgrade.phase() == Phase::Attached;
+            if !over && !self.upgrade.is_overdue() {
                 return Poll::Pending;
             }
-            if !self.transport().is_loopback_ism() {
+            if over && !self.transport().is_loopback_ism() {
                 // One of the two directions will never leave TCP.
                 self.upgrade.settle(FallbackReason::Pinned);
             }
@@ -269,6 +319,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             Err(error) => return Err(reason_of(&error, FallbackReason::SocketOption)),
         }
         match sys::tcp_look(fd) {
+            // SO_MAX_PACING_RATE: a ring has no speed limit.
+            Ok(look) if look.max_pacing != u64::MAX => return Err(FallbackReason::SocketOption),
             Ok(look) if look.state == sys::TcpState::Established => {}
             Ok(_) => return Err(FallbackReason::HalfClosed),
             Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
@@ -333,22 +385,27 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
         };
         let syn = look.syn(queued).ok_or(FallbackReason::Positions)?;
+        let sent = look.tx_position(queued, syn).ok_or(FallbackReason::Positions)?;
         let received = match rx.look() {
             Ok(Some(position)) => position,
             Ok(None) => return Err(FallbackReason::Positions),
             Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
         };
+        // What the kernel counts and did not pass through here went past this stream; see `Sender::try_switch`.
+        if tx.own != Some(sent) || rx.own != Some(received) {
+            return Err(FallbackReason::Positions);
+        }
         {
             let mut state = lock(&self.upgrade.state);
             match state.phase {
-                Phase::Idle(_) => state.phase = Phase::Offering,
+                Phase::Idle(_) => state.go_on(Phase::Offering),
                 Phase::Offering | Phase::Attached => {}
                 // Closed or pinned in this moment.
                 Phase::Settled(reason) => return Err(reason),
             }
         }
         tx.syn = Some(syn);
-        let untouched = received == 0 && look.tx_position(queued, syn) == Some(0);
+        let untouched = received == 0 && sent == 0;
         if let (Some(accept), true) = (hold, untouched) {
             let unread = rx.fd().and_then(sys::queued_in).unwrap_or(1);
             if unread == 0 {
@@ -366,11 +423,12 @@ impl<T: Tcp> LinkedStream for Connection<T> {
     }
 
     fn attach_send(&self, dmb: SendDmb) {
+        let _ = self.heed.endpoint.set(dmb.doorbell.link.endpoint().clone());
         let mut effects = Effects::default();
         {
             let mut state = lock(&self.upgrade.state);
             if state.phase == Phase::Offering {
-                state.phase = Phase::Attached;
+                state.go_on(Phase::Attached);
             }
         }
         {
@@ -387,13 +445,16 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             }
         }
         effects.wake = true;
+        effects.heed = false;
         self.carry_out(effects);
         self.upgrade.weigh_anchor();
+        // What was done to the socket until now did not concern the ring.
+        self.obey_socket();
     }
 
     fn go(&self, server: &DmbMemory, clc: ClcOverTcp) {
         let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-        if rx.pinned || tx.pinned || tx.shut {
+        if rx.pinned || tx.pinned || tx.shut || (rx.own, tx.own) != (Some(0), Some(0)) {
             return;
         }
         let untouched = tx.syn.is_some_and(|syn| {
@@ -536,6 +597,12 @@ impl<T: Tcp> LinkedStream for Connection<T> {
                 if let (Death::Peer, send::Path::Ring, Some(dmb)) = (death, tx.path, tx.dmb.as_mut()) {
                     let consumed = dmb.producer.is_consumed().unwrap_or(false);
                     self.peer_left_unread.store(!consumed, Ordering::Relaxed);
+                    let ended = rx
+                        .dmb
+                        .as_ref()
+                        .is_some_and(|dmb| dmb.consumer.writer_flags().contains(Flags::DONE_WRITING));
+                    let kind = if ended { ErrorKind::BrokenPipe } else { ErrorKind::ConnectionReset };
+                    tx.lost = (!consumed).then_some(kind);
                 }
                 self.death.store(death as u8, Ordering::Release);
                 effects.reset = death == Death::Fault;

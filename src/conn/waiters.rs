@@ -35,31 +35,32 @@ impl Waiters {
 
     /// The latest `poll_*` call waits.
     pub(crate) fn register(&self, waker: &Waker) {
-        let mut set = lock(&self.set);
-        if set.polled.as_ref().is_some_and(|polled| polled.will_wake(waker)) {
+        if lock(&self.set).polled.as_ref().is_some_and(|polled| polled.will_wake(waker)) {
             return;
         }
-        let stale = set.polled.replace(waker.clone());
-        drop(set);
-        // Dropping a waker may drop a task: never under the lock.
+        // Cloning and dropping a waker runs its owner's code: never under the lock.
+        let waker = waker.clone();
+        let stale = lock(&self.set).polled.replace(waker);
         drop(stale);
     }
 
     /// One more task waits, until [`Waiters::delist`] or a wake-up.
     pub(crate) fn enlist(&self, key: &mut Option<u64>, waker: &Waker) {
+        let is_listed = |(listed, known): &(u64, Waker)| Some(*listed) == *key && known.will_wake(waker);
+        if key.is_some() && lock(&self.set).listed.iter().any(is_listed) {
+            return;
+        }
+        let waker = waker.clone();
         let mut set = lock(&self.set);
         if let Some(entry) = key.and_then(|key| set.listed.iter_mut().find(|(listed, _)| *listed == key)) {
-            if entry.1.will_wake(waker) {
-                return;
-            }
-            let stale = std::mem::replace(&mut entry.1, waker.clone());
+            let stale = std::mem::replace(&mut entry.1, waker);
             drop(set);
             drop(stale);
             return;
         }
         set.next += 1;
         let number = set.next;
-        set.listed.push((number, waker.clone()));
+        set.listed.push((number, waker));
         *key = Some(number);
     }
 

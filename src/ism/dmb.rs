@@ -33,8 +33,10 @@ impl Flags {
     pub(crate) const CLOSED: Flags = Flags(0x40);
     /// The end is gone and threw data away: the connection is reset.
     pub(crate) const ABORT: Flags = Flags(0x20);
+    /// The receiver reads what is there, and no more: its descriptor was shut down. (Not one of SMC's.)
+    pub(crate) const SHUT: Flags = Flags(0x10);
 
-    const KNOWN: u32 = Self::DONE_WRITING.0 | Self::CLOSED.0 | Self::ABORT.0;
+    const KNOWN: u32 = Self::DONE_WRITING.0 | Self::CLOSED.0 | Self::ABORT.0 | Self::SHUT.0;
 
     /// The flags a peer published; bits without a meaning are dropped.
     pub(crate) const fn from_bits(bits: u32) -> Flags {
@@ -352,7 +354,7 @@ mod tests {
     #[test]
     fn unknown_flag_bits_are_dropped() {
         let flags = Flags::from_bits(u32::MAX);
-        assert_eq!(flags.bits(), 0xe0);
+        assert_eq!(flags.bits(), 0xf0);
         assert!(Flags::NONE.is_empty());
         let one = Flags::CLOSED;
         assert!(one.contains(Flags::CLOSED) && !one.contains(Flags::DONE_WRITING));

@@ -23,11 +23,13 @@ pub(crate) mod heap;
 #[cfg(all(test, loom))]
 mod models;
 mod producer;
+mod room;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
 pub(crate) use consumer::Consumer;
 pub(crate) use producer::Producer;
+pub(crate) use room::{Room, fill_room};
 
 use super::dmb::DmbHeader;
 use std::mem::MaybeUninit;

@@ -31,6 +31,9 @@ pub(crate) use seqpacket::{
 };
 pub(crate) use socket::{
     chosen_receive_buffer, chosen_send_buffer, cookie, impl_from_raw_fd, ineligible, linger_is_zero,
-    local_addr, netns_cookie, peer_addr, push_unsent, reset_connection, set_zero_linger,
+    local_addr, netns_cookie, peer_addr, push_unsent, reset_connection, send_bytes, set_zero_linger,
 };
-pub(crate) use tcp::{TcpState, queued_in, rx_counters, tcp_look, tx_counters, unsent_out};
+pub(crate) use tcp::{
+    Ended, TcpState, ended, has_unread, has_urgent, is_at_mark, queued_in, rx_counters, tcp_look,
+    tx_counters, unsent_out,
+};

@@ -278,6 +278,13 @@ impl Endpoint {
         Ok(link)
     }
 
+    /// Runs something in the runtime, not in the caller.
+    pub(crate) fn run(&self, work: Work) {
+        if let Some(reactor) = self.reactor.get() {
+            reactor.run(work);
+        }
+    }
+
     /// HELLO of `peer` came: from now on this link serves our own offers too.
     pub(crate) fn greeted(&self, link: &Arc<Link>, peer: [u8; 16]) {
         if peer != self.id().0 {

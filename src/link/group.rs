@@ -197,11 +197,16 @@ impl Link {
             gid: endpoint.gid().0,
             slots: link.own_signals.slots(),
         };
-        match link.send_fds(&hello, &[endpoint.eventfd().as_fd(), arena_fd.as_fd()]) {
+        match sys::send(link.socket(), &hello.encode(), &[endpoint.eventfd().as_fd(), arena_fd.as_fd()]) {
             // A peer that hung up already is noticed where all others are: by the task of this link.
             Err(error) if !has_hung_up(&error) => Err(error),
             _ => Ok(link),
         }
+    }
+
+    /// The end of this link that is ours.
+    pub(crate) fn endpoint(&self) -> &Weak<Endpoint> {
+        &self.endpoint
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
@@ -357,9 +362,11 @@ impl Link {
         }
     }
 
-    /// Sends a message with descriptors at once, or not at all; see [`Outbox::send_fds`].
-    fn send_fds(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.outbox.send_fds(self.socket(), &message.encode(), fds)
+    /// Sends a message with a descriptor; an error says that it could not be, and that nothing has happened.
+    fn send_fd(&self, message: &Message, fd: OwnedFd) -> io::Result<()> {
+        self.outbox.send_fd(self.socket(), message.encode(), fd).inspect_err(|error| {
+            crate::trace::debug!("a link's socket does not take a descriptor: {error}");
+        })
     }
 
     /// Sends what is queued; `false` when the socket is full.
@@ -388,7 +395,7 @@ impl Link {
     fn allocate(&self, stream: &Arc<dyn LinkedStream>) -> Result<NewDmb, FallbackReason> {
         let window = stream.dmb_size();
         // ARENA is sent under the lock, so that no other thread can name the arena first.
-        let announce = |slots: u32, fd: OwnedFd| self.send_fds(&Message::Arena { slots }, &[fd.as_fd()]);
+        let announce = |slots: u32, fd: OwnedFd| self.send_fd(&Message::Arena { slots }, fd);
         let allocated = lock(&self.state).own.allocate(Arc::downgrade(stream), announce);
         let Allocated { arena, slot, token, memory } = allocated.map_err(|error| {
             crate::trace::debug!("no DMB: {error}");

@@ -44,7 +44,7 @@ pub(crate) fn no_link(reason: FallbackReason) -> Message {
 
 fn of_errno(errno: Errno, at_place: bool) -> Option<FallbackReason> {
     match errno {
-        Errno::MFILE | Errno::NFILE => Some(FallbackReason::Descriptors),
+        Errno::MFILE | Errno::NFILE | Errno::TOOMANYREFS => Some(FallbackReason::Descriptors),
         Errno::NOMEM | Errno::NOBUFS => Some(FallbackReason::Memory),
         // A filter of the process answers with whatever it was told to; these are the usual ones. A kernel without the
         // call, or without that kind of socket, answers likewise.
@@ -68,6 +68,7 @@ mod tests {
         let table = [
             (Errno::MFILE, Descriptors, Descriptors),
             (Errno::NFILE, Descriptors, Descriptors),
+            (Errno::TOOMANYREFS, Descriptors, Descriptors),
             (Errno::NOMEM, Memory, Memory),
             (Errno::NOBUFS, Memory, Memory),
             (Errno::NOSPC, Memory, NoDevice),

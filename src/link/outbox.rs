@@ -1,22 +1,25 @@
 //! Messages on their way to the peer: sent at once when the socket takes them, queued otherwise, never blocking.
-//!
-//! A message with descriptors is sent at once or not at all: nothing holds descriptors while a peer does not read.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::Waker;
+
+use rustix::io::Errno;
 
 use crate::ism::sys;
 use crate::sync::{Mutex, lock};
 
 /// A peer that lets this many bytes of control messages pile up is not working any more.
 const MOST_QUEUED: usize = 8 << 20;
+/// Descriptors that may wait with their messages: a peer that does not read must not keep more of them open.
+const MOST_FDS_QUEUED: usize = 16;
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Vec<u8>>,
+    waiting: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
     bytes: usize,
+    fds: usize,
     /// Of the task that flushes.
     flusher: Option<Waker>,
 }
@@ -29,19 +32,37 @@ pub(crate) struct Outbox {
 impl Outbox {
     /// Sends or queues one message. An error means that the link can not go on.
     pub(crate) fn send(&self, socket: BorrowedFd<'_>, bytes: Vec<u8>) -> io::Result<()> {
+        self.send_or_queue(socket, bytes, None)
+    }
+
+    /// Sends or queues one message with a descriptor.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when too many of that kind wait; `ETOOMANYREFS` when too many descriptors of this user are on their
+    /// way to others. Nothing has happened then. Else as [`Outbox::send`].
+    pub(crate) fn send_fd(&self, socket: BorrowedFd<'_>, bytes: Vec<u8>, fd: OwnedFd) -> io::Result<()> {
+        self.send_or_queue(socket, bytes, Some(fd))
+    }
+
+    fn send_or_queue(&self, socket: BorrowedFd<'_>, bytes: Vec<u8>, fd: Option<OwnedFd>) -> io::Result<()> {
         let flusher = {
             let mut queue = lock(&self.queue);
             if queue.waiting.is_empty() {
-                match sys::send(socket, &bytes, &[]) {
+                match transmit(socket, &bytes, fd.as_ref()) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     sent => return sent,
                 }
+            }
+            if fd.is_some() && queue.fds == MOST_FDS_QUEUED {
+                return Err(io::ErrorKind::WouldBlock.into());
             }
             queue.bytes += bytes.len();
             if queue.bytes > MOST_QUEUED {
                 return Err(io::Error::other("the peer does not read its control messages"));
             }
-            queue.waiting.push_back(bytes);
+            queue.fds += usize::from(fd.is_some());
+            queue.waiting.push_back((bytes, fd));
             queue.flusher.take()
         };
         if let Some(flusher) = flusher {
@@ -50,36 +71,28 @@ impl Outbox {
         Ok(())
     }
 
-    /// Sends one message with descriptors, now.
-    ///
-    /// # Errors
-    ///
-    /// `WouldBlock` when others wait or the socket is full; `ETOOMANYREFS` when too many descriptors of this user are
-    /// on their way already. Neither ends the link.
-    pub(crate) fn send_fds(
-        &self,
-        socket: BorrowedFd<'_>,
-        bytes: &[u8],
-        fds: &[BorrowedFd<'_>],
-    ) -> io::Result<()> {
-        let queue = lock(&self.queue);
-        if !queue.waiting.is_empty() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        sys::send(socket, bytes, fds)
+    /// Has the peer left so much unread that nothing new should be begun?
+    pub(crate) fn is_clogged(&self) -> bool {
+        lock(&self.queue).bytes > MOST_QUEUED / 8
     }
 
     /// Sends what is queued. `false`: the socket is full, `flusher` is woken when more was queued meanwhile.
     pub(crate) fn flush(&self, socket: BorrowedFd<'_>, flusher: &Waker) -> io::Result<bool> {
         let mut queue = lock(&self.queue);
-        while let Some(bytes) = queue.waiting.front() {
-            match sys::send(socket, bytes, &[]) {
+        while let Some((bytes, fd)) = queue.waiting.front() {
+            let sent = match transmit(socket, bytes, fd.as_ref()) {
+                // The peer makes do without: it takes what did not come for what it had no place for.
+                Err(error) if is_too_many_refs(&error) => transmit(socket, bytes, None),
+                sent => sent,
+            };
+            match sent {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
                 Ok(()) => {
-                    let length = bytes.len();
-                    queue.bytes -= length;
-                    queue.waiting.pop_front();
+                    if let Some((bytes, fd)) = queue.waiting.pop_front() {
+                        queue.bytes -= bytes.len();
+                        queue.fds -= usize::from(fd.is_some());
+                    }
                 }
             }
         }
@@ -87,5 +100,66 @@ impl Outbox {
         drop(queue);
         drop(stale);
         Ok(true)
+    }
+}
+
+fn transmit(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<&OwnedFd>) -> io::Result<()> {
+    match fd {
+        Some(fd) => sys::send(socket, bytes, &[fd.as_fd()]),
+        None => sys::send(socket, bytes, &[]),
+    }
+}
+
+/// Whether the kernel says that too many descriptors of this user are on their way.
+fn is_too_many_refs(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::TOOMANYREFS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two connected sockets of a link.
+    fn pair() -> (OwnedFd, OwnedFd) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = sys::seqpacket_listen(&path).unwrap();
+        let client = sys::seqpacket_connect(&path).unwrap();
+        (client, sys::accept(listener.as_fd()).unwrap().unwrap())
+    }
+
+    #[test]
+    fn messages_wait_with_their_descriptors_and_keep_their_order() {
+        let (ours, theirs) = pair();
+        let outbox = Outbox::default();
+        let mut sent = 0_u32;
+        while lock(&outbox.queue).waiting.is_empty() {
+            outbox.send(ours.as_fd(), sent.to_ne_bytes().to_vec()).unwrap();
+            sent += 1;
+        }
+        let with_fd = |number: u32| {
+            let eventfd = sys::eventfd().unwrap();
+            outbox.send_fd(ours.as_fd(), number.to_ne_bytes().to_vec(), eventfd)
+        };
+        let first_fd = sent;
+        for _ in 0..MOST_FDS_QUEUED {
+            with_fd(sent).unwrap();
+            sent += 1;
+        }
+        assert_eq!(with_fd(sent).unwrap_err().kind(), io::ErrorKind::WouldBlock, "no more descriptors wait");
+        outbox.send(ours.as_fd(), sent.to_ne_bytes().to_vec()).unwrap();
+        sent += 1;
+
+        let mut buffer = [0; 8];
+        for number in 0..sent {
+            let received = sys::recv(theirs.as_fd(), &mut buffer, 1).unwrap();
+            assert_eq!(buffer[..received.len], number.to_ne_bytes());
+            let carries = (first_fd..first_fd + MOST_FDS_QUEUED as u32).contains(&number);
+            assert_eq!(received.carried.fds.len(), usize::from(carries), "message {number}");
+            outbox.flush(ours.as_fd(), Waker::noop()).unwrap();
+        }
+        assert_eq!((lock(&outbox.queue).bytes, lock(&outbox.queue).fds), (0, 0));
+        with_fd(sent).unwrap();
+        assert_eq!(sys::recv(theirs.as_fd(), &mut buffer, 1).unwrap().carried.fds.len(), 1);
     }
 }

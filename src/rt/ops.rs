@@ -1,18 +1,16 @@
 //! The ways to read and write that tokio's sockets have, each on both transports.
 
-use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::BufMut;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
-use tokio::task::coop::unconstrained;
 
+use super::tcp::{poll_late, without_budget};
 use super::{TokioTcp, tcp};
 use crate::conn::{ReadOp, WriteOp, receive, send};
-use crate::ism::ring::Violation;
+use crate::ism::ring::{Room, Violation};
+use crate::ism::sys;
 use crate::sync::Arc;
 
 fn pending<T>(answer: io::Result<T>) -> Poll<io::Result<T>> {
@@ -20,13 +18,6 @@ fn pending<T>(answer: io::Result<T>) -> Poll<io::Result<T>> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
         answer => Poll::Ready(answer),
     }
-}
-
-/// Polls readiness as tokio's `ready()` does: it costs none of the task's budget and answers when that is spent.
-///
-/// The callers whose counterpart in tokio is budgeted pay for themselves.
-fn without_budget<R>(cx: &mut Context<'_>, poll: impl FnMut(&mut Context<'_>) -> Poll<R>) -> Poll<R> {
-    pin!(unconstrained(poll_fn(poll))).poll(cx)
 }
 
 /// `AsyncRead::poll_read`, and every other read into one buffer.
@@ -115,10 +106,10 @@ impl ReadOp<TokioTcp> for TryReading<'_> {
     }
 }
 
-/// `try_read_buf`.
-pub(crate) struct TryReadingBuf<'a, B>(pub(crate) &'a mut B);
+/// `try_read_buf`. The caller's buffer is not here: its methods are the caller's code, and this runs under a lock.
+pub(crate) struct TryReadingBuf<'a, 'b>(pub(crate) &'a mut Room<'b>);
 
-impl<B: BufMut> ReadOp<TokioTcp> for TryReadingBuf<'_, B> {
+impl ReadOp<TokioTcp> for TryReadingBuf<'_, '_> {
     fn tcp(&mut self, half: &mut Arc<TcpStream>, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         pending(half.try_read_buf(self.0))
     }
@@ -157,6 +148,10 @@ impl WriteOp<TokioTcp> for Writing<'_> {
         ring.write(self.0)
     }
 
+    fn late(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        poll_late(half, cx, |socket| sys::send_bytes(socket, &[IoSlice::new(self.0)]))
+    }
+
     fn is_short(&self, length: usize) -> bool {
         length < self.0.len()
     }
@@ -178,6 +173,10 @@ impl WriteOp<TokioTcp> for WritingVectored<'_, '_> {
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
         ring.write_vectored(self.0)
     }
+
+    fn late(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        poll_late(half, cx, |socket| sys::send_bytes(socket, self.0))
+    }
 }
 
 /// `try_write`: without a waker and without the task's budget.
@@ -190,6 +189,10 @@ impl WriteOp<TokioTcp> for TryWriting<'_> {
 
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
         ring.write(self.0)
+    }
+
+    fn late(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        poll_late(half, cx, |socket| sys::send_bytes(socket, &[IoSlice::new(self.0)]))
     }
 }
 
@@ -204,6 +207,10 @@ impl WriteOp<TokioTcp> for TryWritingVectored<'_, '_> {
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
         ring.write_vectored(self.0)
     }
+
+    fn late(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        poll_late(half, cx, |socket| sys::send_bytes(socket, self.0))
+    }
 }
 
 /// Writable, or failed.
@@ -217,6 +224,13 @@ impl WriteOp<TokioTcp> for WriteReady {
 
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
         ring.is_writable().map(usize::from)
+    }
+
+    fn late(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        poll_late(half, cx, |socket| match sys::is_ready(socket, false, true)? {
+            true => Ok(1),
+            false => Err(io::ErrorKind::WouldBlock.into()),
+        })
     }
 
     const WRITES: bool = false;

@@ -140,7 +140,7 @@ impl Watch {
 
 /// Serves the interrupts of an endpoint.
 pub(super) async fn run(eventfd: UnixStream, endpoint: Arc<Endpoint>, _end: Arc<EndOfRuntime>) {
-    let cap = endpoint.busy_poll().as_nanos() as u64;
+    let cap = u64::try_from(endpoint.busy_poll().as_nanos()).unwrap_or(u64::MAX);
     let watch = Watch { window: Window::new(cap), polls: cap > 0, last_look: 0, thread: 0, switches: 0 };
     let poller = Arc::new(Poller {
         endpoint,

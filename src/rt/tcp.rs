@@ -1,13 +1,15 @@
 //! tokio's TcpStream as the socket under a connection.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::coop::unconstrained;
 
 use crate::conn::Tcp;
 use crate::conn::close::Leftover;
@@ -15,6 +17,16 @@ use crate::sync::Arc;
 
 /// Both halves are the one socket, which the stream itself holds, too: its options and its descriptor need no lock.
 pub(crate) enum TokioTcp {}
+
+/// Polls readiness as tokio's `ready()` does: it costs none of the task's budget and answers when that is spent.
+///
+/// The callers whose counterpart in tokio is budgeted pay for themselves.
+pub(super) fn without_budget<R>(
+    cx: &mut Context<'_>,
+    poll: impl FnMut(&mut Context<'_>) -> Poll<R>,
+) -> Poll<R> {
+    pin!(unconstrained(poll_fn(poll))).poll(cx)
+}
 
 /// Does `io` under a readiness of the socket. One that was `short` has shown that the readiness is over, which spares
 /// the system call that would find it out: as tokio's own `poll_read` and `poll_write` do it.
@@ -64,6 +76,24 @@ pub(super) fn poll_write(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) ->
     }
 }
 
+/// Writes without asking the reactor first; it hears of it when that has to wait.
+pub(super) fn poll_late(
+    tcp: &TcpStream,
+    cx: &mut Context<'_>,
+    mut write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        match write(tcp.as_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // The kernel tells of the room that comes from here on.
+                let _ = tcp.try_io(Interest::WRITABLE, || Err::<(), _>(error));
+                ready!(without_budget(cx, |cx| tcp.poll_write_ready(cx)))?;
+            }
+            answer => return Poll::Ready(answer),
+        }
+    }
+}
+
 impl Tcp for TokioTcp {
     type Read = Arc<TcpStream>;
     type Write = Arc<TcpStream>;
@@ -86,11 +116,18 @@ impl Tcp for TokioTcp {
 
     fn poll_peek(half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut byte = [0];
-        half.poll_peek(cx, &mut ReadBuf::new(&mut byte))
+        without_budget(cx, |cx| half.poll_peek(cx, &mut ReadBuf::new(&mut byte)))
     }
 
     fn poll_write(half: &mut Arc<TcpStream>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         poll_write(half, cx, bytes)
+    }
+
+    fn poll_event(half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<()> {
+        // An idle socket is writable, so every event says that it is: forgotten now, it comes again with the next one.
+        // (The other waker slot is not told of a shutdown of the writing direction.)
+        let _ = half.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        without_budget(cx, |cx| half.poll_write_ready(cx)).map(drop)
     }
 
     fn shutdown(half: &mut Arc<TcpStream>) -> io::Result<()> {

@@ -48,7 +48,11 @@ impl Timers {
     pub(crate) fn sleep(self: &Arc<Self>, duration: Duration) -> Sleep {
         let now = Instant::now();
         // What lies beyond the clock never comes anyway.
-        let deadline = now.checked_add(duration).unwrap_or(now + FOR_EVER);
+        self.sleep_until(now.checked_add(duration).unwrap_or(now + FOR_EVER))
+    }
+
+    /// Waits until `deadline`.
+    pub(crate) fn sleep_until(self: &Arc<Self>, deadline: Instant) -> Sleep {
         Sleep { timers: self.clone(), deadline, number: None }
     }
 
@@ -81,7 +85,7 @@ impl Timers {
 /// See [`Timers::sleep`].
 pub(crate) struct Sleep {
     timers: Arc<Timers>,
-    deadline: Instant,
+    pub(crate) deadline: Instant,
     number: Option<u64>,
 }
 
@@ -93,13 +97,15 @@ impl Future for Sleep {
             return Poll::Ready(());
         }
         let timers = self.timers.clone();
+        // Before the lock: it runs its owner's code.
+        let waker = cx.waker().clone();
         let stale = {
             let mut waiting = lock(&timers.waiting);
             let number = *self.number.get_or_insert_with(|| {
                 waiting.next += 1;
                 waiting.next
             });
-            let stale = waiting.wakers.insert((self.deadline, number), cx.waker().clone());
+            let stale = waiting.wakers.insert((self.deadline, number), waker);
             timers.arm(&waiting);
             stale
         };

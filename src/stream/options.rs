@@ -31,7 +31,7 @@ impl SmcStream {
     ///
     /// When the kernel does not tell.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
-        self.tcp.take_error()
+        Ok(self.tcp.take_error()?.filter(|error| self.conn.is_news(error)))
     }
 
     /// Is `TCP_NODELAY` set? A stream on shared memory never delays.

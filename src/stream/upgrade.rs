@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_core::Stream;
+use tokio::runtime::Handle;
 
 use super::SmcStream;
 use crate::config::UpgradePolicy;
@@ -16,7 +17,7 @@ use crate::conn::upgrade::WatchKey;
 use crate::info::SmcInfo;
 use crate::link::lack::reason_of;
 use crate::link::stream::LinkedStream;
-use crate::rt::{self, TokioTcp};
+use crate::rt::{self, Sleep, TokioTcp};
 use crate::sync::Arc;
 use crate::transport::{Counters, FallbackReason, Transport, UCred};
 
@@ -31,12 +32,12 @@ impl SmcStream {
 
     /// The transport now and every change of it; see [`TransportWatch`].
     pub fn watch(&self) -> TransportWatch {
-        TransportWatch::new(&self.conn)
+        TransportWatch::new(&self.conn, &self.conn.handle)
     }
 
     /// What can be asked about this stream after it was given to a library.
     pub fn info(&self) -> SmcInfo {
-        SmcInfo::new(self, &self.conn)
+        SmcInfo::new(self, &self.conn, &self.conn.handle)
     }
 
     /// Whose process holds the other end, as the kernel told the link when it was made (`SO_PEERCRED`).
@@ -57,6 +58,10 @@ impl SmcStream {
     ///
     /// On an accepted stream, whose client does the asking, it only waits for an upgrade that is under way.
     ///
+    /// It waits for the peer's answer for 5 seconds and answers [`FallbackReason::NoAnswer`] then: the peer's process is
+    /// stopped or busy, or its application has not accepted the connection yet. The upgrade goes on in the background
+    /// all the same; [`SmcStream::watch`] tells when it comes.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future changes nothing: an upgrade that has begun goes on.
@@ -69,7 +74,12 @@ impl SmcStream {
             }
         }
         let mut watch = Watch(&self.conn, Default::default());
-        poll_fn(|cx| watch.0.poll_upgraded(cx, &mut watch.1)).await
+        let mut patience = Patience::default();
+        poll_fn(|cx| {
+            patience
+                .poll(cx, &self.conn, &self.conn.handle, true, |cx| watch.0.poll_upgraded(cx, &mut watch.1))
+        })
+        .await
     }
 
     /// Looks for the peer in the background.
@@ -102,18 +112,14 @@ impl SmcStream {
             UpgradePolicy::Handshake => self.conn.config.handshake_timeout,
         };
         let required = self.conn.config.upgrade_policy == UpgradePolicy::Require;
-        let reason = match self.upgrade_within(limit.map_or(wait, |limit| limit.min(wait))).await {
-            Some(Transport::LoopbackIsm(_)) => return Ok(()),
-            _ if !required => return Ok(()),
-            Some(Transport::Tcp(reason)) => reason,
-            None => {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "the upgrade to shared memory that UpgradePolicy::Require asks for did not happen in time",
-                ));
+        match self.upgrade_within(limit.map_or(wait, |limit| limit.min(wait))).await {
+            Some(Transport::LoopbackIsm(_)) => Ok(()),
+            _ if !required => Ok(()),
+            None | Some(Transport::Tcp(FallbackReason::NoAnswer)) => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, FallbackReason::NoAnswer))
             }
-        };
-        Err(reason.into())
+            Some(Transport::Tcp(reason)) => Err(reason.into()),
+        }
     }
 
     /// `None`: not decided in time.
@@ -131,6 +137,39 @@ impl SmcStream {
             timeout.as_mut().poll(cx).map(|()| None)
         })
         .await
+    }
+}
+
+/// Lets a future that waits for the peer look again when the answer is overdue.
+#[derive(Default)]
+struct Patience(Option<Sleep>);
+
+impl Patience {
+    fn poll<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        conn: &Connection<TokioTcp>,
+        handle: &Handle,
+        waits: bool,
+        mut look: impl FnMut(&mut Context<'_>) -> Poll<R>,
+    ) -> Poll<R> {
+        loop {
+            // Before the look: what becomes overdue meanwhile is seen by it or by the sleep.
+            let due = conn.answer_due().filter(|_| waits);
+            if let Poll::Ready(answer) = look(cx) {
+                self.0 = None;
+                return Poll::Ready(answer);
+            }
+            if due != self.0.as_ref().map(|sleep| sleep.deadline) {
+                self.0 = due.and_then(|due| {
+                    // Without one nothing is on its way to the peer: who looks for it will say so.
+                    let driven = rt::endpoint(handle, &conn.config).ok()?;
+                    Some(driven.timers.sleep_until(due))
+                });
+            }
+            let Some(sleep) = self.0.as_mut() else { return Poll::Pending };
+            ready!(Pin::new(sleep).poll(cx));
+        }
     }
 }
 
@@ -154,6 +193,8 @@ impl SmcStream {
 /// ```
 pub struct TransportWatch {
     conn: Arc<Connection<TokioTcp>>,
+    handle: Handle,
+    patience: Patience,
     seen: Transport,
     /// The transport that the watch began with is still to be yielded.
     first: bool,
@@ -161,8 +202,15 @@ pub struct TransportWatch {
 }
 
 impl TransportWatch {
-    pub(crate) fn new(conn: &Arc<Connection<TokioTcp>>) -> Self {
-        TransportWatch { conn: conn.clone(), seen: conn.transport(), first: true, key: WatchKey::default() }
+    pub(crate) fn new(conn: &Arc<Connection<TokioTcp>>, handle: &Handle) -> Self {
+        TransportWatch {
+            conn: conn.clone(),
+            handle: handle.clone(),
+            patience: Patience::default(),
+            seen: conn.transport(),
+            first: true,
+            key: WatchKey::default(),
+        }
     }
 
     /// The transport now; of a closed stream the last one.
@@ -180,7 +228,8 @@ impl TransportWatch {
         poll_fn(|cx| self.poll_changed(cx)).await
     }
 
-    /// Waits until the stream runs on loopback-ism, or is known to stay on TCP, or is closed: the transport then.
+    /// Waits until the stream runs on loopback-ism, or is known to stay on TCP, or is closed: the transport then. A peer
+    /// that does not answer is waited for as long as [`SmcStream::upgrade`] does.
     ///
     /// # Cancel safety
     ///
@@ -201,7 +250,9 @@ impl TransportWatch {
     }
 
     fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<Option<Transport>> {
-        let changed = ready!(self.conn.poll_changed(cx, &mut self.key, self.seen));
+        let TransportWatch { conn, handle, patience, seen, key, .. } = self;
+        let waits = *seen == Transport::Tcp(FallbackReason::InProgress);
+        let changed = ready!(patience.poll(cx, conn, handle, waits, |cx| conn.poll_changed(cx, key, *seen)));
         self.seen = changed.unwrap_or(self.seen);
         Poll::Ready(changed)
     }

@@ -1,6 +1,7 @@
 //! What a user of `TcpStream` sees, written once and mounted three times: on tokio's own TCP, on SMC that runs on
 //! the ring, and on SMC that stays on TCP; each on both of tokio's schedulers.
 
+mod afterwards;
 #[path = "../support/agree.rs"]
 mod agree;
 mod closing;
@@ -25,7 +26,7 @@ macro_rules! mount {
                 reading: reads_of_all_sizes, short_buffers_lose_nothing, zero_length_read, reads_into_vectored_buffers,
                     reads_into_spare_capacity, peek_twice_then_read, peek_waits_for_data, peek_at_the_end,
                     try_read_of_an_idle_stream, lines_through_a_buf_reader, read_to_end_of_many_writes,
-                    a_dropped_read_loses_nothing, a_timeout_leaves_the_stream_whole, reads_give_way_to_other_tasks,
+                    a_dropped_read_loses_nothing, an_urgent_byte_is_no_part_of_the_stream, a_timeout_leaves_the_stream_whole, reads_give_way_to_other_tasks,
                     peeks_give_way_to_other_tasks;
                 writing: writes_of_all_sizes, vectored_writes_keep_their_order, zero_length_write, try_write_of_slices,
                     write_all_buf_of_a_chain, a_large_write, a_dropped_write_all_leaves_a_prefix,
@@ -35,6 +36,10 @@ macro_rules! mount {
                     zero_linger_resets, zero_linger_resets_a_waiting_reader, writes_after_the_peer_went_fail,
                     write_after_shutdown_fails, shutdown_three_times, shutdown_after_reset, end_is_sticky,
                     both_ends_shut_down_and_drop, shutdown_with_an_unresponsive_peer, drop_while_the_peer_writes;
+                afterwards: after_a_clean_drop, after_a_drop_with_unread_data, after_a_shutdown,
+                    after_both_directions_of_a_descriptor_are_shut, after_one_direction_of_a_descriptor_is_shut,
+                    a_shut_descriptor_wakes_both_readers, a_shut_descriptor_of_an_idle_stream_is_the_end_for_the_peer,
+                    a_shut_descriptor_wakes_a_waiting_writer, a_kick_loses_nothing_that_was_written_before;
                 halves: borrowed_halves_in_two_futures, owned_halves_in_two_tasks, reunited_halves_work_on,
                     strangers_do_not_reunite, dropped_write_half_is_the_end, dropped_write_half_during_a_pending_read,
                     dropped_read_half_closes_nothing, forgotten_write_half_is_no_end, shutdown_of_a_half_then_drop,

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::panic::UnwindSafe;
 use std::task::{Context, Poll};
 
@@ -19,7 +20,7 @@ impl<T: Debug + Send + Sync + Unpin + UnwindSafe + 'static> Auto for T {}
 type Done<T> = io::Result<T>;
 
 /// A stream as tokio's `TcpStream` shows itself to its user.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Auto {
+pub(crate) trait Stream: AsyncRead + AsyncWrite + AsFd + Auto {
     type Read: OwnedRead<Whole = Self>;
     type Write: OwnedWrite<Whole = Self>;
     fn split(&mut self) -> (impl AsyncRead + Unpin + Send, impl AsyncWrite + Unpin + Send);

@@ -4,6 +4,7 @@ use std::io::{ErrorKind, IoSliceMut};
 use std::time::Duration;
 
 use futures::FutureExt;
+use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
@@ -280,4 +281,31 @@ pub(crate) async fn peeks_give_way_to_other_tasks<N: Net>(net: &N) {
         }
     }
     panic!("50000 peeks in a row and the other task never ran");
+}
+
+/// It goes past the stream, on any socket, and everything before and behind it arrives.
+pub(crate) async fn an_urgent_byte_is_no_part_of_the_stream<N: Net>(net: &N) {
+    for turn in 0..20 {
+        let (mut a, mut b) = net.pair().await;
+        let sent = pattern(turn, 3000);
+        a.write_all(&sent[..1000]).await.expect("write");
+        assert_eq!(SockRef::from(&a).send_out_of_band(b"!").expect("urgent"), 1);
+        a.write_all(&sent[1000..2000]).await.expect("write");
+        let mut got = vec![0; sent.len()];
+        // A read ends before the byte; one that is short would end tokio's readiness, and what lies behind the byte
+        // would wait for more to come.
+        for part in got[..2000].chunks_mut(1000) {
+            b.read_exact(part).await.expect("read");
+        }
+        a.write_all(&sent[2000..]).await.expect("write");
+        b.read_exact(&mut got[2000..]).await.expect("read");
+        assert!(got == sent, "turn {turn}");
+        b.write_all(&sent).await.expect("write");
+        a.read_exact(&mut got).await.expect("read");
+        assert!(got == sent);
+        a.shutdown().await.expect("shutdown");
+        assert_eq!(b.read(&mut got).await.expect("the end"), 0);
+        drop(b);
+        assert_eq!(a.read(&mut got).await.expect("the end, though an urgent byte was not looked at"), 0);
+    }
 }

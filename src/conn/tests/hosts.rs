@@ -295,12 +295,26 @@ impl Drop for Pair {
 
 impl Pair {
     pub(super) fn new(client: TcpStream, server: TcpStream, policy: UpgradePolicy, dmb_size: usize) -> Self {
+        Self::of(
+            client,
+            server,
+            [Role::Client, Role::Server],
+            Config::new().upgrade_policy(policy).dmb_size(dmb_size),
+        )
+    }
+
+    /// Two streams of these roles.
+    pub(super) fn of_roles(client: TcpStream, server: TcpStream, roles: [Role; 2]) -> Self {
+        let config = Config::new().upgrade_policy(UpgradePolicy::Manual).dmb_size(64 << 10);
+        Self::of(client, server, roles, config)
+    }
+
+    fn of(client: TcpStream, server: TcpStream, roles: [Role; 2], config: Config) -> Self {
         let tuple = (server.local_addr().expect("local").port(), server.peer_addr().expect("peer"));
-        let config = Config::new().upgrade_policy(policy).dmb_size(dmb_size);
         let sockets = [Socket::new(client), Socket::new(server)];
-        let conns = [(CLIENT, Role::Client), (SERVER, Role::Server)].map(|(side, role)| {
+        let conns = [CLIENT, SERVER].map(|side| {
             let half = || Half(sockets[side].clone());
-            Connection::new(half(), half(), role, config.clone())
+            Connection::new(half(), half(), roles[side], config.clone())
         });
         Pair {
             conns,
@@ -396,6 +410,9 @@ impl Pair {
     /// Reads exactly that; TCP may take its time.
     #[track_caller]
     pub(super) fn expect(&self, side: usize, expected: &[u8]) {
+        if expected.is_empty() {
+            return;
+        }
         let mut got = Vec::new();
         patiently("the bytes", || {
             match self.try_read(side, expected.len() - got.len()) {

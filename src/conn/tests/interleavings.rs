@@ -27,6 +27,7 @@ fn gentle() -> impl Strategy<Value = Act> {
         2 => Just(Act::Watch),
         1 => any::<bool>().prop_map(Act::Nodelay),
         1 => any::<bool>().prop_map(Act::Cork),
+        1 => Just(Act::Urgent),
     ]
 }
 

@@ -43,6 +43,9 @@ pub(super) enum Act {
     Watch,
     Nodelay(bool),
     Cork(bool),
+    /// The application sends an urgent byte past the stream, once: a second one would make an ordinary byte of the
+    /// first.
+    Urgent,
     Shutdown,
     Close,
     /// `into_std`, as far as the switch is concerned.
@@ -89,6 +92,7 @@ struct Side {
     /// It closed with bytes that had come and were not read.
     left_unread: bool,
     pinned: bool,
+    urgent: bool,
     reader: Option<Waiting>,
     writer: Option<Waiting>,
     /// What TCP had received when the ring took over.
@@ -174,6 +178,13 @@ impl Model {
             Act::Cancel => (self.sides[side].reader, self.sides[side].writer) = (None, None),
             Act::Nodelay(on) => drop(self.pair.tcp(side).tcp.set_nodelay(on)),
             Act::Cork(on) => drop(rustix::net::sockopt::set_tcp_cork(&self.pair.tcp(side).tcp, on)),
+            Act::Urgent if self.sides[side].urgent => {}
+            Act::Urgent => {
+                let sent = SockRef::from(&self.pair.tcp(side).tcp).send_out_of_band(b"!");
+                self.sides[side].urgent = sent.as_ref().is_ok_and(|sent| *sent == 1);
+                // The error of the socket, which is told once.
+                self.sides[side].told |= sent.is_err();
+            }
             Act::Shutdown => self.shutdown(side),
             Act::Close => self.close(side),
             Act::Pin => match self.pair.conns[side].pin("into_std", true, true) {
@@ -308,7 +319,8 @@ impl Model {
                 return;
             }
             Poll::Ready(Err(error)) => {
-                let left = peer.gone && peer.read < this.written;
+                // As TCP does it: also an urgent byte that lies unread makes a close a reset.
+                let left = peer.gone && (peer.read < this.written || this.urgent);
                 assert!(
                     left || this.end.is_some() || self.link_broke_it(),
                     "side {side} reads an error for no reason: {error}"
@@ -339,7 +351,7 @@ impl Model {
     fn look_at_tcp(&mut self) {
         for side in [CLIENT, SERVER] {
             let (Some(socket), true) = (self.pair.socket(side), self.pair.reads_ring(side)) else { continue };
-            if self.sides[1 - side].gone || self.link_broke_it() {
+            if self.sides[1 - side].gone || self.sides[1 - side].urgent || self.link_broke_it() {
                 continue;
             }
             let look = sys::tcp_look(socket.tcp.as_fd()).expect("TCP_INFO");

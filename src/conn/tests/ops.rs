@@ -83,6 +83,10 @@ impl WriteOp<StdTcp> for WriteSlice<'_> {
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
         ring.write(self.0)
     }
+
+    fn late(&mut self, half: &mut Half, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.tcp(half, cx)
+    }
 }
 
 /// Writes from three buffers, one of them empty.
@@ -102,6 +106,10 @@ impl WriteOp<StdTcp> for WriteParts<'_> {
 
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
         ring.write_vectored(&self.slices())
+    }
+
+    fn late(&mut self, half: &mut Half, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.tcp(half, cx)
     }
 }
 

@@ -11,7 +11,9 @@ use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
 use super::ops::WriteSlice;
 use super::watched;
 use crate::config::UpgradePolicy;
+use crate::conn::Role;
 use crate::ism::sys;
+use crate::transport::FallbackReason;
 
 fn pass_on(pair: &Pair, from: usize, length: usize) {
     let data = bytes(7, length);
@@ -37,7 +39,7 @@ fn hazard_c3_bytes_that_passed_before_the_stream_was_made() {
         server.read_exact(&mut [0; 36]).unwrap();
         server.write_all(b"welcome").unwrap();
         client.read_exact(&mut [0; 3]).unwrap();
-        let mut pair = Pair::new(client, server, UpgradePolicy::Manual, 64 << 10);
+        let mut pair = Pair::of_roles(client, server, [Role::Adopted; 2]);
         pair.accept(&lab);
         pair.offer(&lab);
         lab.run();
@@ -50,11 +52,14 @@ fn hazard_c3_bytes_that_passed_before_the_stream_was_made() {
     });
 }
 
+/// What the kernel does not count as this stream does went past it: whoever sees that before the switch stays on TCP.
+/// Nobody loses a byte of what is left.
 #[test]
 fn hazard_c3_others_read_and_write_the_socket_during_the_upgrade() {
     watched("hazard_c3_others_read_and_write_the_socket_during_the_upgrade", || {
+        let mut on_the_ring = [false; 8];
         // The number of messages delivered before others touch the socket.
-        for moment in 0..8 {
+        for (moment, on_the_ring) in on_the_ring.iter_mut().enumerate() {
             let mut lab = Lab::new();
             let pair = lab.pair();
             pair.offer(&lab);
@@ -67,7 +72,8 @@ fn hazard_c3_others_read_and_write_the_socket_during_the_upgrade() {
             let mut taken = [0; 60];
             (&raw.tcp).read_exact(&mut taken).unwrap();
             assert_eq!(taken, bytes(0, 60)[..]);
-            if !pair.writes_ring(CLIENT) {
+            let switched = pair.writes_ring(CLIENT);
+            if !switched {
                 (&pair.tcp(CLIENT).tcp).write_all(&bytes(100, 50)).unwrap();
                 pair.write(CLIENT, &bytes(150, 10));
             } else {
@@ -76,7 +82,48 @@ fn hazard_c3_others_read_and_write_the_socket_during_the_upgrade() {
             lab.run();
             pair.write(CLIENT, &bytes(160, 40));
             pair.expect(SERVER, &bytes(60, 140));
-            assert!(is_upgraded(&pair), "moment {moment}");
+            assert_eq!(pair.writes_ring(CLIENT), switched, "moment {moment}");
+            if !switched {
+                let reason =
+                    pair.conns[CLIENT].transport().fallback_reason().map(|reason| reason.diagnosis());
+                assert_eq!(reason, Some(FallbackReason::Positions.diagnosis()));
+            }
+            pass_on(&pair, SERVER, 100);
+            *on_the_ring = switched;
+        }
+        assert!(on_the_ring.contains(&false) && on_the_ring.contains(&true), "{on_the_ring:?}");
+    });
+}
+
+/// The server's end is the one whose socket others read or write, and the client's knows nothing of it.
+#[test]
+fn hazard_c3_either_end_may_be_the_one_that_notices() {
+    watched("hazard_c3_either_end_may_be_the_one_that_notices", || {
+        for side in [CLIENT, SERVER] {
+            for reads in [false, true] {
+                let mut lab = Lab::new();
+                let pair = lab.pair();
+                pass_on(&pair, 1 - side, 50);
+                let raw = pair.tcp(side);
+                if reads {
+                    pair.write(1 - side, b"taken");
+                    patiently("the bytes", || sys::queued_in(raw.tcp.as_fd()).unwrap() == 5);
+                    (&raw.tcp).read_exact(&mut [0; 5]).unwrap();
+                } else {
+                    (&raw.tcp).write_all(b"given").unwrap();
+                    pair.expect(1 - side, b"given");
+                }
+                pair.offer(&lab);
+                lab.run();
+                for from in [CLIENT, SERVER] {
+                    pass_on(&pair, from, 1000);
+                    assert!(!pair.writes_ring(from), "side {side}, reads: {reads}");
+                }
+                let reason =
+                    pair.conns[CLIENT].transport().fallback_reason().map(|reason| reason.diagnosis());
+                assert_eq!(reason, Some(FallbackReason::Positions.diagnosis()));
+                assert_eq!(lab.slots_in_use(), 0);
+            }
         }
     });
 }

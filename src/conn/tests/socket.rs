@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use crate::conn::Tcp;
 use crate::conn::close::Leftover;
+use crate::ism::sys;
 use crate::sync::{Arc, Mutex, lock};
 
 /// A socket with the wakers of those who wait for it, one each way, as a reactor keeps them.
@@ -16,18 +17,28 @@ pub(super) struct Socket {
     pub(super) tcp: TcpStream,
     read: Mutex<Option<Waker>>,
     write: Mutex<Option<Waker>>,
+    /// Who waits for any event, and what there was when it began to wait.
+    event: Mutex<Option<(Waker, Look)>>,
 }
+
+/// What an edge-triggered reactor would tell a change of.
+type Look = (bool, bool, Option<sys::TcpState>);
 
 impl Socket {
     pub(super) fn new(tcp: TcpStream) -> Arc<Self> {
         tcp.set_nonblocking(true).expect("non-blocking");
-        Arc::new(Socket { tcp, read: Mutex::new(None), write: Mutex::new(None) })
+        Arc::new(Socket { tcp, read: Mutex::new(None), write: Mutex::new(None), event: Mutex::new(None) })
     }
 
     fn ready(&self, flags: PollFlags) -> bool {
         let mut fds = [PollFd::new(&self.tcp, flags)];
         let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
+    fn look(&self) -> Look {
+        let state = sys::tcp_look(self.tcp.as_fd()).ok().map(|look| look.state);
+        (self.ready(PollFlags::RDHUP), self.ready(PollFlags::empty()), state)
     }
 
     pub(super) fn is_readable(&self) -> bool {
@@ -45,6 +56,10 @@ impl Socket {
                     waker.wake();
                 }
             }
+        }
+        let event = lock(&self.event).take_if(|(_, before)| *before != self.look());
+        if let Some((waker, _)) = event {
+            waker.wake();
         }
     }
 
@@ -123,6 +138,12 @@ impl Tcp for StdTcp {
 
     fn poll_write(half: &mut Half, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         half.writing(cx, |mut tcp| tcp.write(bytes))
+    }
+
+    fn poll_event(half: &mut Half, cx: &mut Context<'_>) -> Poll<()> {
+        let look = half.0.look();
+        *lock(&half.0.event) = Some((cx.waker().clone(), look));
+        Poll::Pending
     }
 
     fn shutdown(half: &mut Half) -> io::Result<()> {

@@ -64,8 +64,11 @@ impl Window {
             self.rest = self.next_rest;
             self.next_rest = (self.next_rest * 2).min(LONGEST_REST);
         }
-        self.width =
-            if self.rest > 0 || episode >= SHORT { 0 } else { (self.width * 2).max(FIRST).min(self.cap) };
+        self.width = if self.rest > 0 || episode >= SHORT {
+            0
+        } else {
+            self.width.saturating_mul(2).max(FIRST).min(self.cap)
+        };
     }
 
     /// A look found nothing: whether to look again, and not to sleep.

@@ -1,12 +1,13 @@
 //! What the kernel knows and lets us set about a TCP socket, besides its byte counters.
 #![expect(unsafe_code, reason = "socket options that rustix and socket2 lack")]
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use rustix::net::ipproto;
+use rustix::io::retry_on_intr;
+use rustix::net::{SendAncillaryBuffer, SendFlags, ipproto};
 
 /// Reads a socket option into `buf`; returns the part the kernel filled.
 pub(super) fn option<'buf>(
@@ -100,7 +101,17 @@ pub(crate) fn set_zero_linger(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Resets the connection now and leaves the descriptor open: `connect(AF_UNSPEC)`.
 pub(crate) fn reset_connection(fd: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(rustix::io::retry_on_intr(|| rustix::net::connect_unspec(fd))?)
+    Ok(retry_on_intr(|| rustix::net::connect_unspec(fd))?)
+}
+
+/// Writes to a stream socket what it takes now, as far as its queue of slices goes.
+pub(crate) fn send_bytes(fd: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    // The kernel refuses more slices than that, and what is written may be short.
+    const MOST_SLICES: usize = 1024;
+    let slices = &slices[..slices.len().min(MOST_SLICES)];
+    let send = || rustix::net::sendmsg(fd, slices, &mut SendAncillaryBuffer::default(), flags);
+    Ok(retry_on_intr(send)?)
 }
 
 /// TCP_NODELAY.
@@ -142,7 +153,8 @@ pub(crate) fn peer_addr(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
 
 /// Why this socket must stay on TCP whatever the peer says; `None` when nothing is against an upgrade.
 ///
-/// Each of these makes the kernel do something with the bytes, or with their timing, that a ring would not.
+/// Each of these makes the kernel do something with the bytes, or with their timing, that a ring would not, or says that
+/// the application means to use the socket itself. `docs/options.md` has the decision about every option there is.
 pub(crate) fn ineligible(fd: BorrowedFd<'_>) -> io::Result<Option<&'static str>> {
     use rustix::net::sockopt;
 
@@ -152,17 +164,60 @@ pub(crate) fn ineligible(fd: BorrowedFd<'_>) -> io::Result<Option<&'static str>>
     if upper_layer(fd)? {
         return Ok(Some("an upper layer protocol (TCP_ULP, kernel TLS) is attached"));
     }
-    if option_int(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT)? != 1 {
-        return Ok(Some("SO_RCVLOWAT is set"));
+    if has_filter(fd)? {
+        return Ok(Some("a filter is attached (SO_ATTACH_FILTER, SO_ATTACH_BPF)"));
     }
-    if sockopt::tcp_user_timeout(fd)? != 0 {
-        return Ok(Some("TCP_USER_TIMEOUT is set"));
-    }
-    // Covers SO_BINDTODEVICE as well, and connections accepted inside a VRF.
-    if option_int(fd, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX)? != 0 {
-        return Ok(Some("bound to a device or VRF"));
+    for (level, name, neutral, words) in OPTIONS {
+        match option_int(fd, level, name) {
+            Ok(value) if neutral.contains(&value) => {}
+            Ok(_) => return Ok(Some(words)),
+            // A kernel that does not know it: nobody has set it.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP)) => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(None)
+}
+
+/// `TCP_TX_DELAY` of Linux include/uapi/linux/tcp.h.
+const TCP_TX_DELAY: i32 = 37;
+
+/// Options that keep a stream on TCP, unless their value is one of these.
+const OPTIONS: [(i32, i32, &[i32], &str); 13] = [
+    (libc::SOL_SOCKET, libc::SO_RCVLOWAT, &[1], "SO_RCVLOWAT is set"),
+    (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &[0], "TCP_USER_TIMEOUT is set"),
+    // Covers SO_BINDTODEVICE as well, and connections accepted inside a VRF.
+    (libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, &[0], "bound to a device or VRF"),
+    // 0 is the kernel's own default (sysctl), which is nobody's wish for this stream; -1 is no mark.
+    (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &[0, -1], "TCP_NOTSENT_LOWAT is set"),
+    (libc::IPPROTO_TCP, TCP_TX_DELAY, &[0], "TCP_TX_DELAY is set"),
+    (libc::IPPROTO_TCP, libc::TCP_REPAIR, &[0], "TCP_REPAIR is on"),
+    // An urgent byte that is sent later would have its place in the stream.
+    (libc::SOL_SOCKET, libc::SO_OOBINLINE, &[0], "SO_OOBINLINE is set"),
+    (libc::SOL_SOCKET, libc::SO_PEEK_OFF, &[-1], "SO_PEEK_OFF is set"),
+    // What these ask for comes with sendmsg(2) and recvmsg(2) on the socket.
+    (libc::SOL_SOCKET, libc::SO_ZEROCOPY, &[0], "SO_ZEROCOPY is set"),
+    (libc::IPPROTO_TCP, libc::TCP_INQ, &[0], "TCP_INQ is set"),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMPING, &[0], "SO_TIMESTAMPING is set"),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMP, &[0], "SO_TIMESTAMP is set"),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &[0], "SO_TIMESTAMPNS is set"),
+];
+
+/// Whether a classic or an extended BPF program looks at what is received.
+fn has_filter(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut length: libc::socklen_t = 0;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_GET_FILTER);
+    // SAFETY: with a length of 0 the kernel writes nothing but the number of instructions to `length`.
+    let status =
+        unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, std::ptr::null_mut(), &raw mut length) };
+    if status == 0 {
+        return Ok(length > 0);
+    }
+    match io::Error::last_os_error() {
+        // An extended program can not be read back.
+        error if error.raw_os_error() == Some(libc::EACCES) => Ok(true),
+        error => Err(error),
+    }
 }
 
 /// Whether TCP_ULP names an upper layer protocol.

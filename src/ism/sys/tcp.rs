@@ -1,14 +1,17 @@
 //! The kernel's own byte counters of a TCP connection (docs/protocol.md, Positions).
 //!
-//! A position is never counted here but read from the kernel, since others read and write the socket as well: a
-//! PROXY header before `from_std`, `SockRef`, another thread. One *look* is TCP_INFO, an ioctl, TCP_INFO; it is torn,
-//! and worth nothing, when the counter moved between the two.
+//! Others read and write the socket as well: a PROXY header before `from_std`, `SockRef`, another thread. Only the
+//! kernel counts all of it. One *look* is TCP_INFO, an ioctl, TCP_INFO; it is torn, and worth nothing, when the counter
+//! moved between the two.
 #![expect(unsafe_code, reason = "ioctls of TCP sockets, which rustix lacks")]
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
 use rustix::ioctl::{Getter, Opcode, ioctl};
+use rustix::time::Timespec;
 
 use super::socket::option;
 
@@ -61,6 +64,8 @@ impl TcpState {
 pub(crate) struct TcpLook {
     /// State of the connection.
     pub(crate) state: TcpState,
+    /// Bytes per second that SO_MAX_PACING_RATE allows; all ones: no limit is set.
+    pub(crate) max_pacing: u64,
     /// Sequence numbers the peer has acknowledged: bytes, our FIN, and for some sockets our SYN.
     pub(crate) bytes_acked: u64,
     /// Sequence numbers received in order: bytes and the peer's FIN.
@@ -114,18 +119,29 @@ pub(crate) fn tcp_look(fd: BorrowedFd<'_>) -> io::Result<TcpLook> {
     // struct ends before the later counters with some C libraries.
     let mut info = [0; 256];
     let info = option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
-    let (Some(state), Some(acked), Some(received), Some(notsent), Some(sent), Some(retrans)) = (
+    let (
+        Some(state),
+        Some(max_pacing),
+        Some(acked),
+        Some(received),
+        Some(notsent),
+        Some(sent),
+        Some(retrans),
+    ) = (
         info.first(),
+        u64_at(info, 112),
         u64_at(info, 120),
         u64_at(info, 128),
         u32_at(info, 144),
         u64_at(info, 200),
         u64_at(info, 208),
-    ) else {
+    )
+    else {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's TCP_INFO lacks byte counters"));
     };
     Ok(TcpLook {
         state: TcpState::from(*state),
+        max_pacing,
         bytes_acked: acked,
         bytes_received: received,
         bytes_sent: sent,
@@ -142,11 +158,67 @@ fn u32_at(info: &[u8], offset: usize) -> Option<u32> {
     info.get(offset..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 
-/// Bytes received and not yet read (SIOCINQ); the FIN is not among them.
+/// What has ended of a connection, by `shutdown` of a descriptor at this end or from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// This end reads no more. (Not to be told apart once the peer's FIN is there, which ends it as well.)
+    pub(crate) reads: bool,
+    /// This end writes no more.
+    pub(crate) writes: bool,
+    /// The connection was reset, and nobody has been told yet.
+    pub(crate) reset: bool,
+}
+
+/// Asks what has ended of a connection.
+pub(crate) fn ended(fd: BorrowedFd<'_>) -> io::Result<Ended> {
+    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)];
+    retry_on_intr(|| poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
+    let events = polled[0].revents();
+    // A FIN that comes sets first what poll shows and then the state, which TCP_INFO loads before it takes the
+    // socket's lock: the second one's is not older than what poll has seen.
+    tcp_look(fd)?;
+    let state = tcp_look(fd)?.state;
+    let over = state == TcpState::Close;
+    let sent_fin = matches!(state, TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing)
+        || matches!(state, TcpState::LastAck | TcpState::TimeWait);
+    Ok(Ended {
+        reads: events.contains(PollFlags::RDHUP) && !state.has_fin(),
+        writes: over || sent_fin,
+        reset: over && events.contains(PollFlags::ERR),
+    })
+}
+
+/// Bytes received and not yet read (SIOCINQ); the FIN is not among them, nor is what lies behind an urgent byte.
 pub(crate) fn queued_in(fd: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: FIONREAD, which SIOCINQ is another name of, writes one int.
     let bytes = unsafe { ioctl(fd, Getter::<{ libc::FIONREAD as Opcode }, libc::c_int>::new()) }?;
     u32::try_from(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Is the next byte an urgent one (SIOCATMARK)?
+pub(crate) fn is_at_mark(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // `SIOCATMARK` of Linux include/uapi/asm-generic/sockios.h, the same on all of Rust's architectures but two.
+    const SIOCATMARK: Opcode =
+        if cfg!(any(target_arch = "mips", target_arch = "mips64")) { 0x4004_7307 } else { 0x8905 };
+    // SAFETY: SIOCATMARK writes one int.
+    Ok(unsafe { ioctl(fd, Getter::<SIOCATMARK, libc::c_int>::new()) }? != 0)
+}
+
+/// Would closing the socket throw away something that was received?
+pub(crate) fn has_unread(fd: BorrowedFd<'_>) -> bool {
+    queued_in(fd).is_ok_and(|unread| unread > 0) || is_at_mark(fd).unwrap_or(false)
+}
+
+/// Does an urgent byte lie ahead, or is one announced? One that was read out of line already does not show.
+pub(crate) fn has_urgent(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    use rustix::net::RecvFlags;
+
+    let flags = RecvFlags::OOB | RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    match rustix::net::recv(fd, &mut [0_u8; 1][..], flags) {
+        Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(true),
+        Err(rustix::io::Errno::INVAL) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Bytes written and not yet acknowledged (SIOCOUTQ), our FIN included.
@@ -392,6 +464,7 @@ mod tests {
     fn impossible_counters_have_no_position() {
         let look = TcpLook {
             state: TcpState::Established,
+            max_pacing: u64::MAX,
             bytes_acked: 10,
             bytes_received: 5,
             bytes_sent: 20,

@@ -1,6 +1,6 @@
 //! Growth of rings over the link: ASK, GRANT, DENY, RETURN (docs/protocol.md, "Growth").
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::{Fault, Link};
@@ -49,8 +49,7 @@ impl Link {
     ) -> Result<(), Fault> {
         match answer {
             Answer::Grant { segment, bytes, fd } => {
-                if let Err(error) = self.send_fds(&Message::Grant { token, segment, bytes }, &[fd.as_fd()]) {
-                    crate::trace::debug!("a segment can not be sent: {error}");
+                if self.send_fd(&Message::Grant { token, segment, bytes }, fd).is_err() {
                     stream.not_sent(segment);
                     self.send(&Message::Deny { token, why: Refusal::Memory });
                 }
@@ -76,7 +75,7 @@ impl Link {
         }
     }
 
-    /// `fd` is missing when this process had no descriptor left for it.
+    /// `fd` is missing when one of the two processes had none left for it.
     pub(super) fn on_grant(
         &self,
         token: u64,

@@ -48,7 +48,7 @@ impl Link {
                         && sys::has_hung_up(self.socket()).is_ok_and(|gone| !gone) =>
                 {
                     crate::trace::debug!("a link does not hear: {error}");
-                    self.restricted.store(true, Ordering::Relaxed);
+                    self.restrict();
                     return Ok(true);
                 }
                 Err(error) => {
@@ -84,8 +84,9 @@ impl Link {
             Message::Arena { .. } | Message::Grant { .. } => 1,
             _ => 0,
         };
-        // Those that this process had no place for are no fault of the peer.
-        if fds.len() != expected && !(cut_short && fds.len() < expected) {
+        // Those that this process had no place for are no fault of the peer; nor is one that it could not send.
+        let may_lack = cut_short || matches!(message, Message::Arena { .. } | Message::Grant { .. });
+        if fds.len() != expected && !(may_lack && fds.len() < expected) {
             return Err(Fault("a message carries another number of descriptors than its type says"));
         }
         if let Message::Refuse { id: NO_LINK, clc } = &message {
@@ -206,6 +207,21 @@ impl Link {
             self.offer(stream);
         }
         Ok(())
+    }
+
+    /// No message will come any more, or none goes out: what waits for an answer stays on TCP.
+    fn restrict(&self) {
+        self.restricted.store(true, Ordering::Relaxed);
+        let (outgoing, before_hello) = {
+            let mut state = lock(&self.state);
+            (Vec::from_iter(state.outgoing.keys().copied()), std::mem::take(&mut state.before_hello))
+        };
+        for id in outgoing {
+            self.end_offer(id, FallbackReason::Denied);
+        }
+        for stream in before_hello.iter().filter_map(Weak::upgrade) {
+            stream.stay_on_tcp(FallbackReason::Denied);
+        }
     }
 
     /// This end can not serve the link, and says why to its own streams and to the peer; the link is to end.

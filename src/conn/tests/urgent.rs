@@ -1,0 +1,125 @@
+//! Urgent data (`MSG_OOB`): a byte that is no part of the stream, though the kernel counts it as one. The application
+//! sends it past the stream, for tokio has no call for it.
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+
+use socket2::SockRef;
+
+use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
+use super::{bytes, note, watched};
+use crate::conn::Role;
+use crate::ism::sys;
+use crate::transport::FallbackReason;
+
+/// Messages that the whole upgrade takes, and some more.
+const MOMENTS: usize = 8;
+
+fn pump(lab: &mut Lab, count: usize) {
+    for _ in 0..count {
+        let _ = lab.hosts[SERVER].step() || lab.hosts[CLIENT].step();
+    }
+}
+
+fn send_urgent(pair: &Pair, side: usize) {
+    assert_eq!(SockRef::from(&pair.tcp(side).tcp).send_out_of_band(b"!").unwrap(), 1);
+}
+
+/// Both directions work, and end as they should.
+fn finish(pair: &Pair) {
+    for side in [CLIENT, SERVER] {
+        pair.write(side, &bytes(500, 3000));
+        pair.expect(1 - side, &bytes(500, 3000));
+    }
+    for side in [CLIENT, SERVER] {
+        pair.conns[side].shutdown_write().unwrap();
+        pair.end(1 - side).unwrap();
+    }
+}
+
+/// What the reader has done by the time of the upgrade.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Read {
+    Nothing,
+    /// It stands right before the urgent byte.
+    UpToTheMark,
+    Everything,
+    /// It has taken the urgent byte out of line, and nothing else.
+    TheUrgentByte,
+}
+
+/// The byte comes before the upgrade, at any moment of it, or after it: the rest of the stream arrives, in order, and
+/// nothing ends. Before the switch it keeps its direction on TCP.
+#[test]
+fn an_urgent_byte_at_any_moment_costs_no_other_byte() {
+    watched("an_urgent_byte_at_any_moment_costs_no_other_byte", || {
+        let mut switched = [false; 2];
+        for moment in 0..MOMENTS {
+            for from in [CLIENT, SERVER] {
+                for read in [Read::Nothing, Read::UpToTheMark, Read::Everything, Read::TheUrgentByte] {
+                    note(format!("moment {moment}, from {from}, {read:?}"));
+                    let mut lab = Lab::new();
+                    let pair = lab.pair();
+                    pair.offer(&lab);
+                    pair.write(from, &bytes(0, 4));
+                    pump(&mut lab, moment);
+                    let before = pair.writes_ring(from);
+                    send_urgent(&pair, from);
+                    pair.write(from, &bytes(4, 4));
+                    let reader = pair.tcp(1 - from);
+                    patiently("the urgent byte", || sys::has_urgent(reader.tcp.as_fd()).unwrap());
+                    let done = match read {
+                        Read::Nothing => 0,
+                        Read::UpToTheMark => 4,
+                        Read::Everything => 8,
+                        Read::TheUrgentByte => {
+                            let mut byte = [std::mem::MaybeUninit::uninit()];
+                            assert_eq!(SockRef::from(&reader.tcp).recv_out_of_band(&mut byte).unwrap(), 1);
+                            0
+                        }
+                    };
+                    pair.expect(1 - from, &bytes(0, done));
+                    lab.run();
+                    assert_eq!(pair.writes_ring(from), before, "it stays where it was");
+                    pair.write(from, &bytes(8, 4));
+                    pair.expect(1 - from, &bytes(done as u64, 12 - done));
+                    switched[usize::from(before)] = true;
+                    finish(&pair);
+                    assert_eq!(pair.reads_ring(1 - from), before);
+                }
+            }
+        }
+        assert_eq!(switched, [true; 2], "both kinds of moments were met");
+    });
+}
+
+/// The reader, whose socket is the only one that knows of the byte (the sender has sent it before it made a stream of
+/// its socket), refuses; if the byte comes too late for that, nothing hangs.
+#[test]
+fn the_reader_alone_may_notice() {
+    watched("the_reader_alone_may_notice", || {
+        for read in [0, 4, 8] {
+            let mut lab = Lab::new();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let _entry = lab.hosts[SERVER].endpoint.publish(listener.local_addr().unwrap().port()).unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let server = listener.accept().unwrap().0;
+            client.write_all(&bytes(0, 4)).unwrap();
+            SockRef::from(&client).send_out_of_band(b"!").unwrap();
+            client.write_all(&bytes(4, 4)).unwrap();
+            // Only this stream is new: it takes the kernel's word for what was sent before.
+            let mut pair = Pair::of_roles(client, server, [Role::Adopted, Role::Server]);
+            pair.accept(&lab);
+            patiently("the urgent byte", || sys::has_urgent(pair.tcp(SERVER).tcp.as_fd()).unwrap());
+            pair.expect(SERVER, &bytes(0, read));
+            pair.offer(&lab);
+            lab.run();
+            assert!(!pair.writes_ring(CLIENT) && !pair.writes_ring(SERVER));
+            let reason = pair.conns[CLIENT].transport().fallback_reason().map(|reason| reason.diagnosis());
+            assert_eq!(reason, Some(FallbackReason::Positions.diagnosis()));
+            pair.expect(SERVER, &bytes(read as u64, 8 - read));
+            finish(&pair);
+        }
+    });
+}
