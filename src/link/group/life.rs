@@ -212,10 +212,20 @@ impl Link {
     /// No message will come any more, or none goes out: what waits for an answer stays on TCP.
     fn restrict(&self) {
         self.restricted.store(true, Ordering::Relaxed);
-        let (outgoing, before_hello) = {
+        let (outgoing, matched, before_hello) = {
             let mut state = lock(&self.state);
-            (Vec::from_iter(state.outgoing.keys().copied()), std::mem::take(&mut state.before_hello))
+            let matched = state.incoming.values().filter_map(|incoming| match incoming {
+                Incoming::Matched { stream, .. } => Some(stream.clone()),
+                _ => None,
+            });
+            let matched = Vec::from_iter(matched);
+            let outgoing = Vec::from_iter(state.outgoing.keys().copied());
+            (outgoing, matched, std::mem::take(&mut state.before_hello))
         };
+        // Their READY will not be heard.
+        for stream in matched.iter().filter_map(Weak::upgrade) {
+            stream.can_not_send(FallbackReason::Denied);
+        }
         for id in outgoing {
             self.end_offer(id, FallbackReason::Denied);
         }
