@@ -121,8 +121,16 @@ struct Rows(Table);
 impl Rows {
     fn new() -> Rows {
         let mut table = Table::new();
-        let titles =
-            ["", "process", "address space", "resident", "of it shared", "page tables", "descriptors"];
+        let titles = [
+            "",
+            "process",
+            "address space",
+            "resident",
+            "of it shared",
+            "memory files",
+            "page tables",
+            "descriptors",
+        ];
         table
             .load_preset(comfy_table::presets::ASCII_MARKDOWN)
             .set_content_arrangement(ContentArrangement::Disabled)
@@ -146,6 +154,7 @@ impl Rows {
             size(before.address_space, after.address_space),
             size(before.resident, after.resident),
             size(before.shared, after.shared),
+            size(before.mapped, after.mapped),
             size(before.page_tables, after.page_tables),
             format!("{:.2}", each(before.descriptors, after.descriptors)),
         ]);

@@ -11,6 +11,7 @@ use crate::ism::dmb::{Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Memory, Producer, Violation};
 use crate::ism::sys;
+use crate::link::lack::reason_of;
 use crate::link::stream::{Death, SendDmb};
 use crate::sync::Ordering;
 use crate::transport::FallbackReason;
@@ -297,7 +298,21 @@ impl<T: Tcp> Sender<T> {
             return;
         };
         let fd = T::write_fd(half);
-        let Ok(Some((look, queued))) = whole(|| sys::tx_counters(fd)) else { return };
+        let (look, queued) = match whole(|| sys::tx_counters(fd)) {
+            Ok(Some(found)) => found,
+            Ok(None) => return,
+            Err(error) => {
+                // What a sandbox denies will never be known.
+                if reason_of(&error, FallbackReason::Positions) == FallbackReason::Denied {
+                    self.pinned = true;
+                    dmb.producer.memory().header().pin();
+                    effects.ring(&dmb.doorbell, Signal::Data);
+                    effects.rare().unused = self.dmb.take();
+                    effects.rare().settled = Some(FallbackReason::Denied);
+                }
+                return;
+            }
+        };
         if !matches!(look.state, sys::TcpState::Established | sys::TcpState::CloseWait) {
             return;
         }

@@ -3,7 +3,7 @@
 use crate::denied::CALLS;
 use crate::scene::{Moment, Scene, Side, all_well};
 use crate::watchdog::watched;
-use crate::words::{DENIED, DIRECTORY, LINK_DOWN, NOT_YET, OTHERS, UNPROVED};
+use crate::words::{DENIED, DIRECTORY, IN_PROGRESS, LINK_DOWN, NO_ANSWER, NOT_YET, OTHERS, UNPROVED};
 
 /// Each call with both errors; when some connections stand already, with the one error before and the other later.
 fn denied(name: &'static str, side: Side, moment: Moment) {
@@ -19,7 +19,9 @@ fn denied(name: &'static str, side: Side, moment: Moment) {
             let scene = Scene { more: 3, ..Scene::new(&limit, side, moment) };
             let outcome = scene.play()?;
             let own = [DENIED, DIRECTORY, UNPROVED, NOT_YET];
-            let others: Vec<&str> = OTHERS.iter().copied().chain([LINK_DOWN]).collect();
+            // Who may not speak any more leaves the other end without an answer.
+            let silence = [LINK_DOWN, NO_ANSWER, IN_PROGRESS];
+            let others: Vec<&str> = OTHERS.iter().copied().chain(silence).collect();
             outcome.reasons_are(side, &own, &others).map_err(|error| format!("{}: {error}", scene.name()))
         }));
     });

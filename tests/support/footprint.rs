@@ -1,7 +1,9 @@
 //! What a process takes of its machine, as the kernel counts it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 /// One reading; sizes in KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub(crate) struct Footprint {
     pub(crate) resident: u64,
     /// RssShmem: the resident part that is shared memory.
     pub(crate) shared: u64,
+    /// All memory of the memory files that it maps, each counted once, whoever has touched it; 0 if that is not told.
+    pub(crate) mapped: u64,
     /// VmPTE.
     pub(crate) page_tables: u64,
     pub(crate) descriptors: u64,
@@ -32,8 +36,22 @@ impl Footprint {
             data: field("VmData"),
             resident: field("VmRSS"),
             shared: field("RssShmem"),
+            mapped: mapped(id),
             page_tables: field("VmPTE"),
             descriptors: fs::read_dir(format!("/proc/{id}/fd"))?.count() as u64,
         })
     }
+}
+
+/// Memory of the memory files that process `id` maps, KiB. Only root may look.
+fn mapped(id: u32) -> u64 {
+    let Ok(entries) = fs::read_dir(format!("/proc/{id}/map_files")) else { return 0 };
+    let mut files = BTreeMap::new();
+    for entry in entries.flatten() {
+        let memfd = fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().contains("memfd:"));
+        if let (true, Ok(meta)) = (memfd, fs::metadata(entry.path())) {
+            files.insert((meta.dev(), meta.ino()), meta.blocks() / 2);
+        }
+    }
+    files.values().sum()
 }

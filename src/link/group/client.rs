@@ -39,6 +39,11 @@ impl Link {
     pub(crate) fn offer(self: &Arc<Self>, stream: Arc<dyn LinkedStream>) {
         if self.peer.get().is_none() {
             let mut state = lock(&self.state);
+            if self.restricted.load(Ordering::Relaxed) {
+                drop(state);
+                stream.stay_on_tcp(FallbackReason::Denied);
+                return;
+            }
             if self.peer.get().is_none() && self.death.load(Ordering::Acquire) == 0 {
                 if state.before_hello.len() < MOST_BEFORE_HELLO {
                     state.before_hello.push(Arc::downgrade(&stream));
@@ -95,6 +100,10 @@ impl Link {
         if let Some(death) = self.death() {
             // The burial may have passed by before the entry was there.
             self.end_offer(id, self.reason_after(death));
+        }
+        if self.restricted.load(Ordering::Relaxed) {
+            // Nobody heard of it, or nobody can answer. (`restrict` sets the mark before it looks for offers.)
+            self.end_offer(id, FallbackReason::Denied);
         }
         Ok(())
     }
@@ -226,6 +235,11 @@ impl Link {
         }
         // READY before the first CAS of the word: the server learns of the DMB before it hears of a switch.
         self.send(&ready);
+        if self.restricted.load(Ordering::Relaxed) {
+            // The peer does not hear of it, and neither of a switch then.
+            stream.can_not_send(FallbackReason::Denied);
+            return Ok(());
+        }
         stream.attach_send(SendDmb {
             producer: Producer::new(server_dmb, window),
             doorbell,

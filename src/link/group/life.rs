@@ -48,8 +48,9 @@ impl Link {
                         && sys::has_hung_up(self.socket()).is_ok_and(|gone| !gone) =>
                 {
                     crate::trace::debug!("a link does not hear: {error}");
-                    let denied = reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied;
-                    self.restricted.fetch_or(denied, Ordering::Relaxed);
+                    if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
+                        self.restrict();
+                    }
                     return Ok(true);
                 }
                 Err(error) => {
@@ -208,6 +209,31 @@ impl Link {
             self.offer(stream);
         }
         Ok(())
+    }
+
+    /// No message will come any more, or none goes out: what waits for an answer stays on TCP.
+    fn restrict(&self) {
+        self.restricted.store(true, Ordering::Relaxed);
+        let (outgoing, matched, before_hello) = {
+            let mut state = lock(&self.state);
+            let matched = state.incoming.values().filter_map(|incoming| match incoming {
+                Incoming::Matched { stream, .. } => Some(stream.clone()),
+                _ => None,
+            });
+            let matched = Vec::from_iter(matched);
+            let outgoing = Vec::from_iter(state.outgoing.keys().copied());
+            (outgoing, matched, std::mem::take(&mut state.before_hello))
+        };
+        // Their READY will not be heard.
+        for stream in matched.iter().filter_map(Weak::upgrade) {
+            stream.can_not_send(FallbackReason::Denied);
+        }
+        for id in outgoing {
+            self.end_offer(id, FallbackReason::Denied);
+        }
+        for stream in before_hello.iter().filter_map(Weak::upgrade) {
+            stream.stay_on_tcp(FallbackReason::Denied);
+        }
     }
 
     /// This end can not serve the link, and says why to its own streams and to the peer; the link is to end.
