@@ -94,8 +94,9 @@ impl<T: Tcp> Connection<T> {
             }
             effects.wake = true;
         }
-        if writes && tx.path == send::Path::Ring && !tx.shut {
-            tx.shut = true;
+        if writes && tx.path == send::Path::Ring && !tx.over {
+            // The socket itself refuses what is written, with its own error.
+            (tx.shut, tx.over) = (true, true);
             if let Some(dmb) = tx.dmb.as_ref() {
                 dmb.producer.set_flags(Flags::DONE_WRITING);
                 dmb.producer.wake_reader();

@@ -140,11 +140,14 @@ impl<T: Tcp> Sender<T> {
         circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
-        if self.shut || self.broken {
+        if self.broken {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         if self.over {
             return self.poll_late(op);
+        }
+        if self.shut {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let Some(dmb) = self.dmb.as_mut() else { return Poll::Ready(Err(closed())) };
         let now = circumstances();
