@@ -429,8 +429,8 @@ impl SmcStream {
 impl UnwindSafe for SmcStream {}
 impl RefUnwindSafe for SmcStream {}
 
-/// The TCP socket, for options. It is idle once the stream has moved to shared memory: reading from it, writing to it or
-/// shutting it down goes past the stream then.
+/// The TCP socket, for options. It is idle once the stream has moved to shared memory: reading from it or writing to it
+/// goes past the stream then. Shutting it down is noticed by both ends, soon.
 impl AsFd for SmcStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.tcp.as_fd()

@@ -103,7 +103,8 @@ impl<T: Tcp> Connection<T> {
                 effects.ring(&dmb.doorbell, Signal::Data);
             }
             effects.wake = true;
-        } else if writes && !tx.pinned && Self::pin_sender(tx, effects) {
+        } else if writes && !tx.shut && Self::pin_sender(tx, effects) {
+            tx.shut = true;
             effects.rare().settled = Some(FallbackReason::HalfClosed);
             effects.wake = true;
         }
