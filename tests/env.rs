@@ -227,7 +227,15 @@ fn smc_lo_upgrade_names_the_policy() {
 #[test]
 fn smc_lo_dmb_size_and_busy_poll_are_taken() {
     watched("smc_lo_dmb_size_and_busy_poll_are_taken", || {
-        for (size, busy_poll) in [("65536", "0"), ("4096", "50"), ("1048576", "1000")] {
+        for (size, busy_poll) in [
+            ("65536", "0"),
+            ("4096", "50"),
+            ("1048576", "1000"),
+            // As much as there is, and more.
+            ("18446744073709551615", "18446744073709551615"),
+            ("0", "9223372036854775807"),
+            ("18446744073709551616", "-1"),
+        ] {
             let variables = [("SMC_LO_DMB_SIZE", size), ("SMC_LO_BUSY_POLL_US", busy_poll)];
             assert_eq!(answer("turns", &variables), "loopback-ism loopback-ism", "{variables:?}");
         }

@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::task::JoinSet;
 use tokio_smc::{Config, SmcListener, SmcStream, UpgradePolicy};
 
@@ -86,7 +86,7 @@ async fn answer_usage(mut other: impl FnMut(&str) -> Option<usize>) {
     std::process::exit(0);
 }
 
-/// The first byte says what the other end wants: `u`pgrade first, then `e`cho, `s`ource or `h`old.
+/// The first byte says what the other end wants: `u`pgrade first, then `e`cho, `s`ource, `h`old, `d`rop or e`x`it.
 async fn behave(mut stream: SmcStream, first: bool) {
     stream.set_nodelay(true).expect("set_nodelay");
     while let Ok(wish) = stream.read_u8().await {
@@ -103,6 +103,8 @@ async fn behave(mut stream: SmcStream, first: bool) {
                 stream.write_u8(b'h').await.expect("write");
                 std::future::pending().await
             }
+            b'd' => return,
+            b'x' => std::process::exit(0),
             other => panic!("no wish {other}"),
         }
     }
@@ -283,6 +285,79 @@ fn hazard_h12_process_death_wakes_a_waiting_reader() {
         tokio::task::yield_now().await;
         child.kill();
         assert_eq!(reading.await.expect("no panic").expect("a clean end"), 0);
+    });
+}
+
+/// Waits until TCP has said all about the end.
+async fn hung_up(stream: &SmcStream) {
+    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    loop {
+        let mut fds = [rustix::event::PollFd::new(stream, rustix::event::PollFlags::empty())];
+        if rustix::event::poll(&mut fds, Some(&now)).expect("poll") > 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// The first write to a peer that is gone succeeds, as its answer comes later, and the next one fails.
+#[test]
+fn writes_after_the_end_of_a_stream_or_its_process() {
+    either_side("a stream is dropped", async |child, stream| write_after(b'd', child, stream).await);
+    either_side("a process exits", async |child, stream| write_after(b'x', child, stream).await);
+    either_side("a process is killed", async |child, stream| write_after(b'h', child, stream).await);
+}
+
+async fn write_after(wish: u8, mut child: Child, mut stream: SmcStream) {
+    stream.write_u8(wish).await.expect("write");
+    if wish == b'h' {
+        assert_eq!(stream.read_u8().await.expect("read"), b'h');
+        child.kill();
+    }
+    assert_eq!(stream.read(&mut [0; 8]).await.expect("a clean end"), 0);
+    assert_eq!(stream.write(b"nobody").await.expect("the answer comes later"), 6);
+    hung_up(&stream).await;
+    for _ in 0..2 {
+        let error = stream.write(b"nobody").await.expect_err("the answer has come");
+        assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+    }
+    assert_eq!(stream.read(&mut [0; 8]).await.expect("still a clean end"), 0);
+}
+
+#[test]
+fn a_process_that_dies_with_unread_data_resets_once() {
+    either_side("a_process_that_dies_with_unread_data_resets_once", async |mut child, mut stream| {
+        stream.write_u8(b'h').await.expect("write");
+        assert_eq!(stream.read_u8().await.expect("read"), b'h');
+        stream.write_all(&bytes(0, 1000)).await.expect("write");
+        child.kill();
+        while !stream.ready(Interest::READABLE).await.expect("ready").is_read_closed() {
+            tokio::task::yield_now().await;
+        }
+        let error = stream.write(b"nobody").await.expect_err("a reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        let error = stream.write(b"nobody").await.expect_err("and it stays");
+        assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+        assert_eq!(stream.read(&mut [0; 8]).await.expect("the reset was told"), 0);
+    });
+}
+
+/// A watchdog of either process shuts the descriptor down, and both hear of it.
+#[test]
+fn a_shut_descriptor_ends_the_stream_of_the_other_process() {
+    either_side("a_shut_descriptor_ends_the_stream_of_the_other_process", async |_child, mut stream| {
+        stream.write_u8(b'e').await.expect("write");
+        stream.write_all(b"echo").await.expect("write");
+        let mut got = [0; 4];
+        stream.read_exact(&mut got).await.expect("read");
+        let socket = std::os::fd::AsFd::as_fd(&stream).try_clone_to_owned().expect("dup");
+        let reading = tokio::spawn(async move { (stream.read(&mut [0; 8]).await, stream) });
+        tokio::task::yield_now().await;
+        socket2::SockRef::from(&socket).shutdown(std::net::Shutdown::Write).expect("shutdown");
+        // The echo ends with its input.
+        let (end, mut stream) = reading.await.expect("no panic");
+        assert_eq!(end.expect("the end"), 0);
+        assert_eq!(stream.write(b"x").await.expect_err("shut").kind(), ErrorKind::BrokenPipe);
     });
 }
 

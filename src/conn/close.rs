@@ -52,15 +52,18 @@ impl<T: Tcp> Connection<T> {
                 let unread = in_tcp || in_ring;
                 let abort = unread || tx.stray || rx.fd().and_then(sys::linger_is_zero).unwrap_or(false);
                 let flags = if abort { Flags::ABORT } else { Flags::CLOSED };
+                // A reset behind the end of our stream is another thing than one without. The descriptor may have been
+                // shut down a moment ago.
+                let ended =
+                    tx.shut || rx.fd().and_then(sys::tcp_look).is_ok_and(|look| look.state.has_sent_fin());
+                let before = if ended { Flags::DONE_WRITING } else { Flags::NONE };
                 if let Some(dmb) = rx.dmb.as_ref() {
-                    if tx.shut {
-                        // Who writes there has to know that the end of our stream came before.
-                        dmb.consumer.set_flags(Flags::DONE_WRITING);
-                    }
+                    dmb.consumer.set_flags(before);
                     dmb.consumer.set_flags(flags);
                     effects.ring(&dmb.doorbell, Signal::Space);
                 }
                 if let Some(dmb) = tx.dmb.as_ref() {
+                    dmb.producer.set_flags(before);
                     dmb.producer.set_flags(flags);
                     effects.ring(&dmb.doorbell, Signal::Data);
                 }

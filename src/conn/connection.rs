@@ -130,6 +130,11 @@ impl<T: Tcp> Connection<T> {
         self.rx_in_ring.load(Ordering::Relaxed)
     }
 
+    /// Are the last bytes before the ring still to be read from TCP?
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(lock(&self.rx).path, receive::Path::Draining { .. })
+    }
+
     /// Has the sender said in the ring that it ends, whatever is still to be read?
     pub(crate) fn sender_is_done(&self) -> bool {
         lock(&self.rx).sender_is_done()

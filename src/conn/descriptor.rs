@@ -94,15 +94,17 @@ impl<T: Tcp> Connection<T> {
             }
             effects.wake = true;
         }
-        if writes && tx.path == send::Path::Ring && !tx.shut {
-            tx.shut = true;
+        if writes && tx.path == send::Path::Ring && !tx.over {
+            // The socket itself refuses what is written, with its own error.
+            (tx.shut, tx.over) = (true, true);
             if let Some(dmb) = tx.dmb.as_ref() {
                 dmb.producer.set_flags(Flags::DONE_WRITING);
                 dmb.producer.wake_reader();
                 effects.ring(&dmb.doorbell, Signal::Data);
             }
             effects.wake = true;
-        } else if writes && !tx.pinned && Self::pin_sender(tx, effects) {
+        } else if writes && !tx.shut && Self::pin_sender(tx, effects) {
+            tx.shut = true;
             effects.rare().settled = Some(FallbackReason::HalfClosed);
             effects.wake = true;
         }

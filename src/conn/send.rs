@@ -148,7 +148,7 @@ impl<T: Tcp> Sender<T> {
         circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
-        if self.shut || self.broken {
+        if self.broken {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         if self.over {
@@ -157,6 +157,11 @@ impl<T: Tcp> Sender<T> {
         let Some(dmb) = self.dmb.as_mut() else { return Poll::Ready(Err(closed())) };
         let now = circumstances();
         let stepped = match now.death {
+            None | Some(Death::Peer) if self.shut => match (reader_gone(&dmb.producer), self.lost) {
+                // A reset is told also to who has no right to write any more.
+                (Some(Gone::Reset(kind)), _) | (None, Some(kind)) => Ok(Err(Gone::Reset(kind))),
+                _ => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            },
             None => Self::ring_step(dmb, op, park, look_at_peer, &mut self.shrink_at_write, effects),
             Some(Death::Peer) => Ok(Err(match (reader_gone(&dmb.producer), self.lost) {
                 (None, Some(kind)) => Gone::Reset(kind),
@@ -202,7 +207,11 @@ impl<T: Tcp> Sender<T> {
         let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
         match op.late(half, &mut Context::from_waker(&self.waiters)) {
             // It has closed, but its socket was still open when our bytes came there. To who writes that is one event.
-            Poll::Ready(Err(error)) if self.closed && error.kind() == io::ErrorKind::ConnectionReset => {
+            Poll::Ready(Err(error))
+                if error.kind() == io::ErrorKind::ConnectionReset
+                    && (self.closed
+                        || matches!(self.gone(), Some(Gone::Reset(io::ErrorKind::BrokenPipe)))) =>
+            {
                 Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
             }
             Poll::Ready(Ok(length)) => {
@@ -215,7 +224,11 @@ impl<T: Tcp> Sender<T> {
 
     /// Has the reader thrown data away, which the next write is told?
     pub(crate) fn was_reset(&self) -> bool {
-        self.dmb.as_ref().is_some_and(|dmb| matches!(reader_gone(&dmb.producer), Some(Gone::Reset(_))))
+        matches!(self.gone(), Some(Gone::Reset(_)))
+    }
+
+    fn gone(&self) -> Option<Gone> {
+        self.dmb.as_ref().and_then(|dmb| reader_gone(&dmb.producer))
     }
 
     #[inline]

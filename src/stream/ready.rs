@@ -46,7 +46,11 @@ fn read_ready(stream: &SmcStream, park: bool) -> io::Result<Option<Ready>> {
             let closed = if stream.conn.sender_is_done() { Ready::READ_CLOSED } else { Ready::EMPTY };
             Ok(Some(Ready::READABLE | closed))
         }
-        Poll::Ready(Ok(_)) => Ok(Some(tcp_ready(&stream.tcp, Interest::READABLE)? | Ready::READABLE)),
+        Poll::Ready(Ok(_)) => {
+            let ready = tcp_ready(&stream.tcp, Interest::READABLE)? | Ready::READABLE;
+            // The end of TCP is not that of a stream which goes on in the ring.
+            Ok(Some(if stream.conn.is_draining() { ready - Ready::READ_CLOSED } else { ready }))
+        }
         Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
             Ok(Some(Ready::READABLE | Ready::READ_CLOSED))
         }

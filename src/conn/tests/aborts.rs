@@ -3,6 +3,7 @@
 
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
+use std::task::Poll;
 
 use super::bytes;
 use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
@@ -97,23 +98,48 @@ fn hazard_h14_zero_linger_resets_in_every_mode() {
 }
 
 #[test]
-fn a_switched_direction_ignores_what_tcp_says() {
-    watched("a_switched_direction_ignores_what_tcp_says", || {
+fn a_shut_descriptor_is_an_end_in_the_ring() {
+    watched("a_shut_descriptor_is_an_end_in_the_ring", || {
+        for mode in 0..4 {
+            for kicked in [CLIENT, SERVER] {
+                let mut lab = Lab::new();
+                let pair = match mode {
+                    0 => lab.pair(),
+                    1 => mixed(&mut lab, false),
+                    2 => mixed(&mut lab, true),
+                    _ => lab.upgraded(),
+                };
+                pair.settle();
+                let other = 1 - kicked;
+                lab.run();
+                pair.write(kicked, &bytes(0, 100));
+                pair.write(other, &bytes(0, 100));
+                pair.tcp(kicked).tcp.shutdown(std::net::Shutdown::Both).unwrap();
+                pair.turn();
+                lab.run();
+                pair.expect(other, &bytes(0, 100));
+                pair.end(other).unwrap_or_else(|error| panic!("mode {mode}, side {kicked}: {error}"));
+                pair.expect(kicked, &bytes(0, 100));
+                pair.end(kicked).unwrap_or_else(|error| panic!("mode {mode}, side {kicked}: {error}"));
+                let refused = pair.conns[kicked].try_write(&mut super::ops::WriteSlice(b"x"), false);
+                let Poll::Ready(Err(error)) = refused else { panic!("mode {mode}, side {kicked} writes") };
+                assert_eq!(error.kind(), ErrorKind::BrokenPipe, "mode {mode}, side {kicked}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_reset_from_outside_is_a_reset_in_the_ring() {
+    watched("a_reset_from_outside_is_a_reset_in_the_ring", || {
         let mut lab = Lab::new();
         let pair = lab.upgraded();
-        // A FIN, and then nothing less than a reset.
-        pair.tcp(SERVER).tcp.shutdown(std::net::Shutdown::Write).unwrap();
-        for side in [CLIENT, SERVER] {
-            pair.write(side, &bytes(0, 100));
-            pair.expect(1 - side, &bytes(0, 100));
-        }
+        pair.write(SERVER, &bytes(0, 100));
         sys::reset_connection(pair.tcp(SERVER).tcp.as_fd()).unwrap();
-        for side in [CLIENT, SERVER] {
-            pair.write(side, &bytes(100, 100));
-            pair.expect(1 - side, &bytes(100, 100));
-        }
-        pair.close(SERVER);
-        pair.end(CLIENT).expect("the ring's end");
+        pair.turn();
+        lab.run();
+        pair.expect(CLIENT, &bytes(0, 100));
+        assert_eq!(pair.end(CLIENT).expect_err("a reset").kind(), ErrorKind::ConnectionReset);
     });
 }
 

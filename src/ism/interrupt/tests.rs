@@ -186,6 +186,16 @@ mod window {
     }
 
     #[test]
+    fn a_cap_beyond_all_times_is_reached_and_held() {
+        let mut poller = Poller::new(u64::MAX);
+        for _ in 0..100 {
+            poller.window.work(poller.now);
+            assert!(poller.window.keep_polling(poller.now));
+        }
+        assert!(poller.window.keep_polling(u64::MAX - 1), "the window is as wide as it was asked for");
+    }
+
+    #[test]
     fn it_doubles_when_both_sides_think_for_30_us() {
         let mut poller = Poller::new(CAP);
         let polled: Vec<u64> = (0..6).map(|_| poller.episode(30 * US) / US).collect();

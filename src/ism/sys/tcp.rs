@@ -53,6 +53,11 @@ impl From<u8> for TcpState {
 }
 
 impl TcpState {
+    /// Whether our FIN is on its way, so that this end writes no more.
+    pub(crate) fn has_sent_fin(self) -> bool {
+        matches!(self, Self::FinWait1 | Self::FinWait2 | Self::Closing | Self::LastAck | Self::TimeWait)
+    }
+
     /// Whether the peer's FIN has been received, which `bytes_received` counts as one byte.
     fn has_fin(self) -> bool {
         matches!(self, Self::CloseWait | Self::LastAck | Self::Closing | Self::TimeWait)
@@ -179,11 +184,9 @@ pub(crate) fn ended(fd: BorrowedFd<'_>) -> io::Result<Ended> {
     tcp_look(fd)?;
     let state = tcp_look(fd)?.state;
     let over = state == TcpState::Close;
-    let sent_fin = matches!(state, TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing)
-        || matches!(state, TcpState::LastAck | TcpState::TimeWait);
     Ok(Ended {
         reads: events.contains(PollFlags::RDHUP) && !state.has_fin(),
-        writes: over || sent_fin,
+        writes: over || state.has_sent_fin(),
         reset: over && events.contains(PollFlags::ERR),
     })
 }
