@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
-use super::receive::{closed, whole};
+use super::receive::{closed, failed, whole};
 use super::{Effects, Tcp, WriteOp};
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Flags, HandshakeWord};
@@ -130,6 +130,7 @@ impl<T: Tcp> Sender<T> {
             None => {}
             Some(Death::Peer) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             Some(Death::Fault) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Some(Death::Failed) => return Poll::Ready(Err(failed())),
             Some(Death::Runtime) => return Poll::Ready(self.runtime_error()),
         }
         let Some(dmb) = self.dmb.as_mut() else { return Poll::Ready(Err(closed())) };

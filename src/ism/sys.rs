@@ -16,8 +16,8 @@ pub(crate) use diag::{canonical, owner_of, waits_for_accept};
 pub(crate) use event::{arm_timer, clear_timer, eventfd, is_eventfd, is_ready, ring, timerfd};
 pub(crate) use memory::{fallocate, memfd_sealed, punch, verify_memfd};
 pub(crate) use process::{
-    effective_uid, hostname, involuntary_switches, monotonic_ns, overflow_uid, random_bytes, random_u64,
-    thread_id, usable_cpus,
+    effective_uid, hostname, involuntary_switches, monotonic, monotonic_ns, overflow_uid, random_bytes,
+    random_u64, thread_id, usable_cpus,
 };
 #[cfg(test)]
 pub(crate) use seqpacket::seqpacket_listen;
