@@ -53,6 +53,7 @@ pub mod net;
 #[cfg(not(loom))]
 mod rt;
 #[cfg(not(loom))]
+mod shield;
 mod socket;
 #[cfg(not(loom))]
 mod stream;

@@ -19,7 +19,7 @@ use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::rt;
 use crate::stream::SmcStream;
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex, lock};
 use crate::transport::FallbackReason;
 
 pub use incoming::SmcListenerStream;
@@ -46,9 +46,9 @@ pub use incoming::SmcListenerStream;
 pub struct SmcListener {
     listener: TcpListener,
     config: Config,
-    home: Option<Home>,
-    /// Why its streams stay on TCP, when it has none though it wants one.
-    lack: Option<FallbackReason>,
+    /// Or why its streams stay on TCP, if that is not as the configuration wants it.
+    home: Mutex<Result<Arc<Home>, Option<FallbackReason>>>,
+    handle: Handle,
 }
 
 /// Where the listener's streams can be found by their clients.
@@ -98,22 +98,35 @@ impl SmcListener {
 
     pub(crate) fn new(listener: TcpListener, config: Config) -> SmcListener {
         let wanted = !config.off && config.upgrade_policy != UpgradePolicy::Never;
-        let (home, lack) = match wanted.then(|| Self::publish(&listener, &config)) {
-            None => (None, None),
-            Some(Ok(home)) => (Some(home), None),
-            Some(Err(error)) => {
-                crate::trace::warning!("this listener serves plain tcp only: {error}");
-                (None, Some(reason_of(&error, FallbackReason::NoDevice)))
-            }
-        };
-        SmcListener { listener, config, home, lack }
+        let handle = Handle::current();
+        let home = if wanted { Self::move_in(&listener, &config, &handle) } else { Err(None) };
+        SmcListener { listener, config, home: Mutex::new(home), handle }
     }
 
-    fn publish(listener: &TcpListener, config: &Config) -> io::Result<Home> {
-        let port = listener.local_addr()?.port();
-        let endpoint = rt::endpoint(&Handle::current(), config)?.endpoint;
-        let port = endpoint.publish(port)?;
-        Ok(Home { endpoint, port })
+    fn move_in(
+        listener: &TcpListener,
+        config: &Config,
+        handle: &Handle,
+    ) -> Result<Arc<Home>, Option<FallbackReason>> {
+        let publish = || {
+            let port = listener.local_addr()?.port();
+            let endpoint = rt::endpoint(handle, config)?.endpoint;
+            let port = endpoint.publish(port)?;
+            Ok(Arc::new(Home { endpoint, port }))
+        };
+        publish().map_err(|error: io::Error| {
+            crate::trace::warning!("this listener serves plain tcp only: {error}");
+            Some(reason_of(&error, FallbackReason::NoDevice))
+        })
+    }
+
+    /// Where its streams are found now: an endpoint that failed has a successor.
+    fn home(&self) -> Result<Arc<Home>, Option<FallbackReason>> {
+        let mut home = lock(&self.home);
+        if home.as_ref().is_ok_and(|home| home.endpoint.is_dead()) {
+            *home = Self::move_in(&self.listener, &self.config, &self.handle);
+        }
+        home.clone()
     }
 
     /// Takes the std listener out; it stays in non-blocking mode.
@@ -151,11 +164,10 @@ impl SmcListener {
 
     fn adopt(&self, stream: tokio::net::TcpStream, peer: SocketAddr) -> (SmcStream, SocketAddr) {
         let stream = SmcStream::new(stream, Role::Server, self.config.clone());
-        if let Some(home) = &self.home {
-            stream.register(home.port.port(), peer, home);
-        }
-        if let Some(reason) = self.lack {
-            stream.can_not_be_upgraded(reason);
+        match self.home() {
+            Ok(home) => stream.register(home.port.port(), peer, &home),
+            Err(Some(reason)) => stream.can_not_be_upgraded(reason),
+            Err(None) => {}
         }
         (stream, peer)
     }
@@ -217,7 +229,7 @@ impl fmt::Debug for SmcListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SmcListener")
             .field("listener", &self.listener)
-            .field("upgrades", &self.home.is_some())
+            .field("upgrades", &lock(&self.home).is_ok())
             .finish()
     }
 }

@@ -146,6 +146,11 @@ impl SmcStream {
         self.conn.anchor(Box::new(Accepted { endpoint, entry, _port }));
     }
 
+    #[cfg(test)]
+    pub(crate) fn conn_for_tests(&self) -> Arc<Connection<TokioTcp>> {
+        self.conn.conn.clone()
+    }
+
     /// Its listener has no place where a client could find this stream.
     pub(crate) fn can_not_be_upgraded(&self, reason: FallbackReason) {
         self.conn.refused(reason);

@@ -183,6 +183,8 @@ reasons! {
     LinkDown = NOACTLINK, "the link to the peer's endpoint broke";
     /// The peer broke the protocol of the link.
     Protocol = SYNCERR, "the peer broke the protocol";
+    /// A task of this crate, which serves the stream's endpoint or link, has panicked. The next connection has new ones.
+    Failed = INTERR, "a task that serves shared memory has failed";
     /// The runtime of the stream has no I/O driver or is being shut down.
     NoRuntime = INTERR, "the runtime of the stream is gone";
 }

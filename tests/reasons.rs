@@ -194,6 +194,25 @@ fn a_client_on_a_read_only_directory_blames_the_directory() {
 }
 
 #[test]
+fn a_server_without_descriptors_is_one_that_lacks_something_and_no_broken_one() {
+    watched("a_server_without_descriptors_is_one_that_lacks_something_and_no_broken_one", || {
+        // With too few it can not even take the link's connection: the client waits as long as one does.
+        let all: Vec<_> = (0..12)
+            .map(|count| std::thread::spawn(move || of_server(&format!("descriptors {count}")).0))
+            .collect();
+        let heard: Vec<_> =
+            all.into_iter().map(|one| one.join().expect("no panic").fallback_reason()).collect();
+        let declined = Some(FallbackReason::Declined(FallbackReason::Descriptors.diagnosis()));
+        assert_eq!(heard.first(), Some(&Some(FallbackReason::NoAnswer)), "{heard:?}");
+        assert!(heard.contains(&declined), "{heard:?}");
+        assert_eq!(heard.last(), Some(&None), "{heard:?}");
+        let stages = [Some(FallbackReason::NoAnswer), declined, None];
+        let reached = heard.iter().map(|reason| stages.iter().position(|stage| stage == reason));
+        assert!(reached.is_sorted_by(|a, b| a.is_some() && a <= b), "{heard:?}");
+    });
+}
+
+#[test]
 fn a_client_without_descriptors_says_so_until_they_suffice() {
     watched("a_client_without_descriptors_says_so_until_they_suffice", || {
         let mut enough = None;

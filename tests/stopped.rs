@@ -63,7 +63,7 @@ async fn echo(stream: &mut SmcStream) {
 }
 
 fn signal(child: &Child, signal: Signal) {
-    let pid = Pid::from_raw(child.id().cast_signed()).expect("a process id");
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
     kill_process(pid, signal).expect("a signal");
 }
 

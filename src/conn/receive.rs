@@ -440,6 +440,7 @@ impl<T: Tcp> Receiver<T> {
                     let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
                     return op.tcp(half, &mut Context::from_waker(&self.waiters));
                 }
+                Ok(Step::Failed) => return Poll::Ready(Err(failed())),
                 Ok(Step::AskTcp { peer_died, left_unread }) => {
                     let looked = self.look_at_tcp();
                     return match (looked, self.hand_on::<O>()) {
@@ -479,6 +480,10 @@ impl<T: Tcp> Receiver<T> {
             if dmb.consumer.is_readable()? {
                 return Ok(Step::Again);
             }
+            if circumstances().death == Some(Death::Failed) && !flags.contains(Flags::DONE_WRITING) {
+                // The peer closed because we have reset it: no end that an application may take for the sender's.
+                return Ok(Step::Failed);
+            }
             // As with TCP, a reset behind the sender's FIN is not seen by who reads.
             let reset = flags.contains(Flags::ABORT) && !flags.contains(Flags::DONE_WRITING);
             return Ok(if reset { Step::Reset } else { Step::End });
@@ -499,6 +504,7 @@ impl<T: Tcp> Receiver<T> {
                 }
                 Ok(match death {
                     Death::Fault => Step::Reset,
+                    Death::Failed => Step::Failed,
                     Death::Peer => Step::AskTcp { peer_died: true, left_unread: now.peer_left_unread },
                     Death::Runtime => Step::AskTcp { peer_died: false, left_unread: false },
                 })
@@ -515,6 +521,8 @@ enum Step {
     Reset,
     /// TCP has its own end to tell.
     Tcp,
+    /// A task of ours has ended the link, and the connection with it.
+    Failed,
     /// The link is gone: TCP tells how the connection ends.
     AskTcp {
         peer_died: bool,
@@ -542,6 +550,11 @@ pub(crate) fn whole<L>(mut look: impl FnMut() -> io::Result<Option<L>>) -> io::R
         }
     }
     Ok(None)
+}
+
+/// The answer of a stream that a failed task of ours has reset.
+pub(crate) fn failed() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, FallbackReason::Failed)
 }
 
 /// The answer of a stream that was closed under a waiter.

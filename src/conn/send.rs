@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
-use super::receive::{Circumstances, closed, whole};
+use super::receive::{Circumstances, closed, failed, whole};
 use super::{Effects, Tcp, WriteOp};
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Flags, HandshakeWord};
@@ -169,6 +169,7 @@ impl<T: Tcp> Sender<T> {
                 (Some(gone), _) => gone,
             })),
             Some(Death::Fault) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Some(Death::Failed) => return Poll::Ready(Err(failed())),
             Some(Death::Runtime) => return Poll::Ready(self.runtime_error()),
         };
         match stepped {

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::receive::{self, Receiver, whole};
 use super::send;
@@ -23,8 +23,7 @@ use crate::link::stream::{
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 use crate::transport::{FallbackReason, Transport};
 
-/// For how long the peer may leave a step of the upgrade unanswered before those who wait for it are told so. Nothing
-/// else ends then: an offer that was sent stands until its answer, its stream's end or its link's.
+/// For how long the peer may leave a step unanswered before who waits is told so. Nothing else ends then.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// How far the upgrade is.
@@ -43,7 +42,7 @@ pub(crate) enum Phase {
 struct State {
     phase: Phase,
     /// When the peer's turn came.
-    since: Instant,
+    since: Duration,
     offer: Option<Standing>,
     /// S with policy Handshake: where the word is that the client may turn to GO.
     hold: Option<DmbMemory>,
@@ -55,12 +54,12 @@ impl State {
     /// A step further, which the peer has to answer.
     fn go_on(&mut self, phase: Phase) {
         self.phase = phase;
-        self.since = Instant::now();
+        self.since = sys::monotonic();
     }
 
     /// By when the peer should have answered; `None` when nothing is to be answered.
-    fn due(&self) -> Option<Instant> {
-        matches!(self.phase, Phase::Offering | Phase::Attached).then(|| self.since + ANSWER_WITHIN)
+    fn due(&self) -> Option<Duration> {
+        matches!(self.phase, Phase::Offering | Phase::Attached).then_some(self.since + ANSWER_WITHIN)
     }
 }
 
@@ -87,7 +86,7 @@ impl Upgrade {
         Upgrade {
             state: Mutex::new(State {
                 phase: Phase::Idle(idle),
-                since: Instant::now(),
+                since: Duration::ZERO,
                 offer: None,
                 hold: None,
                 anchor: None,
@@ -108,7 +107,7 @@ impl Upgrade {
 
     /// Has the peer left its turn unanswered for too long?
     pub(super) fn is_overdue(&self) -> bool {
-        lock(&self.state).due().is_some_and(|due| due <= Instant::now())
+        lock(&self.state).due().is_some_and(|due| due <= sys::monotonic())
     }
 
     /// Makes the peer late.
@@ -192,8 +191,8 @@ impl<T: Tcp> Connection<T> {
     }
 
     /// When who waits for the upgrade, or for a change, has to look again, though nothing happened.
-    pub(crate) fn answer_due(&self) -> Option<Instant> {
-        lock(&self.upgrade.state).due().filter(|due| *due > Instant::now())
+    pub(crate) fn answer_due(&self) -> Option<Duration> {
+        lock(&self.upgrade.state).due().filter(|due| *due > sys::monotonic())
     }
 
     /// Waits until the stream is upgraded, or is known to stay on TCP, or the peer has left its turn unanswered for too
@@ -605,14 +604,14 @@ impl<T: Tcp> LinkedStream for Connection<T> {
                     tx.lost = (!consumed).then_some(kind);
                 }
                 self.death.store(death as u8, Ordering::Release);
-                effects.reset = death == Death::Fault;
+                effects.reset = matches!(death, Death::Fault | Death::Failed);
                 effects.wake = true;
             }
         }
         if effects.wake {
             self.carry_out(effects);
         } else {
-            self.upgrade.settle(FallbackReason::LinkDown);
+            self.upgrade.settle(death.reason());
         }
         drop(unused);
     }
@@ -635,7 +634,9 @@ impl<T: Tcp> Connection<T> {
             if let Ok(fd) = tx.fd() {
                 let _ = sys::reset_connection(fd);
             }
-            self.death.store(Death::Fault as u8, Ordering::Release);
+            if self.death() != Some(Death::Failed) {
+                self.death.store(Death::Fault as u8, Ordering::Release);
+            }
         }
         effects.wake = true;
         self.carry_out(effects);

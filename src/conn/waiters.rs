@@ -5,6 +5,7 @@
 
 use std::task::{Wake, Waker};
 
+use crate::shield::wake_each;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 
 #[derive(Default)]
@@ -79,12 +80,7 @@ impl Waiters {
             let mut set = lock(&self.set);
             (set.polled.take(), std::mem::take(&mut set.listed))
         };
-        if let Some(waker) = polled {
-            waker.wake();
-        }
-        for (_, waker) in listed {
-            waker.wake();
-        }
+        wake_each(polled.into_iter().chain(listed.into_iter().map(|(_, waker)| waker)));
     }
 }
 

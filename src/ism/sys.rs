@@ -20,8 +20,8 @@ pub(crate) use means::{Means, descriptor_limit, largest_file, means, tcp_buffers
 pub(crate) use memory::punch;
 pub(crate) use memory::{fallocate, memfd_sealed, verify_memfd};
 pub(crate) use process::{
-    effective_uid, hostname, involuntary_switches, monotonic_ns, overflow_uid, random_bytes, random_u64,
-    thread_id, usable_cpus,
+    effective_uid, hostname, involuntary_switches, monotonic, monotonic_ns, overflow_uid, random_bytes,
+    random_u64, thread_id, usable_cpus,
 };
 #[cfg(test)]
 pub(crate) use seqpacket::seqpacket_listen;

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Weak;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::ism::sys::canonical;
+use crate::ism::sys::{canonical, monotonic};
 use crate::link::message::{Subject, Tuple};
 use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock};
@@ -38,7 +38,7 @@ struct Waiter {
     /// The connection whose stream it waits for, as its client sees it.
     theirs: Subject,
     /// When to look whether that stream is still to come, and how long after the look before.
-    due: Instant,
+    due: Duration,
     pause: Duration,
     /// At the latest look it was not to come, or nothing was to be seen.
     doubted: bool,
@@ -51,7 +51,7 @@ struct Table {
     next: u64,
     waiting: HashMap<Key, Vec<Waiter>>,
     /// When the next sweep comes, if one does.
-    next_sweep: Option<Instant>,
+    next_sweep: Option<Duration>,
 }
 
 impl Table {
@@ -126,7 +126,7 @@ impl Accepted {
         }
         table.next += 1;
         let number = table.next;
-        let due = Instant::now() + FIRST_LOOK;
+        let due = monotonic() + FIRST_LOOK;
         let waiter =
             Waiter { number, theirs: *theirs, due, pause: FIRST_LOOK, doubted: false, waiting: waiting() };
         table.waiting.entry(key).or_default().push(waiter);
@@ -145,9 +145,9 @@ impl Accepted {
     /// waits is looked at ever more rarely: what waits for long mostly waits for a server that is busy.
     pub(crate) fn sweep(
         &self,
-        now: Instant,
+        now: Duration,
         to_come: impl Fn(&Subject) -> Result<(), FallbackReason>,
-    ) -> Option<Instant> {
+    ) -> Option<Duration> {
         let mut due = Vec::new();
         {
             let mut table = lock(&self.table);
@@ -184,6 +184,21 @@ impl Accepted {
         }
         table.next_sweep = Some(next);
         Some(next)
+    }
+
+    /// Whoever was to come for the next sweep will not: the next one that waits asks again.
+    pub(crate) fn sweep_failed(&self) {
+        lock(&self.table).next_sweep = None;
+    }
+
+    /// Nothing is accepted any more: forgets all that waits.
+    pub(crate) fn give_up(&self) {
+        let gone = {
+            let mut table = lock(&self.table);
+            self.waiting.store(0, Ordering::Relaxed);
+            std::mem::take(&mut table.waiting)
+        };
+        drop(gone);
     }
 
     /// Forgets something that waited; it may have been called meanwhile.
@@ -236,7 +251,7 @@ mod tests {
         let (_, sweep, patient) = wait(&table, &theirs(2));
         assert!(!sweep, "a sweeper comes already");
         let to_come = |theirs: &Subject| if_so(theirs.tuple.local.port() == 2);
-        let start = Instant::now() + FIRST_LOOK;
+        let start = monotonic() + FIRST_LOOK;
         table.sweep(start, to_come).unwrap();
         assert!(told.try_recv().is_err(), "it may have been accepted a moment ago");
         table.sweep(start + FIRST_LOOK, to_come).unwrap();
@@ -253,7 +268,7 @@ mod tests {
     fn a_doubt_is_not_kept() {
         let table = Accepted::default();
         let (_, _, told) = wait(&table, &theirs(1));
-        let mut at = Instant::now() + FIRST_LOOK;
+        let mut at = monotonic() + FIRST_LOOK;
         for to_come in [false, true, true, false, true, true] {
             at = table.sweep(at, |_| if_so(to_come)).unwrap();
         }
@@ -264,7 +279,7 @@ mod tests {
     fn who_waits_for_long_is_looked_at_ever_more_rarely() {
         let table = Accepted::default();
         let _told = wait(&table, &theirs(1));
-        let mut at = Instant::now() + FIRST_LOOK;
+        let mut at = monotonic() + FIRST_LOOK;
         for pause in [2, 4, 8, 16, 16, 16] {
             let next = table.sweep(at, |_| if_so(true)).unwrap();
             assert_eq!(next - at, Duration::from_secs(pause));
@@ -276,7 +291,7 @@ mod tests {
     fn who_comes_while_the_sweeper_sleeps_long_gets_another_one() {
         let table = Accepted::default();
         let _told = wait(&table, &theirs(1));
-        let soon = Instant::now() + FIRST_LOOK;
+        let soon = monotonic() + FIRST_LOOK;
         // Its next look is two seconds away, and there is one to come in a second.
         let late = table.sweep(soon, |_| if_so(true)).unwrap();
         let (_, sweep, told) = wait(&table, &theirs(2));
@@ -294,7 +309,7 @@ mod tests {
     fn many_are_looked_at_in_turns() {
         let (table, looks) = (Accepted::default(), std::cell::Cell::new(0));
         let _told: Vec<_> = (0..MOST_LOOKS as u16 + 1).map(|port| wait(&table, &theirs(port))).collect();
-        let now = Instant::now() + FIRST_LOOK;
+        let now = monotonic() + FIRST_LOOK;
         let look = |_: &Subject| {
             looks.set(looks.get() + 1);
             Ok(())
@@ -309,7 +324,7 @@ mod tests {
     fn who_is_accepted_during_a_look_is_not_told_by_the_sweep() {
         let table = Accepted::default();
         let (_, _, told) = wait(&table, &theirs(1));
-        let at = table.sweep(Instant::now() + FIRST_LOOK, |_| if_so(false)).unwrap();
+        let at = table.sweep(monotonic() + FIRST_LOOK, |_| if_so(false)).unwrap();
         table.sweep(at, |theirs| {
             // As insertion does it.
             let waited = lock(&table.table).waiting.remove(&Key::of_client(theirs.tuple)).unwrap();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::clc::{Eid, Gid, LocalDevice};
 use crate::config::Config;
@@ -16,7 +16,8 @@ use crate::link::lack::{no_link, reason_of};
 use crate::link::message::Subject;
 use crate::link::proof;
 use crate::link::stream::{Death, LinkedStream};
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, lock};
+use crate::shield::shielded;
+use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock};
 use crate::transport::FallbackReason;
 
 /// Links an endpoint keeps at most.
@@ -83,7 +84,8 @@ pub(crate) struct Endpoint {
     /// Somebody comes to close idle links.
     looks_for_idle: AtomicBool,
     busy_poll: Duration,
-    dead: AtomicBool,
+    /// 0, or why it serves nobody any more: a `Death`.
+    dead: AtomicU8,
     reactor: OnceLock<Arc<dyn Reactor>>,
 }
 
@@ -106,7 +108,7 @@ impl Endpoint {
             grown: Mutex::default(),
             looks_for_idle: AtomicBool::new(false),
             busy_poll,
-            dead: AtomicBool::new(false),
+            dead: AtomicU8::new(0),
             reactor: OnceLock::new(),
         })
     }
@@ -152,7 +154,12 @@ impl Endpoint {
     }
 
     pub(crate) fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::Acquire)
+        self.dead.load(Ordering::Acquire) != 0
+    }
+
+    /// Why its streams stay on TCP, when it is dead.
+    fn check_life(&self) -> Result<(), FallbackReason> {
+        Death::from_u8(self.dead.load(Ordering::Acquire)).map_or(Ok(()), |death| Err(death.reason()))
     }
 
     /// May a process of that user link with us at all? Streams ask their own policy besides.
@@ -183,9 +190,7 @@ impl Endpoint {
     }
 
     fn try_offer(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Result<(), FallbackReason> {
-        if self.is_dead() {
-            return Err(FallbackReason::NoRuntime);
-        }
+        self.check_life()?;
         let subject = stream.subject()?;
         proof::suitable(subject.tuple)?;
         let mut candidates = self.device.endpoints_on_port(subject.tuple.remote.port()).map_err(|error| {
@@ -260,9 +265,7 @@ impl Endpoint {
         if links.all.len() >= MOST_LINKS {
             return Err(FallbackReason::Limit);
         }
-        if self.is_dead() {
-            return Err(FallbackReason::NoRuntime);
-        }
+        self.check_life()?;
         // Before HELLO: it carries descriptors.
         self.check_user(watched.socket.as_fd()).map_err(|error| {
             crate::trace::warning!("no link: {error}");
@@ -386,7 +389,9 @@ impl Endpoint {
         if let (false, Some(reactor)) = (waited.is_empty(), self.reactor.get()) {
             let stream = stream.clone();
             reactor.run(Box::new(move || {
-                waited.into_iter().for_each(|waiting| waiting(Ok(stream.clone())));
+                for waiting in waited {
+                    let _ = shielded(|| waiting(Ok(stream.clone())));
+                }
             }));
         }
         AcceptedEntry { key, number }
@@ -404,7 +409,7 @@ impl Endpoint {
     }
 
     /// Tells offers and queries that wait for a stream which will not come; see [`Accepted::sweep`].
-    pub(crate) fn sweep(&self, now: Instant) -> Option<Instant> {
+    pub(crate) fn sweep(&self, now: Duration) -> Option<Duration> {
         self.accepted.sweep(now, proof::waits_for_accept)
     }
 
@@ -459,6 +464,11 @@ impl Endpoint {
         }
     }
 
+    /// Whoever was to come for [`Endpoint::shrink`] will not: the next ring that grows asks again.
+    pub(crate) fn shrink_failed(&self) {
+        lock(&self.grown).clear();
+    }
+
     /// Gives back the memory of rings that were idle since the last call; `true` while some are left.
     pub(crate) fn shrink(&self) -> bool {
         let (looked_at, streams) = {
@@ -474,14 +484,18 @@ impl Endpoint {
         !grown.is_empty()
     }
 
-    /// The runtime is gone: every link dies, and nothing starts any more.
-    pub(crate) fn shut_down(&self) {
-        self.dead.store(true, Ordering::Release);
-        for link in self.links() {
-            link.bury(Death::Runtime);
+    /// The runtime is gone, or a task has failed: every link dies, and nothing starts any more.
+    pub(crate) fn shut_down(&self, death: Death) {
+        if self.dead.compare_exchange(0, death as u8, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return;
         }
         let entry = lock(&self.entry).take();
         drop(entry);
+        for link in self.links() {
+            link.bury(death);
+        }
+        // Those of links are forgotten already: what is left are queries.
+        self.accepted.give_up();
     }
 }
 

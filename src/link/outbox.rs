@@ -165,7 +165,10 @@ mod tests {
             assert_eq!(received.carried.fds.len(), usize::from(carries), "message {number}");
             outbox.flush(ours.as_fd(), Waker::noop()).unwrap();
         }
-        assert_eq!((lock(&outbox.queue).bytes, lock(&outbox.queue).fds), (0, 0));
+        {
+            let queue = lock(&outbox.queue);
+            assert_eq!((queue.bytes, queue.fds), (0, 0));
+        }
         with_fd(sent).unwrap();
         assert_eq!(sys::recv(theirs.as_fd(), &mut buffer, 1).unwrap().carried.fds.len(), 1);
     }

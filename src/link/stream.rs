@@ -20,6 +20,8 @@ pub(crate) enum Death {
     Fault = 2,
     /// Our own runtime is shut down.
     Runtime = 3,
+    /// A task of ours has panicked or ended before its time.
+    Failed = 4,
 }
 
 impl Death {
@@ -28,7 +30,19 @@ impl Death {
             1 => Some(Death::Peer),
             2 => Some(Death::Fault),
             3 => Some(Death::Runtime),
+            4 => Some(Death::Failed),
             _ => None,
+        }
+    }
+}
+
+impl Death {
+    /// Why a stream stays on TCP that was to be served.
+    pub(crate) fn reason(self) -> FallbackReason {
+        match self {
+            Death::Peer | Death::Fault => FallbackReason::LinkDown,
+            Death::Runtime => FallbackReason::NoRuntime,
+            Death::Failed => FallbackReason::Failed,
         }
     }
 }

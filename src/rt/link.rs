@@ -13,14 +13,15 @@ use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{EndOfRuntime, Timers, watch};
+use super::{Timers, watch};
 use crate::ism::device::EndpointId;
 use crate::ism::sys::{self, Carried};
 use crate::link::endpoint::{Endpoint, Watched, silence_of};
 use crate::link::group::Link;
-use crate::link::lack::reason_of;
+use crate::link::lack::{no_link, reason_of};
 use crate::link::message::{LONGEST, Message, Subject};
 use crate::link::stream::{Death, LinkedStream};
+use crate::shield::guarded;
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
 
@@ -34,12 +35,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const MOST_FDS: usize = 2;
 
 /// Takes what connects to the endpoint's socket.
-pub(super) async fn accept(
-    listener: UnixStream,
-    endpoint: Arc<Endpoint>,
-    timers: Arc<Timers>,
-    _end: Arc<EndOfRuntime>,
-) {
+pub(super) async fn accept(listener: UnixStream, endpoint: Arc<Endpoint>, timers: Arc<Timers>) {
     let greetings = Arc::new(tokio::sync::Semaphore::new(MOST_GREETINGS));
     loop {
         let Ok(permit) = greetings.clone().acquire_owned().await else { return };
@@ -103,8 +99,15 @@ async fn greet(
             Poll::Pending => patience.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
             answer => answer,
         })
-        .await?
+        .await
     };
+    let first = first.inspect_err(|error| {
+        let lack = reason_of(error, FallbackReason::LinkDown);
+        if lack != FallbackReason::LinkDown {
+            // No descriptor for one that came, for example: not the peer's fault, who is told.
+            let _ = sys::send(io.as_fd(), &no_link(lack).encode(), &[]);
+        }
+    })?;
     // What waits from here on is bounded elsewhere.
     drop(permit);
     match first {
@@ -113,25 +116,37 @@ async fn greet(
             Ok(())
         }
         (hello, carried) => {
-            let link = endpoint.accept_link(watched(&Handle::current(), Arc::new(io)))?;
+            let watched = watched(&Handle::current(), Arc::new(io));
+            let undriven = Buried(Some(endpoint.accept_link(watched)?), Death::Failed);
+            let Some(link) = &undriven.0 else { return Ok(()) };
             match link.deliver(hello, carried) {
                 Ok(()) => link.serve(),
                 Err(death) => link.bury(death),
             }
+            undriven.disarm();
             Ok(())
         }
+    }
+}
+
+/// The end of a query, also when nobody has come to answer it.
+struct HangUp(Arc<UnixStream>);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        let _ = sys::shutdown_socket(self.0.as_fd());
     }
 }
 
 /// Answers when the stream is there, now or later; until then the peer may hang up.
 async fn answer_query(io: UnixStream, endpoint: &Arc<Endpoint>, subject: Subject) {
     let io = Arc::new(io);
-    let answering = io.clone();
+    let answering = HangUp(io.clone());
     let waits = endpoint.on_query(subject, move |here| {
         if here {
-            let _ = sys::send(answering.as_fd(), &Message::Answer.encode(), &[]);
+            let _ = sys::send(answering.0.as_fd(), &Message::Answer.encode(), &[]);
         }
-        let _ = sys::shutdown_socket(answering.as_fd());
+        drop(answering);
     });
     if let Some(entry) = waits {
         let mut buffer = [0; LONGEST];
@@ -152,10 +167,10 @@ pub(super) fn watched(handle: &Handle, socket: Arc<UnixStream>) -> Watched {
 
 /// Serves a link until it dies.
 async fn drive(link: Arc<Link>, socket: Arc<UnixStream>) {
-    let end = Buried(link);
-    let link = &end.0;
+    // If this task is dropped, then with its runtime.
+    let _end = Buried(Some(link.clone()), Death::Runtime);
     let mut buffer = [0; LONGEST];
-    let death = std::future::poll_fn(|cx| {
+    let death = guarded(poll_fn(|cx| {
         link.watch_death(cx.waker());
         loop {
             if let Some(death) = link.death() {
@@ -192,9 +207,9 @@ async fn drive(link: Arc<Link>, socket: Arc<UnixStream>) {
                 return Poll::Pending;
             }
         }
-    })
+    }))
     .await;
-    link.bury(death);
+    link.bury(death.unwrap_or(Death::Failed));
 }
 
 /// `Ready` when the queue is worth another try: the readiness was stale or new.
@@ -211,12 +226,20 @@ fn writable(socket: &UnixStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     socket.poll_write_ready(cx)
 }
 
-/// A link whose task is dropped has lost its runtime.
-struct Buried(Arc<Link>);
+/// A link that nobody serves any more dies, and of that.
+struct Buried(Option<Arc<Link>>, Death);
+
+impl Buried {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for Buried {
     fn drop(&mut self) {
-        self.0.bury(Death::Runtime);
+        if let Some(link) = self.0.take() {
+            link.bury(self.1);
+        }
     }
 }
 

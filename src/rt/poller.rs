@@ -11,12 +11,12 @@ use std::task::{Context, Poll, Wake, Waker};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use super::EndOfRuntime;
 use crate::ism::interrupt::Window;
 use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
 use crate::link::group::Link;
-use crate::sync::{Arc, Mutex, lock};
+use crate::shield::shielded;
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 
 /// A gap between two looks, in ns, from which the thread may have been preempted; only then the kernel is asked.
 const SUSPICIOUS_GAP: u64 = 10_000;
@@ -28,6 +28,9 @@ struct Poller {
     links: Mutex<Links>,
     watch: Mutex<Watch>,
     task: Mutex<Option<Waker>>,
+    /// A look inside the reactor's turn has panicked.
+    failed: AtomicBool,
+    clock: fn() -> u64,
 }
 
 /// The endpoint's links as of a generation.
@@ -68,7 +71,7 @@ impl Poller {
     /// One look, and what follows from it: `true` to look again soon, `false` when the peers have to ring.
     fn turn(&self) -> bool {
         let links = self.links();
-        let now = sys::monotonic_ns();
+        let now = (self.clock)();
         let found = Self::look(&links, now);
         let keep_polling = {
             let mut watch = lock(&self.watch);
@@ -79,7 +82,8 @@ impl Poller {
             if found > 0 {
                 watch.window.work(now);
             }
-            watch.window.keep_polling(now)
+            // Without a clock no window would ever close.
+            now > 0 && watch.window.keep_polling(now)
         };
         keep_polling || !Self::sleep(&links)
     }
@@ -103,10 +107,17 @@ impl Wake for Poller {
 
     /// Called by the reactor, on whichever thread it runs.
     fn wake_by_ref(self: &Arc<Self>) {
-        // First listen, then look: what is raised after the look makes a new edge.
-        self.listen();
+        let looked = shielded(|| {
+            // First listen, then look: what is raised after the look makes a new edge.
+            self.listen();
+            self.turn()
+        });
+        if looked.is_err() {
+            // The reactor is the whole runtime's: it goes on, and the task ends the endpoint.
+            self.failed.store(true, Ordering::Release);
+        }
         // A window that is shut needs no task: the streams are awake, and the pages say that we sleep.
-        if self.turn() {
+        if looked.unwrap_or(true) {
             let task = lock(&self.task).clone();
             if let Some(task) = task {
                 task.wake();
@@ -138,8 +149,17 @@ impl Watch {
     }
 }
 
-/// Serves the interrupts of an endpoint.
-pub(super) async fn run(eventfd: UnixStream, endpoint: Arc<Endpoint>, _end: Arc<EndOfRuntime>) {
+/// The reactor keeps the poller, and the poller its place in the reactor: dropping this parts them.
+struct Parted(Arc<Poller>);
+
+impl Drop for Parted {
+    fn drop(&mut self) {
+        let _ = self.0.eventfd.poll_read_ready(&mut Context::from_waker(Waker::noop()));
+    }
+}
+
+/// Serves the interrupts of an endpoint; returns when that is not possible any more.
+pub(super) async fn run(eventfd: UnixStream, endpoint: Arc<Endpoint>, clock: fn() -> u64) {
     let cap = u64::try_from(endpoint.busy_poll().as_nanos()).unwrap_or(u64::MAX);
     let watch = Watch { window: Window::new(cap), polls: cap > 0, last_look: 0, thread: 0, switches: 0 };
     let poller = Arc::new(Poller {
@@ -148,9 +168,15 @@ pub(super) async fn run(eventfd: UnixStream, endpoint: Arc<Endpoint>, _end: Arc<
         links: Mutex::default(),
         watch: Mutex::new(watch),
         task: Mutex::new(None),
+        failed: AtomicBool::new(false),
+        clock,
     });
+    let _parted = Parted(poller.clone());
     let mut listening = false;
     std::future::poll_fn(move |cx| {
+        if poller.failed.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
         {
             let mut task = lock(&poller.task);
             if !task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
@@ -165,7 +191,7 @@ pub(super) async fn run(eventfd: UnixStream, endpoint: Arc<Endpoint>, _end: Arc<
             // Behind everything that is ready to run: the looks are cooperative.
             cx.waker().wake_by_ref();
         }
-        Poll::<()>::Pending
+        Poll::Pending
     })
     .await;
 }

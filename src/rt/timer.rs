@@ -7,27 +7,28 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Weak;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use super::{EndOfRuntime, watch};
+use super::watch;
 use crate::ism::sys;
 use crate::link::accepted::FIRST_LOOK;
 use crate::link::endpoint::Endpoint;
+use crate::shield::wake_each;
 use crate::sync::{Arc, Mutex, lock};
 
 /// For how long a grown ring has to be idle before its memory is given back.
 const SHRINK_AFTER: Duration = Duration::from_secs(10);
 
-/// A year.
-const FOR_EVER: Duration = Duration::from_secs(365 * 86400);
-
 #[derive(Default)]
 struct Waiting {
-    wakers: BTreeMap<(Instant, u64), Waker>,
+    /// By their deadline on the monotonic clock; what is not here any more has expired.
+    wakers: BTreeMap<(Duration, u64), Waker>,
     next: u64,
+    /// Nobody serves this timer any more: all that wait look again.
+    ended: bool,
 }
 
 pub(crate) struct Timers {
@@ -37,7 +38,11 @@ pub(crate) struct Timers {
 
 impl Timers {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Timers { fd: sys::timerfd()?, waiting: Mutex::default() })
+        let fd = sys::timerfd()?;
+        // What can not be armed would let everybody wait for ever: found out before somebody does.
+        sys::arm_timer(fd.as_fd(), Some(FIRST_LOOK))?;
+        sys::arm_timer(fd.as_fd(), None)?;
+        Ok(Timers { fd, waiting: Mutex::default() })
     }
 
     pub(super) fn watch(&self) -> io::Result<UnixStream> {
@@ -46,13 +51,11 @@ impl Timers {
 
     /// Waits for `duration`.
     pub(crate) fn sleep(self: &Arc<Self>, duration: Duration) -> Sleep {
-        let now = Instant::now();
-        // What lies beyond the clock never comes anyway.
-        self.sleep_until(now.checked_add(duration).unwrap_or(now + FOR_EVER))
+        self.sleep_until(sys::monotonic().saturating_add(duration))
     }
 
     /// Waits until `deadline`.
-    pub(crate) fn sleep_until(self: &Arc<Self>, deadline: Instant) -> Sleep {
+    pub(crate) fn sleep_until(self: &Arc<Self>, deadline: Duration) -> Sleep {
         Sleep { timers: self.clone(), deadline, number: None }
     }
 
@@ -60,7 +63,7 @@ impl Timers {
     fn arm(&self, waiting: &Waiting) {
         let first = waiting.wakers.first_key_value().map(|((deadline, _), _)| {
             // Zero would disarm it.
-            deadline.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1))
+            deadline.saturating_sub(sys::monotonic()).max(Duration::from_nanos(1))
         });
         if let Err(error) = sys::arm_timer(self.fd.as_fd(), first) {
             crate::trace::warning!("the timer can not be set: {error}");
@@ -68,24 +71,36 @@ impl Timers {
     }
 
     fn expire(&self) {
-        let now = Instant::now();
         let expired = {
             let mut waiting = lock(&self.waiting);
+            let now = match sys::monotonic() {
+                // There is no clock. The timer has one: the first of those who wait is due.
+                Duration::ZERO => waiting.wakers.keys().next().map_or(Duration::ZERO, |(first, _)| *first),
+                now => now,
+            };
             let later = waiting.wakers.split_off(&(now, u64::MAX));
             let expired = std::mem::replace(&mut waiting.wakers, later);
             self.arm(&waiting);
             expired
         };
-        for waker in expired.into_values() {
-            waker.wake();
-        }
+        wake_each(expired.into_values());
+    }
+
+    /// Nothing wakes sleepers any more: lets them all look for themselves.
+    pub(super) fn end(&self) {
+        let left = {
+            let mut waiting = lock(&self.waiting);
+            waiting.ended = true;
+            std::mem::take(&mut waiting.wakers)
+        };
+        wake_each(left.into_values());
     }
 }
 
 /// See [`Timers::sleep`].
 pub(crate) struct Sleep {
     timers: Arc<Timers>,
-    pub(crate) deadline: Instant,
+    pub(crate) deadline: Duration,
     number: Option<u64>,
 }
 
@@ -93,7 +108,7 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if Instant::now() >= self.deadline {
+        if sys::monotonic() >= self.deadline {
             return Poll::Ready(());
         }
         let timers = self.timers.clone();
@@ -101,6 +116,11 @@ impl Future for Sleep {
         let waker = cx.waker().clone();
         let stale = {
             let mut waiting = lock(&timers.waiting);
+            let expired =
+                self.number.is_some_and(|number| !waiting.wakers.contains_key(&(self.deadline, number)));
+            if waiting.ended || expired {
+                return Poll::Ready(());
+            }
             let number = *self.number.get_or_insert_with(|| {
                 waiting.next += 1;
                 waiting.next
@@ -130,7 +150,7 @@ impl Drop for Sleep {
 }
 
 /// Serves the timer of an endpoint.
-pub(super) async fn run(timer: UnixStream, timers: Arc<Timers>, _end: Arc<EndOfRuntime>) {
+pub(super) async fn run(timer: UnixStream, timers: Arc<Timers>) {
     loop {
         if timer.readable().await.is_err() {
             return std::future::pending().await;
@@ -159,9 +179,9 @@ pub(super) async fn shrink(timers: Arc<Timers>, endpoint: Weak<Endpoint>) {
 pub(super) async fn sweep(timers: Arc<Timers>, endpoint: Weak<Endpoint>) {
     timers.sleep(FIRST_LOOK).await;
     loop {
-        let next = endpoint.upgrade().and_then(|endpoint| endpoint.sweep(Instant::now()));
+        let next = endpoint.upgrade().and_then(|endpoint| endpoint.sweep(sys::monotonic()));
         let Some(next) = next else { return };
-        match next.saturating_duration_since(Instant::now()) {
+        match next.saturating_sub(sys::monotonic()) {
             // More is due already: after the others had their turn.
             Duration::ZERO => tokio::task::yield_now().await,
             pause => timers.sleep(pause).await,

@@ -17,7 +17,7 @@ use crate::conn::upgrade::WatchKey;
 use crate::info::SmcInfo;
 use crate::link::lack::reason_of;
 use crate::link::stream::LinkedStream;
-use crate::rt::{self, Sleep, TokioTcp};
+use crate::rt::{self, Sleep, TokioTcp, Unsettled};
 use crate::sync::Arc;
 use crate::transport::{Counters, FallbackReason, Transport, UCred};
 
@@ -88,7 +88,8 @@ impl SmcStream {
             return;
         }
         let (handle, conn) = (self.conn.handle.clone(), Arc::clone(&self.conn));
-        self.conn.handle.spawn(async move {
+        let linked: Arc<dyn LinkedStream> = conn.clone();
+        let offer = Unsettled::during(Arc::downgrade(&linked), async move {
             match rt::endpoint(&handle, &conn.config) {
                 Ok(driven) => driven.endpoint.offer(conn),
                 Err(error) => {
@@ -97,6 +98,7 @@ impl SmcStream {
                 }
             }
         });
+        self.conn.handle.spawn(offer);
     }
 
     /// Does what the policy wants of a stream that has just connected; where it waits, then not longer than `limit`.

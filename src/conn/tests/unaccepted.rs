@@ -1,10 +1,9 @@
 //! Offers for streams that their server's application never gives to this crate.
 
-use std::time::Instant;
-
 use super::hosts::{CLIENT, Lab, SERVER};
 use super::watched;
 use crate::config::UpgradePolicy;
+use crate::ism::sys::monotonic;
 use crate::link::accepted::FIRST_LOOK;
 use crate::transport::{FallbackReason, Transport};
 
@@ -18,7 +17,7 @@ fn an_offer_for_a_stream_that_somebody_else_has_accepted_is_refused() {
         lab.run();
         let server = lab.hosts[SERVER].endpoint.clone();
         assert!(lab.hosts[SERVER].is_to_sweep());
-        let again = server.sweep(Instant::now() + FIRST_LOOK).expect("it waits");
+        let again = server.sweep(monotonic() + FIRST_LOOK).expect("it waits");
         lab.run();
         assert_eq!(pair.conns[CLIENT].transport(), Transport::Tcp(FallbackReason::InProgress));
         assert_eq!(server.sweep(again), None, "nothing waits any more");
@@ -39,7 +38,7 @@ fn a_stream_that_is_given_to_us_after_a_doubt_is_upgraded() {
         assert!(pair.offer(&lab));
         lab.run();
         let server = lab.hosts[SERVER].endpoint.clone();
-        let again = server.sweep(Instant::now() + FIRST_LOOK).expect("it waits");
+        let again = server.sweep(monotonic() + FIRST_LOOK).expect("it waits");
         pair.accept(&lab);
         lab.run();
         assert_eq!(server.sweep(again), None, "nothing waits any more");

@@ -1,15 +1,15 @@
 //! Facts about this process, this thread and this host.
 #![expect(
     unsafe_code,
-    reason = "getrusage and gethostname, which rustix lacks or offers under another feature; geteuid, gettid and \
-              getrlimit, which panic there when a sandbox denies them"
+    reason = "getrusage and gethostname, which rustix lacks or offers under another feature; clock_gettime, geteuid, \
+              gettid and getrlimit, which panic there where the kernel or a sandbox denies them"
 )]
 
 use std::io;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use rustix::rand::GetRandomFlags;
-use rustix::time::ClockId;
 
 /// The user id the kernel shows for users that a user namespace has no name for; never "the same user" as anybody.
 pub(crate) fn overflow_uid() -> u32 {
@@ -27,11 +27,24 @@ pub(crate) fn effective_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// Nanoseconds on the monotonic clock. Processes in different time namespaces see different values.
+/// Nanoseconds on the monotonic clock; 0 where there is none to be had. Processes in different time namespaces see
+/// different values.
+///
+/// The C library's call: rustix's panics where the kernel's vDSO lacks it, and std's where the kernel refuses it.
 pub(crate) fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(ClockId::Monotonic);
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a local of the type the call fills in; when it fails the local stays as it is.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) } != 0;
+    if failed {
+        return 0;
+    }
     // The monotonic clock starts near 0 at boot; neither part is ever negative.
     (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64)
+}
+
+/// The same as a time, to be compared with others of this process; it stands still where there is no clock.
+pub(crate) fn monotonic() -> Duration {
+    Duration::from_nanos(monotonic_ns())
 }
 
 /// Kernel id of the calling thread; where a sandbox denies the question, the same number for all.

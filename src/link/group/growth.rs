@@ -8,7 +8,8 @@ use crate::ism::arena::DmbSegment;
 use crate::ism::ring::Refusal;
 use crate::link::message::Message;
 use crate::link::slots::is_the_peers;
-use crate::link::stream::{Answer, Ask, Granted, LinkedStream};
+use crate::link::stream::{Answer, Ask, Death, Granted, LinkedStream};
+use crate::shield::shielded;
 use crate::sync::{Arc, lock};
 
 /// A reader that has not read for so long is one that does not read.
@@ -58,7 +59,12 @@ impl Link {
             Answer::Later => {
                 let Some(endpoint) = self.endpoint.upgrade() else { return Ok(()) };
                 let link = self.clone();
-                endpoint.run_after(STALLED_AFTER, Box::new(move || link.answer_late(token)));
+                let late = move || {
+                    if shielded(|| link.answer_late(token)).is_err() {
+                        link.bury(Death::Failed);
+                    }
+                };
+                endpoint.run_after(STALLED_AFTER, Box::new(late));
             }
             Answer::Fault(rule) => return Err(Fault(rule)),
         }

@@ -14,6 +14,7 @@ use crate::link::endpoint::silence_of;
 use crate::link::lack::{NO_LINK, no_link, reason_of};
 use crate::link::message::{LONGEST, Message};
 use crate::link::stream::{Ask, Death, LinkedStream};
+use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -265,7 +266,8 @@ impl Link {
             entries.table.iter().flatten().filter_map(|entry| entry.stream.upgrade()).collect()
         };
         for stream in &streams {
-            stream.link_died(self.id, death);
+            // One stream's trouble is not to hide the news from the others.
+            let _ = shielded(|| stream.link_died(self.id, death));
         }
         let (outgoing, incoming, before_hello) = {
             let mut state = lock(&self.state);
@@ -274,7 +276,7 @@ impl Link {
         };
         let reason = self.reason_after(death);
         for id in outgoing {
-            self.end_offer(id, reason);
+            let _ = shielded(|| self.end_offer(id, reason));
         }
         if let Some(endpoint) = self.endpoint.upgrade() {
             for incoming in incoming.into_values() {
@@ -285,7 +287,7 @@ impl Link {
             endpoint.link_ended(self);
         }
         for stream in before_hello.iter().filter_map(Weak::upgrade) {
-            stream.stay_on_tcp(reason);
+            let _ = shielded(|| stream.stay_on_tcp(reason));
         }
         let _ = sys::shutdown_socket(self.socket());
         let task = lock(&self.task).take();
@@ -300,9 +302,8 @@ impl Link {
             return *reason;
         }
         match death {
-            Death::Runtime => FallbackReason::NoRuntime,
             Death::Peer if self.peer.get().is_none() => silence_of(self.credentials.uid),
-            Death::Peer | Death::Fault => FallbackReason::LinkDown,
+            death => death.reason(),
         }
     }
 

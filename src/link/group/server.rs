@@ -8,7 +8,8 @@ use crate::link::accepted::{Found, Key};
 use crate::link::message::{DmbPlace, Message, Subject};
 use crate::link::proof;
 use crate::link::slots::NoDmb;
-use crate::link::stream::{Doorbell, LinkedStream, ReceiveDmb, SendDmb};
+use crate::link::stream::{Death, Doorbell, LinkedStream, ReceiveDmb, SendDmb};
+use crate::shield::shielded;
 use crate::sync::{Arc, lock};
 use crate::transport::FallbackReason;
 
@@ -69,7 +70,10 @@ impl Link {
             let proposed = proposed.take();
             Box::new(move |stream| {
                 if let Some(proposed) = proposed {
-                    link.accepted_late(proposed, stream);
+                    // It runs where nobody else would tell the client.
+                    if shielded(|| link.accepted_late(proposed, stream)).is_err() {
+                        link.bury(Death::Failed);
+                    }
                 }
             })
         });

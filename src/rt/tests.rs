@@ -1,0 +1,353 @@
+//! Tasks that fail: what they served ends, is told why, and does not wait.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::{Builder, Runtime};
+
+use super::*;
+use crate::config::UpgradePolicy;
+use crate::ism::arena::DmbSegment;
+use crate::ism::ring::Refusal;
+use crate::link::message::Subject;
+use crate::link::stream::{Answer, Ask, ClcOverTcp, Granted, Interrupt, ReceiveDmb, SendDmb, Standing};
+use crate::listener::SmcListener;
+use crate::stream::SmcStream;
+use crate::sync::{AtomicBool, Ordering};
+use crate::transport::Transport;
+
+/// What hangs fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A panic that belongs to the test.
+fn fail() {
+    panic!("a panic that belongs to the test");
+}
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+struct Lab {
+    dir: tempfile::TempDir,
+    client: Runtime,
+    server: Runtime,
+    listener: SmcListener,
+}
+
+impl Lab {
+    fn new() -> Lab {
+        let dir = tempfile::tempdir().unwrap();
+        let (client, server) = (runtime(), runtime());
+        let config = Config::new().device_dir(dir.path());
+        let listener = server.block_on(SmcListener::bind_with("127.0.0.1:0", &config)).unwrap();
+        Lab { dir, client, server, listener }
+    }
+
+    fn config(&self, policy: UpgradePolicy) -> Config {
+        Config::new().device_dir(self.dir.path()).upgrade_policy(policy)
+    }
+
+    fn connect(&self) -> SmcStream {
+        let address = self.listener.local_addr().unwrap();
+        self.client.block_on(SmcStream::connect_with(address, &self.config(UpgradePolicy::Manual))).unwrap()
+    }
+
+    /// A connection on the ring.
+    fn upgraded(&self) -> (SmcStream, SmcStream) {
+        let client = self.connect();
+        let server = self.server.block_on(self.listener.accept()).unwrap().0;
+        for (runtime, stream) in [(&self.client, &client), (&self.server, &server)] {
+            let transport = runtime.block_on(async {
+                // The client's offer may still be on its way.
+                let mut watch = stream.watch();
+                if stream.upgrade().await == Transport::Tcp(FallbackReason::NotYet) {
+                    watch.settled().await;
+                }
+                watch.settled().await
+            });
+            assert!(transport.is_loopback_ism(), "{transport}: {:?}", transport.fallback_reason());
+        }
+        (client, server)
+    }
+
+    fn end(&self, side: &Runtime) -> Arc<End> {
+        let config = self.config(UpgradePolicy::Manual);
+        let driven = endpoint(side.handle(), &config).unwrap();
+        let key = (side.handle().id(), config.device_dir.clone());
+        Arc::new(End { key, driven, tasks: Mutex::default() })
+    }
+}
+
+async fn in_time<F: Future>(what: &str, wait: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{what} hangs"))
+}
+
+/// Lets one task of an endpoint fail and looks at everybody who waits.
+fn endpoint_fails(of_client: bool, how: impl FnOnce(&Arc<End>, &Handle)) {
+    let lab = Lab::new();
+    let (side, other) = if of_client { (&lab.client, &lab.server) } else { (&lab.server, &lab.client) };
+    let (client, server) = lab.upgraded();
+    let (mut here, mut there) = if of_client { (client, server) } else { (server, client) };
+    // It waits to be accepted.
+    let waiting = lab.connect();
+    let end = lab.end(side);
+    let (reading, asking, elsewhere) = {
+        let reading = side.spawn(async move {
+            let read = here.read_u8().await;
+            (read, here.write_all(b"x").await)
+        });
+        let asking = lab.client.spawn(async move { (waiting.upgrade().await, waiting) });
+        (reading, asking, other.spawn(async move { there.read(&mut [0; 1]).await }))
+    };
+    // All of them wait.
+    std::thread::sleep(Duration::from_millis(50));
+    how(&end, side.handle());
+    lab.client.block_on(async {
+        let (read, written) = in_time("the reader", reading).await.unwrap();
+        for error in [read.unwrap_err(), written.unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+            assert!(error.to_string().contains("a task that serves shared memory has failed"), "{error}");
+        }
+        let there = in_time("the peer's reader", elsewhere).await.unwrap();
+        assert_eq!(there.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        let (answer, mut waiting) = in_time("upgrade()", asking).await.unwrap();
+        let reason = answer.fallback_reason().expect("no upgrade");
+        // The other end only sees a link that breaks.
+        let expected = if of_client { FallbackReason::Failed } else { FallbackReason::LinkDown };
+        assert_eq!(reason, expected);
+        waiting.write_all(b"goes on").await.unwrap();
+    });
+    let mut accepted = lab.server.block_on(lab.listener.accept()).unwrap().0;
+    let mut got = [0; 7];
+    lab.server.block_on(in_time("tcp", accepted.read_exact(&mut got))).unwrap();
+    assert_eq!(&got, b"goes on");
+    assert!(end.driven.endpoint.is_dead() && end.driven.endpoint.links().is_empty());
+    // Whoever comes next has a new one.
+    let (mut client, mut server) = lab.upgraded();
+    assert!(!Arc::ptr_eq(&lab.end(side).driven.endpoint, &end.driven.endpoint));
+    lab.client.block_on(client.write_all(b"again")).unwrap();
+    lab.server.block_on(server.read_exact(&mut got[..5])).unwrap();
+    assert_eq!(&got[..5], b"again");
+}
+
+#[test]
+fn a_task_that_panics_ends_its_endpoint() {
+    for of_client in [true, false] {
+        endpoint_fails(of_client, |end, handle| end.serve(handle, async { fail() }));
+    }
+}
+
+#[test]
+fn a_task_that_returns_ends_its_endpoint() {
+    for of_client in [true, false] {
+        endpoint_fails(of_client, |end, handle| end.serve(handle, async {}));
+    }
+}
+
+/// A poller like the endpoint's own, with that clock.
+fn poll_with(end: &Arc<End>, handle: &Handle, clock: fn() -> u64) {
+    let _context = handle.enter();
+    let endpoint = end.driven.endpoint.clone();
+    let eventfd = watch(endpoint.eventfd().try_clone().unwrap()).unwrap();
+    end.serve(handle, poller::run(eventfd, endpoint, clock));
+}
+
+#[test]
+fn a_clock_that_panics_in_the_poller_ends_the_endpoint() {
+    endpoint_fails(true, |end, handle| {
+        poll_with(end, handle, || {
+            fail();
+            0
+        });
+    });
+}
+
+#[test]
+fn a_clock_that_panics_inside_the_reactor_ends_the_endpoint_and_not_the_reactor() {
+    static BROKEN: AtomicBool = AtomicBool::new(false);
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    endpoint_fails(true, |end, handle| {
+        poll_with(end, handle, || {
+            ASKED.store(true, Ordering::SeqCst);
+            if BROKEN.load(Ordering::SeqCst) {
+                fail();
+            }
+            sys::monotonic_ns()
+        });
+        // The task has had its look, and sleeps.
+        while !ASKED.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        BROKEN.store(true, Ordering::SeqCst);
+        sys::ring(std::os::fd::AsFd::as_fd(end.driven.endpoint.eventfd())).unwrap();
+    });
+}
+
+/// A stream of which nothing works that its link's task calls.
+struct Faulty(Arc<dyn LinkedStream>);
+
+impl LinkedStream for Faulty {
+    fn subject(&self) -> Result<Subject, FallbackReason> {
+        self.0.subject()
+    }
+
+    fn has_ended(&self) -> bool {
+        false
+    }
+
+    fn dmb_size(&self) -> usize {
+        self.0.dmb_size()
+    }
+
+    fn admits(&self, uid: u32) -> bool {
+        self.0.admits(uid)
+    }
+
+    fn interrupts(&self) -> Arc<dyn Interrupt> {
+        self.0.interrupts()
+    }
+
+    fn wants_clc_over_tcp(&self) -> bool {
+        false
+    }
+
+    fn offered(&self, offer: Standing) {
+        // It stands as long as the test runs.
+        std::mem::forget(offer);
+    }
+
+    fn refused(&self, _: FallbackReason) {
+        fail();
+    }
+
+    fn shrink(&self) -> bool {
+        fail();
+        true
+    }
+
+    fn asked(&self, _: Ask) -> Answer {
+        fail();
+        Answer::Later
+    }
+
+    fn ask_again(&self) -> Option<Answer> {
+        fail();
+        None
+    }
+
+    fn not_sent(&self, _: u64) {
+        fail();
+    }
+
+    fn returned(&self, _: u64) {
+        fail();
+    }
+
+    fn granted(&self, _: u64, _: Option<DmbSegment>) -> Granted {
+        fail();
+        Granted::Gone
+    }
+
+    fn denied(&self, _: Refusal) {
+        fail();
+    }
+
+    fn peer_detached(&self) {
+        fail();
+    }
+
+    fn attach_receive(&self, _: ReceiveDmb, _: Option<&[u8]>) -> Result<(), FallbackReason> {
+        fail();
+        Ok(())
+    }
+
+    fn attach_send(&self, _: SendDmb) {
+        fail();
+    }
+
+    fn go(&self, _: &crate::ism::arena::DmbMemory, _: ClcOverTcp) {
+        fail();
+    }
+
+    fn gone(&self) {
+        fail();
+    }
+
+    fn can_not_send(&self, _: FallbackReason) {
+        fail();
+    }
+
+    fn shared(&self) {
+        fail();
+    }
+
+    fn stay_on_tcp(&self, _: FallbackReason) {
+        fail();
+    }
+
+    fn peer_pinned(&self) {
+        fail();
+    }
+
+    fn link_died(&self, _: u64, _: Death) {
+        fail();
+    }
+}
+
+#[test]
+fn a_link_whose_task_panics_ends_alone() {
+    let lab = Lab::new();
+    let (mut client, mut server) = lab.upgraded();
+    let end = lab.end(&lab.client);
+    let link = end.driven.endpoint.links()[0].clone();
+    let stream = lab.connect();
+    let accepted = lab.server.block_on(lab.listener.accept()).unwrap().0;
+    let faulty: Arc<dyn LinkedStream> = Arc::new(Faulty(stream.conn_for_tests()));
+    lab.client.block_on(async {
+        let reading = tokio::spawn(async move { client.read_u8().await });
+        // Its MATCH comes to the link's task.
+        link.offer(faulty.clone());
+        let error = in_time("the reader", reading).await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("has failed"), "{error}");
+    });
+    assert_eq!(link.death(), Some(Death::Failed));
+    let there = lab.server.block_on(in_time("the peer's reader", server.read_u8()));
+    assert_eq!(there.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(!end.driven.endpoint.is_dead(), "the endpoint lives");
+    drop((stream, accepted, faulty));
+    lab.upgraded();
+}
+
+#[test]
+fn a_search_that_fails_or_is_dropped_settles_its_stream() {
+    let lab = Lab::new();
+    let offering = || {
+        let stream = lab.connect();
+        let linked: Arc<dyn LinkedStream> = stream.conn_for_tests();
+        assert!(stream.conn_for_tests().begin_upgrade());
+        (stream, Arc::downgrade(&linked))
+    };
+    let (stream, linked) = offering();
+    lab.client.block_on(Unsettled::during(linked, async { fail() }));
+    assert_eq!(stream.transport(), Transport::Tcp(FallbackReason::Failed));
+    let (stream, linked) = offering();
+    let search = Unsettled::during(linked, std::future::pending());
+    assert_eq!(stream.transport(), Transport::Tcp(FallbackReason::InProgress));
+    drop(search);
+    assert_eq!(stream.transport(), Transport::Tcp(FallbackReason::NoRuntime));
+}
+
+#[test]
+fn sleepers_of_a_timer_that_ends_wake_up() {
+    let lab = Lab::new();
+    let end = lab.end(&lab.client);
+    let timers = end.driven.timers.clone();
+    let sleeping = lab.client.spawn(timers.sleep(PATIENCE * 60));
+    std::thread::sleep(Duration::from_millis(20));
+    end.serve(lab.client.handle(), async { fail() });
+    lab.client.block_on(in_time("the sleeper", sleeping)).unwrap();
+    lab.client.block_on(in_time("a late sleeper", timers.sleep(PATIENCE * 60)));
+}
