@@ -8,6 +8,7 @@ pub(crate) mod close;
 pub(crate) mod connection;
 mod descriptor;
 pub(crate) mod growth;
+mod linked;
 pub(crate) mod receive;
 pub(crate) mod send;
 #[cfg(test)]

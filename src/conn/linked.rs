@@ -1,0 +1,370 @@
+//! The connection as its link sees it: what is attached, what has to be told, how it ends.
+
+use std::io::ErrorKind;
+
+use super::receive::{self, Receiver, whole};
+use super::send;
+use super::upgrade::Phase;
+use super::{Connection, Effects, Role, Tcp};
+use crate::clc::Diagnosis;
+use crate::config::{PeerPolicy, UpgradePolicy, usable_dmb_size};
+use crate::ism::arena::{DmbMemory, DmbSegment};
+use crate::ism::dmb::{Direction, Flags, HandshakeWord};
+use crate::ism::interrupt::Signal;
+use crate::ism::ring::{Memory, Refusal};
+use crate::ism::sys;
+use crate::link::lack::reason_of;
+use crate::link::message::{Subject, Tuple};
+use crate::link::stream::{
+    Answer, Ask, ClcOverTcp, Death, Granted, Interrupt, LinkedStream, ReceiveDmb, SendDmb, Standing,
+};
+use crate::sync::{Arc, Ordering, lock};
+use crate::transport::FallbackReason;
+
+impl<T: Tcp> LinkedStream for Connection<T> {
+    fn subject(&self) -> Result<Subject, FallbackReason> {
+        let rx = lock(&self.rx);
+        let fd = rx.fd().map_err(|_| FallbackReason::HalfClosed)?;
+        let gone = |error| reason_of(&error, FallbackReason::Unproved);
+        match sys::ineligible(fd) {
+            Ok(None) => {}
+            Ok(Some(_)) => return Err(FallbackReason::SocketOption),
+            Err(error) => return Err(reason_of(&error, FallbackReason::SocketOption)),
+        }
+        match sys::tcp_look(fd) {
+            // SO_MAX_PACING_RATE: a ring has no speed limit.
+            Ok(look) if look.max_pacing != u64::MAX => return Err(FallbackReason::SocketOption),
+            Ok(look) if look.state == sys::TcpState::Established => {}
+            Ok(_) => return Err(FallbackReason::HalfClosed),
+            Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
+        }
+        let tuple = Tuple::new(sys::local_addr(fd).map_err(gone)?, sys::peer_addr(fd).map_err(gone)?);
+        let cookie = sys::cookie(fd).map_err(gone)?;
+        let network_namespace =
+            sys::netns_cookie(fd).map_err(|error| reason_of(&error, FallbackReason::NetworkNamespace))?;
+        Ok(Subject { tuple, cookie, network_namespace })
+    }
+
+    fn has_ended(&self) -> bool {
+        let rx = lock(&self.rx);
+        let look = rx.fd().and_then(sys::tcp_look);
+        look.map_or(true, |look| look.state == sys::TcpState::Close)
+    }
+
+    fn dmb_size(&self) -> usize {
+        let chosen = lock(&self.rx).fd().and_then(sys::chosen_receive_buffer).ok().flatten();
+        chosen.map_or(self.config.dmb_size, |bytes| usable_dmb_size(bytes).min(self.config.dmb_size))
+    }
+
+    fn admits(&self, uid: u32) -> bool {
+        match self.config.peer_policy {
+            PeerPolicy::SameUser => uid == 0 || (uid == sys::effective_uid() && uid != sys::overflow_uid()),
+            PeerPolicy::Root => uid == 0,
+        }
+    }
+
+    fn wants_clc_over_tcp(&self) -> bool {
+        self.role == Role::Client && self.config.upgrade_policy == UpgradePolicy::Handshake
+    }
+
+    fn interrupts(&self) -> Arc<dyn Interrupt> {
+        Arc::new(self.wakes.clone())
+    }
+
+    fn offered(&self, offer: Standing) {
+        let gone = {
+            let mut state = lock(&self.upgrade.state);
+            // Closed or pinned meanwhile: dropping the offer takes it back.
+            if state.phase == Phase::Offering { state.offer.replace(offer) } else { Some(offer) }
+        };
+        drop(gone);
+    }
+
+    fn attach_receive(&self, dmb: ReceiveDmb, hold: Option<&[u8]>) -> Result<(), FallbackReason> {
+        let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
+        if rx.half.is_none() || tx.half.is_none() || tx.shut {
+            return Err(FallbackReason::HalfClosed);
+        }
+        if rx.dmb.is_some() || rx.path != receive::Path::Tcp {
+            return Err(FallbackReason::InProgress);
+        }
+        if rx.pinned || tx.pinned {
+            return Err(FallbackReason::Pinned);
+        }
+        let fd = tx.fd().map_err(|_| FallbackReason::HalfClosed)?;
+        let (look, queued) = match whole(|| sys::tx_counters(fd)) {
+            Ok(Some(look)) => look,
+            Ok(None) => return Err(FallbackReason::Positions),
+            Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
+        };
+        let syn = look.syn(queued).ok_or(FallbackReason::Positions)?;
+        let sent = look.tx_position(queued, syn).ok_or(FallbackReason::Positions)?;
+        let received = match rx.look() {
+            Ok(Some(position)) => position,
+            Ok(None) => return Err(FallbackReason::Positions),
+            Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
+        };
+        // What the kernel counts and did not pass through here went past this stream; see `Sender::try_switch`.
+        if tx.own != Some(sent) || rx.own != Some(received) {
+            return Err(FallbackReason::Positions);
+        }
+        {
+            let mut state = lock(&self.upgrade.state);
+            match state.phase {
+                Phase::Idle(_) => state.go_on(Phase::Offering),
+                Phase::Offering | Phase::Attached => {}
+                // Closed or pinned in this moment.
+                Phase::Settled(reason) => return Err(reason),
+            }
+        }
+        tx.syn = Some(syn);
+        let untouched = received == 0 && sent == 0;
+        if let (Some(accept), true) = (hold, untouched) {
+            let unread = rx.fd().and_then(sys::queued_in).unwrap_or(1);
+            if unread == 0 {
+                let memory = dmb.consumer.memory().clone();
+                if memory.header().move_handshake(HandshakeWord::None, HandshakeWord::Held).is_ok() {
+                    // The Confirm mirrors the Accept, field by field.
+                    rx.clc = receive::Clc::Held(crate::clc::PROPOSAL_BYTES + accept.len());
+                    tx.clc = send::Clc::Held(accept.to_vec());
+                    lock(&self.upgrade.state).hold = Some(memory);
+                }
+            }
+        }
+        rx.dmb = Some(dmb);
+        Ok(())
+    }
+
+    fn attach_send(&self, dmb: SendDmb) {
+        let _ = self.heed.endpoint.set(dmb.doorbell.link.endpoint().clone());
+        let mut effects = Effects::default();
+        {
+            let mut state = lock(&self.upgrade.state);
+            if state.phase == Phase::Offering {
+                state.go_on(Phase::Attached);
+            }
+        }
+        {
+            let mut tx = lock(&self.tx);
+            if tx.pinned || tx.shut || tx.half.is_none() {
+                // A pin made before the DMB was known is put into its word; its DETACH goes out at once.
+                dmb.producer.memory().header().pin();
+                effects.ring(&dmb.doorbell, Signal::Data);
+                effects.rare().unused = Some(dmb);
+                effects.rare().settled = Some(FallbackReason::Pinned);
+            } else {
+                tx.dmb = Some(dmb);
+                tx.try_switch(&mut effects);
+            }
+        }
+        effects.wake = true;
+        effects.heed = false;
+        self.carry_out(effects);
+        self.upgrade.weigh_anchor();
+        // What was done to the socket until now did not concern the ring.
+        self.obey_socket();
+    }
+
+    fn go(&self, server: &DmbMemory, clc: ClcOverTcp) {
+        let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
+        if rx.pinned || tx.pinned || tx.shut || (rx.own, tx.own) != (Some(0), Some(0)) {
+            return;
+        }
+        let untouched = tx.syn.is_some_and(|syn| {
+            let Ok(fd) = tx.fd() else { return false };
+            let sent = whole(|| sys::tx_counters(fd)).ok().flatten();
+            sent.and_then(|(look, queued)| look.tx_position(queued, syn)) == Some(0)
+        });
+        let unread = rx.fd().and_then(sys::queued_in).unwrap_or(1);
+        if !untouched || unread != 0 || !matches!(rx.look(), Ok(Some(0))) {
+            return;
+        }
+        if server.header().move_handshake(HandshakeWord::Held, HandshakeWord::Go).is_err() {
+            return;
+        }
+        rx.clc = receive::Clc::Skip(clc.accept.len());
+        let proposal = clc.proposal.len();
+        let mut bytes = clc.proposal;
+        bytes.extend(clc.confirm);
+        tx.clc = send::Clc::Send(bytes, 0);
+        // The Confirm waits for the Accept, unless the application is faster.
+        let _ = tx.send_clc_until(proposal, || HandshakeWord::Off);
+    }
+
+    fn gone(&self) {
+        let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
+        rx.resolve_handshake();
+        // At once: the client waits for the Accept. What does not fit goes before the application's first byte.
+        let _ = tx.send_clc(|| self.stop_handshake());
+    }
+
+    fn can_not_send(&self, reason: FallbackReason) {
+        lock(&self.tx).pinned = true;
+        self.upgrade.settle(reason);
+    }
+
+    fn refused(&self, reason: FallbackReason) {
+        let mut state = lock(&self.upgrade.state);
+        if let Phase::Idle(_) = state.phase {
+            state.phase = Phase::Idle(reason);
+        }
+    }
+
+    fn shared(&self) {
+        // A direction that has switched already goes on in its ring.
+        let _ = self.pin("a shared socket", true, true);
+        self.upgrade.settle(FallbackReason::Pinned);
+    }
+
+    fn shrink(&self) -> bool {
+        self.shrink_if_idle()
+    }
+
+    fn asked(&self, ask: Ask) -> Answer {
+        self.weigh_ask(ask)
+    }
+
+    fn ask_again(&self) -> Option<Answer> {
+        self.weigh_again()
+    }
+
+    fn not_sent(&self, segment: u64) {
+        self.take_back_unsent(segment);
+    }
+
+    fn returned(&self, segment: u64) {
+        self.take_back(segment);
+    }
+
+    fn granted(&self, number: u64, segment: Option<DmbSegment>) -> Granted {
+        self.take_grant(number, segment)
+    }
+
+    fn denied(&self, why: Refusal) {
+        self.take_denial(why);
+    }
+
+    fn stay_on_tcp(&self, reason: FallbackReason) {
+        let unused = {
+            let mut rx = lock(&self.rx);
+            // Before the DMB with the word is given back.
+            lock(&self.tx).resolve_handshake(|| self.stop_handshake());
+            self.abandon_receiver(&mut rx)
+        };
+        drop(unused);
+        self.upgrade.settle(reason);
+    }
+
+    fn peer_pinned(&self) {
+        let unused = {
+            let mut tx = lock(&self.tx);
+            if tx.path == send::Path::Tcp {
+                tx.pinned = true;
+                tx.dmb.take()
+            } else {
+                None
+            }
+        };
+        if unused.is_some() {
+            drop(unused);
+            self.upgrade.settle(FallbackReason::Pinned);
+        }
+    }
+
+    fn peer_detached(&self) {
+        let mut effects = Effects::default();
+        let stays = Self::pin_receiver(&mut lock(&self.rx), &mut effects);
+        self.carry_out(effects);
+        if stays {
+            self.upgrade.settle(FallbackReason::Declined(Diagnosis::PEERDECL));
+        }
+    }
+
+    fn link_died(&self, link: u64, death: Death) {
+        let mut effects = Effects::default();
+        let mut unused = (None, None);
+        {
+            let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
+            let doorbells =
+                [rx.dmb.as_ref().map(|dmb| &dmb.doorbell), tx.dmb.as_ref().map(|dmb| &dmb.doorbell)];
+            if !doorbells.into_iter().flatten().any(|doorbell| doorbell.link.id == link) {
+                return;
+            }
+            if rx.path == receive::Path::Tcp && !rx.pinned {
+                if let Some(dmb) = rx.dmb.as_ref() {
+                    match dmb.consumer.memory().header().pin() {
+                        Direction::Switched(until) => drop(rx.drain_until(until)),
+                        _ => rx.pinned = true,
+                    }
+                }
+            }
+            if tx.path == send::Path::Tcp {
+                tx.pinned = true;
+            }
+            // GO is final, whatever becomes of the link.
+            rx.resolve_handshake();
+            tx.resolve_handshake(|| self.stop_handshake());
+            if rx.path == receive::Path::Tcp && tx.path == send::Path::Tcp {
+                unused = (rx.dmb.take(), tx.dmb.take());
+            } else {
+                if let (Death::Peer, send::Path::Ring, Some(dmb)) = (death, tx.path, tx.dmb.as_mut()) {
+                    let consumed = dmb.producer.is_consumed().unwrap_or(false);
+                    self.peer_left_unread.store(!consumed, Ordering::Relaxed);
+                    let ended = rx
+                        .dmb
+                        .as_ref()
+                        .is_some_and(|dmb| dmb.consumer.writer_flags().contains(Flags::DONE_WRITING));
+                    let kind = if ended { ErrorKind::BrokenPipe } else { ErrorKind::ConnectionReset };
+                    tx.lost = (!consumed).then_some(kind);
+                }
+                self.death.store(death as u8, Ordering::Release);
+                effects.reset = matches!(death, Death::Fault | Death::Failed);
+                effects.wake = true;
+            }
+        }
+        if effects.wake {
+            self.carry_out(effects);
+        } else {
+            self.upgrade.settle(death.reason());
+        }
+        drop(unused);
+    }
+}
+
+impl<T: Tcp> Connection<T> {
+    /// Resets a connection whose rings or positions can not be trusted, on both transports.
+    pub(super) fn reset(&self) {
+        let mut effects = Effects::default();
+        {
+            let (rx, tx) = (lock(&self.rx), lock(&self.tx));
+            if let Some(dmb) = rx.dmb.as_ref() {
+                dmb.consumer.set_flags(Flags::ABORT);
+                effects.ring(&dmb.doorbell, Signal::Space);
+            }
+            if let Some(dmb) = tx.dmb.as_ref() {
+                dmb.producer.set_flags(Flags::ABORT);
+                effects.ring(&dmb.doorbell, Signal::Data);
+            }
+            if let Ok(fd) = tx.fd() {
+                let _ = sys::reset_connection(fd);
+            }
+            if self.death() != Some(Death::Failed) {
+                self.death.store(Death::Fault as u8, Ordering::Release);
+            }
+        }
+        effects.wake = true;
+        self.carry_out(effects);
+    }
+
+    /// Drops the receive DMB of an upgrade that ended before its READY, if the word allows.
+    fn abandon_receiver(&self, rx: &mut Receiver<T>) -> Option<ReceiveDmb> {
+        if rx.path != receive::Path::Tcp {
+            return None;
+        }
+        rx.resolve_handshake();
+        rx.pinned = true;
+        let dmb = rx.dmb.take()?;
+        dmb.consumer.memory().header().pin();
+        Some(dmb)
+    }
+}
