@@ -54,6 +54,7 @@ pub mod net;
 mod rt;
 #[cfg(not(loom))]
 mod shield;
+#[cfg(not(loom))]
 mod socket;
 #[cfg(not(loom))]
 mod stream;
