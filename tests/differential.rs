@@ -335,7 +335,7 @@ macro_rules! player {
                         }
                         Answer::Done
                     }
-                    Op::Kick(how) if there && !closed[me] && !broken.contains(&true) => {
+                    Op::Kick(how) if alive && !closed[me] && !broken.contains(&true) => {
                         SockRef::from(&*stream).shutdown(how).expect("shutdown");
                         (closed[me], kicked[me]) = (true, how == Shutdown::Both);
                         // Noticed by the other end, and so by this one.

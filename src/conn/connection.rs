@@ -137,7 +137,12 @@ impl<T: Tcp> Connection<T> {
 
     /// Has the sender said in the ring that it ends, whatever is still to be read?
     pub(crate) fn sender_is_done(&self) -> bool {
-        lock(&self.rx).sender_is_done()
+        let done = lock(&self.rx).sender_is_done();
+        if done {
+            // Who knows of the end and writes next looks first; see `try_read`.
+            self.wakes.writers.note();
+        }
+        done
     }
 
     /// Does the sending direction use the ring? (A hint.)

@@ -149,7 +149,7 @@ impl<T: Tcp> Receiver<T> {
 
     /// Has the sender said in the ring that it ends?
     pub(crate) fn sender_is_done(&self) -> bool {
-        self.path == Path::Ring
+        self.path != Path::Tcp
             && (self.over || self.dmb.as_ref().is_some_and(|dmb| !dmb.consumer.writer_flags().is_empty()))
     }
 

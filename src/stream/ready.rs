@@ -49,7 +49,8 @@ fn read_ready(stream: &SmcStream, park: bool) -> io::Result<Option<Ready>> {
         Poll::Ready(Ok(_)) => {
             let ready = tcp_ready(&stream.tcp, Interest::READABLE)? | Ready::READABLE;
             // The end of TCP is not that of a stream which goes on in the ring.
-            Ok(Some(if stream.conn.is_draining() { ready - Ready::READ_CLOSED } else { ready }))
+            let goes_on = stream.conn.is_draining() && !stream.conn.sender_is_done();
+            Ok(Some(if goes_on { ready - Ready::READ_CLOSED } else { ready }))
         }
         Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
             Ok(Some(Ready::READABLE | Ready::READ_CLOSED))
