@@ -436,7 +436,12 @@ impl UnwindSafe for SmcStream {}
 impl RefUnwindSafe for SmcStream {}
 
 /// The TCP socket, for options. It is idle once the stream has moved to shared memory: reading from it, writing to it or
-/// shutting it down goes past the stream then.
+/// shutting it down goes past the stream then. An urgent byte (`MSG_OOB`) that is sent on it can be received out of line
+/// only, and has no place among the other bytes.
+///
+/// Bytes that are read or written on it *before* the upgrade, or urgent data, keep the stream on TCP
+/// ([`FallbackReason::Positions`](crate::FallbackReason::Positions)), and so do
+/// some options (`docs/options.md`).
 impl AsFd for SmcStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.tcp.as_fd()

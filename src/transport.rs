@@ -161,8 +161,9 @@ reasons! {
     Unproved = NOSMCD2DEV, "the peer could not be proved to hold the other end";
     /// The socket has a property or an option that shared memory can not honour.
     SocketOption = OPTUNSUPP, "the socket has an option that shared memory can not honour";
-    /// The kernel's byte counters disagree with each other.
-    Positions = SYNCERR, "the kernel's byte counters do not add up";
+    /// The kernel counts other bytes than passed through the stream: urgent data, `SockRef`, splice(2) or a BPF program
+    /// took some past it; or its counters disagree with each other.
+    Positions = SYNCERR, "bytes went past the stream, or the kernel's byte counters do not add up";
     /// One direction was shut down before the upgrade.
     HalfClosed = CNFERR, "a direction was shut down before the upgrade";
     /// The application took hold of the TCP socket itself (`into_std`, `try_io`, `async_io`).

@@ -35,7 +35,7 @@ use std::ptr;
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
-use super::budget::{self, Charge};
+use super::budget::{self, Charge, Need};
 use super::dmb::{DmbHeader, HEADER_BYTES, LARGEST_SEGMENT, SMALLEST_SEGMENT};
 use super::interrupt::{CONNECTIONS, SignalPage};
 use super::ring::{Memory, Segment};
@@ -90,6 +90,13 @@ impl Layout {
         let start = self.firsts + slot as usize * SMALLEST_SEGMENT;
         start..start + SMALLEST_SEGMENT
     }
+}
+
+/// A memory file that is sent to a peer, then closed.
+fn memory_file(bytes: usize) -> io::Result<OwnedFd> {
+    let fd = sys::memfd_sealed(bytes as u64)?;
+    budget::spare_the_last(fd.as_raw_fd(), Need::Moment)?;
+    Ok(fd)
 }
 
 /// A memory file mapped into this process.
@@ -250,7 +257,7 @@ impl DmbSegment {
     /// What is lacking: memory by this process's own budget, or by the system's; descriptors.
     pub(crate) fn create(bytes: usize) -> io::Result<(DmbSegment, OwnedFd)> {
         let charge = budget::charge(bytes)?;
-        let fd = sys::memfd_sealed(bytes as u64)?;
+        let fd = memory_file(bytes)?;
         sys::fallocate(fd.as_fd(), 0, bytes as u64)?;
         let mapping = Mapping::new(fd.as_fd(), bytes, Some(charge))?;
         Ok((DmbSegment { mapping, start: 0, size: bytes }, fd))
@@ -337,7 +344,7 @@ impl Arena {
     /// `InvalidInput` for an impossible number of slots; otherwise what is lacking (memory, descriptors).
     pub(crate) fn create(slots: u32) -> io::Result<(Arena, OwnedFd)> {
         let layout = Layout::new(slots)?;
-        let fd = sys::memfd_sealed(layout.total as u64)?;
+        let fd = memory_file(layout.total)?;
         let map = ArenaMap::map(fd.as_fd(), layout)?;
         let slots = Slots { free: Vec::new(), fresh: 0, taken: vec![false; slots as usize], in_use: 0 };
         Ok((Arena { map, slots: Mutex::new(slots) }, fd))

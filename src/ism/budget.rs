@@ -18,9 +18,10 @@ const SEGMENT_PART: u64 = 8;
 const MAPPING_PART: u64 = 4;
 /// Links hold at most this part of the descriptors of the process.
 const DESCRIPTORS_PART: usize = 4;
-/// The last ones of them are left to the application: this part, and at least so many.
+/// The last ones of them are left to the application: this part, but neither fewer nor more than so many.
 const RESERVED_PART: usize = 8;
 const LEAST_RESERVED: usize = 4;
+const MOST_RESERVED: usize = 64;
 /// Descriptors a link may hold.
 const DESCRIPTORS_PER_LINK: usize = 3;
 /// For how long an answer of the kernel is used again.
@@ -134,15 +135,27 @@ pub(crate) fn place_for_link() -> io::Result<LinkPlace> {
     Err(rustix::io::Errno::MFILE.into())
 }
 
-/// Refuses to keep or use a descriptor of which only the last are left: the kernel hands out the lowest free number,
-/// so all below `number` are in use.
+/// For how long a descriptor is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// As long as a link lives.
+    Lasting,
+    /// Until it has been sent.
+    Moment,
+}
+
+/// Refuses to use a descriptor of which only the last are left: the kernel hands out the lowest free number, so all
+/// below `number` are in use.
 ///
 /// # Errors
 ///
 /// `EMFILE`.
-pub(crate) fn spare_the_last(number: i32) -> io::Result<()> {
+pub(crate) fn spare_the_last(number: i32, need: Need) -> io::Result<()> {
     let limit = sys::descriptor_limit();
-    let reserved = (limit / RESERVED_PART).clamp(LEAST_RESERVED, 64);
+    let reserved = match need {
+        Need::Lasting => (limit / RESERVED_PART).clamp(LEAST_RESERVED, MOST_RESERVED),
+        Need::Moment => LEAST_RESERVED,
+    };
     if usize::try_from(number).is_ok_and(|number| number < limit.saturating_sub(reserved)) {
         return Ok(());
     }
@@ -182,9 +195,11 @@ mod tests {
 
     #[test]
     fn the_last_descriptors_are_left_alone() {
-        spare_the_last(3).unwrap();
         let limit = i32::try_from(sys::descriptor_limit()).unwrap_or(i32::MAX);
-        assert_eq!(spare_the_last(limit - 1).unwrap_err().raw_os_error(), Some(libc::EMFILE));
-        assert!(spare_the_last(-1).is_err());
+        for need in [Need::Lasting, Need::Moment] {
+            spare_the_last(3, need).unwrap();
+            assert_eq!(spare_the_last(limit - 1, need).unwrap_err().raw_os_error(), Some(libc::EMFILE));
+            assert!(spare_the_last(-1, need).is_err());
+        }
     }
 }

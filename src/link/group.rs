@@ -10,7 +10,7 @@ use std::task::Waker;
 
 use crate::clc::{ClientHandshake, Gid, ServerHandshake};
 use crate::ism::arena::{ArenaMap, DmbMemory};
-use crate::ism::budget::{self, LinkPlace};
+use crate::ism::budget::{self, LinkPlace, Need};
 use crate::ism::dmb::{LARGEST_SEGMENT, SMALLEST_SEGMENT};
 use crate::ism::interrupt::{CONNECTIONS, Signal, SignalPage};
 use crate::ism::sys;
@@ -154,7 +154,7 @@ impl Link {
     /// Starts a link on a connected socket and queues HELLO.
     pub(crate) fn new(endpoint: &Arc<Endpoint>, watched: Watched) -> io::Result<Arc<Link>> {
         let Watched { socket, serve } = watched;
-        budget::spare_the_last(socket.as_fd().as_raw_fd())?;
+        budget::spare_the_last(socket.as_fd().as_raw_fd(), Need::Lasting)?;
         let place = budget::place_for_link()?;
         let credentials = sys::peer_cred(socket.as_fd())?;
         let (own, first, arena_fd) = OwnArenas::new()?;

@@ -50,7 +50,7 @@ impl Outbox {
             let mut queue = lock(&self.queue);
             if queue.waiting.is_empty() {
                 match transmit(socket, &bytes, fd.as_ref()) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock || lacks_memory(&error) => {}
                     sent => return sent,
                 }
             }
@@ -87,6 +87,8 @@ impl Outbox {
             };
             match sent {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                // The socket would take it: no readiness will tell when. The next message tries again.
+                Err(error) if lacks_memory(&error) => break,
                 Err(error) => return Err(error),
                 Ok(()) => {
                     if let Some((bytes, fd)) = queue.waiting.pop_front() {
@@ -108,6 +110,11 @@ fn transmit(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<&OwnedFd>) -> io::R
         Some(fd) => sys::send(socket, bytes, &[fd.as_fd()]),
         None => sys::send(socket, bytes, &[]),
     }
+}
+
+/// Whether the kernel has no memory for a message at the moment.
+fn lacks_memory(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOBUFS | Errno::NOMEM))
 }
 
 /// Whether the kernel says that too many descriptors of this user are on their way.

@@ -4,10 +4,12 @@
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::task::Poll;
 
 use socket2::SockRef;
 
 use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
+use super::ops::WriteSlice;
 use super::{bytes, note, watched};
 use crate::conn::Role;
 use crate::ism::sys;
@@ -120,6 +122,70 @@ fn the_reader_alone_may_notice() {
             assert_eq!(reason, Some(FallbackReason::Positions.diagnosis()));
             pair.expect(SERVER, &bytes(read as u64, 8 - read));
             finish(&pair);
+        }
+    });
+}
+
+/// A direction that has switched leaves an urgent byte on the socket; to close it with that unread would be a reset, and
+/// throw away what the other direction has still to send over TCP.
+#[test]
+fn an_urgent_byte_left_behind_resets_no_direction_that_is_on_tcp() {
+    watched("an_urgent_byte_left_behind_resets_no_direction_that_is_on_tcp", || {
+        let mut met = 0;
+        for moment in 0..MOMENTS {
+            let mut lab = Lab::new();
+            let pair = lab.pair();
+            pair.offer(&lab);
+            pump(&mut lab, moment);
+            let _ = pair.conns[SERVER].pin("a test", false, true);
+            lab.run();
+            pair.settle();
+            if !pair.reads_ring(SERVER) || pair.writes_ring(SERVER) {
+                continue;
+            }
+            met += 1;
+            let mut written = 0;
+            while let Poll::Ready(Ok(length)) =
+                pair.conns[SERVER].try_write(&mut WriteSlice(&bytes(written, 50_000)), false)
+            {
+                written += length as u64;
+            }
+            send_urgent(&pair, CLIENT);
+            patiently("the urgent byte", || sys::has_urgent(pair.tcp(SERVER).tcp.as_fd()).unwrap());
+            pair.close(SERVER);
+            pair.expect(CLIENT, &bytes(0, written as usize));
+            pair.end(CLIENT).unwrap();
+        }
+        assert!(met > 0, "one direction alone on the ring");
+    });
+}
+
+/// Bytes that are urgent when the reader has still to read up to the switch, one or several, in line or not.
+#[test]
+fn urgent_bytes_right_behind_the_switch_are_no_foreign_ones() {
+    watched("urgent_bytes_right_behind_the_switch_are_no_foreign_ones", || {
+        for count in [1, 2] {
+            for in_line in [false, true] {
+                note(format!("{count} bytes, in line: {in_line}"));
+                let mut lab = Lab::new();
+                let pair = lab.pair();
+                pair.write(CLIENT, &bytes(0, 100));
+                pair.offer(&lab);
+                lab.run();
+                assert!(pair.writes_ring(CLIENT) && !pair.reads_ring(SERVER));
+                SockRef::from(&pair.tcp(SERVER).tcp).set_out_of_band_inline(in_line).unwrap();
+                for _ in 0..count {
+                    send_urgent(&pair, CLIENT);
+                }
+                let received = || sys::tcp_look(pair.tcp(SERVER).tcp.as_fd()).unwrap().bytes_received;
+                patiently("the urgent bytes", || received() == 100 + count);
+                pair.write(CLIENT, &bytes(100, 100));
+                // As far as TCP goes, and no further: one read must not take what is urgent.
+                pair.expect(SERVER, &bytes(0, 100));
+                pair.expect(SERVER, &bytes(100, 100));
+                finish(&pair);
+                assert!(pair.reads_ring(SERVER));
+            }
         }
     });
 }

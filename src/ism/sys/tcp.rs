@@ -211,8 +211,16 @@ pub(crate) fn has_unread(fd: BorrowedFd<'_>) -> bool {
 
 /// Does an urgent byte lie ahead, or is one announced? One that was read out of line already does not show.
 pub(crate) fn has_urgent(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::net::RecvFlags;
 
+    // It has come, in line or not.
+    let mut waits = [PollFd::from_borrowed_fd(fd, PollFlags::PRI)];
+    poll(&mut waits, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    if waits[0].revents().contains(PollFlags::PRI) {
+        return Ok(true);
+    }
+    // It is announced: EAGAIN.
     let flags = RecvFlags::OOB | RecvFlags::PEEK | RecvFlags::DONTWAIT;
     match rustix::net::recv(fd, &mut [0_u8; 1][..], flags) {
         Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(true),

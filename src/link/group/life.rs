@@ -48,7 +48,9 @@ impl Link {
                         && sys::has_hung_up(self.socket()).is_ok_and(|gone| !gone) =>
                 {
                     crate::trace::debug!("a link does not hear: {error}");
-                    self.restrict();
+                    if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
+                        self.restrict();
+                    }
                     return Ok(true);
                 }
                 Err(error) => {
