@@ -8,6 +8,7 @@ use crate::actor::{Actor, Start};
 use crate::report::Report;
 use crate::root::{AS_USER, hand_over};
 use crate::watchdog::step;
+use crate::words::{IN_PROGRESS, NO_ANSWER};
 
 /// What an arena holds: the connection after these needs something new.
 pub(crate) const LIVE: usize = 64;
@@ -107,6 +108,7 @@ pub(crate) fn conclude(server: &mut Actor, clients: &mut [&mut Actor]) -> Result
             entry.reason = before.entries.get(id).and_then(|entry| entry.reason.clone());
         }
     }
+    outcome.agrees()?;
     Ok(outcome)
 }
 
@@ -143,7 +145,18 @@ impl Outcome {
             if (client.sent, client.received) != (server.received, server.sent) {
                 return Err(format!("connection {id} lost bytes: {client:?}, {server:?}"));
             }
-            if client.is_on_the_ring() != server.is_on_the_ring() {
+        }
+        Ok(())
+    }
+
+    /// Both ends run on the same, but for upgrades that are still under way.
+    fn agrees(&self) -> Result<(), String> {
+        for (id, client) in &self.client.entries {
+            let server = &self.server.entries[id];
+            let undecided = |reason: &str| reason.contains(NO_ANSWER) || reason.contains(IN_PROGRESS);
+            let decided =
+                [client, server].iter().all(|entry| !entry.reason.as_deref().is_some_and(undecided));
+            if decided && client.is_on_the_ring() != server.is_on_the_ring() {
                 return Err(format!("the ends of {id} disagree: {client:?}, {server:?}"));
             }
         }

@@ -5,16 +5,15 @@ use crate::scene::{Moment, Scene, Side, all_well};
 use crate::watchdog::watched;
 use crate::words::{DENIED, DIRECTORY, IN_PROGRESS, LINK_DOWN, NO_ANSWER, NOT_YET, OTHERS, UNPROVED};
 
-/// Each call with both errors; when some connections stand already, with the one error before and the other later.
+/// Each call at each end with both errors, but not at every moment with both.
 fn denied(name: &'static str, side: Side, moment: Moment) {
     watched(name, move || {
-        let errnos: &[&str] = match (side, moment) {
-            (_, Moment::Before) => &["EPERM", "ENOSYS"],
-            (Side::Server, Moment::Standing) | (Side::Client, Moment::During) => &["EPERM"],
-            (Side::Client, Moment::Standing) | (Side::Server, Moment::During) => &["ENOSYS"],
+        let errno = match (side, moment) {
+            (Side::Server, Moment::Before | Moment::During) | (Side::Client, Moment::Standing) => "ENOSYS",
+            (Side::Server, Moment::Standing) | (Side::Client, Moment::Before | Moment::During) => "EPERM",
         };
-        let scenes = CALLS.iter().flat_map(|call| errnos.iter().map(move |errno| (call, errno)));
-        all_well(scenes.filter(|(call, _)| !is_tokios(call.name, side, moment)).map(|(call, errno)| {
+        let calls = CALLS.iter().filter(|call| !is_tokios(call.name, side, moment));
+        all_well(calls.map(|call| {
             let limit = format!("deny {} {errno}", call.name);
             let scene = Scene { more: 3, ..Scene::new(&limit, side, moment) };
             let outcome = scene.play()?;
