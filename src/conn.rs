@@ -119,8 +119,6 @@ pub(crate) struct Effects {
 pub(crate) struct Rare {
     /// The peer broke a rule: its link ends.
     pub(crate) violation: Option<(Doorbell, Violation)>,
-    /// The ring is grown, and was not looked after any more: it may be shrunk when it has been idle.
-    pub(crate) grown: bool,
     /// The ring is full: the peer is to be asked for a segment of so many bytes for the DMB of that token.
     pub(crate) wish: Option<(Doorbell, u64, u64)>,
     /// This end has pinned the word of this DMB.

@@ -495,10 +495,7 @@ impl<T: Tcp> Connection<T> {
 
     #[cold]
     fn carry_out_rare(&self, rare: Rare) {
-        let Rare { violation, grown, wish, pinned, unused, settled } = rare;
-        if grown {
-            self.shrink_when_idle();
-        }
+        let Rare { violation, wish, pinned, unused, settled } = rare;
         if let Some((doorbell, token, bytes)) = wish {
             doorbell.link.send_ask(token, Ask { bytes, held: self.held_here() });
         }

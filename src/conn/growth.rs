@@ -5,6 +5,8 @@
 //! larger than the one before. Beyond it only a reader that does not read is lent more, until the ring holds what TCP
 //! would.
 
+use std::time::Duration;
+
 use super::receive::Receiver;
 use super::{Connection, Effects, Tcp};
 use crate::ism::arena::DmbSegment;
@@ -21,12 +23,21 @@ const LARGEST_STEP: u64 = 4 << 20;
 /// Whatever TCP would hold: no ring holds more.
 const MOST_HELD: u64 = 64 << 20;
 
-/// An ASK for more than the window, which is answered when it is known whether the reader reads.
+/// A reader that has not read for so long is one that does not read.
+const STALLED_AFTER: Duration = Duration::from_millis(25);
+/// How often, with ever longer pauses in between, what is lacking is looked for again while the reader does not read:
+/// some 12 seconds in all. A reader that reads needs no more.
+const MOST_TRIES: u32 = 9;
+
+/// An ASK that is not answered yet: it is for more than the window, and it has to be seen whether the reader reads, or
+/// something was lacking.
 #[derive(Clone, Copy)]
 pub(crate) struct Stall {
     ask: Ask,
     /// Where the reader was.
     position: u64,
+    /// How often something was lacking.
+    tries: u32,
 }
 
 /// What is to be lent.
@@ -49,22 +60,36 @@ impl<T: Tcp> Connection<T> {
                 Err(answer) => return answer,
             }
         };
-        self.lend(step)
+        self.lend(step, ask, 0)
     }
 
     /// Time has passed since an ASK that was not answered.
     pub(super) fn weigh_again(&self) -> Option<Answer> {
-        let step = {
+        let (step, ask, tries) = {
             let mut rx = lock(&self.rx);
-            let Stall { ask, position } = rx.stall.take()?;
+            let Stall { ask, position, tries } = rx.stall.take()?;
             let dmb = rx.dmb.as_ref()?;
             if dmb.consumer.position() != position {
-                return Some(Answer::Deny(Refusal::NotNeeded));
+                let why = if tries == 0 { Refusal::NotNeeded } else { Refusal::Memory };
+                return Some(Answer::Deny(why));
             }
             rx.stalled_at = Some(position);
-            Self::step(&mut rx, ask)
+            (Self::step(&mut rx, ask), ask, tries)
         };
-        Some(step.map_or_else(|answer| answer, |step| self.lend(step)))
+        Some(step.map_or_else(|answer| answer, |step| self.lend(step, ask, tries)))
+    }
+
+    /// Something was lacking: it is looked for again while the reader stays where it is.
+    fn try_later(&self, ask: Ask, tries: u32) -> Answer {
+        let mut rx = lock(&self.rx);
+        let Some(position) = rx.dmb.as_ref().map(|dmb| dmb.consumer.position()) else {
+            return Answer::Deny(Refusal::Limit);
+        };
+        if tries == MOST_TRIES {
+            return Answer::Deny(Refusal::Memory);
+        }
+        rx.stall = Some(Stall { ask, position, tries: tries + 1 });
+        Answer::Later(STALLED_AFTER * (1 << tries))
     }
 
     fn step(rx: &mut Receiver<T>, ask: Ask) -> Result<Step, Answer> {
@@ -77,8 +102,8 @@ impl<T: Tcp> Connection<T> {
         }
         let position = dmb.consumer.position();
         if rx.stalled_at != Some(position) {
-            rx.stall = Some(Stall { ask, position });
-            return Err(Answer::Later);
+            rx.stall = Some(Stall { ask, position, tries: 0 });
+            return Err(Answer::Later(STALLED_AFTER));
         }
         let (receive, send) = sys::tcp_buffers();
         let held = chosen.map_or(receive, |bytes| bytes as u64).saturating_add(ask.held.min(send));
@@ -92,30 +117,44 @@ impl<T: Tcp> Connection<T> {
         Ok(Step { wanted: step.min(missing.next_power_of_two()), least })
     }
 
-    fn lend(&self, step: Step) -> Answer {
+    fn lend(&self, step: Step, ask: Ask, tries: u32) -> Answer {
         let bytes = budget::affordable(step.wanted, step.least);
         if bytes == 0 {
-            return Answer::Deny(Refusal::Memory);
+            return self.try_later(ask, tries);
         }
         // Without a lock: the kernel takes its time for large ones.
         let (segment, fd) = match DmbSegment::create(bytes as usize) {
             Ok(made) => made,
             Err(error) => {
                 crate::trace::debug!("no segment of {bytes} bytes: {error}");
-                return Answer::Deny(Refusal::Memory);
+                return self.try_later(ask, tries);
             }
         };
         let mut rx = lock(&self.rx);
+        rx.granted = Some((ask, tries));
         let Some(dmb) = rx.dmb.as_mut() else { return Answer::Deny(Refusal::Limit) };
         // Before the peer hears of it: then it may enter it.
         Answer::Grant { segment: dmb.consumer.lend(segment), bytes, fd }
     }
 
     /// A grant could not be sent: nobody knows of it.
-    pub(super) fn take_back_unsent(&self, segment: u64) {
-        if let Some(dmb) = lock(&self.rx).dmb.as_mut() {
-            dmb.consumer.revoke(segment);
-        }
+    pub(super) fn take_back_unsent(&self, segment: u64) -> Answer {
+        let granted = {
+            let mut rx = lock(&self.rx);
+            if let Some(dmb) = rx.dmb.as_mut() {
+                dmb.consumer.revoke(segment);
+            }
+            rx.granted.take()
+        };
+        granted.map_or(Answer::Deny(Refusal::Memory), |(ask, tries)| self.try_later(ask, tries))
+    }
+
+    /// Whether the writer has asked, and for as much as that.
+    pub(super) fn awaits_grant(&self, number: u64, bytes: u64) -> Granted {
+        let tx = lock(&self.tx);
+        let Some(dmb) = tx.dmb.as_ref() else { return Granted::Gone };
+        let most = LARGEST_STEP.max(dmb.window as u64);
+        if bytes <= most && dmb.producer.awaits(number) { Granted::Taken } else { Granted::NotAsked }
     }
 
     /// The peer's writer is done with the segments up to that number.
@@ -187,11 +226,8 @@ impl<T: Tcp> Connection<T> {
                 Ok(Shrunk::GaveBack(number)) => Some((dmb.doorbell.link.clone(), dmb.token, number)),
                 // A violation is the business of the next write, which sees it too.
                 Ok(Shrunk::Small) | Err(_) => None,
-                // What is still unread may stay so for ever: the next write asks again.
-                Ok(Shrunk::NotYet) => {
-                    tx.shrink_at_write = true;
-                    None
-                }
+                // What is unread is read some time.
+                Ok(Shrunk::NotYet) => return false,
             }
         };
         if let Some((link, token, number)) = given_back {

@@ -228,8 +228,12 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         self.weigh_again()
     }
 
-    fn not_sent(&self, segment: u64) {
-        self.take_back_unsent(segment);
+    fn not_sent(&self, segment: u64) -> Answer {
+        self.take_back_unsent(segment)
+    }
+
+    fn awaits(&self, segment: u64, bytes: u64) -> Granted {
+        self.awaits_grant(segment, bytes)
     }
 
     fn returned(&self, segment: u64) {

@@ -11,7 +11,7 @@ use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Consumer, Memory, Violation};
 use crate::ism::sys;
-use crate::link::stream::{Death, ReceiveDmb};
+use crate::link::stream::{Ask, Death, ReceiveDmb};
 use crate::sync::{AtomicBool, Ordering};
 use crate::transport::FallbackReason;
 
@@ -60,6 +60,8 @@ pub(crate) struct Receiver<T: Tcp> {
     taken: Option<i32>,
     /// A request for more than the window that is not answered yet.
     pub(crate) stall: Option<Stall>,
+    /// What the latest grant answers, and how often something was lacking for it.
+    pub(crate) granted: Option<(Ask, u32)>,
     /// The application was found not to read any further than this position of the ring.
     pub(crate) stalled_at: Option<u64>,
     /// Something ended TCP under the ring: once that is empty, TCP tells how.
@@ -91,6 +93,7 @@ impl<T: Tcp> Receiver<T> {
             ready: false,
             taken: None,
             stall: None,
+            granted: None,
             stalled_at: None,
             over: false,
             waiters,

@@ -59,8 +59,6 @@ pub(crate) struct Sender<T: Tcp> {
     pub(crate) stray: bool,
     /// The peer died before it read everything: what TCP would tell.
     pub(crate) lost: Option<io::ErrorKind>,
-    /// The ring could not be shrunk when it was idle; after the next write it is tried again.
-    pub(crate) shrink_at_write: bool,
     pub(crate) clc: Clc,
     /// The position by our own count, as `Receiver::own`.
     pub(crate) own: Option<u64>,
@@ -86,7 +84,6 @@ impl<T: Tcp> Sender<T> {
             silent: false,
             stray: false,
             lost: None,
-            shrink_at_write: false,
             clc: Clc::None,
             syn: None,
             waiters,
@@ -162,7 +159,7 @@ impl<T: Tcp> Sender<T> {
                 (Some(Gone::Reset(kind)), _) | (None, Some(kind)) => Ok(Err(Gone::Reset(kind))),
                 _ => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             },
-            None => Self::ring_step(dmb, op, park, look_at_peer, &mut self.shrink_at_write, effects),
+            None => Self::ring_step(dmb, op, park, look_at_peer, effects),
             Some(Death::Peer) => Ok(Err(match (reader_gone(&dmb.producer), self.lost) {
                 (None, Some(kind)) => Gone::Reset(kind),
                 (None, None) => Gone::Silent,
@@ -238,7 +235,6 @@ impl<T: Tcp> Sender<T> {
         op: &mut O,
         park: bool,
         look_at_peer: bool,
-        shrink_at_write: &mut bool,
         effects: &mut Effects,
     ) -> Result<Result<Poll<io::Result<usize>>, Gone>, Violation> {
         if look_at_peer {
@@ -253,10 +249,6 @@ impl<T: Tcp> Sender<T> {
                 if O::WRITES {
                     if dmb.producer.wake_reader() {
                         effects.ring(&dmb.doorbell, Signal::Data);
-                    }
-                    if *shrink_at_write && dmb.producer.is_grown() {
-                        *shrink_at_write = false;
-                        effects.rare().grown = true;
                     }
                 }
                 return Ok(Ok(Poll::Ready(Ok(length))));

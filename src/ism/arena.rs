@@ -33,9 +33,9 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
-use super::budget::{self, Charge, Need};
+use super::budget::{self, Charge, MappingPlace, Need};
 use super::dmb::{DmbHeader, HEADER_BYTES, LARGEST_SEGMENT, SMALLEST_SEGMENT};
 use super::interrupt::{CONNECTIONS, SignalPage};
 use super::ring::{Memory, Segment};
@@ -104,18 +104,31 @@ fn memory_file(bytes: usize) -> io::Result<OwnedFd> {
 struct Mapping {
     map: MmapRaw,
     /// Of a segment that is ours to lend.
-    _charge: Option<Charge>,
+    charge: Option<Charge>,
+    _place: MappingPlace,
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.charge.is_some() {
+            // Else this process would pay for what the peer goes on to map. What an honest one still writes there nobody
+            // reads.
+            // SAFETY: nothing in this process refers to the memory any more, which is about to be unmapped; what the
+            // advice takes away are pages of a file that stays as long as it is.
+            let _ = unsafe { self.map.unchecked_advise(UncheckedAdvice::Remove) };
+        }
+    }
 }
 
 impl Mapping {
     fn new(fd: BorrowedFd<'_>, bytes: usize, charge: Option<Charge>) -> io::Result<Arc<Mapping>> {
-        budget::admit_mapping(bytes)?;
+        let place = budget::admit_mapping(bytes)?;
         let map = MmapOptions::new().len(bytes).no_reserve_swap().map_raw(fd.as_raw_fd())?;
         // A child must not write to our peers' rings, and needs none of this memory.
         map.advise(Advice::DontFork)?;
         // Other people's bytes, and much of them.
         map.advise(Advice::DontDump)?;
-        Ok(Arc::new(Mapping { map, _charge: charge }))
+        Ok(Arc::new(Mapping { map, charge, _place: place }))
     }
 
     /// Gives the range its pages. Touching it cannot raise SIGBUS afterwards, unless whoever has the file takes pages
@@ -276,6 +289,13 @@ impl DmbSegment {
         let words = || format!("a segment of {bytes} bytes");
         let size = size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, words()))?;
         sys::verify_memfd(fd.as_fd(), bytes)?;
+        // It is the lender who pays: touching what has no memory would cost this process.
+        if sys::memory_of(fd.as_fd())? < bytes {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a segment without the memory it should have",
+            ));
+        }
         let mapping = Mapping::new(fd.as_fd(), size, None)?;
         mapping.populate(0..size)?;
         Ok(DmbSegment { mapping, start: 0, size })

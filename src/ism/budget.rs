@@ -5,7 +5,7 @@
 //! killing somebody, and takes the last of what the application needs itself.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::sys::{self, Means};
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
@@ -16,6 +16,8 @@ const LENT_PART: u64 = 4;
 const SEGMENT_PART: u64 = 8;
 /// One mapping takes at most this part of the address space, or of the locked memory, that is left.
 const MAPPING_PART: u64 = 4;
+/// All mappings together are at most this part of what the kernel allows a process.
+const MAPPINGS_PART: usize = 2;
 /// Links hold at most this part of the descriptors of the process.
 const DESCRIPTORS_PART: usize = 4;
 /// The last ones of them are left to the application: this part, but neither fewer nor more than so many.
@@ -29,26 +31,34 @@ const FRESH: Duration = Duration::from_millis(100);
 
 /// Bytes lent in segments of their own at the moment.
 static LENT: AtomicU64 = AtomicU64::new(0);
+/// Bytes mapped at the moment, and in how many mappings.
+static MAPPED: AtomicU64 = AtomicU64::new(0);
+static MAPPINGS: AtomicUsize = AtomicUsize::new(0);
 static LINKS: AtomicUsize = AtomicUsize::new(0);
 static MEANS: Mutex<Option<Known>> = Mutex::new(None);
 
 #[derive(Clone, Copy)]
 struct Known {
     means: Means,
-    since: Instant,
-    /// [`LENT`] at that time.
+    since: Duration,
+    /// [`LENT`] and [`MAPPED`] at that time.
     lent: u64,
+    mapped: u64,
 }
 
 fn means() -> Known {
     let mut known = lock(&MEANS);
+    let now = sys::monotonic();
     match *known {
-        Some(known) if known.since.elapsed() < FRESH => known,
-        _ => {
-            let fresh =
-                Known { means: sys::means(), since: Instant::now(), lent: LENT.load(Ordering::Relaxed) };
-            *known = Some(fresh);
-            fresh
+        // A clock that stands still makes nothing fresh.
+        Some(known) if !now.is_zero() && now.saturating_sub(known.since) < FRESH => known,
+        before => {
+            let (lent, mapped) = (LENT.load(Ordering::Relaxed), MAPPED.load(Ordering::Relaxed));
+            let fresh = Known { means: sys::means(), since: now, lent, mapped };
+            // For lack of a descriptor nothing can be read: then what was known is better than nothing.
+            let kept = before.filter(|_| fresh.means.memory == u64::MAX).unwrap_or(fresh);
+            *known = Some(kept);
+            kept
         }
     }
 }
@@ -70,10 +80,11 @@ impl Drop for Charge {
 /// `OutOfMemory` when that is too much.
 pub(crate) fn charge(bytes: usize) -> io::Result<Charge> {
     let bytes = bytes as u64;
-    // First, so that two threads do not both find the same room.
+    let known = means();
+    // Before the answer, so that two threads do not both find the same room.
     let charge = Charge(bytes);
     let lent = LENT.fetch_add(bytes, Ordering::Relaxed) + bytes;
-    if bytes <= most(&means(), lent - bytes) {
+    if bytes <= most(&known, lent - bytes) {
         return Ok(charge);
     }
     let words =
@@ -95,20 +106,41 @@ fn most(known: &Known, lent: u64) -> u64 {
     (known.means.memory / LENT_PART).saturating_sub(lent).min(left / SEGMENT_PART)
 }
 
-/// Refuses a mapping that would take too much of a limited address space, or of what may be locked where all is.
+/// A mapping that was admitted, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct MappingPlace(u64);
+
+impl Drop for MappingPlace {
+    fn drop(&mut self) {
+        MAPPED.fetch_sub(self.0, Ordering::Relaxed);
+        MAPPINGS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Refuses a mapping that would take too much of a limited address space, of what may be locked where all is, or of the
+/// mappings that a process may have.
 ///
 /// # Errors
 ///
 /// `OutOfMemory`.
-pub(crate) fn admit_mapping(bytes: usize) -> io::Result<()> {
-    let Means { address_space_left, lockable_left, .. } = means().means;
+pub(crate) fn admit_mapping(bytes: usize) -> io::Result<MappingPlace> {
+    let bytes = bytes as u64;
+    let known = means();
+    let place = MappingPlace(bytes);
+    let mappings = MAPPINGS.fetch_add(1, Ordering::Relaxed) + 1;
+    let mapped = MAPPED.fetch_add(bytes, Ordering::Relaxed);
+    let refuse = |words: String| Err(io::Error::new(io::ErrorKind::OutOfMemory, words));
+    if mappings > sys::most_mappings() / MAPPINGS_PART {
+        return refuse(format!("{mappings} mappings are too much of vm.max_map_count"));
+    }
+    let since = mapped.saturating_sub(known.mapped);
+    let Means { address_space_left, lockable_left, .. } = known.means;
     for (left, limit) in [(address_space_left, "RLIMIT_AS"), (lockable_left, "RLIMIT_MEMLOCK")] {
-        if left.is_some_and(|left| bytes as u64 > left / MAPPING_PART) {
-            let words = format!("a mapping of {bytes} bytes takes too much of what {limit} leaves");
-            return Err(io::Error::new(io::ErrorKind::OutOfMemory, words));
+        if left.is_some_and(|left| bytes > left.saturating_sub(since) / MAPPING_PART) {
+            return refuse(format!("a mapping of {bytes} bytes takes too much of what {limit} leaves"));
         }
     }
-    Ok(())
+    Ok(place)
 }
 
 /// Keeps the descriptors of a link counted.
@@ -168,7 +200,7 @@ mod tests {
 
     fn known(memory: u64, memory_left: u64, lent: u64) -> Known {
         let means = Means { memory, memory_left, address_space_left: None, lockable_left: None };
-        Known { means, since: Instant::now(), lent }
+        Known { means, since: Duration::ZERO, lent, mapped: 0 }
     }
 
     #[test]

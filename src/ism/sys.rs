@@ -15,10 +15,10 @@ mod tcp;
 
 pub(crate) use diag::{canonical, owner_of, waits_for_accept};
 pub(crate) use event::{arm_timer, clear_timer, eventfd, has_hung_up, is_eventfd, is_ready, ring, timerfd};
-pub(crate) use means::{Means, descriptor_limit, largest_file, means, tcp_buffers};
+pub(crate) use means::{Means, descriptor_limit, largest_file, means, most_mappings, tcp_buffers};
 #[cfg(test)]
 pub(crate) use memory::punch;
-pub(crate) use memory::{fallocate, memfd_sealed, verify_memfd};
+pub(crate) use memory::{fallocate, memfd_sealed, memory_of, verify_memfd};
 pub(crate) use process::{
     effective_uid, hostname, involuntary_switches, monotonic, monotonic_ns, overflow_uid, random_bytes,
     random_u64, thread_id, usable_cpus,

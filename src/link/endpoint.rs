@@ -277,6 +277,8 @@ impl Endpoint {
         })?;
         lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
         links.all.push(link.clone());
+        // Perhaps nobody ever uses it.
+        self.close_idle_links_later();
         self.generation.fetch_add(1, Ordering::Release);
         Ok(link)
     }
@@ -290,8 +292,10 @@ impl Endpoint {
 
     /// HELLO of `peer` came: from now on this link serves our own offers too.
     pub(crate) fn greeted(&self, link: &Arc<Link>, peer: [u8; 16]) {
-        if peer != self.id().0 {
-            lock(&self.links).by_peer.entry(peer).or_insert_with(|| link.clone());
+        let mut links = lock(&self.links);
+        // A link dies before it is taken out of here, under this lock.
+        if peer != self.id().0 && link.death().is_none() {
+            links.by_peer.entry(peer).or_insert_with(|| link.clone());
         }
     }
 
@@ -335,6 +339,8 @@ impl Endpoint {
         for link in self.links() {
             let mut links = lock(&self.links);
             if !link.is_idle() {
+                // Whoever ends its use comes here again; of one without HELLO nobody may.
+                again |= link.peer_endpoint().is_none();
                 continue;
             }
             if !link.is_unused() {

@@ -184,7 +184,8 @@ impl Link {
             restricted: AtomicBool::new(false),
             users: AtomicUsize::new(0),
             uses: AtomicU64::new(0),
-            uses_seen: AtomicU64::new(0),
+            // The first look always finds it used.
+            uses_seen: AtomicU64::new(u64::MAX),
             lack: OnceLock::new(),
             last_rung: AtomicU64::new(0),
             stale_after: endpoint.stale_after(),
@@ -325,15 +326,13 @@ impl Link {
     }
 
     fn unregister(&self, index: u32) {
-        let (gone, last) = {
+        let gone = {
             let mut entries = lock(&self.entries);
             entries.free.push(index);
-            (entries.table[index as usize].take(), entries.is_empty())
+            entries.table[index as usize].take()
         };
         drop(gone);
-        if let (true, Some(endpoint)) = (last, self.endpoint.upgrade()) {
-            endpoint.close_idle_links_later();
-        }
+        self.close_if_idle();
     }
 
     /// The sending ring of `stream` grew: it is given back once it has been idle.
@@ -354,7 +353,7 @@ impl Link {
             crate::trace::debug!("a link's socket does not take messages: {error}");
             if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
                 // What is not said costs slots and growth, no connection.
-                self.restricted.store(true, Ordering::Relaxed);
+                self.restrict();
                 return;
             }
             self.faulty.fetch_or(!has_hung_up(&error), Ordering::AcqRel);
@@ -370,8 +369,20 @@ impl Link {
     }
 
     /// Sends what is queued; `false` when the socket is full.
-    pub(crate) fn flush(&self, flusher: &Waker) -> io::Result<bool> {
-        self.outbox.flush(self.socket(), flusher)
+    ///
+    /// # Errors
+    ///
+    /// What the link dies of.
+    pub(crate) fn flush(&self, flusher: &Waker) -> Result<bool, Death> {
+        self.outbox.flush(self.socket(), flusher).or_else(|error| {
+            crate::trace::debug!("a link's socket does not take what was queued: {error}");
+            if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
+                self.outbox.clear();
+                self.restrict();
+                return Ok(true);
+            }
+            Err(if self.faulty.load(Ordering::Acquire) { Death::Fault } else { Death::Peer })
+        })
     }
 
     pub(crate) fn send_pinned(&self, token: u64) {
@@ -381,6 +392,7 @@ impl Link {
     /// The stream is done with our DMB of that token.
     pub(crate) fn stream_done(&self, token: u64) {
         lock(&self.state).own.stream_done(token);
+        self.close_if_idle();
     }
 
     /// The producer will not touch the peer's DMB any more.
@@ -389,6 +401,7 @@ impl Link {
         fence(Ordering::SeqCst);
         if lock(&self.state).received.remove(&token).is_some() {
             self.send(&Message::Detach { token });
+            self.close_if_idle();
         }
     }
 

@@ -71,6 +71,16 @@ impl Outbox {
         Ok(())
     }
 
+    /// Forgets what waits.
+    pub(crate) fn clear(&self) {
+        let gone = {
+            let mut queue = lock(&self.queue);
+            (queue.bytes, queue.fds) = (0, 0);
+            std::mem::take(&mut queue.waiting)
+        };
+        drop(gone);
+    }
+
     /// Has the peer left so much unread that nothing new should be begun?
     pub(crate) fn is_clogged(&self) -> bool {
         lock(&self.queue).bytes > MOST_QUEUED / 8

@@ -1,6 +1,7 @@
 //! What a link and a stream know of each other.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use crate::ism::arena::{DmbMemory, DmbSegment};
 use crate::ism::interrupt::Signal;
@@ -81,8 +82,8 @@ pub(crate) enum Answer {
         fd: OwnedFd,
     },
     Deny(Refusal),
-    /// That depends on what the reader does: it is to be asked again after a while.
-    Later,
+    /// That depends on what the reader does, or on what will be had then: it is to be asked again after that time.
+    Later(Duration),
     /// The peer has broken a rule.
     Fault(&'static str),
 }
@@ -133,11 +134,14 @@ pub(crate) trait LinkedStream: Send + Sync {
     /// A while after an [`Answer::Later`]; `None` when it needs no answer any more.
     fn ask_again(&self) -> Option<Answer>;
 
-    /// That grant was not sent.
-    fn not_sent(&self, segment: u64);
+    /// That grant could not be sent; it is not given again at once.
+    fn not_sent(&self, segment: u64) -> Answer;
 
     /// The peer's writer does not use the grants up to this number any more.
     fn returned(&self, segment: u64);
+
+    /// Whether our writer waits for a grant of that number and size.
+    fn awaits(&self, segment: u64, bytes: u64) -> Granted;
 
     /// The peer grants our writer a segment; `None` when this process lacks the means to map it.
     fn granted(&self, number: u64, segment: Option<DmbSegment>) -> Granted;

@@ -2,7 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::pin::pin;
 use std::sync::Weak;
 use std::task::{Context, Poll, ready};
@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Timers, watch};
+use crate::ism::budget::{self, Need};
 use crate::ism::device::EndpointId;
 use crate::ism::sys::{self, Carried};
 use crate::link::endpoint::{Endpoint, Watched, silence_of};
@@ -91,6 +92,10 @@ async fn greet(
     permit: OwnedSemaphorePermit,
 ) -> io::Result<()> {
     endpoint.check_user(socket.as_fd())?;
+    // Many that come at once must not keep the application from accepting.
+    budget::spare_the_last(socket.as_raw_fd(), Need::Lasting).inspect_err(|_| {
+        let _ = sys::send(socket.as_fd(), &no_link(FallbackReason::Descriptors).encode(), &[]);
+    })?;
     let io = watch(socket)?;
     let first = {
         let mut patience = pin!(timers.sleep(PATIENCE));
@@ -183,7 +188,7 @@ async fn drive(link: Arc<Link>, socket: Arc<UnixStream>) {
                         continue;
                     }
                 }
-                Err(_) => return Poll::Ready(Death::Peer),
+                Err(death) => return Poll::Ready(death),
             }
             let Ok(()) = ready!(socket.poll_read_ready(cx)) else { return Poll::Ready(Death::Runtime) };
             let mut death = None;

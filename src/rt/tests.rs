@@ -230,7 +230,7 @@ impl LinkedStream for Faulty {
 
     fn asked(&self, _: Ask) -> Answer {
         fail();
-        Answer::Later
+        Answer::Deny(Refusal::Memory)
     }
 
     fn ask_again(&self) -> Option<Answer> {
@@ -238,8 +238,14 @@ impl LinkedStream for Faulty {
         None
     }
 
-    fn not_sent(&self, _: u64) {
+    fn not_sent(&self, _: u64) -> Answer {
         fail();
+        Answer::Deny(Refusal::Memory)
+    }
+
+    fn awaits(&self, _: u64, _: u64) -> Granted {
+        fail();
+        Granted::Gone
     }
 
     fn returned(&self, _: u64) {

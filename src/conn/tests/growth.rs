@@ -150,6 +150,7 @@ fn a_grant_goes_where_it_was_asked_for_and_nowhere_else() {
         let (segment, _file) = DmbSegment::create(1 << 16).unwrap();
         assert_eq!(conn.granted(1, Some(segment)), Granted::NotAsked);
         assert_eq!(conn.granted(1, None), Granted::NotAsked);
+        assert_eq!(conn.awaits(1, 4096), Granted::NotAsked);
         conn.denied(Refusal::Memory);
         pair.write(CLIENT, &bytes(0, 100));
         pair.expect(SERVER, &bytes(0, 100));
@@ -157,13 +158,78 @@ fn a_grant_goes_where_it_was_asked_for_and_nowhere_else() {
         // One question at a time.
         let ask = Ask { bytes: 1 << 16, held: 0 };
         assert!(matches!(pair.conns[SERVER].asked(ask), Answer::Grant { segment: 1, .. }));
-        assert!(matches!(pair.conns[SERVER].asked(ask), Answer::Later));
+        assert!(matches!(pair.conns[SERVER].asked(ask), Answer::Later(_)));
         assert!(matches!(pair.conns[SERVER].asked(ask), Answer::Fault(_)));
         pair.close(SERVER);
         assert!(pair.conns[SERVER].ask_again().is_none(), "it has gone");
         assert!(matches!(pair.conns[SERVER].asked(ask), Answer::Fault(_) | Answer::Deny(_)));
         pair.close(CLIENT);
         assert_eq!(conn.granted(2, None), Granted::Gone);
+    });
+}
+
+#[test]
+fn a_return_that_comes_behind_its_detach_harms_nobody() {
+    watched("a_return_that_comes_behind_its_detach_harms_nobody", || {
+        let mut lab = Lab::new();
+        let (bystander, pair) = (lab.upgraded(), lab.upgraded());
+        fill(&mut lab, &pair, CLIENT, 0);
+        let (link, token) = {
+            let tx = lock(&pair.conns[CLIENT].tx);
+            let dmb = tx.dmb.as_ref().expect("a DMB");
+            (dmb.doorbell.link.clone(), dmb.token)
+        };
+        // The one who shrinks the ring was overtaken by the application's close.
+        pair.close(CLIENT);
+        link.send_return(token, 1);
+        link.send_ask(token, Ask { bytes: 1 << 16, held: 0 });
+        lab.run();
+        assert_eq!(link.death(), None);
+        lab.write(&bystander, SERVER, &bytes(0, 9000));
+        bystander.expect(CLIENT, &bytes(0, 9000));
+    });
+}
+
+#[test]
+fn a_grant_is_no_larger_than_any_answer() {
+    watched("a_grant_is_no_larger_than_any_answer", || {
+        let lab = &mut Lab::new();
+        let pair = lab.upgraded();
+        pair.write(CLIENT, &bytes(0, 4096));
+        let answer = pair.conns[CLIENT].try_write(&mut WriteSlice(b"more"), true);
+        assert!(answer.is_pending(), "full, and it has asked");
+        let conn = &pair.conns[CLIENT];
+        assert_eq!(conn.awaits(1, 64 << 10), Granted::Taken);
+        assert_eq!(conn.awaits(1, 4 << 20), Granted::Taken, "a step beyond the window");
+        assert_eq!(conn.awaits(1, 8 << 20), Granted::NotAsked);
+        assert_eq!(conn.awaits(0, 4096), Granted::NotAsked);
+    });
+}
+
+#[test]
+fn what_was_lacking_for_a_stalled_reader_is_looked_for_again() {
+    watched("what_was_lacking_for_a_stalled_reader_is_looked_for_again", || {
+        let lab = &mut Lab::new();
+        let pair = lab.upgraded();
+        let conn = &pair.conns[SERVER];
+        let ask = Ask { bytes: 32 << 10, held: 0 };
+        let Answer::Grant { segment, .. } = conn.asked(ask) else { panic!("a grant") };
+        // The link's socket takes no descriptor now: the question stays.
+        let Answer::Later(first) = conn.not_sent(segment) else { panic!("later") };
+        let Some(Answer::Grant { segment, .. }) = conn.ask_again() else { panic!("a grant") };
+        let Answer::Later(second) = conn.not_sent(segment) else { panic!("later still") };
+        assert!(second > first);
+        // Not for ever.
+        let mut tries = 2;
+        while let Some(Answer::Grant { segment, .. }) = conn.ask_again() {
+            tries += 1;
+            if let Answer::Deny(why) = conn.not_sent(segment) {
+                assert_eq!(why, Refusal::Memory);
+                break;
+            }
+        }
+        assert!((5..20).contains(&tries), "{tries}");
+        assert_eq!(lent(&pair, SERVER), 0, "nothing is left of what was not sent");
     });
 }
 

@@ -151,7 +151,7 @@ impl Host {
         if let Some(death) = link.death() {
             return Err(death);
         }
-        link.flush(Waker::noop()).map_err(|_| Death::Peer)?;
+        link.flush(Waker::noop())?;
         let received = match sys::recv(link.socket(), buffer, 2) {
             Ok(received) if received.len == 0 => return Err(Death::Peer),
             Ok(received) => received,

@@ -19,9 +19,8 @@ fn get(segment: &DmbSegment, offset: usize, len: usize) -> Vec<u8> {
     bytes.into_iter().map(|byte| unsafe { byte.assume_init() }).collect()
 }
 
-/// Memory that the file takes.
 fn committed(file: &OwnedFd) -> u64 {
-    rustix::fs::fstat(file).unwrap().st_blocks.unsigned_abs() * 512
+    sys::memory_of(file.as_fd()).unwrap()
 }
 
 #[test]
@@ -216,11 +215,23 @@ fn a_slot_whose_pages_the_peer_took_away_works_again() {
 }
 
 #[test]
-fn a_segment_without_pages_gets_them_when_it_is_attached() {
+fn a_segment_without_its_memory_is_refused() {
     let (_segment, file) = DmbSegment::create(1 << 16).unwrap();
-    sys::punch(file.as_fd(), 0, 1 << 16).unwrap();
-    let _theirs = DmbSegment::attach(&file, 1 << 16).unwrap();
-    assert_eq!(committed(&file), 1 << 16);
+    sys::punch(file.as_fd(), 4096, 4096).unwrap();
+    assert_eq!(DmbSegment::attach(&file, 1 << 16).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    assert_eq!(committed(&file), (1 << 16) - 4096, "nothing was paid for it");
+}
+
+#[test]
+fn a_segment_that_its_owner_is_done_with_costs_him_nothing() {
+    let (ours, file) = DmbSegment::create(1 << 16).unwrap();
+    let theirs = DmbSegment::attach(&file, 1 << 16).unwrap();
+    theirs.copy_in(0, b"late");
+    drop(ours);
+    assert_eq!(committed(&file), 0, "though the peer has it mapped, and its file open");
+    // A producer that is late writes where nobody reads.
+    theirs.copy_in(100, b"later");
+    assert_eq!(get(&theirs, 0, 4), [0; 4]);
 }
 
 #[test]

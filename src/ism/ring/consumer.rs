@@ -42,7 +42,7 @@ impl<S: Segment> Lent<S> {
     fn of(&self, visit: &Visit) -> &S {
         match self.larger.front() {
             Some((number, segment)) if *number == visit.segment => segment,
-            // A visit is only ever to a segment that is lent; any other place would be as safe.
+            // A visit is only ever to a segment that is lent: neither is let go of while bytes are read from it.
             _ => self.get(visit.segment).unwrap_or(&self.first),
         }
     }
@@ -196,9 +196,11 @@ impl<M: Memory> Consumer<M> {
         Ok(())
     }
 
-    /// Takes back the latest grant, which the sender was never told of.
+    /// Takes back the latest grant, which the sender was never told of; one that it uses all the same it keeps.
     pub(crate) fn revoke(&mut self, number: u64) {
-        self.lent.keep(|other| other != number);
+        let used =
+            self.place.visit.segment == number || self.place.next.is_some_and(|hop| hop.segment == number);
+        self.lent.keep(|other| used || other != number);
     }
 
     /// Bytes of the larger segments that are lent at the moment.

@@ -196,9 +196,14 @@ impl<M: Memory> Producer<M> {
         Some(bytes)
     }
 
+    /// Whether a grant of that number would answer what was asked.
+    pub(crate) fn awaits(&self, number: u64) -> bool {
+        self.growth == Growth::Asked && number > self.latest
+    }
+
     /// The receiver has lent `segment` under that number. `false`: it was not asked to.
     pub(crate) fn granted(&mut self, number: u64, segment: M::Segment) -> bool {
-        if self.growth != Growth::Asked || number <= self.latest {
+        if !self.awaits(number) {
             return false;
         }
         self.growth = Growth::Content;
@@ -209,7 +214,7 @@ impl<M: Memory> Producer<M> {
 
     /// As [`Producer::granted`], but this end can not use it; the receiver is to be told so.
     pub(crate) fn declined(&mut self, number: u64) -> bool {
-        if self.growth != Growth::Asked || number <= self.latest {
+        if !self.awaits(number) {
             return false;
         }
         self.latest = number;

@@ -60,6 +60,13 @@ pub(crate) fn descriptor_limit() -> usize {
     soft_limit(Resource::Descriptors).map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
+/// Mappings this process may have.
+pub(crate) fn most_mappings() -> usize {
+    static MOST: OnceLock<usize> = OnceLock::new();
+    // The kernel's default (Documentation/admin-guide/sysctl/vm.rst).
+    *MOST.get_or_init(|| read("/proc/sys/vm/max_map_count").trim().parse().unwrap_or(65530))
+}
+
 /// Bytes that TCP holds of a stream for a receiver that does not read, at most: `tcp_rmem` of the receiver and
 /// `tcp_wmem` of the sender, each the last of three numbers.
 pub(crate) fn tcp_buffers() -> (u64, u64) {
@@ -142,7 +149,8 @@ fn memory_cgroups(membership: &str, mountinfo: &str) -> Vec<PathBuf> {
             continue;
         };
         // A mount may show a part of the hierarchy only, as in a container.
-        let below = path.strip_prefix(root).unwrap_or("").trim_start_matches('/');
+        let below = path.strip_prefix(root).filter(|below| below.is_empty() || below.starts_with('/'));
+        let below = below.unwrap_or("").trim_start_matches('/');
         let mount = Path::new(mount);
         // Joining nothing would add a slash.
         let mut dir = if below.is_empty() { mount.to_owned() } else { mount.join(below) };

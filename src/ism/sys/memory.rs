@@ -75,6 +75,11 @@ pub(crate) fn verify_memfd(fd: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Bytes of memory that the file takes.
+pub(crate) fn memory_of(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(fd)?.st_blocks.unsigned_abs() * 512)
+}
+
 /// Gives the range pages. Touching it cannot raise SIGBUS afterwards, whatever the system's memory is worth; bytes
 /// already there stay.
 ///

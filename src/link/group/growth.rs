@@ -1,7 +1,6 @@
 //! Growth of rings over the link: ASK, GRANT, DENY, RETURN (docs/protocol.md, "Growth").
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use super::{Fault, Link};
 use crate::ism::arena::DmbSegment;
@@ -11,9 +10,6 @@ use crate::link::slots::is_the_peers;
 use crate::link::stream::{Answer, Ask, Death, Granted, LinkedStream};
 use crate::shield::shielded;
 use crate::sync::{Arc, lock};
-
-/// A reader that has not read for so long is one that does not read.
-const STALLED_AFTER: Duration = Duration::from_millis(25);
 
 impl Link {
     /// Our writer to the DMB of that token has found it full.
@@ -26,13 +22,14 @@ impl Link {
         self.send(&Message::Return { token, segment });
     }
 
-    fn reader(&self, token: u64) -> Result<Option<Arc<dyn LinkedStream>>, Fault> {
+    /// The stream that reads from our DMB of that token; `None` also for one that has crossed its own DETACH.
+    fn reader(&self, token: u64) -> Option<Arc<dyn LinkedStream>> {
         let stream = lock(&self.state).own.stream(token);
-        Ok(stream.ok_or(Fault("a message names a token that is not out"))?.upgrade())
+        stream.and_then(|stream| stream.upgrade())
     }
 
     pub(super) fn on_ask(self: &Arc<Self>, token: u64, ask: Ask) -> Result<(), Fault> {
-        match self.reader(token)? {
+        match self.reader(token) {
             Some(stream) => self.answer(token, &stream, stream.asked(ask)),
             // Nobody reads from it any more.
             None => {
@@ -51,12 +48,12 @@ impl Link {
         match answer {
             Answer::Grant { segment, bytes, fd } => {
                 if self.send_fd(&Message::Grant { token, segment, bytes }, fd).is_err() {
-                    stream.not_sent(segment);
-                    self.send(&Message::Deny { token, why: Refusal::Memory });
+                    // Not a grant again, so that this ends.
+                    return self.answer(token, stream, stream.not_sent(segment));
                 }
             }
             Answer::Deny(why) => self.send(&Message::Deny { token, why }),
-            Answer::Later => {
+            Answer::Later(pause) => {
                 let Some(endpoint) = self.endpoint.upgrade() else { return Ok(()) };
                 let link = self.clone();
                 let late = move || {
@@ -64,7 +61,7 @@ impl Link {
                         link.bury(Death::Failed);
                     }
                 };
-                endpoint.run_after(STALLED_AFTER, Box::new(late));
+                endpoint.run_after(pause, Box::new(late));
             }
             Answer::Fault(rule) => return Err(Fault(rule)),
         }
@@ -73,8 +70,7 @@ impl Link {
 
     fn answer_late(self: &Arc<Self>, token: u64) {
         // Gone meanwhile: its writer hears that by other ways.
-        let stream = lock(&self.state).own.stream(token).and_then(|stream| stream.upgrade());
-        let Some(stream) = stream else { return };
+        let Some(stream) = self.reader(token) else { return };
         if let Some(answer) = stream.ask_again() {
             // What is a fault was one when the ASK came.
             let _ = self.answer(token, &stream, answer);
@@ -92,6 +88,14 @@ impl Link {
         let stream = lock(&self.state).received.get(&token).and_then(|stream| stream.upgrade());
         // Unknown when it crossed our DETACH.
         let Some(stream) = stream else { return Ok(()) };
+        // Before anything is mapped: what was not asked for costs nothing.
+        match stream.awaits(segment, bytes) {
+            Granted::NotAsked => {
+                return Err(Fault("GRANT comes without an ASK, or larger than any answer to it"));
+            }
+            Granted::Gone => return Ok(()),
+            Granted::Taken | Granted::Declined => {}
+        }
         let attached = match fd.map(|fd| DmbSegment::attach(&fd, bytes)) {
             Some(Ok(attached)) => Some(attached),
             Some(Err(error)) if is_the_peers(&error) => {
@@ -119,10 +123,9 @@ impl Link {
         }
     }
 
-    pub(super) fn on_return(&self, token: u64, segment: u64) -> Result<(), Fault> {
-        if let Some(stream) = self.reader(token)? {
+    pub(super) fn on_return(&self, token: u64, segment: u64) {
+        if let Some(stream) = self.reader(token) {
             stream.returned(segment);
         }
-        Ok(())
     }
 }

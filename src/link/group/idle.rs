@@ -19,6 +19,7 @@ impl std::ops::Deref for Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         self.0.users.fetch_sub(1, Ordering::Release);
+        self.0.close_if_idle();
     }
 }
 
@@ -40,7 +41,17 @@ impl Link {
             && state.received.is_empty()
             && state.outgoing.is_empty()
             && state.incoming.is_empty()
-            && state.before_hello.is_empty()
+            // One that has gone waits for nothing.
+            && state.before_hello.iter().all(|stream| stream.strong_count() == 0)
+    }
+
+    /// Something that used the link is gone; if it was the last, the link is closed after a while.
+    pub(super) fn close_if_idle(&self) {
+        if self.death().is_none() && self.is_idle() {
+            if let Some(endpoint) = self.endpoint.upgrade() {
+                endpoint.close_idle_links_later();
+            }
+        }
     }
 
     /// Whether it was not used since the last call of this.

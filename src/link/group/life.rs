@@ -38,6 +38,8 @@ impl Link {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // Told once, when the peer has closed without reading all of ours; what it said before is still there.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     crate::trace::warning!("link ended: {error}");
                     return Err(Death::Fault);
@@ -140,6 +142,7 @@ impl Link {
                     stream.peer_detached();
                 }
                 if lock(&self.state).own.detached(token) {
+                    self.close_if_idle();
                     Ok(())
                 } else {
                     Err(Fault("DETACH of a token that is not out"))
@@ -151,7 +154,10 @@ impl Link {
                 self.on_deny(token, why);
                 Ok(())
             }
-            Message::Return { token, segment } => self.on_return(token, segment),
+            Message::Return { token, segment } => {
+                self.on_return(token, segment);
+                Ok(())
+            }
             Message::Bye => self.on_bye(),
             Message::Query { .. } | Message::Answer => Err(Fault("a query on a link")),
         }
@@ -213,8 +219,10 @@ impl Link {
     }
 
     /// No message will come any more, or none goes out: what waits for an answer stays on TCP.
-    fn restrict(&self) {
-        self.restricted.store(true, Ordering::Relaxed);
+    pub(super) fn restrict(&self) {
+        if self.restricted.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let (outgoing, matched, before_hello) = {
             let mut state = lock(&self.state);
             let matched = state.incoming.values().filter_map(|incoming| match incoming {
@@ -290,6 +298,8 @@ impl Link {
             let _ = shielded(|| stream.stay_on_tcp(reason));
         }
         let _ = sys::shutdown_socket(self.socket());
+        // Descriptors that wait there go nowhere any more.
+        self.outbox.clear();
         let task = lock(&self.task).take();
         if let Some(task) = task {
             task.wake();

@@ -10,7 +10,7 @@ use crate::link::proof;
 use crate::link::slots::NoDmb;
 use crate::link::stream::{Death, Doorbell, LinkedStream, ReceiveDmb, SendDmb};
 use crate::shield::shielded;
-use crate::sync::{Arc, lock};
+use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
 /// Offers of one peer that may wait for their stream to be accepted.
@@ -152,6 +152,9 @@ impl Link {
         stream: &Arc<dyn LinkedStream>,
     ) -> Result<(), FallbackReason> {
         let offered = &proposed.offered;
+        if self.restricted.load(Ordering::Relaxed) {
+            return Err(FallbackReason::Denied);
+        }
         if !stream.admits(self.credentials.uid) {
             return Err(FallbackReason::PeerPolicy);
         }
@@ -227,6 +230,10 @@ impl Link {
             cookie: subject.cookie,
             clc: accept,
         });
+        if self.restricted.load(Ordering::Relaxed) {
+            // `restrict` sets the mark before it looks for matches, and may have looked before this one was there.
+            stream.can_not_send(FallbackReason::Denied);
+        }
         self.bury_late(stream);
         Ok(())
     }
