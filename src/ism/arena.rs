@@ -31,7 +31,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
@@ -142,10 +142,10 @@ impl Mapping {
     /// # Panics
     ///
     /// If it would leave the mapping: the one check that keeps every copy inside.
-    fn bytes(&self, range: Range<usize>) -> *mut u8 {
+    fn bytes(&self, range: Range<usize>) -> NonNull<u8> {
         assert!(range.start <= range.end && range.end <= self.map.len(), "{range:?} of {}", self.map.len());
-        // SAFETY: `range` lies within the mapping.
-        unsafe { self.map.as_mut_ptr().add(range.start) }
+        // SAFETY: `range` lies within the mapping, which is nowhere at address 0.
+        unsafe { NonNull::new_unchecked(self.map.as_mut_ptr().add(range.start)) }
     }
 }
 
@@ -191,7 +191,10 @@ impl ArenaMap {
 
     /// The memory of a slot whose header and first segment have their pages: one that [`Arena::allocate`] returned.
     pub(crate) fn dmb(self: &Arc<Self>, slot: u32) -> Option<DmbMemory> {
-        (slot < self.layout.slots).then(|| DmbMemory { map: Arc::clone(self), slot })
+        (slot < self.layout.slots).then(|| {
+            let header = NonNull::from(self.header(slot));
+            DmbMemory { map: Arc::clone(self), slot, header }
+        })
     }
 
     /// The memory of a slot in a peer's arena.
@@ -220,7 +223,7 @@ impl ArenaMap {
         // (asserted above; the mapping is page-aligned), and the mapping lives as long as `self`. A DmbHeader consists
         // of atomics, for which any bytes are valid, and is never accessed otherwise. Its pages were allocated before
         // a DmbMemory of the slot came to be.
-        unsafe { &*self.mapping.bytes(range).cast::<DmbHeader>() }
+        unsafe { self.mapping.bytes(range).cast::<DmbHeader>().as_ref() }
     }
 
     /// Resets the header of a slot and zeroes its first segment.
@@ -229,7 +232,7 @@ impl ArenaMap {
         let first = self.mapping.bytes(self.layout.first(slot));
         // SAFETY: `bytes` checked the range, which is SMALLEST_SEGMENT long. Nobody in this process uses the slot's
         // payload any more: it is released when its stream is done with it and the producer has detached.
-        unsafe { ptr::write_bytes(first, 0, SMALLEST_SEGMENT) };
+        unsafe { ptr::write_bytes(first.as_ptr(), 0, SMALLEST_SEGMENT) };
     }
 }
 
@@ -238,31 +241,51 @@ impl ArenaMap {
 pub(crate) struct DmbMemory {
     map: Arc<ArenaMap>,
     slot: u32,
+    /// Found once: every read and write needs it several times.
+    header: NonNull<DmbHeader>,
 }
+
+// SAFETY: `header` points into the mapping that `map` keeps, and a DmbHeader consists of atomics.
+unsafe impl Send for DmbMemory {}
+// SAFETY: as above.
+unsafe impl Sync for DmbMemory {}
 
 impl Memory for DmbMemory {
     type Segment = DmbSegment;
 
     #[inline]
     fn header(&self) -> &DmbHeader {
-        self.map.header(self.slot)
+        // SAFETY: it came from `ArenaMap::header` of `map`, which lives as long as `self`.
+        unsafe { self.header.as_ref() }
     }
 
     fn first(&self) -> DmbSegment {
-        let range = self.map.layout.first(self.slot);
-        DmbSegment { mapping: self.map.mapping.clone(), start: range.start, size: range.len() }
+        DmbSegment::new(self.map.mapping.clone(), self.map.layout.first(self.slot))
     }
 }
 
 /// Memory that the bytes of a ring lie in: the first segment of a slot, or a larger one with a file of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct DmbSegment {
+    /// Keeps what `base` points to.
+    #[cfg_attr(not(test), expect(dead_code, reason = "held for its life"))]
     mapping: Arc<Mapping>,
-    start: usize,
+    base: NonNull<u8>,
     size: usize,
 }
 
+// SAFETY: `base` points into the mapping that `mapping` keeps. It is only used in `copy_in` and `copy_out`, whose callers
+// keep writers and readers of a byte apart.
+unsafe impl Send for DmbSegment {}
+// SAFETY: as above.
+unsafe impl Sync for DmbSegment {}
+
 impl DmbSegment {
+    fn new(mapping: Arc<Mapping>, range: Range<usize>) -> DmbSegment {
+        let (base, size) = (mapping.bytes(range.clone()), range.len());
+        DmbSegment { mapping, base, size }
+    }
+
     /// Makes a segment to lend, and the file to send to the peer.
     ///
     /// # Errors
@@ -273,7 +296,7 @@ impl DmbSegment {
         let fd = memory_file(bytes)?;
         sys::fallocate(fd.as_fd(), 0, bytes as u64)?;
         let mapping = Mapping::new(fd.as_fd(), bytes, Some(charge))?;
-        Ok((DmbSegment { mapping, start: 0, size: bytes }, fd))
+        Ok((DmbSegment::new(mapping, 0..bytes), fd))
     }
 
     /// Maps a segment that a peer lends, which says that it has so many bytes.
@@ -298,7 +321,7 @@ impl DmbSegment {
         }
         let mapping = Mapping::new(fd.as_fd(), size, None)?;
         mapping.populate(0..size)?;
-        Ok(DmbSegment { mapping, start: 0, size })
+        Ok(DmbSegment::new(mapping, 0..size))
     }
 
     /// Pointer to `len` bytes at `offset`.
@@ -310,7 +333,8 @@ impl DmbSegment {
     fn bytes(&self, offset: usize, len: usize) -> *mut u8 {
         let fits = offset.checked_add(len).is_some_and(|end| end <= self.size);
         assert!(fits, "{len} bytes at {offset} of a segment of {}", self.size);
-        self.mapping.bytes(self.start + offset..self.start + offset + len)
+        // SAFETY: `base` is the start of `size` bytes of the mapping, and `offset` lies within them.
+        unsafe { self.base.as_ptr().add(offset) }
     }
 }
 

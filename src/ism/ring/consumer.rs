@@ -40,9 +40,12 @@ impl<S: Segment> Lent<S> {
     /// The segment of a visit.
     #[inline]
     fn of(&self, visit: &Visit) -> &S {
+        if visit.segment == FIRST {
+            return &self.first;
+        }
         match self.larger.front() {
             Some((number, segment)) if *number == visit.segment => segment,
-            // A visit is only ever to a segment that is lent: neither is let go of while bytes are read from it.
+            // A visit is only ever to a segment that is lent: none is let go of while bytes are read from it.
             _ => self.get(visit.segment).unwrap_or(&self.first),
         }
     }
