@@ -108,7 +108,7 @@ impl SmcStream {
     /// # Errors
     ///
     /// Those of [`tokio::net::TcpStream::connect`]. With [`UpgradePolicy::Require`](crate::UpgradePolicy::Require) also `Unsupported` with the
-    /// [`FallbackReason`](crate::FallbackReason), or `TimedOut`, when there is no upgrade.
+    /// [`FallbackReason`], or `TimedOut`, when there is no upgrade.
     ///
     /// # Panics
     ///
@@ -445,7 +445,7 @@ impl RefUnwindSafe for SmcStream {}
 /// it can be received out of line only, and has no place among the other bytes.
 ///
 /// Bytes that are read or written on it *before* the upgrade, or urgent data, keep the stream on TCP
-/// ([`FallbackReason::Positions`](crate::FallbackReason::Positions)), and so do
+/// ([`FallbackReason::Positions`]), and so do
 /// some options (`docs/options.md`).
 impl AsFd for SmcStream {
     fn as_fd(&self) -> BorrowedFd<'_> {

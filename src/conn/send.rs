@@ -246,10 +246,8 @@ impl<T: Tcp> Sender<T> {
             let length = op.ring(&mut dmb.producer)?;
             Self::note_wish(dmb, effects);
             if length > 0 {
-                if O::WRITES {
-                    if dmb.producer.wake_reader() {
-                        effects.ring(&dmb.doorbell, Signal::Data);
-                    }
+                if O::WRITES && dmb.producer.wake_reader() {
+                    effects.ring(&dmb.doorbell, Signal::Data);
                 }
                 return Ok(Ok(Poll::Ready(Ok(length))));
             }
