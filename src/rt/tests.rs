@@ -146,6 +146,28 @@ fn a_task_that_returns_ends_its_endpoint() {
     }
 }
 
+/// What the peer reads behind our own reset is no clean end, whatever the application does to its end then.
+#[test]
+fn a_shutdown_after_our_own_reset_is_no_end_to_the_peer() {
+    for (of_client, shuts) in [(true, true), (true, false), (false, true), (false, false)] {
+        let lab = Lab::new();
+        let (side, other) = if of_client { (&lab.client, &lab.server) } else { (&lab.server, &lab.client) };
+        let (client, server) = lab.upgraded();
+        let (mut here, mut there) = if of_client { (client, server) } else { (server, client) };
+        side.block_on(here.write_all(b"half of it")).unwrap();
+        lab.end(side).serve(side.handle(), async { fail() });
+        let error = side.block_on(in_time("the reader", here.read_u8())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        if shuts {
+            side.block_on(here.shutdown()).unwrap();
+        }
+        drop(here);
+        let mut got = Vec::new();
+        let end = other.block_on(in_time("the peer's reader", there.read_to_end(&mut got)));
+        assert_eq!(end.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset), "after {got:?}");
+    }
+}
+
 /// A poller like the endpoint's own, with that clock.
 fn poll_with(end: &Arc<End>, handle: &Handle, clock: fn() -> u64) {
     let _context = handle.enter();

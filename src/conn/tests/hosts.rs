@@ -84,6 +84,11 @@ impl Host {
         self.by_hand.watch(socket).expect("watched")
     }
 
+    /// Is there work that a task would do?
+    pub(super) fn has_work(&self) -> bool {
+        !lock(&self.by_hand.work).is_empty()
+    }
+
     /// Does what was to be done after a pause.
     pub(super) fn pause(&self) {
         let later = std::mem::take(&mut *lock(&self.by_hand.later));
