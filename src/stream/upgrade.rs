@@ -171,6 +171,12 @@ impl Patience {
             }
             let Some(sleep) = self.0.as_mut() else { return Poll::Pending };
             ready!(Pin::new(sleep).poll(cx));
+            self.0 = None;
+            if conn.answer_due().is_some() {
+                // Its timer has ended before it. With another one, and not in this poll.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
     }
 }

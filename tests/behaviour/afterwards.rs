@@ -216,7 +216,7 @@ pub(crate) async fn after_one_direction_of_a_descriptor_is_shut<N: Net>(net: &N)
             "aW=ok br=ok0 bW=ok ar=ok0 aw=pipe bw=pipe",
             "aW=ok br=ok0 aB=ok ar=ok0 bw=ok5 b. bw=pipe",
             "aW=ok br=ok0 a- aB=ok ar=ok0 bw=ok5 b. bw=pipe",
-            "aW=ok br=ok0 a- aR=ok ar=ok0 bw=ok5 a: ar=ok5 ar=ok0",
+            "aW=ok br=ok0 a- aR=ok ar=ok0 bw=ok5 a: ar=reset ar=ok0",
             "aW=ok ad br=ok0 bw=ok5 b. bw=pipe",
             // Linux goes on to deliver what comes.
             "aR=ok a, ar=ok0 aw=ok5 b: br=ok5 bw=ok5 bw=ok5 aw=ok5 br=ok5 ar=ok10 ar=ok0 bw=ok5 bd ar=ok5 ar=ok0",
