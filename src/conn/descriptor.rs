@@ -111,13 +111,13 @@ impl<T: Tcp> Connection<T> {
         // Where neither end may send on the socket any more, the kernel refuses by itself what comes there.
         if reads && !rx.over && !(writes && Self::pin_receiver(rx, effects)) {
             rx.over = rx.path != receive::Path::Tcp;
-            if let (true, true, Some(dmb)) = (writes, rx.over, rx.dmb.as_ref()) {
-                // As the kernel answers what the peer sends from now on by a reset, so the peer shall send it there:
-                // it knows before it reads our end.
-                dmb.consumer.set_flags(Flags::SHUT);
-                effects.ring(&dmb.doorbell, Signal::Space);
-            }
             effects.wake = true;
+        }
+        if let (true, true, true, Some(dmb)) = (reads, writes, rx.over, rx.dmb.as_ref()) {
+            // As the kernel answers what the peer sends from now on by a reset, so the peer shall send it there: it
+            // knows before it reads our end.
+            dmb.consumer.set_flags(Flags::SHUT);
+            effects.ring(&dmb.doorbell, Signal::Space);
         }
         if writes && tx.path == send::Path::Ring && !tx.over {
             // The socket itself refuses what is written, with its own error.

@@ -12,7 +12,7 @@ use super::watched;
 use crate::ism::dmb::{DmbHeader, Flags};
 use crate::ism::ring::Memory;
 use crate::ism::sys;
-use crate::link::stream::Death;
+use crate::link::stream::{Death, LinkedStream};
 use crate::sync::{Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -149,7 +149,8 @@ fn a_reset_from_outside_is_a_reset_in_the_ring() {
 fn a_descriptor_is_heeded_until_both_directions_have_ended() {
     watched("a_descriptor_is_heeded_until_both_directions_have_ended", || {
         for kicked in [CLIENT, SERVER] {
-            for how in [std::net::Shutdown::Read, std::net::Shutdown::Both] {
+            use std::net::Shutdown::{Both, Read, Write};
+            for (first, how) in [(Write, Read), (Write, Both), (Read, Write), (Read, Both)] {
                 let mut lab = Lab::new();
                 let pair = lab.upgraded();
                 lab.run();
@@ -158,17 +159,18 @@ fn a_descriptor_is_heeded_until_both_directions_have_ended() {
                     socket.turn();
                     lab.hosts[kicked].run();
                 };
-                socket.tcp.shutdown(std::net::Shutdown::Write).unwrap();
+                socket.tcp.shutdown(first).unwrap();
                 turn();
                 patiently("the acknowledgement", || {
                     turn();
-                    sys::tcp_look(socket.tcp.as_fd()).unwrap().state == sys::TcpState::FinWait2
+                    let state = sys::tcp_look(socket.tcp.as_fd()).unwrap().state;
+                    first == Read || state == sys::TcpState::FinWait2
                 });
                 turn();
-                let reader = pair.park_reader(kicked);
+                let reader = (first == Write).then(|| pair.park_reader(kicked));
                 socket.tcp.shutdown(how).unwrap();
                 turn();
-                assert!(reader.is_woken());
+                assert!(reader.is_none_or(|reader| reader.is_woken()));
                 pair.end(kicked).unwrap();
                 let flags =
                     lock(&pair.conns[1 - kicked].tx).dmb.as_ref().expect("a DMB").producer.reader_flags();
@@ -285,6 +287,30 @@ fn a_socket_that_came_to_its_end_is_no_reset() {
             pair.expect(1 - kicked, &bytes(0, 100));
             pair.end(1 - kicked).unwrap();
         }
+    });
+}
+
+/// The server has no memory for the client's ring, say: its own direction stays on TCP for good.
+#[test]
+fn who_can_not_send_heeds_its_descriptor_too() {
+    watched("who_can_not_send_heeds_its_descriptor_too", || {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        pair.offer(&lab);
+        while lock(&pair.conns[SERVER].rx).dmb.is_none() {
+            assert!(lab.hosts[SERVER].step() || lab.hosts[CLIENT].step(), "MATCH");
+        }
+        pair.conns[SERVER].can_not_send(FallbackReason::Memory);
+        lab.hosts[CLIENT].run();
+        assert!(pair.writes_ring(CLIENT));
+        pair.settle();
+        lab.hosts[SERVER].work();
+        let reader = pair.park_reader(SERVER);
+        pair.tcp(SERVER).tcp.shutdown(std::net::Shutdown::Read).unwrap();
+        pair.tcp(SERVER).turn();
+        lab.hosts[SERVER].work();
+        assert!(reader.is_woken());
+        pair.end(SERVER).unwrap();
     });
 }
 
