@@ -288,6 +288,8 @@ macro_rules! player {
                     // A stream that has ended its own direction does not tell TCP, which then takes what the other
                     // end sends to it: no end of reading may follow, or come before.
                     Op::Kick(Shutdown::Read) if closed[me] => Answer::Nothing,
+                    // Nobody could see that it was noticed.
+                    Op::Kick(Shutdown::Write | Shutdown::Both) if deaf[other] => Answer::Nothing,
                     Op::Shutdown | Op::ShutdownHalf if deaf[me] => Answer::Nothing,
                     Op::Shutdown => {
                         let result = stream.shutdown().await;
