@@ -48,8 +48,11 @@ pub(crate) trait Tcp: Sized + Send + Sync + 'static {
     fn poll_write(half: &mut Self::Write, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
 
     /// Waits for anything that the reactor tells of a socket that nobody else waits to write to: a FIN, a reset, a
-    /// shutdown of the descriptor at this end.
+    /// shutdown of the descriptor at this end. Nothing is taken off the socket. Ready is an end that lasts.
     fn poll_event(half: &mut Self::Write, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// As [`Tcp::poll_event`], of a socket that nobody else waits to read from.
+    fn poll_read_event(half: &mut Self::Read, cx: &mut Context<'_>) -> Poll<()>;
 
     /// Sends a FIN behind what was written.
     fn shutdown(half: &mut Self::Write) -> io::Result<()>;

@@ -39,7 +39,7 @@ pub(crate) use ops::{
     PeekBuf, ReadReady, ReadVectored, Reading, TryPeeking, TryReading, TryReadingBuf, TryWriting,
     TryWritingVectored, WriteReady, Writing, WritingVectored,
 };
-pub(crate) use tcp::{TokioTcp, drain};
+pub(crate) use tcp::{TokioTcp, drain, tcp_ready};
 pub(crate) use timer::{Sleep, Timers};
 
 /// An endpoint with the runtime that drives it.

@@ -382,7 +382,7 @@ impl SmcStream {
     /// `Unsupported` when one of them has moved to shared memory; else those of `f`.
     pub fn try_io<R>(&self, interest: Interest, f: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
         self.pin("try_io", interest)?;
-        if ready::tcp_ready(&self.tcp, interest)?.is_empty() {
+        if rt::tcp_ready(&self.tcp, interest)?.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         // Without a lock: `f` is the application's, and may use this stream.

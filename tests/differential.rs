@@ -52,7 +52,7 @@ enum Op {
     Pass(u8),
     /// Both write that much at once, while both read.
     Exchange(usize),
-    /// Somebody shuts the descriptor down: to write, or both ways.
+    /// Somebody shuts the descriptor down: to read, to write, or both ways, one after the other or at once.
     Kick(Shutdown),
 }
 
@@ -89,7 +89,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0_u8..20).prop_map(Op::Pass),
         1 => (1..6_000_000_usize).prop_map(Op::Exchange),
         1 => Just(Op::Kick(Shutdown::Write)),
-        1 => Just(Op::Kick(Shutdown::Both)),
+        1 => Just(Op::Kick(Shutdown::Read)),
+        2 => Just(Op::Kick(Shutdown::Both)),
     ]
 }
 
@@ -154,18 +155,18 @@ macro_rules! player {
             // Bytes written and read by each side; each side's closings.
             let (mut sent, mut got) = ([0_usize; 2], [0_usize; 2]);
             let mut closed = [false; 2];
-            // Ends whose descriptor was shut both ways.
-            let mut kicked = [false; 2];
+            // Ends whose descriptor was shut both ways, and those where it was shut to read.
+            let (mut kicked, mut deaf) = ([false; 2], [false; 2]);
             let mut broken = [false; 2];
             let mut answers = Vec::new();
             for (number, &(second, op)) in ops.iter().enumerate() {
                 let (me, other) = (usize::from(second), usize::from(!second));
                 let on_its_way = sent[other] - got[me];
-                let over = closed[other] || ends[other].is_none() || kicked[me];
+                let over = closed[other] || ends[other].is_none() || deaf[me];
                 let room = UNREAD - (sent[me] - got[other]).min(UNREAD);
                 let there = ends[other].is_some();
                 let alive = there && !kicked[other];
-                let quiet = sent == got && !broken.contains(&true) && !closed.contains(&true);
+                let quiet = sent == got && ![broken, closed, deaf].concat().contains(&true);
                 let [first, second] = &mut ends;
                 let (mine, theirs) = if me == 0 { (first, second) } else { (second, first) };
                 let Some(stream) = mine.as_mut() else {
@@ -284,6 +285,12 @@ macro_rules! player {
                         stream.writable().await.expect("writable");
                         Answer::Done
                     }
+                    // A stream that has ended its own direction does not tell TCP, which then takes what the other
+                    // end sends to it: no end of reading may follow, or come before.
+                    Op::Kick(Shutdown::Read) if closed[me] => Answer::Nothing,
+                    // Nobody could see that it was noticed.
+                    Op::Kick(Shutdown::Write | Shutdown::Both) if deaf[other] => Answer::Nothing,
+                    Op::Shutdown | Op::ShutdownHalf if deaf[me] => Answer::Nothing,
                     Op::Shutdown => {
                         let result = stream.shutdown().await;
                         closed[me] = true;
@@ -335,13 +342,26 @@ macro_rules! player {
                         }
                         Answer::Done
                     }
-                    Op::Kick(how) if alive && !closed[me] && !broken.contains(&true) => {
+                    Op::Kick(how)
+                        if alive && closed != [true; 2] && !kicked[me] && !broken.contains(&true) =>
+                    {
                         SockRef::from(&*stream).shutdown(how).expect("shutdown");
-                        (closed[me], kicked[me]) = (true, how == Shutdown::Both);
-                        // Noticed by the other end, and so by this one.
-                        let theirs = theirs.as_ref().expect("alive");
-                        while !theirs.ready(Interest::READABLE).await.expect("ready").is_read_closed() {
-                            tokio::task::yield_now().await;
+                        let (reads, writes) = (how != Shutdown::Write, how != Shutdown::Read);
+                        let again = closed[me] || deaf[me];
+                        closed[me] |= writes;
+                        deaf[me] |= reads;
+                        kicked[me] = closed[me] && deaf[me];
+                        // Noticed by the other end, and so by this one; what that one can not see, this one does.
+                        for end in
+                            [writes.then(|| &*theirs.as_ref().expect("alive")), again.then_some(&*stream)]
+                                .into_iter()
+                                .flatten()
+                        {
+                            if kicked[me] || writes && !again {
+                                while !end.ready(Interest::READABLE).await.expect("ready").is_read_closed() {
+                                    tokio::task::yield_now().await;
+                                }
+                            }
                         }
                         Answer::Done
                     }

@@ -54,8 +54,10 @@ impl<T: Tcp> Connection<T> {
                 let flags = if abort { Flags::ABORT } else { Flags::CLOSED };
                 // A reset behind the end of our stream is another thing than one without. The descriptor may have been
                 // shut down a moment ago.
-                let ended =
-                    tx.shut || rx.fd().and_then(sys::tcp_look).is_ok_and(|look| look.state.has_sent_fin());
+                let has_sent_fin =
+                    || rx.fd().and_then(sys::tcp_look).is_ok_and(|look| look.state.has_sent_fin());
+                // A reset by this end is not behind it, nor is anything that got lost.
+                let ended = tx.shut || (!tx.reset && !tx.stray && has_sent_fin());
                 let before = if ended { Flags::DONE_WRITING } else { Flags::NONE };
                 if let Some(dmb) = rx.dmb.as_ref() {
                     dmb.consumer.set_flags(before);

@@ -174,7 +174,7 @@ impl<T: Tcp> Connection<T> {
             if rx.path == receive::Path::Ring {
                 if !self.reads_ring() {
                     self.rx_in_ring.store(true, Ordering::Relaxed);
-                    effects.heed |= !self.writes_ring();
+                    effects.heed = true;
                 }
                 if matches!(answer, Poll::Ready(Ok(0) | Err(_))) {
                     // Who reads the end of a peer that is gone may write next: as to TCP, that is not news then.
@@ -264,7 +264,7 @@ impl<T: Tcp> Connection<T> {
         let answer = {
             let mut tx = lock(&self.tx);
             if tx.path == send::Path::Ring {
-                if tx.was_reset() {
+                if tx.reset || tx.was_reset() {
                     // Nothing is left to end, and the next write is told why.
                     return Ok(());
                 }

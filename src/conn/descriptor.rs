@@ -15,7 +15,8 @@ use crate::ism::dmb::Flags;
 use crate::ism::interrupt::Signal;
 use crate::ism::sys::{self, Ended};
 use crate::link::endpoint::Endpoint;
-use crate::sync::{Arc, AtomicBool, Ordering, lock};
+use crate::shield::shielded;
+use crate::sync::{Arc, AtomicBool, Ordering, lock, try_lock};
 use crate::transport::FallbackReason;
 
 #[derive(Default)]
@@ -31,8 +32,9 @@ struct Ear<T: Tcp>(Weak<Connection<T>>);
 
 impl<T: Tcp> Wake for Ear<T> {
     fn wake(self: Arc<Self>) {
-        if let Some(conn) = self.0.upgrade() {
-            conn.heed_socket();
+        match self.0.upgrade() {
+            Some(conn) if !conn.hears_nothing() => conn.heed_socket(),
+            _ => {}
         }
     }
 }
@@ -44,11 +46,28 @@ impl<T: Tcp> Connection<T> {
         if !self.heed.called.swap(true, Ordering::AcqRel) {
             let this = self.this.clone();
             endpoint.run(Box::new(move || {
-                if let Some(conn) = this.upgrade() {
-                    conn.obey_socket();
+                let Some(conn) = this.upgrade() else { return };
+                if shielded(|| conn.obey_socket()).is_err() {
+                    // Nobody looks any more.
+                    conn.reset();
                 }
             }));
         }
+    }
+
+    /// Listens on where nothing has ended, for the reactor, which waits for nobody: while the other direction is on
+    /// TCP each segment that comes is an event, and shall not cost a task.
+    fn hears_nothing(&self) -> bool {
+        let (Some(mut rx), Some(mut tx)) = (try_lock(&self.rx), try_lock(&self.tx)) else { return false };
+        if self.death().is_some() {
+            // The socket is its users' again.
+            return true;
+        }
+        let heard = shielded(|| {
+            self.listen(&mut rx, &mut tx);
+            rx.fd().and_then(sys::ended)
+        });
+        matches!(heard, Ok(Ok(Ended { reads: false, writes: false, reset: false, .. })))
     }
 
     /// Ends in the ring what has ended on the socket.
@@ -67,8 +86,10 @@ impl<T: Tcp> Connection<T> {
         if self.death().is_some() || rx.half.is_none() || (rx.dmb.is_none() && tx.dmb.is_none()) {
             return;
         }
+        // Who has not read since the peer switched does not know of it yet.
+        let _ = rx.latch(effects);
         // First listen, then look.
-        let failed = self.listen(rx, tx);
+        self.listen(rx, tx);
         let said = [
             rx.dmb.as_ref().map(|dmb| dmb.consumer.writer_flags()),
             tx.dmb.as_ref().map(|dmb| dmb.producer.reader_flags()),
@@ -78,21 +99,25 @@ impl<T: Tcp> Connection<T> {
         if said.into_iter().flatten().any(gone) {
             return;
         }
-        let Ok(Ended { reads, writes, reset }) = rx.fd().and_then(sys::ended) else { return };
-        if reset || failed {
+        let Ok(Ended { reads, writes, reset, acked }) = rx.fd().and_then(sys::ended) else { return };
+        // A closed socket whose error somebody was told already has come to its end only if our FIN did: that is the
+        // one number behind our last byte.
+        let last = tx.own.zip(tx.syn).map(|(own, syn)| own + syn);
+        let cut_off = acked.is_some_and(|acked| last.is_some_and(|last| acked <= last));
+        if reset || cut_off {
             self.obey_reset(rx, tx, effects);
             return;
         }
         // Where neither end may send on the socket any more, the kernel refuses by itself what comes there.
         if reads && !rx.over && !(writes && Self::pin_receiver(rx, effects)) {
             rx.over = rx.path != receive::Path::Tcp;
-            if let (true, true, Some(dmb)) = (writes, rx.over, rx.dmb.as_ref()) {
-                // As the kernel answers what the peer sends from now on by a reset, so the peer shall send it there:
-                // it knows before it reads our end.
-                dmb.consumer.set_flags(Flags::SHUT);
-                effects.ring(&dmb.doorbell, Signal::Space);
-            }
             effects.wake = true;
+        }
+        if let (true, true, true, Some(dmb)) = (reads, writes, rx.over, rx.dmb.as_ref()) {
+            // As the kernel answers what the peer sends from now on by a reset, so the peer shall send it there: it
+            // knows before it reads our end.
+            dmb.consumer.set_flags(Flags::SHUT);
+            effects.ring(&dmb.doorbell, Signal::Space);
         }
         if writes && tx.path == send::Path::Ring && !tx.over {
             // The socket itself refuses what is written, with its own error.
@@ -120,7 +145,7 @@ impl<T: Tcp> Connection<T> {
             }
         }
         if tx.path == send::Path::Ring {
-            tx.over = true;
+            (tx.over, tx.reset) = (true, true);
             if let Some(dmb) = tx.dmb.as_ref() {
                 dmb.producer.set_flags(Flags::ABORT);
                 effects.ring(&dmb.doorbell, Signal::Data);
@@ -129,18 +154,20 @@ impl<T: Tcp> Connection<T> {
         effects.wake = true;
     }
 
-    /// Asks the reactor for the next event, by the direction that does not use the socket. True: it has failed, and
-    /// has told so.
-    fn listen(&self, rx: &mut Receiver<T>, tx: &mut Sender<T>) -> bool {
+    /// Asks the reactor for the next event, by a direction that does not use the socket.
+    fn listen(&self, rx: &mut Receiver<T>, tx: &mut Sender<T>) {
         let ear = Waker::from(Arc::new(Ear(self.this.clone())));
         let mut cx = std::task::Context::from_waker(&ear);
-        if tx.path == send::Path::Ring {
-            if let (false, Some(half)) = (tx.over, tx.half.as_mut()) {
-                // Ready is an end that lasts: then this is the last look.
+        // Ready is an end that lasts: then this is the last look.
+        if tx.path == send::Path::Ring && !tx.over {
+            if let Some(half) = tx.half.as_mut() {
                 let _ = T::poll_event(half, &mut cx);
             }
-            return false;
+        } else if rx.path == receive::Path::Ring && !rx.over {
+            // What is written from now on, if anything, is the socket's to refuse.
+            if let Some(half) = rx.half.as_mut() {
+                let _ = T::poll_read_event(half, &mut cx);
+            }
         }
-        rx.path == receive::Path::Ring && !rx.over && rx.fails_to_listen(&mut cx)
     }
 }

@@ -131,6 +131,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
                 }
             }
         }
+        // Also where our own direction never leaves TCP.
+        let _ = self.heed.endpoint.set(dmb.doorbell.link.endpoint().clone());
         rx.dmb = Some(dmb);
         Ok(())
     }
@@ -201,6 +203,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
     fn can_not_send(&self, reason: FallbackReason) {
         lock(&self.tx).pinned = true;
         self.upgrade.settle(reason);
+        // As in `attach_send`.
+        self.obey_socket();
     }
 
     fn refused(&self, reason: FallbackReason) {
@@ -340,7 +344,8 @@ impl<T: Tcp> Connection<T> {
     pub(super) fn reset(&self) {
         let mut effects = Effects::default();
         {
-            let (rx, tx) = (lock(&self.rx), lock(&self.tx));
+            let (rx, mut tx) = (lock(&self.rx), lock(&self.tx));
+            tx.reset = true;
             if let Some(dmb) = rx.dmb.as_ref() {
                 dmb.consumer.set_flags(Flags::ABORT);
                 effects.ring(&dmb.doorbell, Signal::Space);

@@ -213,22 +213,11 @@ impl<T: Tcp> Receiver<T> {
 
     /// Waits until TCP has a byte or its end (0). An error of the socket counts as the end; [`Receiver::hand_on`] has it.
     fn look_at_tcp(&mut self) -> Poll<io::Result<usize>> {
-        let waiters = self.waiters.clone();
-        self.peek_at_tcp(&mut Context::from_waker(&waiters))
-    }
-
-    /// Waits with another waker, while the ring carries everything. True: the socket has failed.
-    pub(crate) fn fails_to_listen(&mut self, cx: &mut Context<'_>) -> bool {
-        let _ = self.peek_at_tcp(cx);
-        self.taken.is_some()
-    }
-
-    fn peek_at_tcp(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.taken.is_some() {
             return Poll::Ready(Ok(0));
         }
         let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-        let looked = T::poll_peek(half, cx);
+        let looked = T::poll_peek(half, &mut Context::from_waker(&self.waiters));
         if let Poll::Ready(Err(error)) = &looked {
             // Another error than the kernel's is told again and again.
             self.taken = error.raw_os_error();
@@ -311,7 +300,7 @@ impl<T: Tcp> Receiver<T> {
     }
 
     /// Obeys the word of this direction, once it has its final value.
-    fn latch(&mut self, effects: &mut Effects) -> io::Result<()> {
+    pub(crate) fn latch(&mut self, effects: &mut Effects) -> io::Result<()> {
         if self.path != Path::Tcp || self.pinned {
             return Ok(());
         }

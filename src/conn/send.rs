@@ -44,6 +44,8 @@ pub(crate) struct Sender<T: Tcp> {
     pub(crate) pinned: bool,
     /// shutdown(Write) was called.
     pub(crate) shut: bool,
+    /// This end has reset the ring: nothing may look like a clean end behind that.
+    pub(crate) reset: bool,
     /// Nothing has found the ring full since it was last found writable; see `Receiver`.
     ready: bool,
     /// A write has failed: every later one fails.
@@ -77,6 +79,7 @@ impl<T: Tcp> Sender<T> {
             dmb: None,
             pinned: false,
             shut: false,
+            reset: false,
             ready: false,
             broken: false,
             over: false,

@@ -4,10 +4,10 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use socket2::SockRef;
-use tokio::io::{Interest, ReadBuf};
+use tokio::io::{Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
 
@@ -82,14 +82,48 @@ pub(super) fn poll_late(
     cx: &mut Context<'_>,
     mut write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
 ) -> Poll<io::Result<usize>> {
+    let mut waits = false;
     loop {
         match write(tcp.as_fd()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // The kernel tells of the room that comes from here on.
+                if waits {
+                    return Poll::Pending;
+                }
+                // Room that came since the write is forgotten here, too: once this waits, it tries again.
                 let _ = tcp.try_io(Interest::WRITABLE, || Err::<(), _>(error));
-                ready!(without_budget(cx, |cx| tcp.poll_write_ready(cx)))?;
+                match without_budget(cx, |cx| tcp.poll_write_ready(cx)) {
+                    Poll::Ready(ready) => ready?,
+                    Poll::Pending => waits = true,
+                }
             }
             answer => return Poll::Ready(answer),
+        }
+    }
+}
+
+/// What the socket is ready for at this moment, as tokio knows it.
+pub(crate) fn tcp_ready(tcp: &TcpStream, interest: Interest) -> io::Result<Ready> {
+    match pin!(tcp.ready(interest)).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(ready) => ready,
+        Poll::Pending => Ok(Ready::EMPTY),
+    }
+}
+
+/// Waits in a waker slot for whatever the reactor tells of a socket. Ready: nothing will come that is not there already.
+fn poll_event(tcp: &TcpStream, slot: Interest, cx: &mut Context<'_>) -> Poll<()> {
+    loop {
+        // An idle socket is writable, so every event says that it is: forgotten now, it comes again with the next one.
+        // (One that comes in this very moment is not forgotten, and there is another round.)
+        let _ = tcp.try_io(slot, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        let writes = slot.is_writable();
+        let ready =
+            without_budget(cx, |cx| if writes { tcp.poll_write_ready(cx) } else { tcp.poll_read_ready(cx) });
+        if ready!(ready).is_err() {
+            return Poll::Ready(());
+        }
+        let ready = tcp_ready(tcp, slot).unwrap_or(Ready::ALL);
+        if if writes { ready.is_write_closed() } else { ready.is_read_closed() } {
+            return Poll::Ready(());
         }
     }
 }
@@ -124,10 +158,12 @@ impl Tcp for TokioTcp {
     }
 
     fn poll_event(half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<()> {
-        // An idle socket is writable, so every event says that it is: forgotten now, it comes again with the next one.
-        // (The other waker slot is not told of a shutdown of the writing direction.)
-        let _ = half.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-        without_budget(cx, |cx| half.poll_write_ready(cx)).map(drop)
+        // The other waker slot is not told of a shutdown of the writing direction.
+        poll_event(half, Interest::WRITABLE, cx)
+    }
+
+    fn poll_read_event(half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<()> {
+        poll_event(half, Interest::READABLE, cx)
     }
 
     fn shutdown(half: &mut Arc<TcpStream>) -> io::Result<()> {

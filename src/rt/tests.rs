@@ -1,13 +1,15 @@
 //! Tasks that fail: what they served ends, is told why, and does not wait.
 
 use std::io::ErrorKind;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::runtime::{Builder, Runtime};
 
 use super::*;
 use crate::config::UpgradePolicy;
+use crate::conn::Tcp;
 use crate::ism::arena::DmbSegment;
 use crate::ism::ring::Refusal;
 use crate::link::message::Subject;
@@ -143,6 +145,28 @@ fn a_task_that_panics_ends_its_endpoint() {
 fn a_task_that_returns_ends_its_endpoint() {
     for of_client in [true, false] {
         endpoint_fails(of_client, |end, handle| end.serve(handle, async {}));
+    }
+}
+
+/// What the peer reads behind our own reset is no clean end, whatever the application does to its end then.
+#[test]
+fn a_shutdown_after_our_own_reset_is_no_end_to_the_peer() {
+    for (of_client, shuts) in [(true, true), (true, false), (false, true), (false, false)] {
+        let lab = Lab::new();
+        let (side, other) = if of_client { (&lab.client, &lab.server) } else { (&lab.server, &lab.client) };
+        let (client, server) = lab.upgraded();
+        let (mut here, mut there) = if of_client { (client, server) } else { (server, client) };
+        side.block_on(here.write_all(b"half of it")).unwrap();
+        lab.end(side).serve(side.handle(), async { fail() });
+        let error = side.block_on(in_time("the reader", here.read_u8())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        if shuts {
+            side.block_on(here.shutdown()).unwrap();
+        }
+        drop(here);
+        let mut got = Vec::new();
+        let end = other.block_on(in_time("the peer's reader", there.read_to_end(&mut got)));
+        assert_eq!(end.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset), "after {got:?}");
     }
 }
 
@@ -356,4 +380,124 @@ fn sleepers_of_a_timer_that_ends_wake_up() {
     end.serve(lab.client.handle(), async { fail() });
     lab.client.block_on(in_time("the sleeper", sleeping)).unwrap();
     lab.client.block_on(in_time("a late sleeper", timers.sleep(PATIENCE * 60)));
+}
+
+#[test]
+fn who_waits_for_an_answer_lets_others_run_when_the_timer_ends() {
+    let lab = Lab::new();
+    // It waits to be accepted.
+    let stream = lab.connect();
+    let (woken, waker) = Woken::new();
+    let mut cx = Context::from_waker(&waker);
+    let mut upgrade = std::pin::pin!(stream.upgrade());
+    while stream.conn_for_tests().answer_due().is_none() {
+        assert!(upgrade.as_mut().poll(&mut cx).is_pending());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(upgrade.as_mut().poll(&mut cx).is_pending());
+    lab.end(&lab.client).driven.timers.end();
+    woken.0.store(false, Ordering::SeqCst);
+    // Not overdue, and not for want of looking all the time until it is.
+    assert!(upgrade.as_mut().poll(&mut cx).is_pending());
+    assert!(woken.0.load(Ordering::SeqCst), "it looks again");
+    let accepted = lab.server.block_on(lab.listener.accept()).unwrap().0;
+    let transport = lab.client.block_on(in_time("upgrade()", upgrade));
+    assert!(transport.is_loopback_ism(), "{transport}: {:?}", transport.fallback_reason());
+    drop(accepted);
+}
+
+/// Whether a waker was called.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Woken {
+    fn new() -> (Arc<Woken>, Waker) {
+        let woken = Arc::new(Woken::default());
+        (woken.clone(), Waker::from(woken))
+    }
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A plain connection, its first end driven by that runtime.
+fn tcp_pair(runtime: &Runtime) -> (tokio::net::TcpStream, std::net::TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let tcp = runtime.block_on(tokio::net::TcpStream::connect(address)).unwrap();
+    (tcp, listener.accept().unwrap().0)
+}
+
+#[test]
+fn room_that_comes_while_a_late_write_begins_to_wait_is_found() {
+    let runtime = runtime();
+    let (tcp, mut peer) = tcp_pair(&runtime);
+    let chunk = vec![0; 64 << 10];
+    let mut sent = 0;
+    loop {
+        match tcp.try_write(&chunk) {
+            Ok(length) => sent += length,
+            // Not known to the reactor yet, or full.
+            Err(_) if sent > 0 && tcp_ready(&tcp, Interest::WRITABLE).unwrap().is_empty() => break,
+            Err(_) => std::thread::yield_now(),
+        }
+    }
+    let mut tries = 0;
+    let write = |fd: std::os::fd::BorrowedFd<'_>| {
+        tries += 1;
+        let answer = sys::send_bytes(fd, &[io::IoSlice::new(b"late")]);
+        if tries == 1 {
+            assert_eq!(answer.as_ref().unwrap_err().kind(), ErrorKind::WouldBlock);
+            std::io::Read::read_exact(&mut peer, &mut vec![0; sent]).unwrap();
+            while tcp_ready(&tcp, Interest::WRITABLE).unwrap().is_empty() {
+                std::thread::yield_now();
+            }
+        }
+        answer
+    };
+    let answer = tcp::poll_late(&tcp, &mut Context::from_waker(Waker::noop()), write);
+    assert!(matches!(answer, Poll::Ready(Ok(4))), "{answer:?}");
+}
+
+/// Events come at every moment while somebody begins to wait for one: he waits then, or there is nothing to wait for.
+#[test]
+fn an_event_in_the_moment_of_listening_does_not_end_it() {
+    let runtime = runtime();
+    for slot in [Interest::WRITABLE, Interest::READABLE] {
+        let (tcp, mut peer) = tcp_pair(&runtime);
+        let mut tcp = Arc::new(tcp);
+        let (woken, waker) = Woken::new();
+        let mut cx = Context::from_waker(&waker);
+        let mut listen = |tcp: &mut Arc<tokio::net::TcpStream>| {
+            if slot.is_writable() {
+                TokioTcp::poll_event(tcp, &mut cx)
+            } else {
+                TokioTcp::poll_read_event(tcp, &mut cx)
+            }
+        };
+        let writer = std::thread::spawn(move || {
+            for _ in 0..20_000 {
+                std::io::Write::write_all(&mut peer, b"x").unwrap();
+            }
+            peer
+        });
+        while !writer.is_finished() {
+            assert!(listen(&mut tcp).is_pending());
+        }
+        let peer = writer.join().unwrap();
+        assert!(listen(&mut tcp).is_pending());
+        // A closed socket is told once, and not waited for.
+        woken.0.store(false, Ordering::SeqCst);
+        socket2::SockRef::from(&*tcp).shutdown(std::net::Shutdown::Both).unwrap();
+        while !woken.0.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        drop(peer);
+        while listen(&mut tcp).is_pending() {
+            std::thread::yield_now();
+        }
+    }
 }

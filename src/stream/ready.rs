@@ -3,23 +3,15 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 
 use super::SmcStream;
 use crate::ism::sys;
-use crate::rt::{ReadReady, WriteReady};
-
-/// What the TCP socket is ready for at this moment, as tokio knows it.
-pub(super) fn tcp_ready(tcp: &TcpStream, interest: Interest) -> io::Result<Ready> {
-    match pin!(tcp.ready(interest)).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(ready) => ready,
-        Poll::Pending => Ok(Ready::EMPTY),
-    }
-}
+use crate::rt::{ReadReady, WriteReady, tcp_ready};
 
 /// Forgets a readiness that the kernel does not confirm any more.
 pub(super) fn clear_stale(tcp: &TcpStream, interest: Interest) -> io::Result<()> {

@@ -58,9 +58,10 @@ impl SmcStream {
     ///
     /// On an accepted stream, whose client does the asking, it only waits for an upgrade that is under way.
     ///
-    /// It waits for the peer's answer for 5 seconds and answers [`FallbackReason::NoAnswer`] then: the peer's process is
-    /// stopped or busy, or its application has not accepted the connection yet. The upgrade goes on in the background
-    /// all the same; [`SmcStream::watch`] tells when it comes.
+    /// It waits 5 seconds for each of the peer's two steps (to take the offer, to switch its own direction), so 10 in
+    /// total at most, and answers [`FallbackReason::NoAnswer`] then: the peer's process is stopped or busy, or its
+    /// application has not accepted the connection yet. The upgrade goes on in the background all the same;
+    /// [`SmcStream::watch`] tells when it comes.
     ///
     /// # Cancel safety
     ///
@@ -171,6 +172,12 @@ impl Patience {
             }
             let Some(sleep) = self.0.as_mut() else { return Poll::Pending };
             ready!(Pin::new(sleep).poll(cx));
+            self.0 = None;
+            if conn.answer_due().is_some() {
+                // Its timer has ended before it. With another one, and not in this poll.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
     }
 }

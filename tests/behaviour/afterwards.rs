@@ -23,6 +23,7 @@ use crate::watchdog::step;
 /// * `W` `R` `B`: shut the descriptor down to write, to read, both ways
 /// * `G` write 8 MiB, as much as goes
 /// * `,` wait until the end of reading shows, `.` until the descriptor has hung up, `:` until there is something to read
+/// * `-` wait until the other end's kernel has acknowledged a FIN, which it may put off for 40 ms
 ///
 /// and after `=` what comes of it: bytes, `pipe`, `reset`, `block`, `none`.
 async fn play<N: Net>(net: &N, script: &str) {
@@ -65,6 +66,10 @@ async fn play<N: Net>(net: &N, script: &str) {
             }
             ":" => {
                 stream.readable().await.expect("readable");
+                String::new()
+            }
+            "-" => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 String::new()
             }
             "l" => {
@@ -210,6 +215,8 @@ pub(crate) async fn after_one_direction_of_a_descriptor_is_shut<N: Net>(net: &N)
             "aw=ok5 aW=ok b: br=ok5 br=ok0 at=pipe bw=ok5 bs=ok ar=ok5 ar=ok0",
             "aW=ok br=ok0 bW=ok ar=ok0 aw=pipe bw=pipe",
             "aW=ok br=ok0 aB=ok ar=ok0 bw=ok5 b. bw=pipe",
+            "aW=ok br=ok0 a- aB=ok ar=ok0 bw=ok5 b. bw=pipe",
+            "aW=ok br=ok0 a- aR=ok ar=ok0 bw=ok5 a: ar=reset ar=ok0",
             "aW=ok ad br=ok0 bw=ok5 b. bw=pipe",
             // Linux goes on to deliver what comes.
             "aR=ok a, ar=ok0 aw=ok5 b: br=ok5 bw=ok5 bw=ok5 aw=ok5 br=ok5 ar=ok10 ar=ok0 bw=ok5 bd ar=ok5 ar=ok0",

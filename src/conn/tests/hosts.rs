@@ -84,6 +84,17 @@ impl Host {
         self.by_hand.watch(socket).expect("watched")
     }
 
+    /// Does what there is to do, and takes nothing that has come.
+    pub(super) fn work(&self) {
+        let work = std::mem::take(&mut *lock(&self.by_hand.work));
+        work.into_iter().for_each(|work| work());
+    }
+
+    /// Is there work that a task would do?
+    pub(super) fn has_work(&self) -> bool {
+        !lock(&self.by_hand.work).is_empty()
+    }
+
     /// Does what was to be done after a pause.
     pub(super) fn pause(&self) {
         let later = std::mem::take(&mut *lock(&self.by_hand.later));

@@ -10,24 +10,32 @@ use rustix::event::{PollFd, PollFlags};
 use crate::conn::Tcp;
 use crate::conn::close::Leftover;
 use crate::ism::sys;
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 
 /// A socket with the wakers of those who wait for it, one each way, as a reactor keeps them.
 pub(super) struct Socket {
     pub(super) tcp: TcpStream,
     read: Mutex<Option<Waker>>,
     write: Mutex<Option<Waker>>,
-    /// Who waits for any event, and what there was when it began to wait.
-    event: Mutex<Option<(Waker, Look)>>,
+    /// Who waits for any event in the slot of writing and of reading, and what there was when it began to wait.
+    events: [Mutex<Option<(Waker, Look)>>; 2],
+    /// The reactor is broken: who asks it for an event panics.
+    pub(super) broken: AtomicBool,
 }
 
-/// What an edge-triggered reactor would tell a change of.
-type Look = (bool, bool, Option<sys::TcpState>);
+/// What an edge-triggered reactor would tell a change of: the end of reading, a failure, the state, unread bytes.
+type Look = (bool, bool, Option<sys::TcpState>, Option<u32>);
 
 impl Socket {
     pub(super) fn new(tcp: TcpStream) -> Arc<Self> {
         tcp.set_nonblocking(true).expect("non-blocking");
-        Arc::new(Socket { tcp, read: Mutex::new(None), write: Mutex::new(None), event: Mutex::new(None) })
+        Arc::new(Socket {
+            tcp,
+            read: Mutex::new(None),
+            write: Mutex::new(None),
+            events: Default::default(),
+            broken: AtomicBool::new(false),
+        })
     }
 
     fn ready(&self, flags: PollFlags) -> bool {
@@ -38,7 +46,15 @@ impl Socket {
 
     fn look(&self) -> Look {
         let state = sys::tcp_look(self.tcp.as_fd()).ok().map(|look| look.state);
-        (self.ready(PollFlags::RDHUP), self.ready(PollFlags::empty()), state)
+        let unread = sys::queued_in(self.tcp.as_fd()).ok();
+        (self.ready(PollFlags::RDHUP), self.ready(PollFlags::empty()), state, unread)
+    }
+
+    fn wait_for_event(&self, slot: usize, cx: &mut Context<'_>) -> Poll<()> {
+        assert!(!self.broken.load(Ordering::Relaxed), "a panic that belongs to the test");
+        let look = self.look();
+        *lock(&self.events[slot]) = Some((cx.waker().clone(), look));
+        Poll::Pending
     }
 
     pub(super) fn is_readable(&self) -> bool {
@@ -57,9 +73,11 @@ impl Socket {
                 }
             }
         }
-        let event = lock(&self.event).take_if(|(_, before)| *before != self.look());
-        if let Some((waker, _)) = event {
-            waker.wake();
+        for waiting in &self.events {
+            let event = lock(waiting).take_if(|(_, before)| *before != self.look());
+            if let Some((waker, _)) = event {
+                waker.wake();
+            }
         }
     }
 
@@ -141,9 +159,11 @@ impl Tcp for StdTcp {
     }
 
     fn poll_event(half: &mut Half, cx: &mut Context<'_>) -> Poll<()> {
-        let look = half.0.look();
-        *lock(&half.0.event) = Some((cx.waker().clone(), look));
-        Poll::Pending
+        half.0.wait_for_event(0, cx)
+    }
+
+    fn poll_read_event(half: &mut Half, cx: &mut Context<'_>) -> Poll<()> {
+        half.0.wait_for_event(1, cx)
     }
 
     fn shutdown(half: &mut Half) -> io::Result<()> {

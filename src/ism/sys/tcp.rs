@@ -172,6 +172,8 @@ pub(crate) struct Ended {
     pub(crate) writes: bool,
     /// The connection was reset, and nobody has been told yet.
     pub(crate) reset: bool,
+    /// `bytes_acked` of a closed socket. (Whether its end was a reset that somebody was told of it does not say.)
+    pub(crate) acked: Option<u64>,
 }
 
 /// Asks what has ended of a connection.
@@ -179,15 +181,20 @@ pub(crate) fn ended(fd: BorrowedFd<'_>) -> io::Result<Ended> {
     let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)];
     retry_on_intr(|| poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
     let events = polled[0].revents();
-    // A FIN that comes sets first what poll shows and then the state, which TCP_INFO loads before it takes the
-    // socket's lock: the second one's is not older than what poll has seen.
-    tcp_look(fd)?;
-    let state = tcp_look(fd)?.state;
+    let hung_up = events.contains(PollFlags::RDHUP);
+    if hung_up {
+        // A FIN that comes sets first what poll shows and then the state, which TCP_INFO loads before it takes the
+        // socket's lock: the second one's is not older than what poll has seen.
+        tcp_look(fd)?;
+    }
+    let TcpLook { state, bytes_acked, .. } = tcp_look(fd)?;
     let over = state == TcpState::Close;
     Ok(Ended {
-        reads: events.contains(PollFlags::RDHUP) && !state.has_fin(),
+        // In CLOSE the peer's FIN, or a reset, is behind it just as well.
+        reads: hung_up && !over && !state.has_fin(),
         writes: over || state.has_sent_fin(),
         reset: over && events.contains(PollFlags::ERR),
+        acked: over.then_some(bytes_acked),
     })
 }
 
