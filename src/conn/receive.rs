@@ -460,10 +460,11 @@ impl<T: Tcp> Receiver<T> {
         if length > 0 {
             return Ok(Step::Read(length));
         }
-        if over {
+        let flags = dmb.consumer.writer_flags();
+        // The sender's end is the end, whatever became of the socket behind it.
+        if over && !flags.contains(Flags::DONE_WRITING) {
             return Ok(Step::Tcp);
         }
-        let flags = dmb.consumer.writer_flags();
         if flags != Flags::NONE {
             // Written before the flag, seen after it.
             if dmb.consumer.is_readable()? {
