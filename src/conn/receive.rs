@@ -461,8 +461,9 @@ impl<T: Tcp> Receiver<T> {
             return Ok(Step::Read(length));
         }
         let flags = dmb.consumer.writer_flags();
-        // The sender's end is the end, whatever became of the socket behind it.
-        if over && !flags.contains(Flags::DONE_WRITING) {
+        // A reset behind the sender's end is not seen by who reads; the socket, which never saw the end, would tell it.
+        let ended = flags.contains(Flags::DONE_WRITING) && flags.contains(Flags::ABORT);
+        if over && !ended {
             return Ok(Step::Tcp);
         }
         if flags != Flags::NONE {
