@@ -463,10 +463,12 @@ impl<T: Tcp> Receiver<T> {
         if length > 0 {
             return Ok(Step::Read(length));
         }
-        if over {
+        let flags = dmb.consumer.writer_flags();
+        // A reset behind the sender's end is not seen by who reads; the socket, which never saw the end, would tell it.
+        let ended = flags.contains(Flags::DONE_WRITING) && flags.contains(Flags::ABORT);
+        if over && !ended {
             return Ok(Step::Tcp);
         }
-        let flags = dmb.consumer.writer_flags();
         if flags != Flags::NONE {
             // Written before the flag, seen after it.
             if dmb.consumer.is_readable()? {
