@@ -123,7 +123,8 @@ async fn play_all<N: Net>(net: &N, plays: &[&str]) {
         let swapped: String = script
             .split_inclusive(' ')
             .map(|word| {
-                if word.starts_with('a') { "b".to_owned() + &word[1..] } else { "a".to_owned() + &word[1..] }
+                let (other, rest) = (if word.starts_with('a') { 'b' } else { 'a' }, &word[1..]);
+                format!("{other}{rest}")
             })
             .collect();
         play(net, &swapped).await;
