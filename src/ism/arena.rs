@@ -141,7 +141,7 @@ impl Mapping {
     ///
     /// # Panics
     ///
-    /// If it would leave the mapping: the one check that keeps every copy inside.
+    /// If it would leave the mapping.
     fn bytes(&self, range: Range<usize>) -> NonNull<u8> {
         assert!(range.start <= range.end && range.end <= self.map.len(), "{range:?} of {}", self.map.len());
         // SAFETY: `range` lies within the mapping, which is nowhere at address 0.
@@ -328,7 +328,7 @@ impl DmbSegment {
     ///
     /// # Panics
     ///
-    /// If they would leave the segment.
+    /// If they would leave the segment: the one check that keeps every copy inside.
     #[inline]
     fn bytes(&self, offset: usize, len: usize) -> *mut u8 {
         let fits = offset.checked_add(len).is_some_and(|end| end <= self.size);
