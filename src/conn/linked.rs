@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use super::receive::{self, Receiver, whole};
-use super::send;
+use super::send::{self, Sender};
 use super::upgrade::Phase;
 use super::{Connection, Effects, Role, Tcp};
 use crate::clc::Diagnosis;
@@ -157,6 +157,12 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             } else {
                 tx.dmb = Some(dmb);
                 tx.try_switch(&mut effects);
+                let largest = tx.largest_write;
+                if let (send::Path::Ring, Some(dmb)) = (tx.path, tx.dmb.as_mut()) {
+                    // Whoever wrote much at once will do so again: asked now, the segment is there in time.
+                    dmb.producer.expect(largest);
+                    Sender::<T>::note_wish(dmb, &mut effects);
+                }
             }
         }
         effects.wake = true;

@@ -62,6 +62,8 @@ pub(crate) struct Sender<T: Tcp> {
     /// The peer died before it read everything: what TCP would tell.
     pub(crate) lost: Option<io::ErrorKind>,
     pub(crate) clc: Clc,
+    /// The most that one write has given to TCP: what the ring has to expect.
+    pub(crate) largest_write: u64,
     /// The position by our own count, as `Receiver::own`.
     pub(crate) own: Option<u64>,
     /// What the SYN adds to the kernel's counter; known from the moment a DMB of ours was given away.
@@ -74,6 +76,7 @@ impl<T: Tcp> Sender<T> {
     pub(crate) fn new(half: T::Write, began_at: Option<u64>, waiters: Waker) -> Self {
         Sender {
             half: Some(half),
+            largest_write: 0,
             own: began_at,
             path: Path::Tcp,
             dmb: None,
@@ -271,7 +274,7 @@ impl<T: Tcp> Sender<T> {
 
     /// A full ring wishes to be larger.
     #[inline]
-    fn note_wish(dmb: &mut SendDmb, effects: &mut Effects) {
+    pub(crate) fn note_wish(dmb: &mut SendDmb, effects: &mut Effects) {
         if let Some(bytes) = dmb.producer.take_wish() {
             effects.rare().wish = Some((dmb.doorbell.clone(), dmb.token, bytes));
         }
@@ -289,6 +292,7 @@ impl<T: Tcp> Sender<T> {
     }
 
     fn count(&mut self, length: usize) {
+        self.largest_write = self.largest_write.max(length as u64);
         if let Some(own) = &mut self.own {
             *own += length as u64;
         }

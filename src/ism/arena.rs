@@ -320,7 +320,6 @@ impl DmbSegment {
             ));
         }
         let mapping = Mapping::new(fd.as_fd(), size, None)?;
-        mapping.populate(0..size)?;
         Ok(DmbSegment::new(mapping, 0..size))
     }
 

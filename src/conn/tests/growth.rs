@@ -47,7 +47,7 @@ fn a_full_ring_grows_up_to_its_window_and_goes_back_when_it_was_idle() {
         for side in [CLIENT, SERVER] {
             assert_eq!(lent(&pair, 1 - side), 0);
             let written = fill(&mut lab, &pair, side, 0);
-            assert_eq!(written, (4 + 32 + 64) << 10, "four times what did not fit, then the window");
+            assert_eq!(written, (4 + 32 + 64) << 10, "8 times the first segment, then the window");
             assert_eq!(lent(&pair, 1 - side), GROWN);
             pair.expect(1 - side, &bytes(0, written as usize));
             // It has asked for more, which it does not need any more.
@@ -62,6 +62,24 @@ fn a_full_ring_grows_up_to_its_window_and_goes_back_when_it_was_idle() {
             assert_eq!(again, written, "and it grows again");
             pair.expect(1 - side, &bytes(written, again as usize));
         }
+    });
+}
+
+#[test]
+fn who_wrote_much_at_once_over_tcp_finds_a_ring_that_takes_it() {
+    watched("who_wrote_much_at_once_over_tcp_finds_a_ring_that_takes_it", || {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        pair.write(SERVER, &bytes(0, 10_000));
+        pair.expect(CLIENT, &bytes(0, 10_000));
+        pair.write(CLIENT, &bytes(0, 100));
+        pair.expect(SERVER, &bytes(0, 100));
+        pair.offer(&lab);
+        lab.run();
+        pair.settle();
+        assert_eq!((lent(&pair, CLIENT), lent(&pair, SERVER)), (32 << 10, 0));
+        pair.write(SERVER, &bytes(10_000, 10_000));
+        pair.expect(CLIENT, &bytes(10_000, 10_000));
     });
 }
 

@@ -7,10 +7,11 @@ use std::io::IoSlice;
 
 /// How many times its segment a sender writes, after it was refused a larger one, before it asks again.
 const ASK_AGAIN: u64 = 16;
-/// A sender asks for a segment of so many times the present one, or of so many times what it could not write: few
+/// A sender asks for a segment of so many times the present one, or for one that what it could not write fits into: few
 /// round trips lead to the largest, and who writes little more than fits gets little more.
 const STEP: u64 = 8;
-const AHEAD: u64 = 4;
+/// What is expected only is asked for up to this size.
+const MOST_EXPECTED: u64 = 256 * 1024;
 
 /// The sending end: writes bytes into the peer's DMB.
 pub(crate) struct Producer<M: Memory> {
@@ -187,6 +188,13 @@ impl<M: Memory> Producer<M> {
         self.larger.is_some() || self.next.is_some()
     }
 
+    /// So many bytes are likely to be written at once, some time.
+    pub(crate) fn expect(&mut self, bytes: u64) {
+        if bytes > self.visit.size {
+            self.want(bytes.min(MOST_EXPECTED));
+        }
+    }
+
     /// Bytes of the segment that the receiver has to be asked for now, if any. Answers once; then the receiver's
     /// answer is due: [`Producer::granted`] or [`Producer::refused`].
     #[inline]
@@ -359,7 +367,7 @@ impl<M: Memory> Producer<M> {
     #[cold]
     fn want(&mut self, more: u64) {
         if self.growth == Growth::Content && self.next.is_none() && self.prod >= self.ask_at {
-            let enough = more.saturating_mul(AHEAD).checked_next_power_of_two().unwrap_or(self.window);
+            let enough = more.checked_next_power_of_two().unwrap_or(self.window);
             self.growth = Growth::Wanted(enough.max(self.visit.size.saturating_mul(STEP)).min(self.window));
         }
     }

@@ -8,7 +8,7 @@ fn a_larger_segment_is_wished_for_on_full_and_after_a_refusal_only_in_time() {
     assert_eq!(producer.write(&[1; 4]).unwrap(), 4);
     assert_eq!(producer.take_wish(), None, "it fits");
     assert_eq!(producer.write(&[2; 100]).unwrap(), 0);
-    assert_eq!(producer.take_wish(), Some(512), "four times what did not fit");
+    assert_eq!(producer.take_wish(), Some(128), "what did not fit fits into it");
     assert!(!producer.is_writable().unwrap());
     assert_eq!(producer.write(&[2; 4]).unwrap(), 0);
     assert!(producer.wait().unwrap());
@@ -31,6 +31,18 @@ fn a_larger_segment_is_wished_for_on_full_and_after_a_refusal_only_in_time() {
     let segment = grant(&mut producer, &mut consumer).expect("at once when it was not needed");
     assert!(!producer.wait().unwrap() && producer.is_writable().unwrap() && producer.is_grown());
     assert_eq!(segment.size(), 32);
+}
+
+#[test]
+fn what_is_expected_is_wished_for_before_it_is_written() {
+    let (mut producer, mut consumer) = ring::<4>(64);
+    producer.expect(4);
+    assert_eq!(producer.take_wish(), None, "that fits");
+    producer.expect(50);
+    let segment = grant(&mut producer, &mut consumer).expect("a wish");
+    assert_eq!(segment.size(), 64);
+    assert_eq!(producer.write(&[1; 50]).unwrap(), 50, "at once");
+    assert_eq!(read(&mut consumer, 50), [1; 50]);
 }
 
 #[test]
