@@ -59,7 +59,8 @@ enum Op {
 /// Sets an option that changes nothing of what is compared; some of them keep a stream on TCP.
 fn set_option(socket: SockRef<'_>, which: u8) -> io::Result<()> {
     match which % 6 {
-        0 => socket.set_tcp_nodelay(which < 6),
+        // Not off: what Nagle holds back an abort throws away.
+        0 => socket.set_tcp_nodelay(true),
         1 => socket.set_keepalive(which < 6),
         2 => socket.set_out_of_band_inline(which < 6),
         3 => socket.set_tcp_notsent_lowat(if which < 6 { 4096 } else { u32::MAX }),
