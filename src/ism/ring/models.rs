@@ -264,11 +264,12 @@ fn loom_a_writer_that_waits_again_is_woken() {
 fn loom_the_last_bytes_precede_the_end() {
     check(3, || {
         let (mut producer, mut consumer) = ring();
+        let mut grants = lend(&mut consumer, &[4]);
         let line = Line::new();
         producer.wake_reader();
         let bell = line.clone();
         let sender = thread::spawn(move || {
-            assert_eq!(producer.write(&[1, 2, 3]).unwrap(), 3);
+            assert_eq!(write(&mut producer, &mut grants, &[1, 2, 3]), 3);
             producer.set_flags(Flags::CLOSED);
             if producer.wake_reader() {
                 bell.ring();
