@@ -304,7 +304,8 @@ impl DmbSegment {
     /// # Errors
     ///
     /// `InvalidInput` for an impossible size; `InvalidData` when `fd` is not a sealed memory file of exactly that size;
-    /// otherwise those of the mapping, which are this process's own.
+    /// `OutOfMemory` when its memory is gone, as it is once the lender is done with it; otherwise those of the mapping,
+    /// which are this process's own.
     pub(crate) fn attach(fd: &OwnedFd, bytes: u64) -> io::Result<DmbSegment> {
         let size = usize::try_from(bytes)
             .ok()
@@ -312,10 +313,11 @@ impl DmbSegment {
         let words = || format!("a segment of {bytes} bytes");
         let size = size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, words()))?;
         sys::verify_memfd(fd.as_fd(), bytes)?;
-        // It is the lender who pays: touching what has no memory would cost this process.
+        // It is the lender who pays: touching what has no memory would cost this process. An honest one has closed its
+        // stream while the grant was on its way.
         if sys::memory_of(fd.as_fd())? < bytes {
             return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
+                io::ErrorKind::OutOfMemory,
                 "a segment without the memory it should have",
             ));
         }

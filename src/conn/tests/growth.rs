@@ -209,6 +209,29 @@ fn a_return_that_comes_behind_its_detach_harms_nobody() {
 }
 
 #[test]
+fn a_grant_that_crosses_the_readers_close_harms_nobody() {
+    watched("a_grant_that_crosses_the_readers_close_harms_nobody", || {
+        let mut lab = Lab::new();
+        let (bystander, pair) = (lab.upgraded(), lab.upgraded());
+        pair.write(CLIENT, &bytes(0, 4096));
+        let answer = pair.conns[CLIENT].try_write(&mut WriteSlice(b"more"), true);
+        assert!(answer.is_pending(), "full, and it has asked");
+        while lab.hosts[SERVER].step() {}
+        assert_eq!(lent(&pair, SERVER), 32 << 10, "which the client does not know yet");
+        let link = lock(&pair.conns[CLIENT].tx).dmb.as_ref().expect("a DMB").doorbell.link.clone();
+        pair.expect(SERVER, &bytes(0, 4096));
+        // It takes its memory back at once.
+        pair.close(SERVER);
+        lab.run();
+        assert_eq!(link.death(), None);
+        pair.end(CLIENT).expect("an end as after any close");
+        pair.close(CLIENT);
+        lab.write(&bystander, SERVER, &bytes(0, 9000));
+        bystander.expect(CLIENT, &bytes(0, 9000));
+    });
+}
+
+#[test]
 fn a_grant_is_no_larger_than_any_answer() {
     watched("a_grant_is_no_larger_than_any_answer", || {
         let lab = &mut Lab::new();
