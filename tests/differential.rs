@@ -11,11 +11,16 @@ mod lab;
 mod watchdog;
 
 use std::io::{self, ErrorKind};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config as ProptestConfig, TestRunner};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustix::event::{PollFd, PollFlags};
+use rustix::time::Timespec;
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_smc::{SmcListener, SmcStream, UpgradePolicy};
 
@@ -43,7 +48,25 @@ enum Op {
     ZeroLinger,
     Drop,
     Upgrade,
+    SetOption(u8),
     Pass(u8),
+    /// Both write that much at once, while both read.
+    Exchange(usize),
+    /// Somebody shuts the descriptor down: to read, to write, or both ways, one after the other or at once.
+    Kick(Shutdown),
+}
+
+/// Sets an option that changes nothing of what is compared; some of them keep a stream on TCP.
+fn set_option(socket: SockRef<'_>, which: u8) -> io::Result<()> {
+    match which % 6 {
+        // Not off: what Nagle holds back an abort throws away.
+        0 => socket.set_tcp_nodelay(true),
+        1 => socket.set_keepalive(which < 6),
+        2 => socket.set_out_of_band_inline(which < 6),
+        3 => socket.set_tcp_notsent_lowat(if which < 6 { 4096 } else { u32::MAX }),
+        4 => socket.set_priority(u32::from(which) % 7),
+        _ => socket.set_tos_v4(u32::from(which) * 4),
+    }
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -63,7 +86,12 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::ZeroLinger),
         1 => Just(Op::Drop),
         4 => Just(Op::Upgrade),
+        2 => (0_u8..12).prop_map(Op::SetOption),
         3 => (0_u8..20).prop_map(Op::Pass),
+        1 => (1..6_000_000_usize).prop_map(Op::Exchange),
+        1 => Just(Op::Kick(Shutdown::Write)),
+        1 => Just(Op::Kick(Shutdown::Read)),
+        2 => Just(Op::Kick(Shutdown::Both)),
     ]
 }
 
@@ -83,12 +111,21 @@ enum Answer {
     Gone,
 }
 
-/// The end that a write to a closed peer shows: which of the two depends on what arrived first, on TCP as well.
 fn failed(error: &io::Error) -> Answer {
-    Answer::Failed(match error.kind() {
-        ErrorKind::BrokenPipe => ErrorKind::ConnectionReset,
-        kind => kind,
-    })
+    Answer::Failed(error.kind())
+}
+
+/// Waits until the socket shows one of these events: what the other end does to TCP has arrived.
+async fn arrived(stream: &impl AsFd, events: PollFlags) {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    loop {
+        let mut fds = [PollFd::new(stream, events)];
+        rustix::event::poll(&mut fds, Some(&now)).expect("poll");
+        if fds[0].revents().intersects(events) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 fn once(answer: Answer, broken: &mut bool) -> Answer {
@@ -119,19 +156,25 @@ macro_rules! player {
             // Bytes written and read by each side; each side's closings.
             let (mut sent, mut got) = ([0_usize; 2], [0_usize; 2]);
             let mut closed = [false; 2];
+            // Ends whose descriptor was shut both ways, and those where it was shut to read.
+            let (mut kicked, mut deaf) = ([false; 2], [false; 2]);
             let mut broken = [false; 2];
             let mut answers = Vec::new();
             for (number, &(second, op)) in ops.iter().enumerate() {
                 let (me, other) = (usize::from(second), usize::from(!second));
                 let on_its_way = sent[other] - got[me];
-                let over = closed[other] || ends[other].is_none();
+                let over = closed[other] || ends[other].is_none() || deaf[me];
                 let room = UNREAD - (sent[me] - got[other]).min(UNREAD);
-                let alive = ends[other].is_some();
-                let Some(stream) = ends[me].as_mut() else {
+                let there = ends[other].is_some();
+                let alive = there && !kicked[other];
+                let quiet = sent == got && ![broken, closed, deaf].concat().contains(&true);
+                let [first, second] = &mut ends;
+                let (mine, theirs) = if me == 0 { (first, second) } else { (second, first) };
+                let Some(stream) = mine.as_mut() else {
                     answers.push(Answer::Gone);
                     continue;
                 };
-                step(format!("{} {number}: side {me} {op:?}", stringify!($name)));
+                step(format!("{} {number}: side {me} {op:?}, of {ops:?}", stringify!($name)));
                 let answer = match op {
                     Op::Write(size) | Op::TryWrite(size) => {
                         let size = size.min(room);
@@ -142,12 +185,14 @@ macro_rules! player {
                         let bytes: Vec<_> =
                             (sent[me]..sent[me] + size).map(|place| byte(me, place)).collect();
                         if !alive && !closed[me] {
-                            // The first write after the peer went may still succeed on TCP; the stream's end decides.
-                            loop {
-                                match stream.write(b"into the void").await {
-                                    Ok(_) => tokio::task::yield_now().await,
-                                    Err(error) => break failed(&error),
+                            // The first write after the peer went succeeds, if nothing of ours was unread: the
+                            // answer comes later.
+                            match stream.write(b"into the void").await {
+                                Ok(length) => {
+                                    arrived(stream, PollFlags::HUP).await;
+                                    Answer::Bytes(vec![0; length])
                                 }
+                                Err(error) => failed(&error),
                             }
                         } else {
                             let mut done = 0;
@@ -241,28 +286,87 @@ macro_rules! player {
                         stream.writable().await.expect("writable");
                         Answer::Done
                     }
+                    // A stream that has ended its own direction does not tell TCP, which then takes what the other
+                    // end sends to it: no end of reading may follow, or come before.
+                    Op::Kick(Shutdown::Read) if closed[me] => Answer::Nothing,
+                    // Nobody could see that it was noticed.
+                    Op::Kick(Shutdown::Write | Shutdown::Both) if deaf[other] => Answer::Nothing,
+                    Op::Shutdown | Op::ShutdownHalf if deaf[me] => Answer::Nothing,
                     Op::Shutdown => {
                         let result = stream.shutdown().await;
                         closed[me] = true;
                         result.map_or_else(|error| failed(&error), |()| Answer::Done)
                     }
                     Op::SplitAndReunite => {
-                        let (reader, writer) = ends[me].take().expect("just seen").into_split();
-                        ends[me] = Some(reader.reunite(writer).expect("of one stream"));
+                        let (reader, writer) = mine.take().expect("just seen").into_split();
+                        *mine = Some(reader.reunite(writer).expect("of one stream"));
                         Answer::Done
                     }
                     Op::ShutdownHalf => {
-                        let (reader, mut writer) = ends[me].take().expect("just seen").into_split();
+                        let (reader, mut writer) = mine.take().expect("just seen").into_split();
                         let result = writer.shutdown().await;
                         closed[me] = true;
-                        ends[me] = Some(writer.reunite(reader).expect("of one stream"));
+                        *mine = Some(writer.reunite(reader).expect("of one stream"));
                         result.map_or_else(|error| failed(&error), |()| Answer::Done)
                     }
                     Op::ZeroLinger => {
                         stream.set_zero_linger().expect("set_zero_linger");
-                        ends[me] = None;
+                        *mine = None;
+                        if let Some(theirs) = theirs {
+                            arrived(theirs, PollFlags::RDHUP | PollFlags::HUP).await;
+                        }
                         Answer::Done
                     }
+                    Op::Exchange(size) if alive && quiet => {
+                        let bytes = [me, other].map(|side| {
+                            let places = sent[side]..sent[side] + size;
+                            places.map(|place| byte(side, place)).collect::<Vec<_>>()
+                        });
+                        let mut read = [vec![0; size], vec![0; size]];
+                        {
+                            let [from_me, from_them] = &mut read;
+                            let (mut reader, mut writer) = stream.split();
+                            let (mut their_reader, mut their_writer) =
+                                theirs.as_mut().expect("alive").split();
+                            let done = tokio::join!(
+                                writer.write_all(&bytes[0]),
+                                their_writer.write_all(&bytes[1]),
+                                reader.read_exact(from_them),
+                                their_reader.read_exact(from_me),
+                            );
+                            (done.0.expect("write"), done.1.expect("write"));
+                            (done.2.expect("read"), done.3.expect("read"));
+                        }
+                        assert!(read == bytes, "other bytes than were sent");
+                        for side in [me, other] {
+                            (sent[side], got[side]) = (sent[side] + size, got[side] + size);
+                        }
+                        Answer::Done
+                    }
+                    Op::Kick(how)
+                        if alive && closed != [true; 2] && !kicked[me] && !broken.contains(&true) =>
+                    {
+                        SockRef::from(&*stream).shutdown(how).expect("shutdown");
+                        let (reads, writes) = (how != Shutdown::Write, how != Shutdown::Read);
+                        let again = closed[me] || deaf[me];
+                        closed[me] |= writes;
+                        deaf[me] |= reads;
+                        kicked[me] = closed[me] && deaf[me];
+                        // Noticed by the other end, and so by this one; what that one can not see, this one does.
+                        for end in
+                            [writes.then(|| &*theirs.as_ref().expect("alive")), again.then_some(&*stream)]
+                                .into_iter()
+                                .flatten()
+                        {
+                            if kicked[me] || writes && !again {
+                                while !end.ready(Interest::READABLE).await.expect("ready").is_read_closed() {
+                                    tokio::task::yield_now().await;
+                                }
+                            }
+                        }
+                        Answer::Done
+                    }
+                    Op::Exchange(_) | Op::Kick(_) => Answer::Nothing,
                     Op::Drop => {
                         // Bytes on their way decide between an end and a reset: they have all arrived first.
                         let mut all = vec![0; on_its_way];
@@ -271,11 +375,18 @@ macro_rules! player {
                         {
                             tokio::task::yield_now().await;
                         }
-                        ends[me] = None;
+                        *mine = None;
+                        if let Some(theirs) = theirs {
+                            arrived(theirs, PollFlags::RDHUP | PollFlags::HUP).await;
+                        }
                         Answer::Done
                     }
                     Op::Upgrade => {
                         $upgrade(stream).await;
+                        Answer::Done
+                    }
+                    Op::SetOption(which) => {
+                        set_option(SockRef::from(&*stream), which).expect("an option");
                         Answer::Done
                     }
                     Op::Pass(turns) => {

@@ -42,10 +42,7 @@ impl Interrupt for Wakes {
     fn interrupt(&self, signal: Signal) {
         match signal {
             Signal::Data => self.readers.wake_all(),
-            Signal::Space => {
-                self.writers.note();
-                self.writers.wake_all();
-            }
+            Signal::Space => self.writers.wake_all(),
         }
     }
 }
@@ -137,12 +134,7 @@ impl<T: Tcp> Connection<T> {
 
     /// Has the sender said in the ring that it ends, whatever is still to be read?
     pub(crate) fn sender_is_done(&self) -> bool {
-        let done = lock(&self.rx).sender_is_done();
-        if done {
-            // Who knows of the end and writes next looks first; see `try_read`.
-            self.wakes.writers.note();
-        }
-        done
+        lock(&self.rx).sender_is_done()
     }
 
     /// Does the sending direction use the ring? (A hint.)
@@ -176,10 +168,6 @@ impl<T: Tcp> Connection<T> {
                     self.rx_in_ring.store(true, Ordering::Relaxed);
                     effects.heed = true;
                 }
-                if matches!(answer, Poll::Ready(Ok(0) | Err(_))) {
-                    // Who reads the end of a peer that is gone may write next: as to TCP, that is not news then.
-                    self.wakes.writers.note();
-                }
             } else if let (true, Poll::Ready(Ok(length))) = (O::CONSUMES, &answer) {
                 self.read_bytes.fetch_add(*length as u64, Ordering::Relaxed);
             }
@@ -212,13 +200,8 @@ impl<T: Tcp> Connection<T> {
         let mut effects = Effects::default();
         let answer = {
             let mut tx = lock(&self.tx);
-            let attention = self.wakes.writers.take_note();
             let handshake = || self.stop_handshake();
-            let answer = tx.poll(op, park, attention, || self.circumstances(), handshake, &mut effects);
-            if attention && !O::WRITES {
-                // To ask is not to write: the next write still has to look.
-                self.wakes.writers.note();
-            }
+            let answer = tx.poll(op, park, || self.circumstances(), handshake, &mut effects);
             let in_ring = tx.path == send::Path::Ring && !tx.over;
             if in_ring != self.writes_ring() {
                 self.tx_in_ring.store(in_ring, Ordering::Relaxed);
@@ -269,9 +252,11 @@ impl<T: Tcp> Connection<T> {
                     return Ok(());
                 }
                 let late = tx.over && !tx.shut;
+                // Whose descriptor was shut down reads the rest, and how it ends, from TCP.
+                let tells_tcp = late && tx.reader_reads_tcp();
                 if !tx.shut {
                     tx.shut = !late;
-                    if let Some(dmb) = tx.dmb.as_ref() {
+                    if let (false, Some(dmb)) = (tells_tcp, tx.dmb.as_ref()) {
                         dmb.producer.set_flags(if tx.stray { Flags::ABORT } else { Flags::DONE_WRITING });
                         dmb.producer.wake_reader();
                         effects.ring(&dmb.doorbell, Signal::Data);

@@ -90,16 +90,16 @@ impl<T: Tcp> Connection<T> {
         let _ = rx.latch(effects);
         // First listen, then look.
         self.listen(rx, tx);
+        let Ok(Ended { reads, writes, reset, acked }) = rx.fd().and_then(sys::ended) else { return };
+        // The end of a stream is in the ring before its socket shows it, so it is looked for after that.
         let said = [
             rx.dmb.as_ref().map(|dmb| dmb.consumer.writer_flags()),
             tx.dmb.as_ref().map(|dmb| dmb.producer.reader_flags()),
         ];
-        // The end of a stream is in the ring before its socket shows it.
         let gone = |flags: Flags| flags.contains(Flags::CLOSED) || flags.contains(Flags::ABORT);
         if said.into_iter().flatten().any(gone) {
             return;
         }
-        let Ok(Ended { reads, writes, reset, acked }) = rx.fd().and_then(sys::ended) else { return };
         // A closed socket whose error somebody was told already has come to its end only if our FIN did: that is the
         // one number behind our last byte.
         let last = tx.own.zip(tx.syn).map(|(own, syn)| own + syn);

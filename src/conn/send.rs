@@ -100,12 +100,11 @@ impl<T: Tcp> Sender<T> {
         self.half.as_ref().map(T::write_fd).ok_or_else(closed)
     }
 
-    /// One attempt to write; `look_at_peer` when something may have happened to the reader.
+    /// One attempt to write.
     pub(crate) fn poll<'a, O: WriteOp<T>>(
         &mut self,
         op: &mut O,
         park: bool,
-        look_at_peer: bool,
         circumstances: impl Fn() -> Circumstances<'a>,
         handshake: impl Fn() -> HandshakeWord,
         effects: &mut Effects,
@@ -131,7 +130,7 @@ impl<T: Tcp> Sender<T> {
                 return answer;
             }
         }
-        let answer = self.poll_ring(op, park, look_at_peer, circumstances, effects);
+        let answer = self.poll_ring(op, park, circumstances, effects);
         if !O::WRITES && self.ready && answer.is_pending() {
             return Poll::Ready(Ok(1));
         }
@@ -147,7 +146,6 @@ impl<T: Tcp> Sender<T> {
         &mut self,
         op: &mut O,
         park: bool,
-        look_at_peer: bool,
         circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
@@ -165,7 +163,7 @@ impl<T: Tcp> Sender<T> {
                 (Some(Gone::Reset(kind)), _) | (None, Some(kind)) => Ok(Err(Gone::Reset(kind))),
                 _ => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             },
-            None => Self::ring_step(dmb, op, park, look_at_peer, effects),
+            None => Self::ring_step(dmb, op, park, effects),
             Some(Death::Peer) => Ok(Err(match (reader_gone(&dmb.producer), self.lost) {
                 (None, Some(kind)) => Gone::Reset(kind),
                 (None, None) => Gone::Silent,
@@ -231,6 +229,11 @@ impl<T: Tcp> Sender<T> {
         matches!(self.gone(), Some(Gone::Reset(_)))
     }
 
+    /// Has the reader turned to TCP, for whatever comes behind what is in the ring?
+    pub(crate) fn reader_reads_tcp(&self) -> bool {
+        matches!(self.gone(), Some(Gone::Shut))
+    }
+
     fn gone(&self) -> Option<Gone> {
         self.dmb.as_ref().and_then(|dmb| reader_gone(&dmb.producer))
     }
@@ -240,15 +243,12 @@ impl<T: Tcp> Sender<T> {
         dmb: &mut SendDmb,
         op: &mut O,
         park: bool,
-        look_at_peer: bool,
         effects: &mut Effects,
     ) -> Result<Result<Poll<io::Result<usize>>, Gone>, Violation> {
-        if look_at_peer {
+        loop {
             if let Some(gone) = reader_gone(&dmb.producer) {
                 return Ok(Err(gone));
             }
-        }
-        loop {
             let length = op.ring(&mut dmb.producer)?;
             Self::note_wish(dmb, effects);
             if length > 0 {
@@ -256,9 +256,6 @@ impl<T: Tcp> Sender<T> {
                     effects.ring(&dmb.doorbell, Signal::Data);
                 }
                 return Ok(Ok(Poll::Ready(Ok(length))));
-            }
-            if let Some(gone) = reader_gone(&dmb.producer) {
-                return Ok(Err(gone));
             }
             if !park {
                 return Ok(Ok(Poll::Pending));

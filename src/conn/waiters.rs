@@ -6,7 +6,7 @@
 use std::task::{Wake, Waker};
 
 use crate::shield::wake_each;
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
+use crate::sync::{Arc, Mutex, lock};
 
 #[derive(Default)]
 struct Set {
@@ -20,20 +20,9 @@ struct Set {
 #[derive(Default)]
 pub(crate) struct Waiters {
     set: Mutex<Set>,
-    /// Something happened at the other end that the next step of ours should look at.
-    noted: AtomicBool,
 }
 
 impl Waiters {
-    pub(crate) fn note(&self) {
-        self.noted.store(true, Ordering::Release);
-    }
-
-    #[inline]
-    pub(crate) fn take_note(&self) -> bool {
-        self.noted.load(Ordering::Relaxed) && self.noted.swap(false, Ordering::Acquire)
-    }
-
     /// The latest `poll_*` call waits.
     pub(crate) fn register(&self, waker: &Waker) {
         if lock(&self.set).polled.as_ref().is_some_and(|polled| polled.will_wake(waker)) {

@@ -142,6 +142,14 @@ pub(crate) struct ConsumerLine {
     pub cons: AtomicU64,
     /// Hops followed so far.
     pub hop: AtomicU64,
+}
+
+/// What a sender looks at with every write. So it hears of a receiver's end from the next one on, as on TCP, and the
+/// receiver's cursor, which moves all the time, costs it nothing.
+#[repr(C, align(128))]
+pub(crate) struct ReaderLine {
+    /// The receiver waits for data: as [`ArmedLine`].
+    pub armed: AtomicU32,
     /// The receiver's [`Flags`].
     pub flags: AtomicU32,
 }
@@ -166,8 +174,8 @@ pub(crate) struct DmbHeader {
     pub hops: HopLines,
     /// Written by the receiver.
     pub consumer: ConsumerLine,
-    /// The receiver waits for data.
-    pub data_armed: ArmedLine,
+    /// Written by the receiver, but for the sender that takes the wish to be woken.
+    pub reader: ReaderLine,
     /// The sender waits for space.
     pub space_armed: ArmedLine,
     switch: SwitchLine,
@@ -179,7 +187,7 @@ const _: () = {
     assert!(size_of::<DmbHeader>() <= HEADER_BYTES);
     assert!(offset_of!(DmbHeader, hops) == 128);
     assert!(offset_of!(DmbHeader, consumer) == 384);
-    assert!(offset_of!(DmbHeader, data_armed) == 512);
+    assert!(offset_of!(DmbHeader, reader) == 512);
     assert!(offset_of!(DmbHeader, space_armed) == 640);
     assert!(offset_of!(DmbHeader, switch) == 768);
 };
@@ -201,9 +209,8 @@ impl DmbHeader {
             consumer: ConsumerLine {
                 cons: AtomicU64::new(0),
                 hop: AtomicU64::new(0),
-                flags: AtomicU32::new(0),
             },
-            data_armed: ArmedLine(AtomicU32::new(0)),
+            reader: ReaderLine { armed: AtomicU32::new(0), flags: AtomicU32::new(0) },
             space_armed: ArmedLine(AtomicU32::new(0)),
             switch: SwitchLine { direction: AtomicU64::new(OPEN), handshake: AtomicU32::new(0) },
         };
@@ -225,7 +232,7 @@ impl DmbHeader {
         }
         self.consumer.cons.store(0, Ordering::Relaxed);
         self.consumer.hop.store(0, Ordering::Relaxed);
-        self.consumer.flags.store(0, Ordering::Relaxed);
+        self.reader.flags.store(0, Ordering::Relaxed);
         self.switch.direction.store(OPEN, Ordering::Relaxed);
         self.switch.handshake.store(HandshakeWord::None as u32, Ordering::Relaxed);
         self.arm_both();
@@ -233,7 +240,7 @@ impl DmbHeader {
 
     // Somebody may already wait on TCP when a slot is made, and must hear of the first thing that happens in it.
     fn arm_both(&self) {
-        self.data_armed.0.store(1, Ordering::Relaxed);
+        self.reader.armed.store(1, Ordering::Relaxed);
         self.space_armed.0.store(1, Ordering::Release);
     }
 
@@ -299,7 +306,7 @@ mod tests {
         header.producer.flags.store(7, Ordering::Relaxed);
         header.consumer.cons.store(9, Ordering::Relaxed);
         header.hops.0[15].position.store(3, Ordering::Relaxed);
-        header.data_armed.0.store(0, Ordering::Relaxed);
+        header.reader.armed.store(0, Ordering::Relaxed);
         header.space_armed.0.store(0, Ordering::Relaxed);
         header.switch(12).unwrap();
         header.initialise();
@@ -307,7 +314,7 @@ mod tests {
         assert_eq!(header.producer.flags.load(Ordering::Relaxed), 0);
         assert_eq!(header.consumer.cons.load(Ordering::Relaxed), 0);
         assert_eq!(header.hops.0[15].position.load(Ordering::Relaxed), 0);
-        assert_eq!(header.data_armed.0.load(Ordering::Relaxed), 1);
+        assert_eq!(header.reader.armed.load(Ordering::Relaxed), 1);
         assert_eq!(header.space_armed.0.load(Ordering::Relaxed), 1);
         assert_eq!(header.direction(), Direction::Open);
         assert_eq!(header.handshake(), HandshakeWord::None);

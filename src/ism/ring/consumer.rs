@@ -280,7 +280,7 @@ impl<M: Memory> Consumer<M> {
 
     /// Asks for an interrupt with the sender's next bytes or change of flags. The caller looks again after this.
     pub(crate) fn arm(&self) {
-        self.memory.header().data_armed.0.store(1, Ordering::Relaxed);
+        self.memory.header().reader.armed.store(1, Ordering::Relaxed);
         // Between the flag and the look at the sender's cursor; pairs with the fence in `Producer::wake_reader`.
         fence(Ordering::SeqCst);
     }
@@ -292,7 +292,7 @@ impl<M: Memory> Consumer<M> {
 
     /// Adds to the receiver's flags. The caller wakes the sender after this.
     pub(crate) fn set_flags(&self, flags: Flags) {
-        self.memory.header().consumer.flags.fetch_or(flags.bits(), Ordering::Release);
+        self.memory.header().reader.flags.fetch_or(flags.bits(), Ordering::Release);
     }
 
     /// The sender's flags. After the first sight of any, [`Consumer::is_readable`] decides whether bytes precede it.

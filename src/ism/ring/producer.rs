@@ -116,7 +116,7 @@ impl<M: Memory> Producer<M> {
         // Between publishing the cursor and reading the flag; pairs with the fence in `Consumer::wait`: either the
         // receiver sees our bytes or we see that it waits. Release and Acquire alone lose wake-ups, on x86 too.
         fence(Ordering::SeqCst);
-        let armed = &self.memory.header().data_armed.0;
+        let armed = &self.memory.header().reader.armed;
         // The plain load keeps the line shared while nobody waits; the swap lets only one of us ring.
         armed.load(Ordering::Relaxed) != 0 && armed.swap(0, Ordering::AcqRel) != 0
     }
@@ -180,7 +180,7 @@ impl<M: Memory> Producer<M> {
 
     /// The receiver's flags.
     pub(crate) fn reader_flags(&self) -> Flags {
-        Flags::from_bits(self.memory.header().consumer.flags.load(Ordering::Acquire))
+        Flags::from_bits(self.memory.header().reader.flags.load(Ordering::Acquire))
     }
 
     /// Whether larger segments than the first are lent to this ring.
