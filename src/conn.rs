@@ -98,6 +98,11 @@ pub(crate) trait WriteOp<T: Tcp> {
         false
     }
 
+    /// Is nothing to be written? Then a full ring is no reason to wait, nor is it a turn of the application.
+    fn is_empty(&self) -> bool {
+        false
+    }
+
     /// Bytes it reports have entered the stream (not so for readiness).
     const WRITES: bool = true;
 }

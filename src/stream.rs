@@ -357,9 +357,6 @@ impl SmcStream {
     ///
     /// `WouldBlock` when nothing fits.
     pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
-        if buf.is_empty() {
-            return Ok(0);
-        }
         self.try_write_with(&mut rt::TryWriting(buf))
     }
 
@@ -369,9 +366,6 @@ impl SmcStream {
     ///
     /// `WouldBlock` when nothing fits.
     pub fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        if bufs.iter().all(|buf| buf.is_empty()) {
-            return Ok(0);
-        }
         self.try_write_with(&mut rt::TryWritingVectored(bufs))
     }
 

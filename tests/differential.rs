@@ -217,7 +217,6 @@ macro_rules! player {
                             }
                         }
                     }
-                    Op::WriteNothing if closed[me] || !alive => Answer::Nothing,
                     Op::WriteNothing => match stream.write(&[]).await {
                         Ok(n) => {
                             assert_eq!(n, 0);
@@ -352,7 +351,13 @@ macro_rules! player {
                         closed[me] |= writes;
                         deaf[me] |= reads;
                         kicked[me] = closed[me] && deaf[me];
-                        // Noticed by the other end, and so by this one; what that one can not see, this one does.
+                        if writes && !again {
+                            // Noticed by this end, which refuses what is written.
+                            while stream.write(&[]).await.is_ok() {
+                                tokio::task::yield_now().await;
+                            }
+                        }
+                        // And by the other one; what that one can not see, this one does.
                         for end in
                             [writes.then(|| &*theirs.as_ref().expect("alive")), again.then_some(&*stream)]
                                 .into_iter()

@@ -41,7 +41,7 @@ impl<T: Tcp> Wake for Ear<T> {
 
 impl<T: Tcp> Connection<T> {
     /// Looks at the socket soon. Not at once: the reactor, or a task that holds a lock, may be the caller.
-    pub(super) fn heed_socket(&self) {
+    pub(crate) fn heed_socket(&self) {
         let Some(endpoint) = self.heed.endpoint.get().and_then(Weak::upgrade) else { return };
         if !self.heed.called.swap(true, Ordering::AcqRel) {
             let this = self.this.clone();
@@ -158,8 +158,8 @@ impl<T: Tcp> Connection<T> {
     fn listen(&self, rx: &mut Receiver<T>, tx: &mut Sender<T>) {
         let ear = Waker::from(Arc::new(Ear(self.this.clone())));
         let mut cx = std::task::Context::from_waker(&ear);
-        // Ready is an end that lasts: then this is the last look.
-        if tx.path == send::Path::Ring && !tx.over {
+        // Ready is an end that lasts: then this is the last look. Where writing has ended nobody waits to write.
+        if tx.path == send::Path::Ring && (tx.shut || !tx.over) {
             if let Some(half) = tx.half.as_mut() {
                 let _ = T::poll_event(half, &mut cx);
             }

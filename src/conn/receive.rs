@@ -268,6 +268,8 @@ impl<T: Tcp> Receiver<T> {
         }
         let Path::Draining { until, .. } = self.path else { return Some(end) };
         if !self.is_drained(until) {
+            // Short of the switch: the descriptor was shut down, perhaps unheard.
+            effects.heed = true;
             return Some(end);
         }
         self.path = Path::Draining { at: until, until };

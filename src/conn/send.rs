@@ -115,7 +115,7 @@ impl<T: Tcp> Sender<T> {
             }
             if self.path == Path::Tcp {
                 // To ask whether one could write is not to write: it leaves the client free to go.
-                if O::WRITES {
+                if O::WRITES && !op.is_empty() {
                     match self.send_clc(&handshake) {
                         Poll::Ready(Ok(())) => {}
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -256,6 +256,9 @@ impl<T: Tcp> Sender<T> {
                     effects.ring(&dmb.doorbell, Signal::Data);
                 }
                 return Ok(Ok(Poll::Ready(Ok(length))));
+            }
+            if op.is_empty() {
+                return Ok(Ok(Poll::Ready(Ok(0))));
             }
             if !park {
                 return Ok(Ok(Poll::Pending));

@@ -155,6 +155,10 @@ impl WriteOp<TokioTcp> for Writing<'_> {
     fn is_short(&self, length: usize) -> bool {
         length < self.0.len()
     }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// `AsyncWrite::poll_write_vectored`.
@@ -177,6 +181,10 @@ impl WriteOp<TokioTcp> for WritingVectored<'_, '_> {
     fn late(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         poll_late(half, cx, |socket| sys::send_bytes(socket, self.0))
     }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(|buf| buf.is_empty())
+    }
 }
 
 /// `try_write`: without a waker and without the task's budget.
@@ -194,6 +202,10 @@ impl WriteOp<TokioTcp> for TryWriting<'_> {
     fn late(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         poll_late(half, cx, |socket| sys::send_bytes(socket, &[IoSlice::new(self.0)]))
     }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// `try_write_vectored`.
@@ -210,6 +222,10 @@ impl WriteOp<TokioTcp> for TryWritingVectored<'_, '_> {
 
     fn late(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         poll_late(half, cx, |socket| sys::send_bytes(socket, self.0))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(|buf| buf.is_empty())
     }
 }
 

@@ -42,6 +42,10 @@ fn read_ready(stream: &SmcStream, park: bool) -> io::Result<Option<Ready>> {
             let ready = tcp_ready(&stream.tcp, Interest::READABLE)? | Ready::READABLE;
             // The end of TCP is not that of a stream which goes on in the ring.
             let goes_on = stream.conn.is_draining() && !stream.conn.sender_is_done();
+            if goes_on && ready.is_read_closed() {
+                // Unless the descriptor was shut down.
+                stream.conn.heed_socket();
+            }
             Ok(Some(if goes_on { ready - Ready::READ_CLOSED } else { ready }))
         }
         Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {

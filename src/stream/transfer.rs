@@ -82,9 +82,6 @@ impl SmcStream {
     }
 
     pub(crate) fn poll_write_priv(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if buf.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
         self.poll_write_with(cx, &mut Writing(buf))
     }
 
@@ -93,9 +90,6 @@ impl SmcStream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if bufs.iter().all(|buf| buf.is_empty()) {
-            return Poll::Ready(Ok(0));
-        }
         self.poll_write_with(cx, &mut WritingVectored(bufs))
     }
 
