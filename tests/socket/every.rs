@@ -75,8 +75,10 @@ fn excused(name: &str, error: &io::Error) -> bool {
     false
 }
 
-fn on_both_ends(test: impl AsyncFn(&str, i32, Row, bool)) -> impl AsyncFn() {
+/// All of them on one device: a link per row would be more than a process has descriptors for.
+fn on_both_ends(test: impl AsyncFn(&Lab, &str, i32, Row, bool)) -> impl AsyncFn() {
     async move || {
+        let lab = Lab::new();
         let v6 = bindable(address(V6));
         for (level, rows) in LEVELS {
             let at = if level == libc::IPPROTO_IPV6 { V6 } else { V4 };
@@ -87,7 +89,7 @@ fn on_both_ends(test: impl AsyncFn(&str, i32, Row, bool)) -> impl AsyncFn() {
             for row in rows {
                 for on_client in [true, false] {
                     step(format!("{} on the {}", row.0, if on_client { "client" } else { "server" }));
-                    test(at, level, *row, on_client).await;
+                    test(&lab, at, level, *row, on_client).await;
                 }
             }
         }
@@ -97,10 +99,9 @@ fn on_both_ends(test: impl AsyncFn(&str, i32, Row, bool)) -> impl AsyncFn() {
 #[test]
 fn every_option_before_the_upgrade() {
     watched("every_option_before_the_upgrade", || {
-        Flavour::CurrentThread.runtime().block_on(on_both_ends(async |at, level, row, on_client| {
+        Flavour::CurrentThread.runtime().block_on(on_both_ends(async |lab, at, level, row, on_client| {
             let (name, _, _, found) = row;
-            let lab = Lab::new();
-            let (mut client, mut server) = pair(&lab, at).await;
+            let (mut client, mut server) = pair(lab, at).await;
             let socket = if on_client { client.as_raw_fd() } else { server.as_raw_fd() };
             let expected = match set(socket, level, row) {
                 Some(Err(error)) if found != Found::NotForIt => {
@@ -131,10 +132,10 @@ fn every_option_before_the_upgrade() {
 #[test]
 fn every_option_after_the_upgrade() {
     watched("every_option_after_the_upgrade", || {
-        Flavour::CurrentThread.runtime().block_on(on_both_ends(async |at, level, row, on_client| {
-            let lab = Lab::new();
-            let (mut client, mut server) = pair(&lab, at).await;
-            assert!(client.upgrade().await.is_loopback_ism());
+        Flavour::CurrentThread.runtime().block_on(on_both_ends(async |lab, at, level, row, on_client| {
+            let (mut client, mut server) = pair(lab, at).await;
+            let transport = client.upgrade().await;
+            assert!(transport.is_loopback_ism(), "{transport:?}");
             let socket = if on_client { client.as_raw_fd() } else { server.as_raw_fd() };
             let _ = set(socket, level, row);
             talk(&mut client, &mut server).await;
