@@ -181,6 +181,7 @@ impl<T: Tcp> Connection<T> {
             if !expected {
                 return Granted::NotAsked;
             }
+            dmb.doorbell.link.has_needed(dmb.producer.needed());
             (outcome, outcome == Granted::Taken && !was_grown)
         };
         if granted == Granted::Taken {

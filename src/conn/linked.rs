@@ -159,8 +159,9 @@ impl<T: Tcp> LinkedStream for Connection<T> {
                 tx.try_switch(&mut effects);
                 let largest = tx.largest_write;
                 if let (send::Path::Ring, Some(dmb)) = (tx.path, tx.dmb.as_mut()) {
-                    // Whoever wrote much at once will do so again: asked now, the segment is there in time.
-                    dmb.producer.expect(largest);
+                    // Whoever wrote much at once will do so again, as will one like those before it: asked now, the
+                    // segment is there in time.
+                    dmb.producer.expect(largest.max(dmb.doorbell.link.expected()));
                     Sender::<T>::note_wish(dmb, &mut effects);
                 }
             }

@@ -48,6 +48,9 @@ pub(crate) const CONTROL_BYTES: usize = 16 * 1024;
 /// Alignment of the parts of an arena: the largest page size of the platforms Linux runs on.
 const PART: usize = 64 * 1024;
 
+/// What is entered into the page table as a segment is mapped. Who fills more waits for its pages in good company.
+const MOST_PREFAULTED: usize = 256 * 1024;
+
 const _: () = {
     assert!(size_of::<SignalPage>() <= CONTROL_BYTES);
     assert!(size_of::<DmbHeader>() <= HEADER_BYTES);
@@ -135,6 +138,13 @@ impl Mapping {
     /// away; bytes already there stay.
     fn populate(&self, range: Range<usize>) -> io::Result<()> {
         self.map.advise_range(Advice::PopulateWrite, range.start, range.len())
+    }
+
+    /// Enters the first pages, which are there, into this process's page table: all at once, and before a read or write
+    /// of the application waits for it, page by page.
+    fn prefault(&self) {
+        // Nothing depends on it.
+        let _ = self.populate(0..self.map.len().min(MOST_PREFAULTED));
     }
 
     /// Pointer to `range`.
@@ -296,6 +306,7 @@ impl DmbSegment {
         let fd = memory_file(bytes)?;
         sys::fallocate(fd.as_fd(), 0, bytes as u64)?;
         let mapping = Mapping::new(fd.as_fd(), bytes, Some(charge))?;
+        mapping.prefault();
         Ok((DmbSegment::new(mapping, 0..bytes), fd))
     }
 
@@ -322,6 +333,7 @@ impl DmbSegment {
             ));
         }
         let mapping = Mapping::new(fd.as_fd(), size, None)?;
+        mapping.prefault();
         Ok(DmbSegment::new(mapping, 0..size))
     }
 

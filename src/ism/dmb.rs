@@ -206,10 +206,7 @@ impl DmbHeader {
                 position: AtomicU64::new(0),
                 segment: AtomicU64::new(0),
             })),
-            consumer: ConsumerLine {
-                cons: AtomicU64::new(0),
-                hop: AtomicU64::new(0),
-            },
+            consumer: ConsumerLine { cons: AtomicU64::new(0), hop: AtomicU64::new(0) },
             reader: ReaderLine { armed: AtomicU32::new(0), flags: AtomicU32::new(0) },
             space_armed: ArmedLine(AtomicU32::new(0)),
             switch: SwitchLine { direction: AtomicU64::new(OPEN), handshake: AtomicU32::new(0) },

@@ -130,6 +130,8 @@ pub(crate) struct Link {
     uses_seen: AtomicU64,
     /// What one of the two ends lacks for this link, by its own word.
     lack: OnceLock<FallbackReason>,
+    /// Bytes of the segments that its connections had a use for lately.
+    needed: AtomicU64,
     last_rung: AtomicU64,
     stale_after: u64,
     /// 0, or a `Death`.
@@ -187,6 +189,7 @@ impl Link {
             // The first look always finds it used.
             uses_seen: AtomicU64::new(u64::MAX),
             lack: OnceLock::new(),
+            needed: AtomicU64::new(0),
             last_rung: AtomicU64::new(0),
             stale_after: endpoint.stale_after(),
             death: AtomicU8::new(0),

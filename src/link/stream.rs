@@ -239,6 +239,7 @@ pub(crate) struct SendDmb {
 
 impl Drop for SendDmb {
     fn drop(&mut self) {
+        self.doorbell.link.learn(self.producer.needed());
         self.doorbell.link.detach(self.token);
     }
 }

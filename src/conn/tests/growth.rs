@@ -12,7 +12,7 @@ use crate::link::stream::{Answer, Ask, Granted, LinkedStream};
 use crate::sync::lock;
 
 /// What is lent to a writer that fills its ring, in steps, when its window is 64 KiB.
-const GROWN: u64 = (32 + 64) << 10;
+const GROWN: u64 = (16 + 64) << 10;
 
 /// Bytes of the larger segments that the reader of a side lends.
 fn lent(pair: &Pair, side: usize) -> u64 {
@@ -47,7 +47,7 @@ fn a_full_ring_grows_up_to_its_window_and_goes_back_when_it_was_idle() {
         for side in [CLIENT, SERVER] {
             assert_eq!(lent(&pair, 1 - side), 0);
             let written = fill(&mut lab, &pair, side, 0);
-            assert_eq!(written, (4 + 32 + 64) << 10, "8 times the first segment, then the window");
+            assert_eq!(written, (4 + 16 + 64) << 10, "what a write of 10,000 bytes needs, then the window");
             assert_eq!(lent(&pair, 1 - side), GROWN);
             pair.expect(1 - side, &bytes(0, written as usize));
             // It has asked for more, which it does not need any more.
@@ -77,9 +77,37 @@ fn who_wrote_much_at_once_over_tcp_finds_a_ring_that_takes_it() {
         pair.offer(&lab);
         lab.run();
         pair.settle();
-        assert_eq!((lent(&pair, CLIENT), lent(&pair, SERVER)), (32 << 10, 0));
+        assert_eq!((lent(&pair, CLIENT), lent(&pair, SERVER)), (16 << 10, 0));
         pair.write(SERVER, &bytes(10_000, 10_000));
         pair.expect(CLIENT, &bytes(10_000, 10_000));
+    });
+}
+
+#[test]
+fn a_link_expects_of_its_next_connection_what_the_last_ones_needed() {
+    watched("a_link_expects_of_its_next_connection_what_the_last_ones_needed", || {
+        let mut lab = Lab::new();
+        let first = lab.upgraded();
+        lab.write(&first, SERVER, &bytes(0, 10_000));
+        first.expect(CLIENT, &bytes(0, 10_000));
+        for pair in [lab.upgraded(), first] {
+            // What is expected only is no need.
+            assert_eq!((lent(&pair, CLIENT), lent(&pair, SERVER)), (16 << 10, 0));
+            lab.close(pair);
+        }
+        let mut expecting = 0;
+        loop {
+            let pair = lab.upgraded();
+            let lent = lent(&pair, CLIENT);
+            pair.write(SERVER, &bytes(0, 100));
+            pair.expect(CLIENT, &bytes(0, 100));
+            lab.close(pair);
+            if lent == 0 {
+                break;
+            }
+            expecting += 1;
+        }
+        assert!((1..5).contains(&expecting), "{expecting} of them needed nothing, and more was expected");
     });
 }
 

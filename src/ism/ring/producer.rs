@@ -7,9 +7,11 @@ use std::io::IoSlice;
 
 /// How many times its segment a sender writes, after it was refused a larger one, before it asks again.
 const ASK_AGAIN: u64 = 16;
-/// A sender asks for a segment of so many times the present one, or for one that what it could not write fits into: few
-/// round trips lead to the largest, and who writes little more than fits gets little more.
+/// A sender asks for a segment of so many times the present one: few round trips lead to the largest.
 const STEP: u64 = 8;
+/// If not even an empty one would take what it could not write, it knows what it needs: that, but so many times the
+/// present one at least.
+const KNOWN_STEP: u64 = 4;
 /// What is expected only is asked for up to this size.
 const MOST_EXPECTED: u64 = 256 * 1024;
 
@@ -38,6 +40,8 @@ pub(crate) struct Producer<M: Memory> {
     growth: Growth,
     /// A larger segment was refused: not to be asked for before this position.
     ask_at: u64,
+    /// Bytes of the largest segment that the ring was too full to do without.
+    needed: u64,
 }
 
 /// How far the wish for a larger segment is.
@@ -83,6 +87,7 @@ impl<M: Memory> Producer<M> {
             latest: FIRST,
             growth: Growth::Content,
             ask_at: 0,
+            needed: 0,
         }
     }
 
@@ -191,8 +196,13 @@ impl<M: Memory> Producer<M> {
     /// So many bytes are likely to be written at once, some time.
     pub(crate) fn expect(&mut self, bytes: u64) {
         if bytes > self.visit.size {
-            self.want(bytes.min(MOST_EXPECTED));
+            self.ask_for(bytes.min(MOST_EXPECTED));
         }
+    }
+
+    /// Bytes of the largest segment that was of use so far; 0 if the first one was enough.
+    pub(crate) fn needed(&self) -> u64 {
+        self.needed
     }
 
     /// Bytes of the segment that the receiver has to be asked for now, if any. Answers once; then the receiver's
@@ -359,6 +369,7 @@ impl<M: Memory> Producer<M> {
         }
         let Some((number, segment)) = self.next.take() else { return Ok(false) };
         self.hop(number, Some(segment));
+        self.needed = self.needed.max(self.visit.size);
         Ok(true)
     }
 
@@ -366,10 +377,19 @@ impl<M: Memory> Producer<M> {
     /// the receiver does not read.
     #[cold]
     fn want(&mut self, more: u64) {
+        let wanted = self.ask_for(more);
+        self.needed = self.needed.max(wanted);
+    }
+
+    /// Asks for a segment that `more` bytes fit into, unless it is too early to ask; returns how large that would be.
+    fn ask_for(&mut self, more: u64) -> u64 {
+        let enough = more.checked_next_power_of_two().unwrap_or(self.window);
+        let step = if more > self.visit.size { KNOWN_STEP } else { STEP };
+        let wanted = enough.max(self.visit.size.saturating_mul(step)).min(self.window);
         if self.growth == Growth::Content && self.next.is_none() && self.prod >= self.ask_at {
-            let enough = more.checked_next_power_of_two().unwrap_or(self.window);
-            self.growth = Growth::Wanted(enough.max(self.visit.size.saturating_mul(STEP)).min(self.window));
+            self.growth = Growth::Wanted(wanted);
         }
+        wanted
     }
 
     /// Makes `segment` the home of all bytes from here on. It holds no unread byte: each grant is entered once, and back

@@ -9,7 +9,7 @@ use crate::link::message::Message;
 use crate::link::slots::is_the_peers;
 use crate::link::stream::{Answer, Ask, Death, Granted, LinkedStream};
 use crate::shield::shielded;
-use crate::sync::{Arc, lock};
+use crate::sync::{Arc, Ordering, lock};
 
 impl Link {
     /// Our writer to the DMB of that token has found it full.
@@ -20,6 +20,23 @@ impl Link {
     /// Our writer is back in its first segment.
     pub(crate) fn send_return(&self, token: u64, segment: u64) {
         self.send(&Message::Return { token, segment });
+    }
+
+    /// A stream has had a use for a segment of so many bytes.
+    pub(crate) fn has_needed(&self, bytes: u64) {
+        self.needed.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// A stream ends that had a use for so many bytes at most. What earlier ones needed is forgotten by halves.
+    pub(crate) fn learn(&self, bytes: u64) {
+        // A guess: of two that end at once one may be forgotten.
+        let before = self.needed.load(Ordering::Relaxed);
+        self.needed.store(bytes.max(before / 2), Ordering::Relaxed);
+    }
+
+    /// So many bytes the next stream is likely to have a use for: asked for as it begins, they are there in time.
+    pub(crate) fn expected(&self) -> u64 {
+        self.needed.load(Ordering::Relaxed)
     }
 
     /// The stream that reads from our DMB of that token; `None` also for one that has crossed its own DETACH.
