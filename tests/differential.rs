@@ -285,15 +285,16 @@ macro_rules! player {
                         stream.writable().await.expect("writable");
                         Answer::Done
                     }
-                    // A stream that has ended its own direction does not tell TCP, which then takes what the other
-                    // end sends to it: no end of reading may follow, or come before.
-                    Op::Kick(Shutdown::Read) if closed[me] => Answer::Nothing,
                     // Nobody could see that it was noticed.
                     Op::Kick(Shutdown::Write | Shutdown::Both) if deaf[other] => Answer::Nothing,
-                    Op::Shutdown | Op::ShutdownHalf if deaf[me] => Answer::Nothing,
                     Op::Shutdown => {
                         let result = stream.shutdown().await;
-                        closed[me] = true;
+                        (closed[me], kicked[me]) = (true, deaf[me]);
+                        while deaf[me]
+                            && !stream.ready(Interest::READABLE).await.expect("ready").is_read_closed()
+                        {
+                            tokio::task::yield_now().await;
+                        }
                         result.map_or_else(|error| failed(&error), |()| Answer::Done)
                     }
                     Op::SplitAndReunite => {
@@ -304,7 +305,12 @@ macro_rules! player {
                     Op::ShutdownHalf => {
                         let (reader, mut writer) = mine.take().expect("just seen").into_split();
                         let result = writer.shutdown().await;
-                        closed[me] = true;
+                        (closed[me], kicked[me]) = (true, deaf[me]);
+                        while deaf[me]
+                            && !reader.ready(Interest::READABLE).await.expect("ready").is_read_closed()
+                        {
+                            tokio::task::yield_now().await;
+                        }
                         *mine = Some(writer.reunite(reader).expect("of one stream"));
                         result.map_or_else(|error| failed(&error), |()| Answer::Done)
                     }
@@ -358,10 +364,12 @@ macro_rules! player {
                             }
                         }
                         // And by the other one; what that one can not see, this one does.
-                        for end in
-                            [writes.then(|| &*theirs.as_ref().expect("alive")), again.then_some(&*stream)]
-                                .into_iter()
-                                .flatten()
+                        for end in [
+                            writes.then(|| &*theirs.as_ref().expect("alive")),
+                            (again || kicked[me]).then_some(&*stream),
+                        ]
+                        .into_iter()
+                        .flatten()
                         {
                             if kicked[me] || writes && !again {
                                 while !end.ready(Interest::READABLE).await.expect("ready").is_read_closed() {

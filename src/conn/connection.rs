@@ -279,6 +279,10 @@ impl<T: Tcp> Connection<T> {
             }
         };
         self.carry_out(effects);
+        if lock(&self.rx).over {
+            // Ended both ways now.
+            self.obey_socket();
+        }
         answer
     }
 

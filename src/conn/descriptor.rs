@@ -108,6 +108,9 @@ impl<T: Tcp> Connection<T> {
             self.obey_reset(rx, tx, effects);
             return;
         }
+        // What the stream ended in the ring alone TCP has to know now: it refuses what is sent to who has ended both ways.
+        let ended_here = reads && tx.shut && tx.path == send::Path::Ring;
+        let writes = writes || (ended_here && tx.half.as_mut().is_some_and(|half| T::shutdown(half).is_ok()));
         // Where neither end may send on the socket any more, the kernel refuses by itself what comes there.
         if reads && !rx.over && !(writes && Self::pin_receiver(rx, effects)) {
             rx.over = rx.path != receive::Path::Tcp;

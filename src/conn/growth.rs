@@ -14,7 +14,7 @@ use crate::ism::budget;
 use crate::ism::dmb::SMALLEST_SEGMENT;
 use crate::ism::ring::{Refusal, Shrunk};
 use crate::ism::sys;
-use crate::link::stream::{Answer, Ask, Granted};
+use crate::link::stream::{Answer, Ask, Granted, GrowingStream};
 use crate::sync::{Ordering, lock};
 
 /// A stalled reader is lent what is missing to TCP's buffers in about so many steps, of at most so many bytes.
@@ -47,9 +47,33 @@ struct Step {
     least: u64,
 }
 
-impl<T: Tcp> Connection<T> {
-    /// The peer's writer asks for a larger segment.
-    pub(super) fn weigh_ask(&self, ask: Ask) -> Answer {
+impl<T: Tcp> GrowingStream for Connection<T> {
+    fn shrink(&self) -> bool {
+        let given_back = {
+            let mut tx = lock(&self.tx);
+            if tx.path != super::send::Path::Ring || self.death().is_some() {
+                return true;
+            }
+            let Some(dmb) = tx.dmb.as_mut() else { return true };
+            let position = dmb.producer.position();
+            if self.idle_since.swap(position, Ordering::Relaxed) != position {
+                return false;
+            }
+            match dmb.producer.shrink() {
+                Ok(Shrunk::GaveBack(number)) => Some((dmb.doorbell.link.clone(), dmb.token, number)),
+                // A violation is the business of the next write, which sees it too.
+                Ok(Shrunk::Small) | Err(_) => None,
+                // What is unread is read some time.
+                Ok(Shrunk::NotYet) => return false,
+            }
+        };
+        if let Some((link, token, number)) = given_back {
+            link.send_return(token, number);
+        }
+        true
+    }
+
+    fn asked(&self, ask: Ask) -> Answer {
         let step = {
             let mut rx = lock(&self.rx);
             if rx.stall.is_some() {
@@ -63,8 +87,7 @@ impl<T: Tcp> Connection<T> {
         self.lend(step, ask, 0)
     }
 
-    /// Time has passed since an ASK that was not answered.
-    pub(super) fn weigh_again(&self) -> Option<Answer> {
+    fn ask_again(&self) -> Option<Answer> {
         let (step, ask, tries) = {
             let mut rx = lock(&self.rx);
             let Stall { ask, position, tries } = rx.stall.take()?;
@@ -79,6 +102,71 @@ impl<T: Tcp> Connection<T> {
         Some(step.map_or_else(|answer| answer, |step| self.lend(step, ask, tries)))
     }
 
+    fn not_sent(&self, segment: u64) -> Answer {
+        let granted = {
+            let mut rx = lock(&self.rx);
+            if let Some(dmb) = rx.dmb.as_mut() {
+                dmb.consumer.revoke(segment);
+            }
+            rx.granted.take()
+        };
+        granted.map_or(Answer::Deny(Refusal::Memory), |(ask, tries)| self.try_later(ask, tries))
+    }
+
+    fn returned(&self, segment: u64) {
+        let mut effects = Effects::default();
+        if let Some(dmb) = lock(&self.rx).dmb.as_mut() {
+            if let Err(violation) = dmb.consumer.take_back(segment) {
+                effects.rare().violation = Some((dmb.doorbell.clone(), violation));
+            }
+        }
+        self.carry_out(effects);
+    }
+
+    fn awaits(&self, number: u64, bytes: u64) -> Granted {
+        let tx = lock(&self.tx);
+        let Some(dmb) = tx.dmb.as_ref() else { return Granted::Gone };
+        let most = LARGEST_STEP.max(dmb.window as u64);
+        if bytes <= most && dmb.producer.awaits(number) { Granted::Taken } else { Granted::NotAsked }
+    }
+
+    fn granted(&self, number: u64, segment: Option<DmbSegment>) -> Granted {
+        let (granted, first) = {
+            let mut tx = lock(&self.tx);
+            let Some(dmb) = tx.dmb.as_mut() else { return Granted::Gone };
+            let was_grown = dmb.producer.is_grown();
+            let (outcome, expected) = match segment {
+                Some(segment) => (Granted::Taken, dmb.producer.granted(number, segment)),
+                None => (Granted::Declined, dmb.producer.declined(number)),
+            };
+            if !expected {
+                return Granted::NotAsked;
+            }
+            dmb.doorbell.link.has_needed(dmb.producer.needed());
+            (outcome, outcome == Granted::Taken && !was_grown)
+        };
+        if granted == Granted::Taken {
+            // Whoever waits for space has it.
+            self.wakes.writers.wake_all();
+        }
+        if first {
+            self.shrink_when_idle();
+        }
+        granted
+    }
+
+    fn denied(&self, why: Refusal) {
+        if let Some(dmb) = lock(&self.tx).dmb.as_mut() {
+            dmb.producer.refused(why);
+        }
+        if why == Refusal::NotNeeded {
+            // Who waits on may find the ring full again, and has to ask again.
+            self.wakes.writers.wake_all();
+        }
+    }
+}
+
+impl<T: Tcp> Connection<T> {
     /// Something was lacking: it is looked for again while the reader stays where it is.
     fn try_later(&self, ask: Ask, tries: u32) -> Answer {
         let mut rx = lock(&self.rx);
@@ -137,103 +225,9 @@ impl<T: Tcp> Connection<T> {
         Answer::Grant { segment: dmb.consumer.lend(segment), bytes, fd }
     }
 
-    /// A grant could not be sent: nobody knows of it.
-    pub(super) fn take_back_unsent(&self, segment: u64) -> Answer {
-        let granted = {
-            let mut rx = lock(&self.rx);
-            if let Some(dmb) = rx.dmb.as_mut() {
-                dmb.consumer.revoke(segment);
-            }
-            rx.granted.take()
-        };
-        granted.map_or(Answer::Deny(Refusal::Memory), |(ask, tries)| self.try_later(ask, tries))
-    }
-
-    /// Whether the writer has asked, and for as much as that.
-    pub(super) fn awaits_grant(&self, number: u64, bytes: u64) -> Granted {
-        let tx = lock(&self.tx);
-        let Some(dmb) = tx.dmb.as_ref() else { return Granted::Gone };
-        let most = LARGEST_STEP.max(dmb.window as u64);
-        if bytes <= most && dmb.producer.awaits(number) { Granted::Taken } else { Granted::NotAsked }
-    }
-
-    /// The peer's writer is done with the segments up to that number.
-    pub(super) fn take_back(&self, segment: u64) {
-        let mut effects = Effects::default();
-        if let Some(dmb) = lock(&self.rx).dmb.as_mut() {
-            if let Err(violation) = dmb.consumer.take_back(segment) {
-                effects.rare().violation = Some((dmb.doorbell.clone(), violation));
-            }
-        }
-        self.carry_out(effects);
-    }
-
-    /// The peer lends a segment to our writer; an error says that this end lacks the means to map it.
-    pub(super) fn take_grant(&self, number: u64, segment: Option<DmbSegment>) -> Granted {
-        let (granted, first) = {
-            let mut tx = lock(&self.tx);
-            let Some(dmb) = tx.dmb.as_mut() else { return Granted::Gone };
-            let was_grown = dmb.producer.is_grown();
-            let (outcome, expected) = match segment {
-                Some(segment) => (Granted::Taken, dmb.producer.granted(number, segment)),
-                None => (Granted::Declined, dmb.producer.declined(number)),
-            };
-            if !expected {
-                return Granted::NotAsked;
-            }
-            dmb.doorbell.link.has_needed(dmb.producer.needed());
-            (outcome, outcome == Granted::Taken && !was_grown)
-        };
-        if granted == Granted::Taken {
-            // Whoever waits for space has it.
-            self.wakes.writers.wake_all();
-        }
-        if first {
-            self.shrink_when_idle();
-        }
-        granted
-    }
-
-    /// The peer lends nothing now.
-    pub(super) fn take_denial(&self, why: Refusal) {
-        if let Some(dmb) = lock(&self.tx).dmb.as_mut() {
-            dmb.producer.refused(why);
-        }
-        if why == Refusal::NotNeeded {
-            // Who waits on may find the ring full again, and has to ask again.
-            self.wakes.writers.wake_all();
-        }
-    }
-
     /// Bytes that TCP would hold at this end for a reader that does not read.
     pub(super) fn held_here(&self) -> u64 {
         let chosen = lock(&self.tx).fd().and_then(sys::chosen_send_buffer).ok().flatten();
         chosen.map_or_else(|| sys::tcp_buffers().1, |bytes| bytes as u64)
-    }
-
-    /// Gives larger segments back if nothing was written since the last call; `false`: ask again.
-    pub(super) fn shrink_if_idle(&self) -> bool {
-        let given_back = {
-            let mut tx = lock(&self.tx);
-            if tx.path != super::send::Path::Ring || self.death().is_some() {
-                return true;
-            }
-            let Some(dmb) = tx.dmb.as_mut() else { return true };
-            let position = dmb.producer.position();
-            if self.idle_since.swap(position, Ordering::Relaxed) != position {
-                return false;
-            }
-            match dmb.producer.shrink() {
-                Ok(Shrunk::GaveBack(number)) => Some((dmb.doorbell.link.clone(), dmb.token, number)),
-                // A violation is the business of the next write, which sees it too.
-                Ok(Shrunk::Small) | Err(_) => None,
-                // What is unread is read some time.
-                Ok(Shrunk::NotYet) => return false,
-            }
-        };
-        if let Some((link, token, number)) = given_back {
-            link.send_return(token, number);
-        }
-        true
     }
 }

@@ -8,16 +8,14 @@ use super::upgrade::Phase;
 use super::{Connection, Effects, Role, Tcp};
 use crate::clc::Diagnosis;
 use crate::config::{PeerPolicy, UpgradePolicy, usable_dmb_size};
-use crate::ism::arena::{DmbMemory, DmbSegment};
+use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
-use crate::ism::ring::{Memory, Refusal};
+use crate::ism::ring::Memory;
 use crate::ism::sys;
 use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
-use crate::link::stream::{
-    Answer, Ask, ClcOverTcp, Death, Granted, Interrupt, LinkedStream, ReceiveDmb, SendDmb, Standing,
-};
+use crate::link::stream::{ClcOverTcp, Death, Interrupt, LinkedStream, ReceiveDmb, SendDmb, Standing};
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -225,38 +223,6 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         // A direction that has switched already goes on in its ring.
         let _ = self.pin("a shared socket", true, true);
         self.upgrade.settle(FallbackReason::Pinned);
-    }
-
-    fn shrink(&self) -> bool {
-        self.shrink_if_idle()
-    }
-
-    fn asked(&self, ask: Ask) -> Answer {
-        self.weigh_ask(ask)
-    }
-
-    fn ask_again(&self) -> Option<Answer> {
-        self.weigh_again()
-    }
-
-    fn not_sent(&self, segment: u64) -> Answer {
-        self.take_back_unsent(segment)
-    }
-
-    fn awaits(&self, segment: u64, bytes: u64) -> Granted {
-        self.awaits_grant(segment, bytes)
-    }
-
-    fn returned(&self, segment: u64) {
-        self.take_back(segment);
-    }
-
-    fn granted(&self, number: u64, segment: Option<DmbSegment>) -> Granted {
-        self.take_grant(number, segment)
-    }
-
-    fn denied(&self, why: Refusal) {
-        self.take_denial(why);
     }
 
     fn stay_on_tcp(&self, reason: FallbackReason) {

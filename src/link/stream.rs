@@ -99,32 +99,9 @@ pub(crate) enum Granted {
     NotAsked,
 }
 
-/// A connection as its link sees it. No lock of the link is held during any of these calls, but for `has_ended`.
-pub(crate) trait LinkedStream: Send + Sync {
-    /// Live facts from the kernel, or why this stream can not be upgraded.
-    fn subject(&self) -> Result<Subject, FallbackReason>;
-
-    /// Is its connection over both ways? Then another one may have its addresses; one that is half closed keeps them.
-    fn has_ended(&self) -> bool;
-
-    /// Bytes of the largest segment of this stream's DMB.
-    fn dmb_size(&self) -> usize;
-
-    /// May this stream be upgraded with processes of that user?
-    fn admits(&self, uid: u32) -> bool;
-
-    /// Where the peer's interrupts for this stream go.
-    fn interrupts(&self) -> Arc<dyn Interrupt>;
-
-    /// Has connect asked for CLC over TCP?
-    fn wants_clc_over_tcp(&self) -> bool;
-
-    /// An offer for this stream stands, until `offer` is dropped.
-    fn offered(&self, offer: Standing);
-
-    /// S: an offer for this stream was refused; another one may come.
-    fn refused(&self, reason: FallbackReason);
-
+/// The rings of a connection as they grow, as its link sees them: its own DMB, which its reader's end lends more memory,
+/// and the peer's, which its writer asks more for.
+pub(crate) trait GrowingStream {
     /// Lets the sending ring go back to its first segment if it was idle since the last call. `false`: ask again.
     fn shrink(&self) -> bool;
 
@@ -148,6 +125,33 @@ pub(crate) trait LinkedStream: Send + Sync {
 
     /// The peer grants our writer none for now.
     fn denied(&self, why: Refusal);
+}
+
+/// A connection as its link sees it. No lock of the link is held during any of these calls, but for `has_ended`.
+pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
+    /// Live facts from the kernel, or why this stream can not be upgraded.
+    fn subject(&self) -> Result<Subject, FallbackReason>;
+
+    /// Is its connection over both ways? Then another one may have its addresses; one that is half closed keeps them.
+    fn has_ended(&self) -> bool;
+
+    /// Bytes of the largest segment of this stream's DMB.
+    fn dmb_size(&self) -> usize;
+
+    /// May this stream be upgraded with processes of that user?
+    fn admits(&self, uid: u32) -> bool;
+
+    /// Where the peer's interrupts for this stream go.
+    fn interrupts(&self) -> Arc<dyn Interrupt>;
+
+    /// Has connect asked for CLC over TCP?
+    fn wants_clc_over_tcp(&self) -> bool;
+
+    /// An offer for this stream stands, until `offer` is dropped.
+    fn offered(&self, offer: Standing);
+
+    /// S: an offer for this stream was refused; another one may come.
+    fn refused(&self, reason: FallbackReason);
 
     /// From here on the reader obeys the word in `dmb`. With `hold` the client asks for CLC over TCP; if it goes,
     /// the Accept is that message.

@@ -13,7 +13,9 @@ use crate::conn::Tcp;
 use crate::ism::arena::DmbSegment;
 use crate::ism::ring::Refusal;
 use crate::link::message::Subject;
-use crate::link::stream::{Answer, Ask, ClcOverTcp, Granted, Interrupt, ReceiveDmb, SendDmb, Standing};
+use crate::link::stream::{
+    Answer, Ask, ClcOverTcp, Granted, GrowingStream, Interrupt, ReceiveDmb, SendDmb, Standing,
+};
 use crate::listener::SmcListener;
 use crate::stream::SmcStream;
 use crate::sync::{AtomicBool, Ordering};
@@ -213,40 +215,7 @@ fn a_clock_that_panics_inside_the_reactor_ends_the_endpoint_and_not_the_reactor(
 /// A stream of which nothing works that its link's task calls.
 struct Faulty(Arc<dyn LinkedStream>);
 
-impl LinkedStream for Faulty {
-    fn subject(&self) -> Result<Subject, FallbackReason> {
-        self.0.subject()
-    }
-
-    fn has_ended(&self) -> bool {
-        false
-    }
-
-    fn dmb_size(&self) -> usize {
-        self.0.dmb_size()
-    }
-
-    fn admits(&self, uid: u32) -> bool {
-        self.0.admits(uid)
-    }
-
-    fn interrupts(&self) -> Arc<dyn Interrupt> {
-        self.0.interrupts()
-    }
-
-    fn wants_clc_over_tcp(&self) -> bool {
-        false
-    }
-
-    fn offered(&self, offer: Standing) {
-        // It stands as long as the test runs.
-        std::mem::forget(offer);
-    }
-
-    fn refused(&self, _: FallbackReason) {
-        fail();
-    }
-
+impl GrowingStream for Faulty {
     fn shrink(&self) -> bool {
         fail();
         true
@@ -282,6 +251,41 @@ impl LinkedStream for Faulty {
     }
 
     fn denied(&self, _: Refusal) {
+        fail();
+    }
+}
+
+impl LinkedStream for Faulty {
+    fn subject(&self) -> Result<Subject, FallbackReason> {
+        self.0.subject()
+    }
+
+    fn has_ended(&self) -> bool {
+        false
+    }
+
+    fn dmb_size(&self) -> usize {
+        self.0.dmb_size()
+    }
+
+    fn admits(&self, uid: u32) -> bool {
+        self.0.admits(uid)
+    }
+
+    fn interrupts(&self) -> Arc<dyn Interrupt> {
+        self.0.interrupts()
+    }
+
+    fn wants_clc_over_tcp(&self) -> bool {
+        false
+    }
+
+    fn offered(&self, offer: Standing) {
+        // It stands as long as the test runs.
+        std::mem::forget(offer);
+    }
+
+    fn refused(&self, _: FallbackReason) {
         fail();
     }
 

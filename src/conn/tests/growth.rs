@@ -8,7 +8,7 @@ use super::{bytes, watched};
 use crate::config::UpgradePolicy;
 use crate::ism::arena::DmbSegment;
 use crate::ism::ring::Refusal;
-use crate::link::stream::{Answer, Ask, Granted, LinkedStream};
+use crate::link::stream::{Answer, Ask, Granted, GrowingStream};
 use crate::sync::lock;
 
 /// What is lent to a writer that fills its ring, in steps, when its window is 64 KiB.
