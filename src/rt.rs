@@ -231,7 +231,10 @@ impl Reactor for Tokio {
         let timers = self.timers.clone();
         self.handle.spawn(async move {
             timers.sleep(pause).await;
-            work();
+            // Else that was not its time: the timer's task has ended, and the endpoint ends with it.
+            if !timers.have_ended() {
+                work();
+            }
         });
     }
 }

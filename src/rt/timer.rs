@@ -95,6 +95,10 @@ impl Timers {
         };
         wake_each(left.into_values());
     }
+
+    pub(super) fn have_ended(&self) -> bool {
+        lock(&self.waiting).ended
+    }
 }
 
 /// See [`Timers::sleep`].
