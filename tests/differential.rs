@@ -143,6 +143,15 @@ fn byte(side: usize, place: usize) -> u8 {
     (place.wrapping_mul(0x9E37_79B1) >> 9) as u8 ^ (side as u8 * 0x55)
 }
 
+/// Waits until a stream, or its half, is told that it has nothing more to come than what is there.
+macro_rules! read_closes {
+    ($end:expr) => {
+        while !$end.ready(Interest::READABLE).await.expect("ready").is_read_closed() {
+            tokio::task::yield_now().await;
+        }
+    };
+}
+
 // Both types have the same methods under the same names, which is what the test is about, but no trait for them.
 macro_rules! player {
     ($name:ident, $stream:ty, $upgrade:ident) => {
@@ -290,10 +299,8 @@ macro_rules! player {
                     Op::Shutdown => {
                         let result = stream.shutdown().await;
                         (closed[me], kicked[me]) = (true, deaf[me]);
-                        while deaf[me]
-                            && !stream.ready(Interest::READABLE).await.expect("ready").is_read_closed()
-                        {
-                            tokio::task::yield_now().await;
+                        if deaf[me] {
+                            read_closes!(stream);
                         }
                         result.map_or_else(|error| failed(&error), |()| Answer::Done)
                     }
@@ -306,10 +313,8 @@ macro_rules! player {
                         let (reader, mut writer) = mine.take().expect("just seen").into_split();
                         let result = writer.shutdown().await;
                         (closed[me], kicked[me]) = (true, deaf[me]);
-                        while deaf[me]
-                            && !reader.ready(Interest::READABLE).await.expect("ready").is_read_closed()
-                        {
-                            tokio::task::yield_now().await;
+                        if deaf[me] {
+                            read_closes!(reader);
                         }
                         *mine = Some(writer.reunite(reader).expect("of one stream"));
                         result.map_or_else(|error| failed(&error), |()| Answer::Done)
@@ -372,9 +377,7 @@ macro_rules! player {
                         .flatten()
                         {
                             if kicked[me] || writes && !again {
-                                while !end.ready(Interest::READABLE).await.expect("ready").is_read_closed() {
-                                    tokio::task::yield_now().await;
-                                }
+                                read_closes!(end);
                             }
                         }
                         Answer::Done
