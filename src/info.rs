@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use tokio::runtime::Handle;
 
 use crate::conn::Connection;
-use crate::rt::TokioTcp;
+use crate::rt::tokio::TokioTcp;
 use crate::stream::{SmcStream, TransportWatch};
 use crate::sync::Arc;
 use crate::transport::{Counters, Transport, UCred};

@@ -1,16 +1,478 @@
-//! Link groups: control messages, offers, proof, tokens, life and death of a peer.
+//! Links (link groups): control messages, offers, proof, tokens, life and death of a peer.
 //!
-//! A [`Link`](group::Link) joins two [`Endpoint`](endpoint::Endpoint)s. It knows streams only as
-//! [`LinkedStream`](stream::LinkedStream)s and does its I/O through non-blocking calls on its own descriptors, so
-//! any reactor can drive it.
+//! A [`Link`] joins two [`Endpoint`]s. It knows streams only as [`LinkedStream`](stream::LinkedStream)s and does its
+//! I/O through non-blocking calls on its own descriptors, so any reactor can drive it.
+//!
+//! Locks: neither `state` nor `entries` is held while a stream or a waker is called.
 
 pub(crate) mod accepted;
 pub(crate) mod adopted;
+mod client;
 pub(crate) mod endpoint;
-pub(crate) mod group;
+mod growth;
+mod idle;
 pub(crate) mod lack;
+mod life;
 pub(crate) mod message;
 pub(crate) mod outbox;
 pub(crate) mod proof;
+mod server;
 pub(crate) mod slots;
 pub(crate) mod stream;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{OnceLock, Weak};
+use std::task::Waker;
+
+use crate::clc::{ClientHandshake, Gid, ServerHandshake};
+use crate::ism::arena::{ArenaMap, DmbMemory};
+use crate::ism::budget::{self, LinkPlace, Need};
+use crate::ism::dmb::{LARGEST_SEGMENT, SMALLEST_SEGMENT};
+use crate::ism::interrupt::{CONNECTIONS, Signal, SignalPage};
+use crate::ism::sys;
+use crate::link::accepted::Key;
+use crate::link::endpoint::{Endpoint, Serve, SharedSocket, Watched};
+use crate::link::lack::reason_of;
+use crate::link::message::{DmbPlace, Message, Subject};
+use crate::link::outbox::Outbox;
+use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
+use crate::link::stream::{Death, Interrupt, LinkedStream};
+use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock};
+use crate::transport::FallbackReason;
+
+pub(crate) use idle::Hold;
+
+/// What became known with the peer's HELLO.
+struct Peer {
+    /// The peer's number for this link.
+    link_id: u64,
+    /// Its endpoint's name.
+    endpoint: [u8; 16],
+    /// The control page of this arena takes our interrupts.
+    first_arena: Arc<ArenaMap>,
+    eventfd: OwnedFd,
+    /// The other side of the link, when it lives in this process.
+    here: Option<Weak<Link>>,
+}
+
+/// C: an offer from OFFER to READY or its end.
+struct Outgoing {
+    stream: Weak<dyn LinkedStream>,
+    subject: Subject,
+    clc: ClientHandshake,
+    proposal: Vec<u8>,
+    signal: u32,
+    handshake: bool,
+}
+
+/// S: an offer from its arrival to READY, CANCEL or REFUSE.
+enum Incoming {
+    /// Its stream is not accepted yet.
+    Waiting { key: Key, number: u64 },
+    /// Its stream is being proved; CANCEL may come meanwhile.
+    Matching { cancelled: bool },
+    Matched {
+        stream: Weak<dyn LinkedStream>,
+        clc: ServerHandshake,
+        token: u64,
+        peer_signal: u32,
+        handshake: bool,
+        entry: Arc<SignalEntry>,
+    },
+}
+
+struct Registered {
+    interrupts: Arc<dyn Interrupt>,
+    stream: Weak<dyn LinkedStream>,
+}
+
+#[derive(Default)]
+struct Entries {
+    table: Vec<Option<Registered>>,
+    free: Vec<u32>,
+}
+
+impl Entries {
+    fn is_empty(&self) -> bool {
+        self.table.len() == self.free.len()
+    }
+}
+
+struct State {
+    own: OwnArenas,
+    theirs: PeerArenas,
+    next_offer: u64,
+    /// The CLC name of this link, once a connection of it was confirmed; the first one is its first contact.
+    met: bool,
+    outgoing: HashMap<u64, Outgoing>,
+    incoming: HashMap<u64, Incoming>,
+    /// Tokens of the peer that we owe a DETACH, with the stream that writes there.
+    received: HashMap<u64, Weak<dyn LinkedStream>>,
+    /// Streams that want to offer, until the peer's HELLO.
+    before_hello: Vec<Weak<dyn LinkedStream>>,
+}
+
+/// One link. It stays in memory as long as a stream of it lives.
+pub(crate) struct Link {
+    pub(crate) id: u64,
+    /// The device that both endpoints are on.
+    pub(crate) device: Gid,
+    endpoint: Weak<Endpoint>,
+    socket: SharedSocket,
+    /// Makes the reactor serve it.
+    serve: Mutex<Option<Serve>>,
+    pub(crate) credentials: sys::PeerCred,
+    outbox: Outbox,
+    own_signals: Arc<ArenaMap>,
+    peer: OnceLock<Peer>,
+    entries: Mutex<Entries>,
+    state: Mutex<State>,
+    /// Of the descriptors that links may have.
+    _place: LinkPlace,
+    /// A fault or limit of this end made it hang up.
+    faulty: AtomicBool,
+    /// This process may not send or receive messages any more: no offers.
+    restricted: AtomicBool,
+    /// Those who have got the link and are about to use it.
+    users: AtomicUsize,
+    /// Counts the connections it was used for, and what that was at the latest look for idle links.
+    uses: AtomicU64,
+    uses_seen: AtomicU64,
+    /// What one of the two ends lacks for this link, by its own word.
+    lack: OnceLock<FallbackReason>,
+    /// Bytes of the segments that its connections had a use for lately.
+    needed: AtomicU64,
+    last_rung: AtomicU64,
+    stale_after: u64,
+    /// 0, or a `Death`.
+    death: AtomicU8,
+    /// Wakes the task of this link when it has died.
+    task: Mutex<Option<Waker>>,
+}
+
+/// The number of a stream's signals on a link; dropping it frees the number.
+pub(crate) struct SignalEntry {
+    link: Arc<Link>,
+    index: u32,
+}
+
+impl Drop for SignalEntry {
+    fn drop(&mut self) {
+        self.link.unregister(self.index);
+    }
+}
+
+impl Link {
+    /// Starts a link on a connected socket and queues HELLO.
+    pub(crate) fn new(endpoint: &Arc<Endpoint>, watched: Watched) -> io::Result<Arc<Link>> {
+        let Watched { socket, serve } = watched;
+        budget::spare_the_last(socket.as_fd().as_raw_fd(), Need::Lasting)?;
+        let place = budget::place_for_link()?;
+        let credentials = sys::peer_cred(socket.as_fd())?;
+        let (own, first, arena_fd) = OwnArenas::new()?;
+        let link = Arc::new(Link {
+            id: sys::random_u64()?,
+            device: endpoint.gid(),
+            endpoint: Arc::downgrade(endpoint),
+            socket,
+            serve: Mutex::new(Some(serve)),
+            credentials,
+            outbox: Outbox::default(),
+            own_signals: first,
+            _place: place,
+            peer: OnceLock::new(),
+            entries: Mutex::default(),
+            state: Mutex::new(State {
+                own,
+                theirs: PeerArenas::default(),
+                next_offer: 1,
+                met: false,
+                outgoing: HashMap::new(),
+                incoming: HashMap::new(),
+                received: HashMap::new(),
+                before_hello: Vec::new(),
+            }),
+            faulty: AtomicBool::new(false),
+            restricted: AtomicBool::new(false),
+            users: AtomicUsize::new(0),
+            uses: AtomicU64::new(0),
+            // The first look always finds it used.
+            uses_seen: AtomicU64::new(u64::MAX),
+            lack: OnceLock::new(),
+            needed: AtomicU64::new(0),
+            last_rung: AtomicU64::new(0),
+            stale_after: endpoint.stale_after(),
+            death: AtomicU8::new(0),
+            task: Mutex::default(),
+        });
+        let hello = Message::Hello {
+            link_id: link.id,
+            endpoint: endpoint.id().0,
+            gid: endpoint.gid().0,
+            slots: link.own_signals.slots(),
+        };
+        match sys::send(link.socket(), &hello.encode(), &[endpoint.eventfd().as_fd(), arena_fd.as_fd()]) {
+            // A peer that hung up already is noticed where all others are: by the task of this link.
+            Err(error) if !has_hung_up(&error) => Err(error),
+            _ => Ok(link),
+        }
+    }
+
+    /// The end of this link that is ours.
+    pub(crate) fn endpoint(&self) -> &Weak<Endpoint> {
+        &self.endpoint
+    }
+
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Lets the reactor serve it, once.
+    pub(crate) fn serve(self: &Arc<Self>) {
+        let serve = lock(&self.serve).take();
+        if let Some(serve) = serve {
+            serve(self.clone());
+        }
+    }
+
+    /// The number that both ends know this link by, once the peer has said its own.
+    pub(crate) fn shared_id(&self) -> u64 {
+        self.id ^ self.peer.get().map_or(0, |peer| peer.link_id)
+    }
+
+    pub(crate) fn death(&self) -> Option<Death> {
+        Death::from_u8(self.death.load(Ordering::Acquire))
+    }
+
+    /// Where the peer raises our interrupts.
+    pub(crate) fn signals(&self) -> &SignalPage {
+        self.own_signals.signals()
+    }
+
+    // ---- interrupts ----
+
+    /// Tells the peer's reader or writer of connection `index` to look.
+    pub(crate) fn interrupt_peer(&self, index: u32, signal: Signal) {
+        if self.interrupt_remote_peer(index, signal) {
+            return;
+        }
+        let here = self.peer.get().and_then(|peer| peer.here.as_ref());
+        if let Some(link) = here.and_then(Weak::upgrade) {
+            link.interrupted(index, signal);
+        }
+    }
+
+    /// The same, if the peer lives in another process, where no waker of ours is called.
+    #[inline]
+    pub(crate) fn interrupt_remote_peer(&self, index: u32, signal: Signal) -> bool {
+        let Some(peer) = self.peer.get().filter(|peer| peer.here.is_none()) else { return false };
+        let page = peer.first_arena.signals();
+        if page.raise(index, signal, sys::monotonic_ns, self.stale_after, &self.last_rung) {
+            if let Err(error) = sys::ring(peer.eventfd.as_fd()) {
+                crate::trace::debug!("ringing the peer's eventfd failed: {error}");
+            }
+        }
+        true
+    }
+
+    fn interrupted(&self, index: u32, signal: Signal) {
+        let interrupts = {
+            let entries = lock(&self.entries);
+            entries.table.get(index as usize).and_then(Option::as_ref).map(|entry| entry.interrupts.clone())
+        };
+        if let Some(interrupts) = interrupts {
+            interrupts.interrupt(signal);
+        }
+    }
+
+    /// Takes what the peer has raised and wakes the streams concerned; returns how many signals there were.
+    pub(crate) fn drain_interrupts(&self) -> usize {
+        const BATCH: usize = 16;
+        let page = self.signals();
+        let mut batch: [(u32, Signal); BATCH] = [(0, Signal::Data); BATCH];
+        let mut held = 0;
+        let flush = |batch: &[(u32, Signal)]| {
+            let mut woken: [Option<(Arc<dyn Interrupt>, Signal)>; BATCH] = [const { None }; BATCH];
+            {
+                let entries = lock(&self.entries);
+                for (slot, (index, signal)) in woken.iter_mut().zip(batch) {
+                    *slot = entries
+                        .table
+                        .get(*index as usize)
+                        .and_then(Option::as_ref)
+                        .map(|entry| (entry.interrupts.clone(), *signal));
+                }
+            }
+            for (interrupts, signal) in woken.into_iter().take(batch.len()).flatten() {
+                interrupts.interrupt(signal);
+            }
+        };
+        let found = page.drain(|index, signal| {
+            batch[held] = (index, signal);
+            held += 1;
+            if held == BATCH {
+                flush(&batch);
+                held = 0;
+            }
+        });
+        if held > 0 {
+            flush(&batch[..held]);
+        }
+        found
+    }
+
+    fn register(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Option<u32> {
+        let registered = Registered { interrupts: stream.interrupts(), stream: Arc::downgrade(stream) };
+        let mut entries = lock(&self.entries);
+        let index = match entries.free.pop() {
+            Some(index) => index,
+            None if entries.table.len() < CONNECTIONS as usize => {
+                entries.table.push(None);
+                entries.table.len() as u32 - 1
+            }
+            None => return None,
+        };
+        entries.table[index as usize] = Some(registered);
+        drop(entries);
+        self.uses.fetch_add(1, Ordering::Relaxed);
+        Some(index)
+    }
+
+    fn unregister(&self, index: u32) {
+        let gone = {
+            let mut entries = lock(&self.entries);
+            entries.free.push(index);
+            entries.table[index as usize].take()
+        };
+        drop(gone);
+        self.close_if_idle();
+    }
+
+    /// The sending ring of `stream` grew: it is given back once it has been idle.
+    pub(crate) fn grown(&self, stream: Arc<dyn LinkedStream>) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.grown(Arc::downgrade(&stream));
+        }
+    }
+
+    // ---- sending ----
+
+    fn send(&self, message: &Message) {
+        if self.death.load(Ordering::Acquire) != 0 {
+            return;
+        }
+        // The task of this link sees the same error or the end of the socket and buries the link.
+        if let Err(error) = self.outbox.send(self.socket(), message.encode()) {
+            crate::trace::debug!("a link's socket does not take messages: {error}");
+            if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
+                // What is not said costs slots and growth, no connection.
+                self.restrict();
+                return;
+            }
+            self.faulty.fetch_or(!has_hung_up(&error), Ordering::AcqRel);
+            let _ = sys::shutdown_socket(self.socket());
+        }
+    }
+
+    /// Sends a message with a descriptor; an error says that it could not be, and that nothing has happened.
+    fn send_fd(&self, message: &Message, fd: OwnedFd) -> io::Result<()> {
+        self.outbox.send_fd(self.socket(), message.encode(), fd).inspect_err(|error| {
+            crate::trace::debug!("a link's socket does not take a descriptor: {error}");
+        })
+    }
+
+    /// Sends what is queued; `false` when the socket is full.
+    ///
+    /// # Errors
+    ///
+    /// What the link dies of.
+    pub(crate) fn flush(&self, flusher: &Waker) -> Result<bool, Death> {
+        self.outbox.flush(self.socket(), flusher).or_else(|error| {
+            crate::trace::debug!("a link's socket does not take what was queued: {error}");
+            if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
+                self.outbox.clear();
+                self.restrict();
+                return Ok(true);
+            }
+            Err(if self.faulty.load(Ordering::Acquire) { Death::Fault } else { Death::Peer })
+        })
+    }
+
+    pub(crate) fn send_pinned(&self, token: u64) {
+        self.send(&Message::Pinned { token });
+    }
+
+    /// The stream is done with our DMB of that token.
+    pub(crate) fn stream_done(&self, token: u64) {
+        lock(&self.state).own.stream_done(token);
+        self.close_if_idle();
+    }
+
+    /// The producer will not touch the peer's DMB any more.
+    pub(crate) fn detach(&self, token: u64) {
+        // Whatever the producer stored comes before the peer's reuse of the memory, which the message allows.
+        fence(Ordering::SeqCst);
+        if lock(&self.state).received.remove(&token).is_some() {
+            self.send(&Message::Detach { token });
+            self.close_if_idle();
+        }
+    }
+
+    fn allocate(&self, stream: &Arc<dyn LinkedStream>) -> Result<NewDmb, FallbackReason> {
+        let window = stream.dmb_size();
+        // ARENA is sent under the lock, so that no other thread can name the arena first.
+        let announce = |slots: u32, fd: OwnedFd| self.send_fd(&Message::Arena { slots }, fd);
+        let allocated = lock(&self.state).own.allocate(Arc::downgrade(stream), announce);
+        let Allocated { arena, slot, token, memory } = allocated.map_err(|error| {
+            crate::trace::debug!("no DMB: {error}");
+            match error.kind() {
+                // The peer is slow to read, or many descriptors are on their way to others.
+                io::ErrorKind::WouldBlock => FallbackReason::Limit,
+                _ => reason_of(&error, FallbackReason::Memory),
+            }
+        })?;
+        let place = DmbPlace { arena, slot, window: window as u64 };
+        Ok(NewDmb { place, token, memory, window })
+    }
+
+    /// Takes back a DMB whose token never left this process.
+    fn take_back(&self, token: u64) {
+        lock(&self.state).own.detached(token);
+    }
+
+    /// The CLC name of this link: any number serves, the peer only compares it.
+    fn linkid(&self) -> u32 {
+        self.id as u32
+    }
+
+    /// Slots of ours that are not free, in all arenas of this link.
+    #[cfg(test)]
+    pub(crate) fn slots_in_use(&self) -> u32 {
+        lock(&self.state).own.in_use()
+    }
+}
+
+/// A DMB of ours that a stream is about to get.
+struct NewDmb {
+    place: DmbPlace,
+    token: u64,
+    memory: DmbMemory,
+    window: usize,
+}
+
+/// Whether an error of sending only says that the peer has gone.
+fn has_hung_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+/// Bytes of the largest segment that a peer lends, if there can be such a segment.
+fn usable_window(window: u64) -> Option<usize> {
+    let usable = usize::try_from(window).ok().filter(|bytes| bytes.is_power_of_two());
+    usable.filter(|bytes| (SMALLEST_SEGMENT..=LARGEST_SEGMENT).contains(bytes))
+}
+
+/// A rule that the peer broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fault(pub(crate) &'static str);

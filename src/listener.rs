@@ -17,7 +17,7 @@ use crate::conn::Role;
 use crate::ism::device::PortEntry;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
-use crate::rt;
+use crate::rt::tokio as rt;
 use crate::stream::SmcStream;
 use crate::sync::{Arc, Mutex, lock};
 use crate::transport::FallbackReason;

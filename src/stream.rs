@@ -29,7 +29,7 @@ use crate::ism::ring::fill_room;
 use crate::link::adopted::adopt;
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::stream::LinkedStream;
-use crate::rt::{self, PeekBuf, TokioTcp};
+use crate::rt::tokio::{self as rt, PeekBuf, TokioTcp};
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
 use ready::Readiness;

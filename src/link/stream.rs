@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::ism::arena::{DmbMemory, DmbSegment};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Consumer, Producer, Refusal};
-use crate::link::group::{Link, SignalEntry};
 use crate::link::message::Subject;
+use crate::link::{Link, SignalEntry};
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
 

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::SmcStream;
 use crate::ism::sys;
-use crate::rt::{ReadReady, WriteReady, tcp_ready};
+use crate::rt::tokio::{ReadReady, WriteReady, tcp_ready};
 
 /// Forgets a readiness that the kernel does not confirm any more.
 pub(super) fn clear_stale(tcp: &TcpStream, interest: Interest) -> io::Result<()> {

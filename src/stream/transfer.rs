@@ -9,7 +9,7 @@ use tokio::task::coop::poll_proceed;
 
 use super::SmcStream;
 use crate::conn::{ReadOp, WriteOp};
-use crate::rt::{Reading, TokioTcp, Writing, WritingVectored};
+use crate::rt::tokio::{Reading, TokioTcp, Writing, WritingVectored};
 
 impl SmcStream {
     #[inline]

@@ -17,7 +17,7 @@ use crate::conn::upgrade::WatchKey;
 use crate::info::SmcInfo;
 use crate::link::lack::reason_of;
 use crate::link::stream::LinkedStream;
-use crate::rt::{self, Sleep, TokioTcp, Unsettled};
+use crate::rt::tokio::{self as rt, Sleep, TokioTcp, Unsettled};
 use crate::sync::Arc;
 use crate::transport::{Counters, FallbackReason, Transport, UCred};
 

@@ -6,7 +6,7 @@ use super::hosts::{CLIENT, Lab, SERVER, patiently};
 use super::watched;
 use crate::config::UpgradePolicy;
 use crate::ism::sys;
-use crate::link::group::Link;
+use crate::link::Link;
 use crate::link::stream::Death;
 use crate::sync::Arc;
 use crate::transport::{FallbackReason, Transport};

@@ -13,8 +13,8 @@ use tokio::net::UnixStream;
 
 use crate::ism::interrupt::Window;
 use crate::ism::sys;
+use crate::link::Link;
 use crate::link::endpoint::Endpoint;
-use crate::link::group::Link;
 use crate::shield::shielded;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 
