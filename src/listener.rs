@@ -110,7 +110,7 @@ impl SmcListener {
     ) -> Result<Arc<Home>, Option<FallbackReason>> {
         let publish = || {
             let port = listener.local_addr()?.port();
-            let endpoint = rt::endpoint(handle, config)?.endpoint;
+            let endpoint = rt::endpoint(handle, config)?;
             let port = endpoint.publish(port)?;
             Ok(Arc::new(Home { endpoint, port }))
         };

@@ -45,13 +45,13 @@ impl<T: Tcp> Connection<T> {
         let Some(endpoint) = self.heed.endpoint.get().and_then(Weak::upgrade) else { return };
         if !self.heed.called.swap(true, Ordering::AcqRel) {
             let this = self.this.clone();
-            endpoint.run(Box::new(move || {
+            endpoint.run(move || {
                 let Some(conn) = this.upgrade() else { return };
                 if shielded(|| conn.obey_socket()).is_err() {
                     // Nobody looks any more.
                     conn.reset();
                 }
-            }));
+            });
         }
     }
 

@@ -12,24 +12,19 @@ use crate::clc::Decline;
 use crate::ism::sys::{self, Carried};
 use crate::link::endpoint::silence_of;
 use crate::link::lack::{NO_LINK, no_link, reason_of};
-use crate::link::message::{LONGEST, Message};
+use crate::link::message::{LONGEST, MOST_FDS, Message};
 use crate::link::stream::{Ask, Death, LinkedStream};
 use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
-/// Descriptors a message may carry at most.
-const MOST_FDS: usize = 2;
-/// Messages answered before other tasks have a turn.
-const MOST_AT_ONCE: usize = 128;
-
 impl Link {
     /// Reads and answers what has come; returns when the socket is empty, or with `Err` when the link has to end.
     ///
-    /// `Ok(false)`: there may be more, others should have a turn first.
-    pub(crate) fn receive(self: &Arc<Self>, buffer: &mut [u8; LONGEST]) -> Result<bool, Death> {
+    /// `Ok(false)`: there may be more than `most` messages, others should have a turn first.
+    pub(crate) fn receive(self: &Arc<Self>, buffer: &mut [u8; LONGEST], most: usize) -> Result<bool, Death> {
         let gone = || if self.faulty.load(Ordering::Acquire) { Death::Fault } else { Death::Peer };
-        for _ in 0..MOST_AT_ONCE {
+        for _ in 0..most {
             if let Some(death) = self.death() {
                 return Err(death);
             }
@@ -84,14 +79,9 @@ impl Link {
 
     fn on_message(self: &Arc<Self>, message: Message, carried: Carried) -> Result<(), Fault> {
         let Carried { mut fds, cut_short } = carried;
-        let expected = match message {
-            Message::Hello { .. } => 2,
-            Message::Arena { .. } | Message::Grant { .. } => 1,
-            _ => 0,
-        };
-        // Those that this process had no place for are no fault of the peer; nor is one that it could not send.
-        let may_lack = cut_short || matches!(message, Message::Arena { .. } | Message::Grant { .. });
-        if fds.len() != expected && !(may_lack && fds.len() < expected) {
+        let expected = message.descriptors();
+        // Those that this process had no place for are no fault of the peer.
+        if !expected.permits(fds.len()) && !(cut_short && fds.len() < expected.number) {
             return Err(Fault("a message carries another number of descriptors than its type says"));
         }
         if let Message::Refuse { id: NO_LINK, clc } = &message {

@@ -8,6 +8,7 @@ use super::{bytes, watched};
 use crate::config::UpgradePolicy;
 use crate::ism::arena::DmbSegment;
 use crate::ism::ring::Refusal;
+use crate::link::endpoint::IDLE_LINK;
 use crate::link::stream::{Answer, Ask, Granted, GrowingStream};
 use crate::sync::lock;
 
@@ -310,18 +311,18 @@ fn a_link_without_connections_is_closed_and_made_again() {
         let (first, second) = (lab.upgraded(), lab.upgraded());
         assert_eq!(links(&lab), 2, "one link, with two ends");
         lab.close(first);
-        lab.pause();
-        lab.pause();
+        lab.pass(IDLE_LINK);
+        lab.pass(IDLE_LINK);
         assert_eq!(links(&lab), 2, "one connection needs it");
         lab.close(second);
-        lab.pause();
+        lab.pass(IDLE_LINK);
         assert_eq!(links(&lab), 2, "it was used a moment ago");
         let third = lab.upgraded();
-        lab.pause();
+        lab.pass(IDLE_LINK);
         lab.close(third);
-        lab.pause();
+        lab.pass(IDLE_LINK);
         assert_eq!(links(&lab), 2);
-        lab.pause();
+        lab.pass(IDLE_LINK);
         assert_eq!(links(&lab), 0);
         let fourth = lab.upgraded();
         assert_eq!(links(&lab), 2);
@@ -336,10 +337,10 @@ fn an_offer_that_crosses_the_end_of_an_idle_link_is_not_lost() {
         let mut lab = Lab::new();
         let first = lab.upgraded();
         lab.close(first);
-        lab.hosts[SERVER].pause();
+        lab.hosts[SERVER].pass(IDLE_LINK);
         // The server says BYE, and before that comes the client offers.
         let pair = lab.pair();
-        lab.hosts[SERVER].pause();
+        lab.hosts[SERVER].pass(IDLE_LINK);
         pair.offer(&lab);
         lab.run();
         pair.settle();

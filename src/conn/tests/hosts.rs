@@ -6,104 +6,72 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::by_hand::ByHand;
 use super::ops::{PeekSlice, ReadSlice, Task, WriteSlice};
 use super::socket::{Half, Socket, StdTcp, drain};
 use crate::config::{Config, UpgradePolicy};
 use crate::conn::close::Leftover;
 use crate::conn::{Connection, Role, receive, send};
-use crate::ism::device::{EndpointId, PortEntry};
+use crate::ism::device::PortEntry;
 use crate::ism::sys;
-use crate::link::Link;
-use crate::link::endpoint::{AcceptedEntry, Endpoint, Reactor, Watched, Work};
-use crate::link::message::{LONGEST, Message, Subject};
-use crate::link::stream::{Death, LinkedStream};
+use crate::link::accepted::FIRST_LOOK;
+use crate::link::endpoint::{AcceptedEntry, Endpoint};
+use crate::link::reactor::{Reactor, Watched};
+use crate::link::stream::LinkedStream;
+use crate::link::{Link, greeting};
 use crate::sync::{Arc, Mutex, lock};
 
 /// A side of a connection: its number in every pair.
 pub(super) const CLIENT: usize = 0;
 pub(super) const SERVER: usize = 1;
 
-/// Keeps what an endpoint wants to be done, until the test does it.
-#[derive(Default)]
-struct ByHand {
-    links: Arc<Mutex<Vec<Arc<Link>>>>,
-    work: Mutex<Vec<Work>>,
-    later: Mutex<Vec<Work>>,
-    to_sweep: Mutex<bool>,
-}
-
-impl Reactor for ByHand {
-    fn watch(&self, socket: OwnedFd) -> io::Result<Watched> {
-        let links = self.links.clone();
-        Ok(Watched { socket: Arc::new(socket), serve: Box::new(move |link| lock(&links).push(link)) })
-    }
-
-    fn query(&self, stream: Arc<dyn LinkedStream>, _: Subject, _: Vec<EndpointId>) {
-        stream.stay_on_tcp(crate::transport::FallbackReason::NoSmcListener);
-    }
-
-    fn shrink_later(&self) {}
-
-    fn sweep_later(&self) {
-        *lock(&self.to_sweep) = true;
-    }
-
-    fn run(&self, work: Work) {
-        lock(&self.work).push(work);
-    }
-
-    fn run_after(&self, _: Duration, work: Work) {
-        lock(&self.later).push(work);
-    }
-}
-
 /// One process, as far as its peers can tell.
 pub(super) struct Host {
     pub(super) endpoint: Arc<Endpoint>,
     by_hand: Arc<ByHand>,
-    listener: OwnedFd,
-    greeting: Vec<OwnedFd>,
+    listener: Arc<dyn Watched>,
     /// Killed: it does nothing any more.
     pub(super) dead: bool,
 }
 
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.by_hand.end();
+    }
+}
+
 impl Host {
     pub(super) fn new(config: &Config) -> Self {
-        let endpoint = Arc::new(Endpoint::open(config).expect("an endpoint"));
         let by_hand = Arc::new(ByHand::default());
-        endpoint.start(by_hand.clone());
+        let endpoint = Arc::new(Endpoint::open(config, by_hand.clone()).expect("an endpoint"));
         let listener = endpoint.take_listener().expect("a listener");
-        Host { endpoint, by_hand, listener, greeting: Vec::new(), dead: false }
+        let listener = by_hand.watch(listener).expect("watched");
+        endpoint.spawn(greeting::accept(listener.clone(), endpoint.clone()));
+        Host { endpoint, by_hand, listener, dead: false }
     }
 
     pub(super) fn links(&self) -> Vec<Arc<Link>> {
-        lock(&self.by_hand.links).clone()
+        self.endpoint.links()
     }
 
-    pub(super) fn watched(&self, socket: OwnedFd) -> Watched {
+    pub(super) fn watched(&self, socket: OwnedFd) -> Arc<dyn Watched> {
         self.by_hand.watch(socket).expect("watched")
     }
 
     /// Does what there is to do, and takes nothing that has come.
     pub(super) fn work(&self) {
-        let work = std::mem::take(&mut *lock(&self.by_hand.work));
-        work.into_iter().for_each(|work| work());
+        self.by_hand.work();
     }
 
     /// Is there work that a task would do?
     pub(super) fn has_work(&self) -> bool {
-        !lock(&self.by_hand.work).is_empty()
+        self.by_hand.has_work()
     }
 
-    /// Does what was to be done after a pause.
-    pub(super) fn pause(&self) {
-        let later = std::mem::take(&mut *lock(&self.by_hand.later));
-        later.into_iter().for_each(|work| work());
-    }
-
-    /// Has the endpoint asked to be swept?
-    pub(super) fn is_to_sweep(&self) -> bool {
-        *lock(&self.by_hand.to_sweep)
+    /// So much time passes, and what was to be done by then is done.
+    pub(super) fn pass(&self, time: Duration) {
+        self.by_hand.work();
+        self.by_hand.with(|| self.endpoint.timers().pass(time));
     }
 
     /// The socket that peers connect to.
@@ -113,66 +81,7 @@ impl Host {
 
     /// Takes one thing that has come: a piece of work, a connection, or one message. False: nothing has.
     pub(super) fn step(&mut self) -> bool {
-        if self.dead {
-            return false;
-        }
-        let work = lock(&self.by_hand.work).pop();
-        if let Some(work) = work {
-            work();
-            return true;
-        }
-        if let Some(socket) = sys::accept(self.listener.as_fd()).expect("accept") {
-            self.greeting.push(socket);
-        }
-        let mut buffer = [0; LONGEST];
-        for at in 0..self.greeting.len() {
-            let received = match sys::recv(self.greeting[at].as_fd(), &mut buffer, 2) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                received => received,
-            };
-            let socket = self.greeting.swap_remove(at);
-            if let Ok(received) = received {
-                if let Ok(message) = Message::decode(&buffer[..received.len]) {
-                    // The peer may be gone already.
-                    let Ok(link) = self.endpoint.accept_link(self.watched(socket)) else { return true };
-                    match link.deliver(message, received.carried) {
-                        Ok(()) => link.serve(),
-                        Err(death) => link.bury(death),
-                    }
-                }
-            }
-            return true;
-        }
-        for link in self.links() {
-            match Self::receive_one(&link, &mut buffer) {
-                Ok(false) => {}
-                Ok(true) => return true,
-                Err(death) => {
-                    link.bury(death);
-                    lock(&self.by_hand.links).retain(|other| other.id != link.id);
-                    return true;
-                }
-            }
-        }
-        false
-    }
-
-    /// As [`Link::receive`], but no more than one message.
-    fn receive_one(link: &Arc<Link>, buffer: &mut [u8; LONGEST]) -> Result<bool, Death> {
-        if let Some(death) = link.death() {
-            return Err(death);
-        }
-        link.flush(Waker::noop())?;
-        let received = match sys::recv(link.socket(), buffer, 2) {
-            Ok(received) if received.len == 0 => return Err(Death::Peer),
-            Ok(received) => received,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(Death::Fault),
-            Err(_) => return Err(Death::Peer),
-        };
-        let message = Message::decode(&buffer[..received.len]).map_err(|_| Death::Fault)?;
-        link.deliver(message, received.carried)?;
-        Ok(true)
+        !self.dead && self.by_hand.step()
     }
 
     /// Everything that has come, as the runtime's task would take it.
@@ -248,12 +157,17 @@ impl Lab {
         });
     }
 
-    /// Time passes, and what comes of it is delivered.
-    pub(super) fn pause(&mut self) {
+    /// So much time passes, and what comes of it is delivered.
+    pub(super) fn pass(&mut self, time: Duration) {
         for host in &self.hosts {
-            host.pause();
+            host.pass(time);
         }
         self.run();
+    }
+
+    /// As long as a reader is given to read, and no longer than that.
+    pub(super) fn pause(&mut self) {
+        self.pass(FIRST_LOOK / 2);
     }
 
     /// Delivers every message there is.

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::by_hand::ByHand;
 use super::bytes;
 use super::hosts::{CLIENT, Host, Lab, Pair, SERVER};
 use super::watched;
@@ -296,7 +297,8 @@ impl Impostor {
     fn new(lab: &Lab) -> Self {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = Host::new(&Config::new().device_dir(lab.dir.path()).dmb_size(DMB));
-        let endpoint = Endpoint::open(&Config::new().device_dir(lab.dir.path())).unwrap();
+        let nobody = std::sync::Arc::new(ByHand::default());
+        let endpoint = Endpoint::open(&Config::new().device_dir(lab.dir.path()), nobody).unwrap();
         let listener = endpoint.take_listener().unwrap();
         let port = endpoint.publish(tcp.local_addr().unwrap().port()).unwrap();
         // The endpoint itself must go on living in the directory.
