@@ -6,8 +6,8 @@ use std::os::fd::AsFd;
 use std::task::Poll;
 
 use super::bytes;
+use super::hosts::MOMENTS;
 use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
-use super::pins::MOMENTS;
 use super::watched;
 use crate::ism::dmb::{DmbHeader, Flags};
 use crate::ism::ring::Memory;

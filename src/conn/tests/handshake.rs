@@ -4,8 +4,8 @@ use std::os::fd::AsFd;
 use std::task::{Context, Waker};
 
 use super::bytes;
+use super::hosts::MOMENTS;
 use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
-use super::pins::MOMENTS;
 use super::watched;
 use crate::clc::PROPOSAL_BYTES;
 use crate::config::UpgradePolicy;

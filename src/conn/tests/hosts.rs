@@ -25,6 +25,23 @@ use crate::sync::{Arc, Mutex, lock};
 pub(super) const CLIENT: usize = 0;
 pub(super) const SERVER: usize = 1;
 
+/// Moments of an upgrade: the number of steps after which something else happens.
+pub(super) const MOMENTS: usize = 14;
+
+#[test]
+fn an_upgrade_has_no_other_moments() {
+    super::watched("an_upgrade_has_no_other_moments", || {
+        for policy in [UpgradePolicy::Manual, UpgradePolicy::Handshake] {
+            let mut lab = Lab::new();
+            let pair = lab.pair_with(policy);
+            pair.offer(&lab);
+            let steps = (0..).take_while(|_| lab.hosts[SERVER].step() || lab.hosts[CLIENT].step()).count();
+            assert!((MOMENTS - 3..MOMENTS).contains(&steps), "{policy:?}: {steps}");
+            pair.settle();
+        }
+    });
+}
+
 /// One process, as far as its peers can tell.
 pub(super) struct Host {
     pub(super) endpoint: Arc<Endpoint>,

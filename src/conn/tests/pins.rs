@@ -3,12 +3,9 @@
 use std::io::{Read, Write};
 
 use super::bytes;
-use super::hosts::{CLIENT, Lab, SERVER};
+use super::hosts::{CLIENT, Lab, MOMENTS, SERVER};
 use super::watched;
 use crate::transport::Transport;
-
-/// Moments in messages; after the last one the upgrade is done.
-pub(super) const MOMENTS: usize = 8;
 
 #[test]
 fn hazard_h9_into_std_at_every_moment_of_the_upgrade() {

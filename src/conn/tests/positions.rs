@@ -7,7 +7,7 @@ use std::task::Poll;
 use socket2::SockRef;
 
 use super::bytes;
-use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
+use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER, patiently};
 use super::ops::WriteSlice;
 use super::watched;
 use crate::config::UpgradePolicy;
@@ -57,7 +57,7 @@ fn hazard_c3_bytes_that_passed_before_the_stream_was_made() {
 #[test]
 fn hazard_c3_others_read_and_write_the_socket_during_the_upgrade() {
     watched("hazard_c3_others_read_and_write_the_socket_during_the_upgrade", || {
-        let mut on_the_ring = [false; 8];
+        let mut on_the_ring = [false; MOMENTS];
         // The number of messages delivered before others touch the socket.
         for (moment, on_the_ring) in on_the_ring.iter_mut().enumerate() {
             let mut lab = Lab::new();

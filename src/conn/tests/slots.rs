@@ -1,8 +1,8 @@
 //! Whose memory a DMB is at which time (hazards C5, M13).
 
 use super::bytes;
+use super::hosts::MOMENTS;
 use super::hosts::{CLIENT, Lab, SERVER};
-use super::pins::MOMENTS;
 use super::watched;
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Memory, Segment};

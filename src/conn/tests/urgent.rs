@@ -8,15 +8,12 @@ use std::task::Poll;
 
 use socket2::SockRef;
 
-use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
+use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER, patiently};
 use super::ops::WriteSlice;
 use super::{bytes, note, watched};
 use crate::conn::Role;
 use crate::ism::sys;
 use crate::transport::FallbackReason;
-
-/// Messages that the whole upgrade takes, and some more.
-const MOMENTS: usize = 8;
 
 fn pump(lab: &mut Lab, count: usize) {
     for _ in 0..count {

@@ -3,7 +3,7 @@
 use std::task::{Context, Waker};
 
 use super::bytes;
-use super::hosts::{CLIENT, Lab, Pair, SERVER};
+use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER};
 use super::ops::{Task, WriteSlice};
 use super::watched;
 use crate::conn::upgrade::WatchKey;
@@ -28,7 +28,7 @@ fn park_writer(pair: &Pair, side: usize) -> (Arc<Task>, u64) {
 fn hazard_h1_a_reader_that_waits_on_tcp_hears_of_the_switch_at_every_moment() {
     watched("hazard_h1_a_reader_that_waits_on_tcp_hears_of_the_switch_at_every_moment", || {
         for side in [CLIENT, SERVER] {
-            for moment in 0..8 {
+            for moment in 0..MOMENTS {
                 let mut lab = Lab::new();
                 let pair = lab.pair();
                 pair.offer(&lab);
