@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::peer::PeerPolicy;
 use crate::sync::Arc;
 
 /// When a connection leaves TCP for shared memory.
@@ -61,17 +62,6 @@ impl std::fmt::Display for UnknownPolicy {
 }
 
 impl std::error::Error for UnknownPolicy {}
-
-/// Whose processes a connection may be upgraded with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum PeerPolicy {
-    /// Processes of the same user, and of root.
-    #[default]
-    SameUser,
-    /// Processes of root only.
-    Root,
-}
 
 /// Bytes of the largest segment of a DMB when nothing else is said: what TCP loopback absorbs without a reader.
 pub const DEFAULT_DMB_SIZE: usize = 4 << 20;

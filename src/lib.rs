@@ -51,6 +51,8 @@ mod listener;
 #[cfg(not(loom))]
 pub mod net;
 #[cfg(not(loom))]
+mod peer;
+#[cfg(not(loom))]
 mod rt;
 #[cfg(not(loom))]
 mod shield;
@@ -66,11 +68,13 @@ mod trace;
 mod transport;
 
 #[cfg(not(loom))]
-pub use config::{Config, DEFAULT_DMB_SIZE, PeerPolicy, UnknownPolicy, UpgradePolicy};
+pub use config::{Config, DEFAULT_DMB_SIZE, UnknownPolicy, UpgradePolicy};
 #[cfg(not(loom))]
 pub use info::SmcInfo;
 #[cfg(not(loom))]
 pub use listener::{SmcListener, SmcListenerStream};
+#[cfg(not(loom))]
+pub use peer::PeerPolicy;
 #[cfg(not(loom))]
 pub use socket::SmcSocket;
 #[cfg(not(loom))]

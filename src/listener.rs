@@ -111,7 +111,7 @@ impl SmcListener {
         let publish = || {
             let port = listener.local_addr()?.port();
             let endpoint = rt::endpoint(handle, config)?;
-            let port = endpoint.publish(port)?;
+            let port = endpoint.publish(port, &config.peer_policy)?;
             Ok(Arc::new(Home { endpoint, port }))
         };
         publish().map_err(|error: io::Error| {

@@ -7,7 +7,7 @@ use super::send::{self, Sender};
 use super::upgrade::Phase;
 use super::{Connection, Effects, Role, Tcp};
 use crate::clc::Diagnosis;
-use crate::config::{PeerPolicy, UpgradePolicy, usable_dmb_size};
+use crate::config::{UpgradePolicy, usable_dmb_size};
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
@@ -16,6 +16,7 @@ use crate::ism::sys;
 use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
 use crate::link::stream::{ClcOverTcp, Death, Interrupt, LinkedStream, ReceiveDmb, SendDmb, Standing};
+use crate::peer::PeerPolicy;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -54,11 +55,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         chosen.map_or(self.config.dmb_size, |bytes| usable_dmb_size(bytes).min(self.config.dmb_size))
     }
 
-    fn admits(&self, uid: u32) -> bool {
-        match self.config.peer_policy {
-            PeerPolicy::SameUser => uid == 0 || (uid == sys::effective_uid() && uid != sys::overflow_uid()),
-            PeerPolicy::Root => uid == 0,
-        }
+    fn peer_policy(&self) -> &PeerPolicy {
+        &self.config.peer_policy
     }
 
     fn wants_clc_over_tcp(&self) -> bool {

@@ -20,6 +20,7 @@ use crate::link::search::{self, Unsettled};
 use crate::link::stream::{Death, LinkedStream};
 use crate::link::timer::Timers;
 use crate::link::{Hold, Link};
+use crate::peer::{PeerPolicy, is_same_user};
 use crate::shield::{Panicked, guarded, shielded};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock};
 use crate::transport::FallbackReason;
@@ -47,6 +48,8 @@ pub(crate) struct Endpoint {
     clc: LocalDevice,
     eventfd: OwnedFd,
     accepted: Accepted,
+    /// The peer policies of its listeners, and of the streams that have asked for an upgrade.
+    let_in: Mutex<Vec<PeerPolicy>>,
     links: Mutex<Links>,
     /// Counts changes of `links`, so that the poller keeps its own list.
     generation: AtomicU64,
@@ -75,6 +78,7 @@ impl Endpoint {
             clc,
             eventfd: sys::eventfd()?,
             accepted: Accepted::default(),
+            let_in: Mutex::default(),
             links: Mutex::default(),
             generation: AtomicU64::new(1),
             grown: Mutex::default(),
@@ -161,23 +165,32 @@ impl Endpoint {
         Death::from_u8(self.dead.load(Ordering::Acquire)).map_or(Ok(()), |death| Err(death.reason()))
     }
 
-    /// May a process of that user link with us at all? Streams ask their own policy besides.
-    pub(crate) fn trusts(&self, uid: u32) -> bool {
-        let ours = sys::effective_uid();
-        uid == 0 || (uid == ours && uid != sys::overflow_uid())
+    /// From now on processes that `policy` admits may link with us. Each stream asks its own policy besides.
+    pub(crate) fn let_in(&self, policy: &PeerPolicy) {
+        let mut let_in = lock(&self.let_in);
+        if !let_in.contains(policy) {
+            let_in.push(policy.clone());
+        }
     }
 
-    /// Refuses a connection of a user that is not trusted.
+    /// Refuses a connection of a process that no policy in use admits.
     pub(crate) fn check_user(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        let uid = sys::peer_cred(socket)?.uid;
-        if self.trusts(uid) {
+        let peer = sys::peer_cred(socket)?;
+        if lock(&self.let_in).iter().any(|policy| policy.admits(&peer)) {
             return Ok(());
         }
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {uid} is not trusted")))
+        if is_same_user(&peer) {
+            // Silence would tell it nothing; what it tells others is in `silence_of`.
+            let _ = sys::send(socket, &no_link(FallbackReason::PeerPolicy).encode(), &[]);
+        }
+        let words = format!("no peer policy in use admits user {}", peer.uid);
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, words))
     }
 
-    /// Says in the device directory that we listen on `port`, as long as the entry lives.
-    pub(crate) fn publish(&self, port: u16) -> io::Result<Arc<PortEntry>> {
+    /// Says in the device directory that we listen on `port`, for those whom `policy` admits, as long as the entry
+    /// lives.
+    pub(crate) fn publish(&self, port: u16, policy: &PeerPolicy) -> io::Result<Arc<PortEntry>> {
+        self.let_in(policy);
         self.device.publish_port(port, self.id()).map(Arc::new)
     }
 
@@ -190,6 +203,7 @@ impl Endpoint {
 
     fn try_offer(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Result<(), FallbackReason> {
         self.check_life()?;
+        self.let_in(stream.peer_policy());
         let subject = stream.subject()?;
         proof::suitable(subject.tuple)?;
         let mut candidates = self.device.endpoints_on_port(subject.tuple.remote.port()).map_err(|error| {
@@ -540,11 +554,6 @@ impl Endpoint {
         // Those of links are forgotten already: what is left are queries.
         self.accepted.give_up();
     }
-}
-
-/// What it means when a process of that user hangs up without a word: whoever does not trust our user does so.
-pub(crate) fn silence_of(uid: u32) -> FallbackReason {
-    if uid == sys::effective_uid() { FallbackReason::LinkDown } else { FallbackReason::PeerPolicy }
 }
 
 /// An entry in the table of accepted streams.

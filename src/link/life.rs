@@ -10,8 +10,7 @@ use super::server::Offered;
 use super::{Fault, Incoming, Link, Peer};
 use crate::clc::Decline;
 use crate::ism::sys::{self, Carried};
-use crate::link::endpoint::silence_of;
-use crate::link::lack::{NO_LINK, no_link, reason_of};
+use crate::link::lack::{NO_LINK, no_link, reason_of, silence_of};
 use crate::link::message::{LONGEST, MOST_FDS, Message};
 use crate::link::stream::{Ask, Death, LinkedStream};
 use crate::shield::shielded;
@@ -169,9 +168,6 @@ impl Link {
         if gid != ours.gid().0 {
             return Err(Fault("HELLO of another device"));
         }
-        if !ours.trusts(self.credentials.uid) {
-            return Err(Fault("HELLO of a user that is not trusted"));
-        }
         let first_arena = lock(&self.state).theirs.add(Some(arena_fd), slots).map_err(|error| {
             crate::trace::warning!("the first arena of the peer is refused: {error}");
             Fault("the arena of HELLO is not acceptable")
@@ -302,7 +298,7 @@ impl Link {
             return *reason;
         }
         match death {
-            Death::Peer if self.peer.get().is_none() => silence_of(self.credentials.uid),
+            Death::Peer if self.peer.get().is_none() => silence_of(&self.credentials),
             death => death.reason(),
         }
     }

@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 
 use crate::ism::device::EndpointId;
 use crate::ism::sys;
-use crate::link::endpoint::{Endpoint, silence_of};
-use crate::link::lack::reason_of;
+use crate::link::endpoint::Endpoint;
+use crate::link::lack::{reason_of, silence_of};
 use crate::link::message::{LONGEST, Message, Subject};
 use crate::link::reactor::{Interest, Watched, poll_attempt};
 use crate::link::stream::LinkedStream;
@@ -53,7 +53,7 @@ impl Asked {
 
     /// An endpoint says no. One of another user may only mean that it does not trust ours.
     fn said_no(&mut self, socket: &dyn Watched) {
-        let silence = sys::peer_cred(socket.as_fd()).map(|cred| silence_of(cred.uid));
+        let silence = sys::peer_cred(socket.as_fd()).map(|cred| silence_of(&cred));
         if matches!(silence, Ok(FallbackReason::PeerPolicy)) {
             self.reason = FallbackReason::PeerPolicy;
         }

@@ -8,6 +8,7 @@ use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Consumer, Producer, Refusal};
 use crate::link::message::Subject;
 use crate::link::{Link, SignalEntry};
+use crate::peer::PeerPolicy;
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
 
@@ -138,8 +139,8 @@ pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     /// Bytes of the largest segment of this stream's DMB.
     fn dmb_size(&self) -> usize;
 
-    /// May this stream be upgraded with processes of that user?
-    fn admits(&self, uid: u32) -> bool;
+    /// Whose processes this stream may be upgraded with.
+    fn peer_policy(&self) -> &PeerPolicy;
 
     /// Where the peer's interrupts for this stream go.
     fn interrupts(&self) -> Arc<dyn Interrupt>;

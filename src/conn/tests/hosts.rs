@@ -19,6 +19,7 @@ use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::reactor::{Reactor, Watched};
 use crate::link::stream::LinkedStream;
 use crate::link::{Link, greeting};
+use crate::peer::PeerPolicy;
 use crate::sync::{Arc, Mutex, lock};
 
 /// A side of a connection: its number in every pair.
@@ -61,6 +62,7 @@ impl Host {
     pub(super) fn new(config: &Config) -> Self {
         let by_hand = Arc::new(ByHand::default());
         let endpoint = Arc::new(Endpoint::open(config, by_hand.clone()).expect("an endpoint"));
+        endpoint.let_in(&config.peer_policy);
         let listener = endpoint.take_listener().expect("a listener");
         let listener = by_hand.watch(listener).expect("watched");
         endpoint.spawn(greeting::accept(listener.clone(), endpoint.clone()));
@@ -126,7 +128,7 @@ impl Lab {
         let hosts = [Host::new(&config), Host::new(&config)];
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let port = listener.local_addr().expect("an address").port();
-        let entry = hosts[SERVER].endpoint.publish(port).expect("publish");
+        let entry = hosts[SERVER].endpoint.publish(port, &PeerPolicy::SameUser).expect("publish");
         Lab { hosts, listener, _port: entry, dir }
     }
 

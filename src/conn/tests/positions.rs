@@ -13,6 +13,7 @@ use super::watched;
 use crate::config::UpgradePolicy;
 use crate::conn::Role;
 use crate::ism::sys;
+use crate::peer::PeerPolicy;
 use crate::transport::FallbackReason;
 
 fn pass_on(pair: &Pair, from: usize, length: usize) {
@@ -32,7 +33,7 @@ fn hazard_c3_bytes_that_passed_before_the_stream_was_made() {
         let mut lab = Lab::new();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let _entry = lab.hosts[SERVER].endpoint.publish(port).unwrap();
+        let _entry = lab.hosts[SERVER].endpoint.publish(port, &PeerPolicy::SameUser).unwrap();
         let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let mut server = listener.accept().unwrap().0;
         client.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nfirst").unwrap();

@@ -13,6 +13,7 @@ use super::ops::WriteSlice;
 use super::{bytes, note, watched};
 use crate::conn::Role;
 use crate::ism::sys;
+use crate::peer::PeerPolicy;
 use crate::transport::FallbackReason;
 
 fn pump(lab: &mut Lab, count: usize) {
@@ -101,7 +102,10 @@ fn the_reader_alone_may_notice() {
         for read in [0, 4, 8] {
             let mut lab = Lab::new();
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let _entry = lab.hosts[SERVER].endpoint.publish(listener.local_addr().unwrap().port()).unwrap();
+            let _entry = lab.hosts[SERVER]
+                .endpoint
+                .publish(listener.local_addr().unwrap().port(), &PeerPolicy::SameUser)
+                .unwrap();
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let server = listener.accept().unwrap().0;
             client.write_all(&bytes(0, 4)).unwrap();

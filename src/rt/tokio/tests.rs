@@ -23,6 +23,7 @@ use crate::link::stream::{
     Standing,
 };
 use crate::listener::SmcListener;
+use crate::peer::PeerPolicy;
 use crate::stream::SmcStream;
 use crate::sync::{AtomicBool, Ordering};
 use crate::transport::{FallbackReason, Transport};
@@ -276,8 +277,8 @@ impl LinkedStream for Faulty {
         self.0.dmb_size()
     }
 
-    fn admits(&self, uid: u32) -> bool {
-        self.0.admits(uid)
+    fn peer_policy(&self) -> &PeerPolicy {
+        self.0.peer_policy()
     }
 
     fn interrupts(&self) -> Arc<dyn Interrupt> {
