@@ -28,7 +28,12 @@
 
 pub(crate) mod sync;
 
-pub mod clc;
+// Complete as a codec, so that fuzz targets can try all of it; a connection uses less than that.
+#[cfg_attr(
+    not(feature = "unstable-engine"),
+    allow(dead_code, unreachable_pub, unused_imports, reason = "used and reached through `engine`")
+)]
+mod clc;
 pub(crate) mod ism;
 
 #[cfg(all(not(loom), feature = "axum08"))]
@@ -37,6 +42,9 @@ mod axum;
 mod config;
 #[cfg(not(loom))]
 mod conn;
+#[cfg(all(not(loom), feature = "unstable-engine"))]
+#[doc(hidden)]
+pub mod engine;
 #[cfg(all(not(loom), feature = "futures-io"))]
 mod futures;
 #[cfg(all(not(loom), feature = "hyper-util"))]
@@ -65,6 +73,7 @@ mod trace;
 #[cfg(not(loom))]
 mod transport;
 
+pub use clc::{Diagnosis, Gid};
 #[cfg(not(loom))]
 pub use config::{Config, DEFAULT_DMB_SIZE, PeerPolicy, UnknownPolicy, UpgradePolicy};
 #[cfg(not(loom))]
