@@ -50,6 +50,8 @@ mod conn;
 #[cfg(all(not(loom), feature = "unstable-engine"))]
 #[doc(hidden)]
 pub mod engine;
+#[cfg(not(loom))]
+mod error;
 #[cfg(all(not(loom), feature = "futures-io"))]
 mod futures;
 #[cfg(all(not(loom), feature = "hyper-util"))]
@@ -81,6 +83,8 @@ mod transport;
 pub use clc::{Diagnosis, Gid};
 #[cfg(not(loom))]
 pub use config::{Config, DEFAULT_DMB_SIZE, PeerPolicy, UnknownPolicy, UpgradePolicy};
+#[cfg(not(loom))]
+pub use error::{PeerMisbehaved, SmcError};
 #[cfg(all(not(loom), feature = "tokio"))]
 pub use info::SmcInfo;
 #[cfg(all(not(loom), feature = "tokio"))]
