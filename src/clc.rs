@@ -11,8 +11,9 @@
 //! (feature bits, OS types, diagnosis codes, further EIDs and GIDs, the version 1 and SMC-R parts) are kept and
 //! tolerated as Linux does; reserved fields are sent as zero and ignored.
 //!
-//! ```
-//! use tokio_smc::clc::{Answer, ClientHandshake, Confirmation, Dmb, Eid, Gid, LocalDevice, ServerHandshake};
+#![cfg_attr(feature = "unstable-engine", doc = "```")]
+#![cfg_attr(not(feature = "unstable-engine"), doc = "```text")]
+//! use tokio_smc::engine::clc::{Answer, ClientHandshake, Confirmation, Dmb, Eid, Gid, LocalDevice, ServerHandshake};
 //!
 //! let device = LocalDevice { gid: Gid([7; 16]), eid: Eid::LOOPBACK, host: "node-a".into() };
 //! let (mut client, proposal) = ClientHandshake::new(&device);

@@ -20,6 +20,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll};
 
+use crate::error::SmcError;
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Violation;
 use crate::link::stream::{Doorbell, ReceiveDmb, SendDmb};
@@ -159,11 +160,5 @@ impl Effects {
 
 /// How an application learns that it can not have the TCP socket of an upgraded stream.
 pub(crate) fn upgraded_error(what: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::Unsupported,
-        format!(
-            "{what} needs the TCP socket, but this stream has moved to shared memory; connect or bind it with \
-             UpgradePolicy::Manual or Never (SMC_LO_UPGRADE=manual) to keep it on TCP"
-        ),
-    )
+    SmcError::Upgraded(what.into()).of(io::ErrorKind::Unsupported)
 }

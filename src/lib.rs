@@ -21,14 +21,24 @@
 //!
 //! # Features
 //!
-//! All are off by default: `hyper-util` (a connector for hyper-util's client), `axum08` (`axum::serve` and connect
-//! info), `tonic014` (servers and channels of tonic), `futures-io` (`SmcStream::compat`), `tracing` (events), `full` (all
-//! of them).
+//! On by default: `tokio`, the front end that is described here. Off by default: `hyper-util` (a connector for
+//! hyper-util's client), `axum08` (`axum::serve` and connect info), `tonic014` (servers and channels of tonic),
+//! `futures-io` (`SmcStream::compat`), `tracing` (events), `full` (all of them).
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// The engine is complete, whoever uses it.
+#![cfg_attr(
+    not(any(feature = "tokio", feature = "blocking")),
+    allow(dead_code, unused_imports, unused_macros, reason = "without a front end nobody calls the engine")
+)]
 
 pub(crate) mod sync;
 
-pub mod clc;
+// Complete as a codec, so that fuzz targets can try all of it; a connection uses less than that.
+#[cfg_attr(
+    not(feature = "unstable-engine"),
+    allow(dead_code, unreachable_pub, unused_imports, reason = "used and reached through `engine`")
+)]
+mod clc;
 pub(crate) mod ism;
 
 #[cfg(all(not(loom), feature = "axum08"))]
@@ -37,18 +47,23 @@ mod axum;
 mod config;
 #[cfg(not(loom))]
 mod conn;
+#[cfg(all(not(loom), feature = "unstable-engine"))]
+#[doc(hidden)]
+pub mod engine;
+#[cfg(not(loom))]
+mod error;
 #[cfg(all(not(loom), feature = "futures-io"))]
 mod futures;
 #[cfg(all(not(loom), feature = "hyper-util"))]
 #[cfg_attr(docsrs, doc(cfg(feature = "hyper-util")))]
 pub mod hyper;
-#[cfg(not(loom))]
+#[cfg(all(not(loom), feature = "tokio"))]
 mod info;
 #[cfg(not(loom))]
 mod link;
-#[cfg(not(loom))]
+#[cfg(all(not(loom), feature = "tokio"))]
 mod listener;
-#[cfg(not(loom))]
+#[cfg(all(not(loom), feature = "tokio"))]
 pub mod net;
 #[cfg(not(loom))]
 mod peer;
@@ -56,9 +71,9 @@ mod peer;
 mod rt;
 #[cfg(not(loom))]
 mod shield;
-#[cfg(not(loom))]
+#[cfg(all(not(loom), feature = "tokio"))]
 mod socket;
-#[cfg(not(loom))]
+#[cfg(all(not(loom), feature = "tokio"))]
 mod stream;
 #[cfg(all(not(loom), feature = "tonic014"))]
 mod tonic;
@@ -67,17 +82,20 @@ mod trace;
 #[cfg(not(loom))]
 mod transport;
 
+pub use clc::{Diagnosis, Gid};
 #[cfg(not(loom))]
 pub use config::{Config, DEFAULT_DMB_SIZE, UnknownPolicy, UpgradePolicy};
 #[cfg(not(loom))]
+pub use error::{PeerMisbehaved, SmcError};
+#[cfg(all(not(loom), feature = "tokio"))]
 pub use info::SmcInfo;
-#[cfg(not(loom))]
+#[cfg(all(not(loom), feature = "tokio"))]
 pub use listener::{SmcListener, SmcListenerStream};
 #[cfg(not(loom))]
 pub use peer::PeerPolicy;
-#[cfg(not(loom))]
+#[cfg(all(not(loom), feature = "tokio"))]
 pub use socket::SmcSocket;
-#[cfg(not(loom))]
+#[cfg(all(not(loom), feature = "tokio"))]
 pub use stream::{IntoStdError, SmcStream, TransportWatch};
 #[cfg(all(not(loom), feature = "tonic014"))]
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic014")))]

@@ -34,6 +34,7 @@ use std::sync::{OnceLock, Weak};
 use std::task::Waker;
 
 use crate::clc::{ClientHandshake, Gid, ServerHandshake};
+use crate::error::SmcError;
 use crate::ism::arena::{ArenaMap, DmbMemory};
 use crate::ism::budget::{self, LinkPlace, Need};
 use crate::ism::dmb::{LARGEST_SEGMENT, SMALLEST_SEGMENT};
@@ -141,6 +142,8 @@ pub(crate) struct Link {
     _place: LinkPlace,
     /// A fault or limit of this end made it hang up.
     faulty: AtomicBool,
+    /// Whose fault it was that the link ended, if it was one.
+    fault: OnceLock<SmcError>,
     /// This process may not send or receive messages any more: no offers.
     restricted: AtomicBool,
     /// Those who have got the link and are about to use it.
@@ -202,6 +205,7 @@ impl Link {
                 before_hello: Vec::new(),
             }),
             faulty: AtomicBool::new(false),
+            fault: OnceLock::new(),
             restricted: AtomicBool::new(false),
             users: AtomicUsize::new(0),
             uses: AtomicU64::new(0),
@@ -382,7 +386,13 @@ impl Link {
                 self.restrict();
                 return;
             }
-            self.faulty.fetch_or(!has_hung_up(&error), Ordering::AcqRel);
+            if !has_hung_up(&error) {
+                self.blame(match error.raw_os_error() {
+                    None => SmcError::Limit(error.to_string().into()),
+                    Some(_) => SmcError::OwnFailure(format!("its control socket: {error}").into()),
+                });
+                self.faulty.store(true, Ordering::Release);
+            }
             let _ = sys::shutdown_socket(self.socket());
         }
     }

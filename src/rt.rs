@@ -1,3 +1,4 @@
 //! What drives the engine: one folder for each runtime, which registers descriptors and spawns, and nothing else.
 
+#[cfg(feature = "tokio")]
 pub(crate) mod tokio;

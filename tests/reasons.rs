@@ -14,8 +14,7 @@ mod watchdog;
 use std::path::PathBuf;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_smc::clc::Diagnosis;
-use tokio_smc::{FallbackReason, SmcListener, SmcStream, Transport, UpgradePolicy};
+use tokio_smc::{Diagnosis, FallbackReason, SmcListener, SmcStream, Transport, UpgradePolicy};
 
 use child::{Child, next_word, role, tell};
 use lab::Lab;

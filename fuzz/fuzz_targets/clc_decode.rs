@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tokio_smc::clc::{
+use tokio_smc::engine::clc::{
     Accept, Answer, ClientHandshake, Confirm, Confirmation, Decline, Dmb, Eid, Gid, LocalDevice,
     MAX_MESSAGE_BYTES, Message, Proposal, ServerHandshake, message_length,
 };

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::growth::Stall;
 use super::{Effects, ReadOp, Tcp};
+use crate::error::SmcError;
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
@@ -158,7 +159,7 @@ impl<T: Tcp> Receiver<T> {
 
     fn broken(&mut self, effects: &mut Effects) -> Poll<io::Result<usize>> {
         effects.reset = true;
-        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        Poll::Ready(Err(SmcError::OutOfStep.of(io::ErrorKind::ConnectionReset)))
     }
 
     /// `None`: the path has changed, look again.
@@ -198,7 +199,7 @@ impl<T: Tcp> Receiver<T> {
             }
             Poll::Ready(Ok(_)) if circumstances().peer_left_unread => {
                 // The peer died with bytes of ours unread, which TCP would have told by a reset.
-                self.believe(Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())), effects)
+                self.believe(Poll::Ready(Err(SmcError::PeerGone.of(io::ErrorKind::ConnectionReset))), effects)
             }
             Poll::Ready(end) => self.believe(Poll::Ready(end), effects),
             Poll::Pending => self.believe_pending(park),
@@ -323,7 +324,7 @@ impl<T: Tcp> Receiver<T> {
     pub(crate) fn drain_until(&mut self, until: u64) -> io::Result<()> {
         // For the case that the connection is closed before all is read: the kernel does not tell any more then.
         let _ = self.look();
-        let at = self.own.ok_or_else(|| io::Error::other("nobody knows how much was read"))?;
+        let at = self.own.ok_or_else(|| SmcError::OutOfStep.of(io::ErrorKind::Other))?;
         self.path = Path::Draining { at, until };
         Ok(())
     }
@@ -426,7 +427,14 @@ impl<T: Tcp> Receiver<T> {
                 Ok(Step::Again) => {}
                 Ok(Step::Wait) => return Poll::Pending,
                 Ok(Step::End) => return Poll::Ready(Ok(0)),
-                Ok(Step::Reset) => return Poll::Ready(tell_reset::<T, O>(circumstances().reset_told)),
+                Ok(Step::Reset) => {
+                    let now = circumstances();
+                    let why = match now.death {
+                        Some(Death::Fault) => dmb.doorbell.link.fault(),
+                        _ => SmcError::PeerClosed,
+                    };
+                    return Poll::Ready(tell_reset::<T, O>(now.reset_told, why));
+                }
                 Ok(Step::Tcp) => {
                     if let Some(error) = self.hand_on::<O>() {
                         return Poll::Ready(Err(error));
@@ -442,12 +450,15 @@ impl<T: Tcp> Receiver<T> {
                         (_, Some(error)) if !peer_died => Poll::Ready(Err(error)),
                         (Poll::Ready(Err(error)), None) if !peer_died => Poll::Ready(Err(error)),
                         (Poll::Ready(Ok(0)), None) if peer_died && !left_unread => Poll::Ready(Ok(0)),
-                        _ => Poll::Ready(tell_reset::<T, O>(circumstances().reset_told)),
+                        _ => {
+                            let why = if peer_died { SmcError::PeerGone } else { SmcError::RuntimeGone };
+                            Poll::Ready(tell_reset::<T, O>(circumstances().reset_told, why))
+                        }
                     };
                 }
                 Err(violation) => {
                     effects.rare().violation = Some((dmb.doorbell.clone(), violation));
-                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                    return Poll::Ready(Err(dmb.doorbell.violated(&violation)));
                 }
             }
         }
@@ -527,12 +538,13 @@ enum Step {
 }
 
 /// Linux tells of a reset once, whoever asks first; then there is the end. Who only asks for readiness takes nothing.
-fn tell_reset<T: Tcp, O: ReadOp<T>>(told: &AtomicBool) -> io::Result<usize> {
+#[cold]
+fn tell_reset<T: Tcp, O: ReadOp<T>>(told: &AtomicBool, why: SmcError) -> io::Result<usize> {
     let takes = O::CONSUMES || O::PEEKS;
     if if takes { told.swap(true, Ordering::Relaxed) } else { told.load(Ordering::Relaxed) } {
         return Ok(0);
     }
-    Err(io::ErrorKind::ConnectionReset.into())
+    Err(why.of(io::ErrorKind::ConnectionReset))
 }
 
 /// Looks that may be torn before a position counts as unknown; each costs three system calls.
@@ -550,10 +562,11 @@ pub(crate) fn whole<L>(mut look: impl FnMut() -> io::Result<Option<L>>) -> io::R
 
 /// The answer of a stream that a failed task of ours has reset.
 pub(crate) fn failed() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, FallbackReason::Failed)
+    SmcError::OwnFailure("a task that serves shared memory has failed".into())
+        .of(io::ErrorKind::ConnectionReset)
 }
 
 /// The answer of a stream that was closed under a waiter.
 pub(crate) fn closed() -> io::Error {
-    io::Error::new(io::ErrorKind::NotConnected, "this stream has been closed")
+    SmcError::Closed.of(io::ErrorKind::NotConnected)
 }

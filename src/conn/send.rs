@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::receive::{Circumstances, closed, failed, whole};
 use super::{Effects, Tcp, WriteOp};
+use crate::error::SmcError;
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
@@ -150,7 +151,7 @@ impl<T: Tcp> Sender<T> {
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         if self.broken {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            return Poll::Ready(Err(self.reader_fault().of(io::ErrorKind::BrokenPipe)));
         }
         if self.over {
             return self.poll_late(op);
@@ -161,7 +162,7 @@ impl<T: Tcp> Sender<T> {
             None | Some(Death::Peer) if self.shut => match (reader_gone(&dmb.producer), self.lost) {
                 // A reset is told also to who has no right to write any more.
                 (Some(Gone::Reset(kind)), _) | (None, Some(kind)) => Ok(Err(Gone::Reset(kind))),
-                _ => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                _ => return Poll::Ready(Err(SmcError::ShutDown.of(io::ErrorKind::BrokenPipe))),
             },
             None => Self::ring_step(dmb, op, park, effects),
             Some(Death::Peer) => Ok(Err(match (reader_gone(&dmb.producer), self.lost) {
@@ -169,7 +170,9 @@ impl<T: Tcp> Sender<T> {
                 (None, None) => Gone::Silent,
                 (Some(gone), _) => gone,
             })),
-            Some(Death::Fault) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Some(Death::Fault) => {
+                return Poll::Ready(Err(dmb.doorbell.link.fault().of(io::ErrorKind::ConnectionReset)));
+            }
             Some(Death::Failed) => return Poll::Ready(Err(failed())),
             Some(Death::Runtime) => return Poll::Ready(self.runtime_error()),
         };
@@ -184,12 +187,13 @@ impl<T: Tcp> Sender<T> {
                     } else {
                         now.reset_told.load(Ordering::Relaxed)
                     };
-                Poll::Ready(Err(if told { io::ErrorKind::BrokenPipe } else { kind }.into()))
+                let kind = if told { io::ErrorKind::BrokenPipe } else { kind };
+                Poll::Ready(Err(self.reader_fault().of(kind)))
             }
             // A write has crossed the close, as on TCP whose answer to it would be here by now.
             Ok(Err(Gone::Closed)) if !dmb.producer.is_consumed().unwrap_or(false) => {
                 self.broken = O::WRITES;
-                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+                Poll::Ready(Err(SmcError::PeerClosed.of(io::ErrorKind::BrokenPipe)))
             }
             Ok(Err(gone)) => {
                 self.over = true;
@@ -199,7 +203,7 @@ impl<T: Tcp> Sender<T> {
             }
             Err(violation) => {
                 effects.rare().violation = Some((dmb.doorbell.clone(), violation));
-                Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+                Poll::Ready(Err(dmb.doorbell.violated(&violation)))
             }
         }
     }
@@ -214,7 +218,7 @@ impl<T: Tcp> Sender<T> {
                     && (self.closed
                         || matches!(self.gone(), Some(Gone::Reset(io::ErrorKind::BrokenPipe)))) =>
             {
-                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+                Poll::Ready(Err(SmcError::PeerClosed.of(io::ErrorKind::BrokenPipe)))
             }
             Poll::Ready(Ok(length)) => {
                 self.stray |= O::WRITES && self.silent && length > 0;
@@ -232,6 +236,11 @@ impl<T: Tcp> Sender<T> {
     /// Has the reader turned to TCP, for whatever comes behind what is in the ring?
     pub(crate) fn reader_reads_tcp(&self) -> bool {
         matches!(self.gone(), Some(Gone::Shut))
+    }
+
+    /// Who is to blame that nobody reads any more: the application at the other end, or the end of its process.
+    fn reader_fault(&self) -> SmcError {
+        if self.gone().is_none() && self.lost.is_some() { SmcError::PeerGone } else { SmcError::PeerClosed }
     }
 
     fn gone(&self) -> Option<Gone> {
@@ -288,7 +297,7 @@ impl<T: Tcp> Sender<T> {
                 return Err(error);
             }
         }
-        Err(io::Error::other("the runtime that drives this stream has been shut down"))
+        Err(SmcError::RuntimeGone.of(io::ErrorKind::Other))
     }
 
     fn count(&mut self, length: usize) {

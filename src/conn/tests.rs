@@ -3,6 +3,7 @@
 
 mod aborts;
 mod by_hand;
+mod faults;
 mod growth;
 mod handshake;
 mod hosts;

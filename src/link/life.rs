@@ -1,21 +1,22 @@
 //! How a link begins, what it is told, and how it ends.
 
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Weak;
 use std::task::Waker;
+use std::{fmt, io};
 
 use super::client::Matched;
 use super::server::Offered;
 use super::{Fault, Incoming, Link, Peer};
 use crate::clc::Decline;
+use crate::error::SmcError;
 use crate::ism::sys::{self, Carried};
 use crate::link::lack::{NO_LINK, no_link, reason_of, silence_of};
 use crate::link::message::{LONGEST, MOST_FDS, Message};
 use crate::link::stream::{Ask, Death, LinkedStream};
 use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
-use crate::transport::FallbackReason;
+use crate::transport::{FallbackReason, UCred};
 
 impl Link {
     /// Reads and answers what has come; returns when the socket is empty, or with `Err` when the link has to end.
@@ -36,6 +37,7 @@ impl Link {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     crate::trace::warning!("link ended: {error}");
+                    self.blame(self.misbehaviour(error));
                     return Err(Death::Fault);
                 }
                 // This process lacks something, or may not ask any more: its connections need the link only to grow and
@@ -57,6 +59,7 @@ impl Link {
             };
             let message = Message::decode(&buffer[..received.len]).map_err(|malformed| {
                 crate::trace::warning!("link ended: {malformed}");
+                self.blame(self.misbehaviour(malformed));
                 Death::Fault
             })?;
             self.deliver(message, received.carried)?;
@@ -72,6 +75,7 @@ impl Link {
                 self.credentials.pid,
                 self.credentials.uid
             );
+            self.blame(self.misbehaviour(rule));
             Death::Fault
         })
     }
@@ -317,6 +321,26 @@ impl Link {
             self.credentials.pid,
             self.credentials.uid
         );
+        self.blame(self.misbehaviour(violation));
         self.bury(Death::Fault);
+    }
+
+    // ---- whose fault it is ----
+
+    /// What the streams of this link are told when it ends by a fault; the first one counts.
+    pub(super) fn blame(&self, why: SmcError) {
+        let _ = self.fault.set(why);
+    }
+
+    /// The peer has broken `rule`.
+    pub(crate) fn misbehaviour(&self, rule: impl fmt::Display) -> SmcError {
+        let sys::PeerCred { pid, uid, gid } = self.credentials;
+        SmcError::misbehaved(UCred { uid, gid, pid: (pid != 0).then_some(pid) }, rule)
+    }
+
+    /// Why a stream of this link was reset. A link that lives, or that ended otherwise, has nothing to do with it.
+    #[cold]
+    pub(crate) fn fault(&self) -> SmcError {
+        self.fault.get().cloned().unwrap_or(SmcError::OutOfStep)
     }
 }

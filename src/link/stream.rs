@@ -1,11 +1,12 @@
 //! What a link and a stream know of each other.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::ism::arena::{DmbMemory, DmbSegment};
 use crate::ism::interrupt::Signal;
-use crate::ism::ring::{Consumer, Producer, Refusal};
+use crate::ism::ring::{Consumer, Producer, Refusal, Violation};
 use crate::link::message::Subject;
 use crate::link::{Link, SignalEntry};
 use crate::peer::PeerPolicy;
@@ -204,6 +205,12 @@ impl Doorbell {
     #[inline]
     pub(crate) fn ring_if_remote(&self, signal: Signal) -> bool {
         self.link.interrupt_remote_peer(self.index, signal)
+    }
+
+    /// What the application is told of a rule that the peer broke in its ring.
+    #[cold]
+    pub(crate) fn violated(&self, violation: &Violation) -> io::Error {
+        self.link.misbehaviour(violation).of(io::ErrorKind::ConnectionReset)
     }
 }
 

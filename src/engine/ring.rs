@@ -1,0 +1,130 @@
+//! A ring of one direction, both ends in one process, in the memory that connections use: a slot of an arena.
+
+use std::io::{self, IoSlice};
+
+use bytes::BufMut;
+
+use crate::ism::arena::{Arena, DmbMemory, DmbSegment};
+use crate::ism::ring;
+
+/// A fresh ring: its first segment, and no larger one than `window` bytes when the sender asks.
+///
+/// # Errors
+///
+/// What is lacking: memory, descriptors.
+pub fn ring(window: usize) -> io::Result<(Producer, Consumer)> {
+    let (arena, _file) = Arena::create(1)?;
+    let slot = arena.allocate()?;
+    let memory = slot.and_then(|slot| arena.map().dmb(slot)).ok_or(io::ErrorKind::OutOfMemory)?;
+    Ok((Producer(ring::Producer::new(memory.clone(), window)), Consumer(ring::Consumer::new(memory))))
+}
+
+/// Gives the sender the larger segment that it wishes, if it wishes one. Says whether it did.
+///
+/// # Errors
+///
+/// What is lacking: memory, descriptors.
+pub fn grant(producer: &mut Producer, consumer: &mut Consumer) -> io::Result<bool> {
+    let Some(wish) = producer.0.take_wish() else { return Ok(false) };
+    let (segment, _file) = DmbSegment::create(wish as usize)?;
+    let number = consumer.0.lend(segment.clone());
+    Ok(producer.0.granted(number, segment))
+}
+
+fn broken(violation: ring::Violation) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, violation)
+}
+
+/// The sender of a ring.
+pub struct Producer(ring::Producer<DmbMemory>);
+
+impl Producer {
+    /// Writes what fits; 0 means full.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidData`: the header was scribbled on.
+    #[inline]
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(broken)
+    }
+
+    /// Writes of all slices together what fits; 0 means full.
+    ///
+    /// # Errors
+    ///
+    /// As [`Producer::write`].
+    #[inline]
+    pub fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.write_vectored(slices).map_err(broken)
+    }
+
+    /// Does the reader have to be interrupted? Asked after every write that wrote something.
+    #[inline]
+    pub fn wake_reader(&self) -> bool {
+        self.0.wake_reader()
+    }
+
+    /// Arms the flag by which the reader knows that this end waits. True when there is room after all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Producer::write`].
+    #[inline]
+    pub fn wait(&mut self) -> io::Result<bool> {
+        self.0.wait().map_err(broken)
+    }
+
+    /// Bytes written so far.
+    #[inline]
+    pub fn position(&self) -> u64 {
+        self.0.position()
+    }
+}
+
+/// The receiver of a ring.
+pub struct Consumer(ring::Consumer<DmbMemory>);
+
+impl Consumer {
+    /// Moves bytes into the free part of `buf`; 0 means empty, if `buf` has room.
+    ///
+    /// # Errors
+    ///
+    /// As [`Producer::write`].
+    #[inline]
+    pub fn read<B: BufMut>(&mut self, buf: &mut B) -> io::Result<usize> {
+        self.0.read(buf).map_err(broken)
+    }
+
+    /// Copies bytes into the free part of `buf` and leaves them in the ring.
+    ///
+    /// # Errors
+    ///
+    /// As [`Producer::write`].
+    #[inline]
+    pub fn peek<B: BufMut>(&mut self, buf: &mut B) -> io::Result<usize> {
+        self.0.peek(buf).map_err(broken)
+    }
+
+    /// Does the writer have to be interrupted? Asked after every read that read something.
+    #[inline]
+    pub fn wake_writer(&self) -> bool {
+        self.0.wake_writer()
+    }
+
+    /// Arms the flag by which the writer knows that this end waits. True when there are bytes after all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Producer::write`].
+    #[inline]
+    pub fn wait(&mut self) -> io::Result<bool> {
+        self.0.wait().map_err(broken)
+    }
+
+    /// Bytes read so far.
+    #[inline]
+    pub fn position(&self) -> u64 {
+        self.0.position()
+    }
+}
