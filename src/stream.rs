@@ -134,7 +134,7 @@ impl SmcStream {
 
     pub(crate) fn new(stream: TcpStream, role: Role, config: Config) -> SmcStream {
         let tcp = Arc::new(stream);
-        let conn = Connection::new(tcp.clone(), tcp.clone(), role, config);
+        let conn = Connection::new(tcp.clone(), role, config);
         SmcStream { conn: Open { conn, handle: Handle::current() }, tcp }
     }
 
@@ -205,12 +205,12 @@ impl SmcStream {
             return Err(io::Error::new(error.kind(), IntoStdError { error, stream: self }));
         }
         let SmcStream { conn, tcp } = self;
-        // The connection lets go of its two halves, so that this is the last one.
-        drop(conn.take_halves());
+        // The connection lets go of it, so that this is the last one.
+        drop(conn.take_socket());
         drop(conn);
         match Arc::try_unwrap(tcp) {
             Ok(tcp) => tcp.into_std(),
-            Err(_) => unreachable!("both halves are taken, and nobody else ever has the socket"),
+            Err(_) => unreachable!("the connection has let go, and nobody else ever has the socket"),
         }
     }
 

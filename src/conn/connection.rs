@@ -93,18 +93,18 @@ fn history(fd: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
 const MANY_BYTES: u64 = 64 << 10;
 
 impl<T: Tcp> Connection<T> {
-    pub(crate) fn new(read: T::Read, write: T::Write, role: Role, config: Config) -> Arc<Self> {
+    pub(crate) fn new(socket: Arc<T>, role: Role, config: Config) -> Arc<Self> {
         let wakes = Wakes::default();
         let upgrade = Upgrade::new(role, &config);
         let (read_before, written_before) = match role {
             Role::Client | Role::Server => (Some(0), Some(0)),
-            Role::Adopted if upgrade.may_begin() => history(T::read_fd(&read)),
+            Role::Adopted if upgrade.may_begin() => history(socket.as_fd()),
             Role::Adopted => (None, None),
         };
         Arc::new_cyclic(|this| Connection {
             this: this.clone(),
-            rx: Mutex::new(Receiver::new(read, read_before, Waker::from(wakes.readers.clone()))),
-            tx: Mutex::new(Sender::new(write, written_before, Waker::from(wakes.writers.clone()))),
+            rx: Mutex::new(Receiver::new(socket.clone(), read_before, Waker::from(wakes.readers.clone()))),
+            tx: Mutex::new(Sender::new(socket.clone(), written_before, Waker::from(wakes.writers.clone()))),
             wakes,
             upgrade,
             role,
@@ -262,9 +262,9 @@ impl<T: Tcp> Connection<T> {
                         effects.ring(&dmb.doorbell, Signal::Data);
                     }
                 }
-                match tx.half.as_mut() {
+                match tx.socket.as_deref() {
                     // TCP refuses by itself what is written then.
-                    Some(half) if late => T::shutdown(half),
+                    Some(socket) if late => socket.shutdown(),
                     _ => Ok(()),
                 }
             } else {
@@ -274,8 +274,8 @@ impl<T: Tcp> Connection<T> {
                 Self::pin_sender(&mut tx, &mut effects);
                 tx.shut = true;
                 effects.rare().settled = Some(FallbackReason::HalfClosed);
-                let half = tx.half.as_mut().ok_or_else(closed)?;
-                T::shutdown(half)
+                let socket = tx.socket.as_deref().ok_or_else(closed)?;
+                socket.shutdown()
             }
         };
         self.carry_out(effects);
@@ -353,9 +353,9 @@ impl<T: Tcp> Connection<T> {
     }
 
     /// Takes the socket out of a connection that is pinned both ways.
-    pub(crate) fn take_halves(&self) -> Option<(T::Read, T::Write)> {
+    pub(crate) fn take_socket(&self) -> Option<Arc<T>> {
         let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-        Some((rx.half.take()?, tx.half.take()?))
+        rx.socket.take().and(tx.socket.take())
     }
 
     // ---- what runs ----
@@ -423,7 +423,7 @@ impl<T: Tcp> Connection<T> {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        lock(&self.rx).half.is_none()
+        lock(&self.rx).socket.is_none()
     }
 
     /// Is this error of the socket one that the application does not know? (The ring tells of a reset, too.)

@@ -80,7 +80,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
 
     fn attach_receive(&self, dmb: ReceiveDmb, hold: Option<&[u8]>) -> Result<(), FallbackReason> {
         let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-        if rx.half.is_none() || tx.half.is_none() || tx.shut {
+        if rx.socket.is_none() || tx.socket.is_none() || tx.shut {
             return Err(FallbackReason::HalfClosed);
         }
         if rx.dmb.is_some() || rx.path != receive::Path::Tcp {
@@ -146,7 +146,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         }
         {
             let mut tx = lock(&self.tx);
-            if tx.pinned || tx.shut || tx.half.is_none() {
+            if tx.pinned || tx.shut || tx.socket.is_none() {
                 // A pin made before the DMB was known is put into its word; its DETACH goes out at once.
                 dmb.producer.memory().header().pin();
                 effects.ring(&dmb.doorbell, Signal::Data);

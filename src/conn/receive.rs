@@ -12,7 +12,7 @@ use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Consumer, Memory, Violation};
 use crate::ism::sys;
 use crate::link::stream::{Ask, Death, ReceiveDmb};
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{Arc, AtomicBool, Ordering};
 use crate::transport::FallbackReason;
 
 /// The ring that a stream reads from.
@@ -42,7 +42,7 @@ pub(crate) enum Clc {
 
 pub(crate) struct Receiver<T: Tcp> {
     /// `None` once the stream is closed or its socket was taken out.
-    pub(crate) half: Option<T::Read>,
+    pub(crate) socket: Option<Arc<T>>,
     pub(crate) path: Path,
     pub(crate) dmb: Option<ReceiveDmb>,
     /// The word will never be, or is not any more, obeyed.
@@ -81,9 +81,9 @@ pub(crate) struct Circumstances<'a> {
 }
 
 impl<T: Tcp> Receiver<T> {
-    pub(crate) fn new(half: T::Read, began_at: Option<u64>, waiters: Waker) -> Self {
+    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waiters: Waker) -> Self {
         Receiver {
-            half: Some(half),
+            socket: Some(socket),
             own: began_at,
             path: Path::Tcp,
             dmb: None,
@@ -101,7 +101,7 @@ impl<T: Tcp> Receiver<T> {
     }
 
     pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
-        self.half.as_ref().map(T::read_fd).ok_or_else(closed)
+        self.socket.as_deref().map(T::as_fd).ok_or_else(closed)
     }
 
     /// One attempt to read. With `park` a `Pending` has armed every wake-up there is; the caller has registered its
@@ -187,8 +187,8 @@ impl<T: Tcp> Receiver<T> {
         if let Some(error) = self.hand_on::<O>() {
             return self.believe(Poll::Ready(Err(error)), effects);
         }
-        let Some(half) = self.half.as_mut() else { return Some(Poll::Ready(Err(closed()))) };
-        match op.tcp(half, &mut Context::from_waker(&self.waiters)) {
+        let Some(socket) = self.socket.as_deref() else { return Some(Poll::Ready(Err(closed()))) };
+        match op.tcp(socket, &mut Context::from_waker(&self.waiters)) {
             Poll::Ready(Ok(length)) if length > 0 => {
                 if O::CONSUMES {
                     self.count(length as u64);
@@ -216,8 +216,8 @@ impl<T: Tcp> Receiver<T> {
         if self.taken.is_some() {
             return Poll::Ready(Ok(0));
         }
-        let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-        let looked = T::poll_peek(half, &mut Context::from_waker(&self.waiters));
+        let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
+        let looked = socket.poll_peek(&mut Context::from_waker(&self.waiters));
         if let Poll::Ready(Err(error)) = &looked {
             // Another error than the kernel's is told again and again.
             self.taken = error.raw_os_error();
@@ -330,7 +330,7 @@ impl<T: Tcp> Receiver<T> {
 
     /// Bytes taken from TCP so far, from the kernel; after CLOSE from the last valid look and what was read since.
     pub(crate) fn look(&mut self) -> io::Result<Option<u64>> {
-        let fd = self.half.as_ref().map(T::read_fd).ok_or_else(closed)?;
+        let fd = self.fd()?;
         let position = whole(|| sys::rx_counters(fd))?.and_then(|(look, queued)| look.rx_position(queued));
         if position.is_some() {
             self.last_position = position;
@@ -356,9 +356,9 @@ impl<T: Tcp> Receiver<T> {
                 Clc::Skip(left) => {
                     let mut scratch = [0; 512];
                     let wanted = left.min(scratch.len());
-                    let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
+                    let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
                     let mut cx = Context::from_waker(&self.waiters);
-                    match T::poll_read(half, &mut cx, &mut scratch[..wanted]) {
+                    match socket.poll_read(&mut cx, &mut scratch[..wanted]) {
                         Poll::Pending => return Poll::Pending,
                         Poll::Ready(Err(error)) => {
                             // Also who only waits for the CLC to pass may be the one that the socket tells.
@@ -378,10 +378,11 @@ impl<T: Tcp> Receiver<T> {
 
     /// Takes an urgent byte off the socket, which no read gets to any more.
     pub(crate) fn skip_urgent(&mut self) {
-        if let (true, Some(half)) = (self.fd().and_then(sys::is_at_mark).unwrap_or(false), self.half.as_mut())
+        if let (true, Some(socket)) =
+            (self.fd().and_then(sys::is_at_mark).unwrap_or(false), self.socket.as_deref())
         {
             // In line it is read, out of line it is passed over.
-            let _ = T::poll_read(half, &mut Context::from_waker(&self.waiters), &mut [0]);
+            let _ = socket.poll_read(&mut Context::from_waker(&self.waiters), &mut [0]);
         }
     }
 
@@ -431,8 +432,8 @@ impl<T: Tcp> Receiver<T> {
                     if let Some(error) = self.hand_on::<O>() {
                         return Poll::Ready(Err(error));
                     }
-                    let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-                    return op.tcp(half, &mut Context::from_waker(&self.waiters));
+                    let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
+                    return op.tcp(socket, &mut Context::from_waker(&self.waiters));
                 }
                 Ok(Step::Failed) => return Poll::Ready(Err(failed())),
                 Ok(Step::AskTcp { peer_died, left_unread }) => {

@@ -13,7 +13,7 @@ use crate::ism::ring::{Memory, Producer, Violation};
 use crate::ism::sys;
 use crate::link::lack::reason_of;
 use crate::link::stream::{Death, SendDmb};
-use crate::sync::Ordering;
+use crate::sync::{Arc, Ordering};
 use crate::transport::FallbackReason;
 
 /// The ring that a stream writes to.
@@ -37,7 +37,7 @@ pub(crate) enum Clc {
 
 pub(crate) struct Sender<T: Tcp> {
     /// `None` once the stream is closed or its socket was taken out.
-    pub(crate) half: Option<T::Write>,
+    pub(crate) socket: Option<Arc<T>>,
     pub(crate) path: Path,
     pub(crate) dmb: Option<SendDmb>,
     /// This end will never switch.
@@ -73,9 +73,9 @@ pub(crate) struct Sender<T: Tcp> {
 }
 
 impl<T: Tcp> Sender<T> {
-    pub(crate) fn new(half: T::Write, began_at: Option<u64>, waiters: Waker) -> Self {
+    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waiters: Waker) -> Self {
         Sender {
-            half: Some(half),
+            socket: Some(socket),
             largest_write: 0,
             own: began_at,
             path: Path::Tcp,
@@ -97,7 +97,7 @@ impl<T: Tcp> Sender<T> {
     }
 
     pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
-        self.half.as_ref().map(T::write_fd).ok_or_else(closed)
+        self.socket.as_deref().map(T::as_fd).ok_or_else(closed)
     }
 
     /// One attempt to write.
@@ -122,8 +122,8 @@ impl<T: Tcp> Sender<T> {
                         Poll::Pending => return Poll::Pending,
                     }
                 }
-                let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-                let answer = op.tcp(half, &mut Context::from_waker(&self.waiters));
+                let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
+                let answer = op.tcp(socket, &mut Context::from_waker(&self.waiters));
                 if let (true, Poll::Ready(Ok(length))) = (O::WRITES, &answer) {
                     self.count(*length);
                 }
@@ -206,8 +206,8 @@ impl<T: Tcp> Sender<T> {
 
     /// The way of what is written when the ring is over.
     fn poll_late<O: WriteOp<T>>(&mut self, op: &mut O) -> Poll<io::Result<usize>> {
-        let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-        match op.late(half, &mut Context::from_waker(&self.waiters)) {
+        let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
+        match op.late(socket, &mut Context::from_waker(&self.waiters)) {
             // It has closed, but its socket was still open when our bytes came there. To who writes that is one event.
             Poll::Ready(Err(error))
                 if error.kind() == io::ErrorKind::ConnectionReset
@@ -282,9 +282,9 @@ impl<T: Tcp> Sender<T> {
 
     /// The error of a socket whose runtime is gone, as tokio words it if it does.
     fn runtime_error(&mut self) -> io::Result<usize> {
-        if let Some(half) = self.half.as_mut() {
+        if let Some(socket) = self.socket.as_deref() {
             let mut cx = Context::from_waker(&self.waiters);
-            if let Poll::Ready(Err(error)) = T::poll_write(half, &mut cx, &[]) {
+            if let Poll::Ready(Err(error)) = socket.poll_write(&mut cx, &[]) {
                 return Err(error);
             }
         }
@@ -305,10 +305,11 @@ impl<T: Tcp> Sender<T> {
         if self.path == Path::Ring || self.pinned || self.shut || !matches!(self.clc, Clc::None) {
             return;
         }
-        let (Some(syn), Some(dmb), Some(half)) = (self.syn, self.dmb.as_ref(), self.half.as_ref()) else {
+        let (Some(syn), Some(dmb), Some(socket)) = (self.syn, self.dmb.as_ref(), self.socket.as_deref())
+        else {
             return;
         };
-        let fd = T::write_fd(half);
+        let fd = socket.as_fd();
         let (look, queued) = match whole(|| sys::tx_counters(fd)) {
             Ok(Some(found)) => found,
             Ok(None) => return,
@@ -388,9 +389,9 @@ impl<T: Tcp> Sender<T> {
             if *at >= end {
                 return Poll::Ready(Ok(()));
             }
-            let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
+            let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
             let mut cx = Context::from_waker(&self.waiters);
-            match T::poll_write(half, &mut cx, &bytes[*at..end]) {
+            match socket.poll_write(&mut cx, &bytes[*at..end]) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Ready(Ok(length)) => {

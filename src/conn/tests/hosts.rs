@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::ops::{PeekSlice, ReadSlice, Task, WriteSlice};
-use super::socket::{Half, Socket, StdTcp, drain};
+use super::socket::{StdTcp, drain};
 use crate::config::{Config, UpgradePolicy};
 use crate::conn::close::Leftover;
 use crate::conn::{Connection, Role, receive, send};
@@ -279,15 +279,14 @@ impl Lab {
             let _ = sys::shutdown_socket(link.socket());
         }
         let conn = &pair.conns[side];
-        let halves = (lock(&conn.rx).half.take(), lock(&conn.tx).half.take());
-        drop(halves);
+        drop(conn.take_socket());
     }
 }
 
 /// Both ends of one TCP connection. The test itself keeps no descriptor of it.
 pub(super) struct Pair {
     pub(super) conns: [Arc<Connection<StdTcp>>; 2],
-    sockets: [std::sync::Weak<Socket>; 2],
+    sockets: [std::sync::Weak<StdTcp>; 2],
     tuple: (u16, std::net::SocketAddr),
     pub(super) accepted: Option<(Arc<Endpoint>, AcceptedEntry)>,
     /// Closed ends with CLC still to come.
@@ -322,11 +321,9 @@ impl Pair {
 
     fn of(client: TcpStream, server: TcpStream, roles: [Role; 2], config: Config) -> Self {
         let tuple = (server.local_addr().expect("local").port(), server.peer_addr().expect("peer"));
-        let sockets = [Socket::new(client), Socket::new(server)];
-        let conns = [CLIENT, SERVER].map(|side| {
-            let half = || Half(sockets[side].clone());
-            Connection::new(half(), half(), roles[side], config.clone())
-        });
+        let sockets = [StdTcp::new(client), StdTcp::new(server)];
+        let conns =
+            [CLIENT, SERVER].map(|side| Connection::new(sockets[side].clone(), roles[side], config.clone()));
         Pair {
             conns,
             sockets: sockets.each_ref().map(Arc::downgrade),
@@ -358,17 +355,17 @@ impl Pair {
     /// The application drops its stream.
     pub(super) fn close(&self, side: usize) {
         if let Some(leftover) = self.conns[side].close() {
-            let _ = leftover.write.0.tcp.shutdown(std::net::Shutdown::Write);
+            let _ = leftover.socket.tcp.shutdown(std::net::Shutdown::Write);
             lock(&self.leftovers).push(leftover);
         }
     }
 
     /// The socket of a side, while it is open.
-    pub(super) fn socket(&self, side: usize) -> Option<Arc<Socket>> {
+    pub(super) fn socket(&self, side: usize) -> Option<Arc<StdTcp>> {
         self.sockets[side].upgrade()
     }
 
-    pub(super) fn tcp(&self, side: usize) -> Arc<Socket> {
+    pub(super) fn tcp(&self, side: usize) -> Arc<StdTcp> {
         self.socket(side).expect("an open socket")
     }
 

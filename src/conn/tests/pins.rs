@@ -30,12 +30,12 @@ fn hazard_h9_into_std_at_every_moment_of_the_upgrade() {
                 match pair.conns[side].pin("into_std", true, true) {
                     Ok(()) => {
                         outcomes[0] += 1;
-                        let (read, write) = pair.conns[side].take_halves().expect("both halves");
+                        let taken = pair.conns[side].take_socket().expect("the socket");
                         pair.write(peer, &bytes(coming, 100));
                         lab.run();
                         assert!(!pair.writes_ring(CLIENT) && !pair.writes_ring(SERVER), "moment {moment}");
                         pair.write(peer, &bytes(coming + 100, 100));
-                        let socket = &read.0.tcp;
+                        let socket = &taken.tcp;
                         socket.set_nonblocking(false).unwrap();
                         let mut got = vec![0; coming as usize + 200];
                         (&*socket).read_exact(&mut got).unwrap();
@@ -44,7 +44,7 @@ fn hazard_h9_into_std_at_every_moment_of_the_upgrade() {
                         pair.expect(peer, &bytes(0, sent as usize + 50));
                         let transport = pair.conns[peer].transport();
                         assert!(matches!(transport, Transport::Tcp(_)), "{transport:?}");
-                        drop((read, write));
+                        drop(taken);
                         pair.end(peer).unwrap();
                         pair.close(peer);
                         pair.close(side);
