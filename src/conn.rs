@@ -95,6 +95,30 @@ pub(crate) trait WriteOp<T: Tcp> {
     const WRITES: bool = true;
 }
 
+/// What an attempt to read or write does when it has to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnPending {
+    /// It says so, and leaves everything as it is.
+    Return,
+    /// It has armed every wake-up there is. The caller has registered its waker before.
+    Arm,
+}
+
+/// What an application does with a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Read,
+    Write,
+}
+
+/// The directions of a stream, as this end uses them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Directions {
+    Read,
+    Write,
+    Both,
+}
+
 /// What a step under a lock asks for once the lock is free.
 #[derive(Default)]
 pub(crate) struct Effects {

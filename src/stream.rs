@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 use tokio::task::coop::poll_proceed;
 
 use crate::config::Config;
-use crate::conn::{Connection, Role};
+use crate::conn::{Connection, Directions, Role};
 use crate::ism::device::PortEntry;
 use crate::ism::ring::fill_room;
 use crate::link::adopted::adopt;
@@ -201,7 +201,7 @@ impl SmcStream {
     /// }
     /// ```
     pub fn into_std(self) -> io::Result<std::net::TcpStream> {
-        if let Err(error) = self.conn.pin("into_std", true, true) {
+        if let Err(error) = self.conn.pin("into_std", Directions::Both) {
             return Err(io::Error::new(error.kind(), IntoStdError { error, stream: self }));
         }
         let SmcStream { conn, tcp } = self;
@@ -413,7 +413,13 @@ impl SmcStream {
     }
 
     fn pin(&self, what: &str, interest: Interest) -> io::Result<()> {
-        self.conn.pin(what, interest.is_readable(), interest.is_writable())
+        let directions = match (interest.is_readable(), interest.is_writable()) {
+            (true, true) => Directions::Both,
+            (true, false) => Directions::Read,
+            (false, true) => Directions::Write,
+            (false, false) => return Ok(()),
+        };
+        self.conn.pin(what, directions)
     }
 
     // ---- halves ----

@@ -10,7 +10,7 @@ use super::receive::{self, Circumstances, Receiver, closed, whole};
 use super::send::{self, Sender};
 use super::upgrade::{Phase, Upgrade};
 use super::waiters::Waiters;
-use super::{Effects, Rare, ReadOp, Tcp, WriteOp, upgraded_error};
+use super::{Directions, Effects, OnPending, Operation, Rare, ReadOp, Tcp, WriteOp, upgraded_error};
 use crate::config::Config;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
@@ -158,11 +158,15 @@ impl<T: Tcp> Connection<T> {
 
     /// One attempt; nobody is registered for a wake-up.
     #[inline]
-    pub(crate) fn try_read<O: ReadOp<T>>(&self, op: &mut O, park: bool) -> Poll<io::Result<usize>> {
+    pub(crate) fn try_read<O: ReadOp<T>>(
+        &self,
+        op: &mut O,
+        on_pending: OnPending,
+    ) -> Poll<io::Result<usize>> {
         let mut effects = Effects::default();
         let answer = {
             let mut rx = lock(&self.rx);
-            let answer = rx.poll(op, park, || self.circumstances(), &mut effects);
+            let answer = rx.poll(op, on_pending, || self.circumstances(), &mut effects);
             if rx.path == receive::Path::Ring {
                 if !self.reads_ring() {
                     self.rx_in_ring.store(true, Ordering::Relaxed);
@@ -184,24 +188,28 @@ impl<T: Tcp> Connection<T> {
         cx: &mut Context<'_>,
         op: &mut O,
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(answer) = self.try_read(op, false) {
+        if let Poll::Ready(answer) = self.try_read(op, OnPending::Return) {
             return Poll::Ready(answer);
         }
         // Registered before the last look, so that nothing can happen in between unheard.
         self.wakes.readers.register(cx.waker());
-        self.try_read(op, true)
+        self.try_read(op, OnPending::Arm)
     }
 
     // ---- writing ----
 
     /// One attempt; nobody is registered for a wake-up.
     #[inline]
-    pub(crate) fn try_write<O: WriteOp<T>>(&self, op: &mut O, park: bool) -> Poll<io::Result<usize>> {
+    pub(crate) fn try_write<O: WriteOp<T>>(
+        &self,
+        op: &mut O,
+        on_pending: OnPending,
+    ) -> Poll<io::Result<usize>> {
         let mut effects = Effects::default();
         let answer = {
             let mut tx = lock(&self.tx);
             let handshake = || self.stop_handshake();
-            let answer = tx.poll(op, park, || self.circumstances(), handshake, &mut effects);
+            let answer = tx.poll(op, on_pending, || self.circumstances(), handshake, &mut effects);
             let in_ring = tx.path == send::Path::Ring && !tx.over;
             if in_ring != self.writes_ring() {
                 self.tx_in_ring.store(in_ring, Ordering::Relaxed);
@@ -222,11 +230,11 @@ impl<T: Tcp> Connection<T> {
         cx: &mut Context<'_>,
         op: &mut O,
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(answer) = self.try_write(op, false) {
+        if let Poll::Ready(answer) = self.try_write(op, OnPending::Return) {
             return Poll::Ready(answer);
         }
         self.wakes.writers.register(cx.waker());
-        self.try_write(op, true)
+        self.try_write(op, OnPending::Arm)
     }
 
     /// S: the application writes first, so the client may not go any more, unless it went.
@@ -328,17 +336,14 @@ impl<T: Tcp> Connection<T> {
     /// # Errors
     ///
     /// `Unsupported` when one of them has already left TCP; the other stays pinned.
-    pub(crate) fn pin(&self, what: &str, read: bool, write: bool) -> io::Result<()> {
+    pub(crate) fn pin(&self, what: &str, directions: Directions) -> io::Result<()> {
         let mut effects = Effects::default();
-        if !read && !write {
-            return Ok(());
-        }
-        let read_pinned = !read || {
+        let read_pinned = directions == Directions::Write || {
             let mut rx = lock(&self.rx);
             // CLC that is promised to this socket must not be read by the application.
             Self::pin_receiver(&mut rx, &mut effects) && matches!(rx.strip_clc(), Poll::Ready(Ok(true)))
         };
-        let write_pinned = !write || {
+        let write_pinned = directions == Directions::Read || {
             let mut tx = lock(&self.tx);
             // The application's bytes may be next: CLC that was promised goes first.
             let sent = matches!(tx.send_clc(|| self.stop_handshake()), Poll::Ready(Ok(())));
@@ -435,14 +440,15 @@ impl<T: Tcp> Connection<T> {
 
     /// Has the time come to offer the upgrade, after a successful read or write? Answers yes once.
     #[inline]
-    pub(crate) fn triggered(&self, by_write: bool) -> bool {
+    pub(crate) fn triggered(&self, operation: Operation) -> bool {
         if !self.upgrade.waits_for_trigger() {
             return false;
         }
         let (read, written) =
             (self.read_bytes.load(Ordering::Relaxed), self.written_bytes.load(Ordering::Relaxed));
         // A write after a read is the turn.
-        ((by_write && read > 0) || read.max(written) >= MANY_BYTES) && self.upgrade.begin()
+        ((operation == Operation::Write && read > 0) || read.max(written) >= MANY_BYTES)
+            && self.upgrade.begin()
     }
 
     /// The sending ring is grown: it is looked at until it has been idle.

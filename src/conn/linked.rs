@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use super::receive::{self, Receiver, whole};
 use super::send::{self, Sender};
 use super::upgrade::Phase;
-use super::{Connection, Effects, Role, Tcp};
+use super::{Connection, Directions, Effects, Role, Tcp};
 use crate::clc::Diagnosis;
 use crate::config::{PeerPolicy, UpgradePolicy, usable_dmb_size};
 use crate::ism::arena::DmbMemory;
@@ -221,7 +221,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
 
     fn shared(&self) {
         // A direction that has switched already goes on in its ring.
-        let _ = self.pin("a shared socket", true, true);
+        let _ = self.pin("a shared socket", Directions::Both);
         self.upgrade.settle(FallbackReason::Pinned);
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
 use super::growth::Stall;
-use super::{Effects, ReadOp, Tcp};
+use super::{Effects, OnPending, ReadOp, Tcp};
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
@@ -104,19 +104,18 @@ impl<T: Tcp> Receiver<T> {
         self.socket.as_deref().map(T::as_fd).ok_or_else(closed)
     }
 
-    /// One attempt to read. With `park` a `Pending` has armed every wake-up there is; the caller has registered its
-    /// waker before.
+    /// One attempt to read.
     pub(crate) fn poll<'a, O: ReadOp<T>>(
         &mut self,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         loop {
             match self.path {
                 Path::Ring => {
-                    let answer = self.poll_ring(op, park, circumstances, effects);
+                    let answer = self.poll_ring(op, on_pending, circumstances, effects);
                     return self.remember(op, answer);
                 }
                 Path::Draining { at, until } if at == until => {
@@ -131,7 +130,7 @@ impl<T: Tcp> Receiver<T> {
                 }
                 Path::Draining { at, until } if at > until => return self.broken(effects),
                 Path::Draining { .. } | Path::Tcp => {
-                    if let Some(answer) = self.poll_tcp(op, park, &circumstances, effects) {
+                    if let Some(answer) = self.poll_tcp(op, on_pending, &circumstances, effects) {
                         return answer;
                     }
                 }
@@ -165,7 +164,7 @@ impl<T: Tcp> Receiver<T> {
     fn poll_tcp<'a, O: ReadOp<T>>(
         &mut self,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         circumstances: &impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Option<Poll<io::Result<usize>>> {
@@ -182,7 +181,7 @@ impl<T: Tcp> Receiver<T> {
                 return self.believe(Poll::Ready(end), effects);
             }
             Poll::Ready(Err(error)) => return self.believe(Poll::Ready(Err(error)), effects),
-            Poll::Pending => return self.believe_pending(park),
+            Poll::Pending => return self.believe_pending(on_pending),
         }
         if let Some(error) = self.hand_on::<O>() {
             return self.believe(Poll::Ready(Err(error)), effects);
@@ -201,7 +200,7 @@ impl<T: Tcp> Receiver<T> {
                 self.believe(Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())), effects)
             }
             Poll::Ready(end) => self.believe(Poll::Ready(end), effects),
-            Poll::Pending => self.believe_pending(park),
+            Poll::Pending => self.believe_pending(on_pending),
         }
     }
 
@@ -277,7 +276,7 @@ impl<T: Tcp> Receiver<T> {
     }
 
     /// TCP has nothing now. A word that changed, or bytes that someone else read, change the answer.
-    fn believe_pending(&mut self, park: bool) -> Option<Poll<io::Result<usize>>> {
+    fn believe_pending(&mut self, on_pending: OnPending) -> Option<Poll<io::Result<usize>>> {
         match self.path {
             Path::Draining { until, .. } => {
                 if self.is_drained(until) {
@@ -287,7 +286,7 @@ impl<T: Tcp> Receiver<T> {
                 Some(Poll::Pending)
             }
             _ => {
-                if !park || self.pinned {
+                if on_pending == OnPending::Return || self.pinned {
                     return Some(Poll::Pending);
                 }
                 let Some(dmb) = self.dmb.as_ref() else { return Some(Poll::Pending) };
@@ -411,13 +410,13 @@ impl<T: Tcp> Receiver<T> {
     fn poll_ring<'a, O: ReadOp<T>>(
         &mut self,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         let Some(dmb) = self.dmb.as_mut() else { return Poll::Ready(Err(closed())) };
         loop {
-            match Self::ring_step(dmb, op, park, self.over, &circumstances) {
+            match Self::ring_step(dmb, op, on_pending, self.over, &circumstances) {
                 Ok(Step::Read(length)) => {
                     if O::CONSUMES && dmb.consumer.wake_writer() {
                         effects.ring(&dmb.doorbell, Signal::Space);
@@ -458,7 +457,7 @@ impl<T: Tcp> Receiver<T> {
     fn ring_step<'a, O: ReadOp<T>>(
         dmb: &mut ReceiveDmb,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         over: bool,
         circumstances: &impl Fn() -> Circumstances<'a>,
     ) -> Result<Step, Violation> {
@@ -487,7 +486,7 @@ impl<T: Tcp> Receiver<T> {
         }
         let now = circumstances();
         match now.death {
-            None if !park => Ok(Step::Wait),
+            None if on_pending == OnPending::Return => Ok(Step::Wait),
             None => {
                 if !dmb.consumer.wait()? {
                     return Ok(Step::Again);

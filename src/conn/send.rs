@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
 use super::receive::{Circumstances, closed, failed, whole};
-use super::{Effects, Tcp, WriteOp};
+use super::{Effects, OnPending, Tcp, WriteOp};
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
@@ -104,7 +104,7 @@ impl<T: Tcp> Sender<T> {
     pub(crate) fn poll<'a, O: WriteOp<T>>(
         &mut self,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         circumstances: impl Fn() -> Circumstances<'a>,
         handshake: impl Fn() -> HandshakeWord,
         effects: &mut Effects,
@@ -130,7 +130,7 @@ impl<T: Tcp> Sender<T> {
                 return answer;
             }
         }
-        let answer = self.poll_ring(op, park, circumstances, effects);
+        let answer = self.poll_ring(op, on_pending, circumstances, effects);
         if !O::WRITES && self.ready && answer.is_pending() {
             return Poll::Ready(Ok(1));
         }
@@ -145,7 +145,7 @@ impl<T: Tcp> Sender<T> {
     fn poll_ring<'a, O: WriteOp<T>>(
         &mut self,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
@@ -163,7 +163,7 @@ impl<T: Tcp> Sender<T> {
                 (Some(Gone::Reset(kind)), _) | (None, Some(kind)) => Ok(Err(Gone::Reset(kind))),
                 _ => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             },
-            None => Self::ring_step(dmb, op, park, effects),
+            None => Self::ring_step(dmb, op, on_pending, effects),
             Some(Death::Peer) => Ok(Err(match (reader_gone(&dmb.producer), self.lost) {
                 (None, Some(kind)) => Gone::Reset(kind),
                 (None, None) => Gone::Silent,
@@ -242,7 +242,7 @@ impl<T: Tcp> Sender<T> {
     fn ring_step<O: WriteOp<T>>(
         dmb: &mut SendDmb,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         effects: &mut Effects,
     ) -> Result<Result<Poll<io::Result<usize>>, Gone>, Violation> {
         loop {
@@ -260,7 +260,7 @@ impl<T: Tcp> Sender<T> {
             if op.is_empty() {
                 return Ok(Ok(Poll::Ready(Ok(0))));
             }
-            if !park {
+            if on_pending == OnPending::Return {
                 return Ok(Ok(Poll::Pending));
             }
             let waits = dmb.producer.wait()?;

@@ -10,7 +10,7 @@ use super::ops::{PeekSlice, ReadSlice, Task, WriteSlice};
 use super::socket::{StdTcp, drain};
 use crate::config::{Config, UpgradePolicy};
 use crate::conn::close::Leftover;
-use crate::conn::{Connection, Role, receive, send};
+use crate::conn::{Connection, OnPending, Role, receive, send};
 use crate::ism::device::{EndpointId, PortEntry};
 use crate::ism::sys;
 use crate::link::Link;
@@ -239,7 +239,7 @@ impl Lab {
     pub(super) fn write(&mut self, pair: &Pair, side: usize, bytes: &[u8]) {
         let mut rest = bytes;
         patiently("room", || {
-            match pair.conns[side].try_write(&mut WriteSlice(rest), false) {
+            match pair.conns[side].try_write(&mut WriteSlice(rest), OnPending::Return) {
                 Poll::Ready(Ok(length)) => rest = &rest[length..],
                 Poll::Pending => self.run(),
                 Poll::Ready(Err(error)) => panic!("write: {error}"),
@@ -382,7 +382,7 @@ impl Pair {
     /// Lets both readers see that the peer has switched.
     pub(super) fn settle(&self) {
         for conn in &self.conns {
-            let _ = conn.try_read(&mut PeekSlice(&mut [0], 0), false);
+            let _ = conn.try_read(&mut PeekSlice(&mut [0], 0), OnPending::Return);
         }
     }
 
@@ -396,7 +396,7 @@ impl Pair {
 
     /// Writes all of it at once.
     pub(super) fn write(&self, side: usize, bytes: &[u8]) {
-        match self.conns[side].try_write(&mut WriteSlice(bytes), false) {
+        match self.conns[side].try_write(&mut WriteSlice(bytes), OnPending::Return) {
             Poll::Ready(Ok(length)) => assert_eq!(length, bytes.len(), "all at once"),
             answer => panic!("write: {answer:?}"),
         }
@@ -405,7 +405,7 @@ impl Pair {
     /// One read of at most `length` bytes; `None` when there is nothing.
     pub(super) fn try_read(&self, side: usize, length: usize) -> Option<io::Result<Vec<u8>>> {
         let mut buffer = vec![0; length];
-        match self.conns[side].try_read(&mut ReadSlice(&mut buffer), false) {
+        match self.conns[side].try_read(&mut ReadSlice(&mut buffer), OnPending::Return) {
             Poll::Pending => None,
             Poll::Ready(Ok(length)) => {
                 buffer.truncate(length);

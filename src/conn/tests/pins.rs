@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use super::bytes;
 use super::hosts::{CLIENT, Lab, SERVER};
 use super::watched;
+use crate::conn::Directions;
 use crate::transport::Transport;
 
 /// Moments in messages; after the last one the upgrade is done.
@@ -27,7 +28,7 @@ fn hazard_h9_into_std_at_every_moment_of_the_upgrade() {
                 }
                 let peer = 1 - side;
                 let (sent, coming) = if side == CLIENT { (300, 200) } else { (200, 300) };
-                match pair.conns[side].pin("into_std", true, true) {
+                match pair.conns[side].pin("into_std", Directions::Both) {
                     Ok(()) => {
                         outcomes[0] += 1;
                         let taken = pair.conns[side].take_socket().expect("the socket");
@@ -90,7 +91,7 @@ fn hazard_h9_one_direction_is_pinned_and_the_other_one_switches() {
                 let transport = pair.conns[side].transport();
                 assert!(matches!(transport, Transport::Tcp(_)), "{transport:?}");
             }
-            let error = pair.conns[SERVER].pin("into_std", true, true).unwrap_err();
+            let error = pair.conns[SERVER].pin("into_std", Directions::Both).unwrap_err();
             assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
         }
     });
