@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use super::receive::{self, Receiver, whole};
 use super::send::{self, Sender};
 use super::upgrade::Phase;
-use super::{Connection, Effects, Role, Tcp};
+use super::{Connection, Directions, Effects, Role, Tcp};
 use crate::clc::Diagnosis;
 use crate::config::{UpgradePolicy, usable_dmb_size};
 use crate::ism::arena::DmbMemory;
@@ -78,7 +78,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
 
     fn attach_receive(&self, dmb: ReceiveDmb, hold: Option<&[u8]>) -> Result<(), FallbackReason> {
         let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-        if rx.half.is_none() || tx.half.is_none() || tx.shut {
+        if rx.socket.is_none() || tx.socket.is_none() || tx.shut {
             return Err(FallbackReason::HalfClosed);
         }
         if rx.dmb.is_some() || rx.path != receive::Path::Tcp {
@@ -144,7 +144,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         }
         {
             let mut tx = lock(&self.tx);
-            if tx.pinned || tx.shut || tx.half.is_none() {
+            if tx.pinned || tx.shut || tx.socket.is_none() {
                 // A pin made before the DMB was known is put into its word; its DETACH goes out at once.
                 dmb.producer.memory().header().pin();
                 effects.ring(&dmb.doorbell, Signal::Data);
@@ -219,7 +219,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
 
     fn shared(&self) {
         // A direction that has switched already goes on in its ring.
-        let _ = self.pin("a shared socket", true, true);
+        let _ = self.pin("a shared socket", Directions::Both);
         self.upgrade.settle(FallbackReason::Pinned);
     }
 

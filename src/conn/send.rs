@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
 use super::receive::{Circumstances, closed, failed, whole};
-use super::{Effects, Tcp, WriteOp};
+use super::{Effects, OnPending, Tcp, WriteOp};
 use crate::error::SmcError;
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Flags, HandshakeWord};
@@ -14,7 +14,7 @@ use crate::ism::ring::{Memory, Producer, Violation};
 use crate::ism::sys;
 use crate::link::lack::reason_of;
 use crate::link::stream::{Death, SendDmb};
-use crate::sync::Ordering;
+use crate::sync::{Arc, Ordering};
 use crate::transport::FallbackReason;
 
 /// The ring that a stream writes to.
@@ -38,7 +38,7 @@ pub(crate) enum Clc {
 
 pub(crate) struct Sender<T: Tcp> {
     /// `None` once the stream is closed or its socket was taken out.
-    pub(crate) half: Option<T::Write>,
+    pub(crate) socket: Option<Arc<T>>,
     pub(crate) path: Path,
     pub(crate) dmb: Option<SendDmb>,
     /// This end will never switch.
@@ -74,9 +74,9 @@ pub(crate) struct Sender<T: Tcp> {
 }
 
 impl<T: Tcp> Sender<T> {
-    pub(crate) fn new(half: T::Write, began_at: Option<u64>, waiters: Waker) -> Self {
+    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waiters: Waker) -> Self {
         Sender {
-            half: Some(half),
+            socket: Some(socket),
             largest_write: 0,
             own: began_at,
             path: Path::Tcp,
@@ -98,14 +98,14 @@ impl<T: Tcp> Sender<T> {
     }
 
     pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
-        self.half.as_ref().map(T::write_fd).ok_or_else(closed)
+        self.socket.as_deref().map(T::as_fd).ok_or_else(closed)
     }
 
     /// One attempt to write.
     pub(crate) fn poll<'a, O: WriteOp<T>>(
         &mut self,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         circumstances: impl Fn() -> Circumstances<'a>,
         handshake: impl Fn() -> HandshakeWord,
         effects: &mut Effects,
@@ -123,15 +123,15 @@ impl<T: Tcp> Sender<T> {
                         Poll::Pending => return Poll::Pending,
                     }
                 }
-                let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-                let answer = op.tcp(half, &mut Context::from_waker(&self.waiters));
+                let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
+                let answer = op.tcp(socket, &mut Context::from_waker(&self.waiters));
                 if let (true, Poll::Ready(Ok(length))) = (O::WRITES, &answer) {
                     self.count(*length);
                 }
                 return answer;
             }
         }
-        let answer = self.poll_ring(op, park, circumstances, effects);
+        let answer = self.poll_ring(op, on_pending, circumstances, effects);
         if !O::WRITES && self.ready && answer.is_pending() {
             return Poll::Ready(Ok(1));
         }
@@ -146,7 +146,7 @@ impl<T: Tcp> Sender<T> {
     fn poll_ring<'a, O: WriteOp<T>>(
         &mut self,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
@@ -164,7 +164,7 @@ impl<T: Tcp> Sender<T> {
                 (Some(Gone::Reset(kind)), _) | (None, Some(kind)) => Ok(Err(Gone::Reset(kind))),
                 _ => return Poll::Ready(Err(SmcError::ShutDown.of(io::ErrorKind::BrokenPipe))),
             },
-            None => Self::ring_step(dmb, op, park, effects),
+            None => Self::ring_step(dmb, op, on_pending, effects),
             Some(Death::Peer) => Ok(Err(match (reader_gone(&dmb.producer), self.lost) {
                 (None, Some(kind)) => Gone::Reset(kind),
                 (None, None) => Gone::Silent,
@@ -210,8 +210,8 @@ impl<T: Tcp> Sender<T> {
 
     /// The way of what is written when the ring is over.
     fn poll_late<O: WriteOp<T>>(&mut self, op: &mut O) -> Poll<io::Result<usize>> {
-        let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-        match op.late(half, &mut Context::from_waker(&self.waiters)) {
+        let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
+        match op.late(socket, &mut Context::from_waker(&self.waiters)) {
             // It has closed, but its socket was still open when our bytes came there. To who writes that is one event.
             Poll::Ready(Err(error))
                 if error.kind() == io::ErrorKind::ConnectionReset
@@ -251,7 +251,7 @@ impl<T: Tcp> Sender<T> {
     fn ring_step<O: WriteOp<T>>(
         dmb: &mut SendDmb,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         effects: &mut Effects,
     ) -> Result<Result<Poll<io::Result<usize>>, Gone>, Violation> {
         loop {
@@ -269,7 +269,7 @@ impl<T: Tcp> Sender<T> {
             if op.is_empty() {
                 return Ok(Ok(Poll::Ready(Ok(0))));
             }
-            if !park {
+            if on_pending == OnPending::Return {
                 return Ok(Ok(Poll::Pending));
             }
             let waits = dmb.producer.wait()?;
@@ -291,9 +291,9 @@ impl<T: Tcp> Sender<T> {
 
     /// The error of a socket whose runtime is gone, as tokio words it if it does.
     fn runtime_error(&mut self) -> io::Result<usize> {
-        if let Some(half) = self.half.as_mut() {
+        if let Some(socket) = self.socket.as_deref() {
             let mut cx = Context::from_waker(&self.waiters);
-            if let Poll::Ready(Err(error)) = T::poll_write(half, &mut cx, &[]) {
+            if let Poll::Ready(Err(error)) = socket.poll_write(&mut cx, &[]) {
                 return Err(error);
             }
         }
@@ -314,10 +314,11 @@ impl<T: Tcp> Sender<T> {
         if self.path == Path::Ring || self.pinned || self.shut || !matches!(self.clc, Clc::None) {
             return;
         }
-        let (Some(syn), Some(dmb), Some(half)) = (self.syn, self.dmb.as_ref(), self.half.as_ref()) else {
+        let (Some(syn), Some(dmb), Some(socket)) = (self.syn, self.dmb.as_ref(), self.socket.as_deref())
+        else {
             return;
         };
-        let fd = T::write_fd(half);
+        let fd = socket.as_fd();
         let (look, queued) = match whole(|| sys::tx_counters(fd)) {
             Ok(Some(found)) => found,
             Ok(None) => return,
@@ -397,9 +398,9 @@ impl<T: Tcp> Sender<T> {
             if *at >= end {
                 return Poll::Ready(Ok(()));
             }
-            let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
+            let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
             let mut cx = Context::from_waker(&self.waiters);
-            match T::poll_write(half, &mut cx, &bytes[*at..end]) {
+            match socket.poll_write(&mut cx, &bytes[*at..end]) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Ready(Ok(length)) => {

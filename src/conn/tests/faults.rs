@@ -7,7 +7,7 @@ use super::bytes;
 use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
 use super::ops::WriteSlice;
 use super::watched;
-use crate::conn::receive;
+use crate::conn::{Directions, OnPending, receive};
 use crate::error::SmcError;
 use crate::ism::ring::Memory;
 use crate::ism::sys;
@@ -33,7 +33,7 @@ fn read(pair: &Pair, side: usize) -> (ErrorKind, SmcError) {
 fn write(pair: &Pair, side: usize) -> (ErrorKind, SmcError) {
     let mut error = None;
     patiently("an error of a write", || {
-        match pair.conns[side].try_write(&mut WriteSlice(b"x"), false) {
+        match pair.conns[side].try_write(&mut WriteSlice(b"x"), OnPending::Return) {
             Poll::Ready(Err(refused)) => error = Some(refused),
             Poll::Ready(Ok(_)) | Poll::Pending => {}
         }
@@ -200,7 +200,7 @@ fn what_this_end_has_done_itself_is_told_as_such() {
     watched("what_this_end_has_done_itself_is_told_as_such", || {
         let mut lab = Lab::new();
         let pair = lab.upgraded();
-        let error = pair.conns[CLIENT].pin("into_std", true, true).expect_err("it has switched");
+        let error = pair.conns[CLIENT].pin("into_std", Directions::Both).expect_err("it has switched");
         assert_eq!(told(&error), (ErrorKind::Unsupported, SmcError::Upgraded("into_std".into())));
         pair.conns[CLIENT].shutdown_write().expect("shutdown");
         assert_eq!(write(&pair, CLIENT), (ErrorKind::BrokenPipe, SmcError::ShutDown));

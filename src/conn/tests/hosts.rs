@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use super::by_hand::ByHand;
 use super::ops::{PeekSlice, ReadSlice, Task, WriteSlice};
-use super::socket::{Half, Socket, StdTcp, drain};
+use super::socket::{StdTcp, drain};
 use crate::config::{Config, UpgradePolicy};
 use crate::conn::close::Leftover;
-use crate::conn::{Connection, Role, receive, send};
+use crate::conn::{Connection, OnPending, Role, receive, send};
 use crate::ism::device::PortEntry;
 use crate::ism::sys;
 use crate::link::accepted::FIRST_LOOK;
@@ -167,7 +167,7 @@ impl Lab {
     pub(super) fn write(&mut self, pair: &Pair, side: usize, bytes: &[u8]) {
         let mut rest = bytes;
         patiently("room", || {
-            match pair.conns[side].try_write(&mut WriteSlice(rest), false) {
+            match pair.conns[side].try_write(&mut WriteSlice(rest), OnPending::Return) {
                 Poll::Ready(Ok(length)) => rest = &rest[length..],
                 Poll::Pending => self.run(),
                 Poll::Ready(Err(error)) => panic!("write: {error}"),
@@ -212,15 +212,14 @@ impl Lab {
             let _ = sys::shutdown_socket(link.socket());
         }
         let conn = &pair.conns[side];
-        let halves = (lock(&conn.rx).half.take(), lock(&conn.tx).half.take());
-        drop(halves);
+        drop(conn.take_socket());
     }
 }
 
 /// Both ends of one TCP connection. The test itself keeps no descriptor of it.
 pub(super) struct Pair {
     pub(super) conns: [Arc<Connection<StdTcp>>; 2],
-    sockets: [std::sync::Weak<Socket>; 2],
+    sockets: [std::sync::Weak<StdTcp>; 2],
     tuple: (u16, std::net::SocketAddr),
     pub(super) accepted: Option<(Arc<Endpoint>, AcceptedEntry)>,
     /// Closed ends with CLC still to come.
@@ -255,11 +254,9 @@ impl Pair {
 
     fn of(client: TcpStream, server: TcpStream, roles: [Role; 2], config: Config) -> Self {
         let tuple = (server.local_addr().expect("local").port(), server.peer_addr().expect("peer"));
-        let sockets = [Socket::new(client), Socket::new(server)];
-        let conns = [CLIENT, SERVER].map(|side| {
-            let half = || Half(sockets[side].clone());
-            Connection::new(half(), half(), roles[side], config.clone())
-        });
+        let sockets = [StdTcp::new(client), StdTcp::new(server)];
+        let conns =
+            [CLIENT, SERVER].map(|side| Connection::new(sockets[side].clone(), roles[side], config.clone()));
         Pair {
             conns,
             sockets: sockets.each_ref().map(Arc::downgrade),
@@ -291,17 +288,17 @@ impl Pair {
     /// The application drops its stream.
     pub(super) fn close(&self, side: usize) {
         if let Some(leftover) = self.conns[side].close() {
-            let _ = leftover.write.0.tcp.shutdown(std::net::Shutdown::Write);
+            let _ = leftover.socket.tcp.shutdown(std::net::Shutdown::Write);
             lock(&self.leftovers).push(leftover);
         }
     }
 
     /// The socket of a side, while it is open.
-    pub(super) fn socket(&self, side: usize) -> Option<Arc<Socket>> {
+    pub(super) fn socket(&self, side: usize) -> Option<Arc<StdTcp>> {
         self.sockets[side].upgrade()
     }
 
-    pub(super) fn tcp(&self, side: usize) -> Arc<Socket> {
+    pub(super) fn tcp(&self, side: usize) -> Arc<StdTcp> {
         self.socket(side).expect("an open socket")
     }
 
@@ -318,7 +315,7 @@ impl Pair {
     /// Lets both readers see that the peer has switched.
     pub(super) fn settle(&self) {
         for conn in &self.conns {
-            let _ = conn.try_read(&mut PeekSlice(&mut [0], 0), false);
+            let _ = conn.try_read(&mut PeekSlice(&mut [0], 0), OnPending::Return);
         }
     }
 
@@ -332,7 +329,7 @@ impl Pair {
 
     /// Writes all of it at once.
     pub(super) fn write(&self, side: usize, bytes: &[u8]) {
-        match self.conns[side].try_write(&mut WriteSlice(bytes), false) {
+        match self.conns[side].try_write(&mut WriteSlice(bytes), OnPending::Return) {
             Poll::Ready(Ok(length)) => assert_eq!(length, bytes.len(), "all at once"),
             answer => panic!("write: {answer:?}"),
         }
@@ -341,7 +338,7 @@ impl Pair {
     /// One read of at most `length` bytes; `None` when there is nothing.
     pub(super) fn try_read(&self, side: usize, length: usize) -> Option<io::Result<Vec<u8>>> {
         let mut buffer = vec![0; length];
-        match self.conns[side].try_read(&mut ReadSlice(&mut buffer), false) {
+        match self.conns[side].try_read(&mut ReadSlice(&mut buffer), OnPending::Return) {
             Poll::Pending => None,
             Poll::Ready(Ok(length)) => {
                 buffer.truncate(length);

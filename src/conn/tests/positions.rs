@@ -11,7 +11,7 @@ use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER, patiently};
 use super::ops::WriteSlice;
 use super::watched;
 use crate::config::UpgradePolicy;
-use crate::conn::Role;
+use crate::conn::{OnPending, Role};
 use crate::ism::sys;
 use crate::peer::PeerPolicy;
 use crate::transport::FallbackReason;
@@ -159,7 +159,7 @@ fn hazard_h3_a_switch_behind_a_full_socket() {
         }
         let mut written = 0;
         while let Poll::Ready(Ok(length)) =
-            pair.conns[CLIENT].try_write(&mut WriteSlice(&bytes(written, 5000)), false)
+            pair.conns[CLIENT].try_write(&mut WriteSlice(&bytes(written, 5000)), OnPending::Return)
         {
             written += length as u64;
         }

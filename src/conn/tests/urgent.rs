@@ -11,7 +11,7 @@ use socket2::SockRef;
 use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER, patiently};
 use super::ops::WriteSlice;
 use super::{bytes, note, watched};
-use crate::conn::Role;
+use crate::conn::{Directions, OnPending, Role};
 use crate::ism::sys;
 use crate::peer::PeerPolicy;
 use crate::transport::FallbackReason;
@@ -138,7 +138,7 @@ fn an_urgent_byte_left_behind_resets_no_direction_that_is_on_tcp() {
             let pair = lab.pair();
             pair.offer(&lab);
             pump(&mut lab, moment);
-            let _ = pair.conns[SERVER].pin("a test", false, true);
+            let _ = pair.conns[SERVER].pin("a test", Directions::Write);
             lab.run();
             pair.settle();
             if !pair.reads_ring(SERVER) || pair.writes_ring(SERVER) {
@@ -147,7 +147,7 @@ fn an_urgent_byte_left_behind_resets_no_direction_that_is_on_tcp() {
             met += 1;
             let mut written = 0;
             while let Poll::Ready(Ok(length)) =
-                pair.conns[SERVER].try_write(&mut WriteSlice(&bytes(written, 50_000)), false)
+                pair.conns[SERVER].try_write(&mut WriteSlice(&bytes(written, 50_000)), OnPending::Return)
             {
                 written += length as u64;
             }
