@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# No lint, in any target, with all features and with none. (Among the lints is `incompatible_msrv`: nothing of the
-# standard library that is newer than the manifest's `rust-version`.)
+# No lint, in any target, with all features and with none. (Among the lints is `incompatible_msrv`:
+# nothing of the standard library that is newer than the manifest's `rust-version`.)
 source "$(dirname "$0")/lib.sh"
 cargo clippy --locked --workspace --all-targets --no-default-features -- -D warnings
 cargo clippy --locked --workspace --all-targets --all-features -- -D warnings

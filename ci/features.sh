@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The library builds without a warning with no feature, with each, with each pair and with all; its unit tests pass
-# with all (`cargo test` has run them with the default ones).
+# The library builds without a warning with no feature, with each, with each pair and with all; its
+# unit tests pass with all (`cargo test` has run them with the default ones).
 source "$(dirname "$0")/lib.sh"
 
 packages=$(cargo metadata --locked --no-deps --format-version 1)
