@@ -55,7 +55,7 @@ hits=$(git ls-files -z -- '*.md' | LC_ALL=C xargs -0 awk '
         if (length(line) <= 100) next
         # What can not be broken may stand alone on a line: a word, a link.
         sub(/^[ >]*([-*+] |[0-9]+\. )? */, "", line)
-        if (line ~ / / && line !~ /^!?\[[^]]*\](\([^)]*\)|:.*)[.,;:]?$/) print FILENAME ":" FNR ": " line
+        if (line ~ / / && line !~ /^!?\[[^]]*\](\([^)]*\)|:.*)[.,;:]?$/) print FILENAME ":" FNR ": " $0
     }')
 broken "prose is at most 100 columns wide, tables and code aside" "$hits"
 
@@ -69,7 +69,7 @@ hits=$(git ls-files -z -- '*.rs' '*.sh' '*.toml' .ci/run | LC_ALL=C xargs -0 awk
         sub(mark " *", "", line)
         # Of the documentation code and tables are aside, as in prose.
         if (rust && line ~ /^(```|~~~)/) code = !code
-        else if (width > 100 && !code && line ~ / / && !(rust && line ~ /^\|/)) print FILENAME ":" FNR ": " line
+        else if (width > 100 && !code && line ~ / / && !(rust && line ~ /^\|/)) print FILENAME ":" FNR ": " $0
     }')
 broken "comments are at most 100 columns wide" "$hits"
 
