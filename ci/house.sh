@@ -100,7 +100,7 @@ hits=$(comm -23 <(git ls-files -- 'src/*.rs' | grep -vP '/tests(\.rs|/.*)$' | so
 broken "docs/design.md lists every file of src/, tests aside" "$hits"
 
 for document in README.md docs/*.md; do
-    hits=$({ grep -oP '`\K(src|tests|ci|docs|examples|integration|fuzz)/[^` ]+(?=`)' "$document" || true; } |
+    hits=$({ grep -oP '`\K(src|tests|benches|ci|docs|examples|integration|fuzz)/[^`< ]+(?=`)' "$document" || true; } |
         paths | missing)
     broken "$document names files that exist" "$hits"
 done
