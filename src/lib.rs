@@ -43,6 +43,9 @@ pub(crate) mod ism;
 
 #[cfg(all(not(loom), feature = "axum08"))]
 mod axum;
+#[cfg(all(not(loom), feature = "blocking"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "blocking")))]
+pub mod blocking;
 #[cfg(not(loom))]
 mod config;
 #[cfg(not(loom))]

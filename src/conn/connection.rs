@@ -142,6 +142,31 @@ impl<T: Tcp> Connection<T> {
         self.tx_in_ring.load(Ordering::Relaxed)
     }
 
+    /// Will this direction never leave TCP, so that nothing of it has to pass through here any more?
+    #[cfg(feature = "blocking")]
+    pub(crate) fn is_left_to_tcp(&self, direction: Operation) -> bool {
+        let settled = match self.upgrade.phase() {
+            Phase::Settled(_) => true,
+            Phase::Idle(reason) => reason != FallbackReason::NotYet,
+            Phase::Offering | Phase::Attached => false,
+        };
+        settled
+            && match direction {
+                Operation::Read => lock(&self.rx).is_left_to_tcp(),
+                Operation::Write => lock(&self.tx).is_left_to_tcp(),
+            }
+    }
+
+    /// Bytes have gone past here: see [`Connection::is_left_to_tcp`].
+    #[cfg(feature = "blocking")]
+    pub(crate) fn count_past(&self, direction: Operation, bytes: usize) {
+        let total = match direction {
+            Operation::Read => &self.read_bytes,
+            Operation::Write => &self.written_bytes,
+        };
+        total.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     pub(super) fn death(&self) -> Option<Death> {
         Death::from_u8(self.death.load(Ordering::Acquire))
     }

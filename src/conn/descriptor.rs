@@ -71,7 +71,7 @@ impl<T: Tcp> Connection<T> {
     }
 
     /// Ends in the ring what has ended on the socket.
-    pub(super) fn obey_socket(&self) {
+    pub(crate) fn obey_socket(&self) {
         // Before the look: what happens after it calls again.
         self.heed.called.store(false, Ordering::Release);
         let mut effects = Effects::default();

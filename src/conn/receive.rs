@@ -105,6 +105,12 @@ impl<T: Tcp> Receiver<T> {
         self.socket.as_deref().map(T::as_fd).ok_or_else(closed)
     }
 
+    /// Given that the upgrade is settled: is there nothing left but to read from the socket?
+    #[cfg(feature = "blocking")]
+    pub(crate) fn is_left_to_tcp(&self) -> bool {
+        self.path == Path::Tcp && self.dmb.is_none() && self.clc == Clc::None && self.taken.is_none()
+    }
+
     /// One attempt to read.
     pub(crate) fn poll<'a, O: ReadOp<T>>(
         &mut self,

@@ -101,6 +101,12 @@ impl<T: Tcp> Sender<T> {
         self.socket.as_deref().map(T::as_fd).ok_or_else(closed)
     }
 
+    /// Given that the upgrade is settled: is there nothing left but to write to the socket?
+    #[cfg(feature = "blocking")]
+    pub(crate) fn is_left_to_tcp(&self) -> bool {
+        self.path == Path::Tcp && self.dmb.is_none() && self.clc == Clc::None
+    }
+
     /// One attempt to write.
     pub(crate) fn poll<'a, O: WriteOp<T>>(
         &mut self,

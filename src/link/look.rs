@@ -6,6 +6,7 @@
 //! ring when the poller's last look is stale). docs/design.md, "Wake-ups".
 
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use crate::ism::interrupt::Window;
 use crate::ism::sys;
@@ -123,18 +124,24 @@ impl Wake for Poller {
 }
 
 /// What is known from one look to the next.
-struct Watch {
-    window: Window,
+pub(crate) struct Watch {
+    pub(crate) window: Window,
     /// The window may open at all.
     polls: bool,
-    last_look: u64,
+    pub(crate) last_look: u64,
     thread: u32,
     switches: u64,
 }
 
 impl Watch {
+    /// `busy_poll` is the longest window; zero never polls.
+    pub(crate) fn new(busy_poll: Duration) -> Self {
+        let cap = u64::try_from(busy_poll.as_nanos()).unwrap_or(u64::MAX);
+        Watch { window: Window::new(cap), polls: cap > 0, last_look: 0, thread: 0, switches: 0 }
+    }
+
     /// Was this thread preempted since the last look? Only the kernel knows, and only a long gap makes us ask.
-    fn preempted(&mut self, now: u64) -> bool {
+    pub(crate) fn preempted(&mut self, now: u64) -> bool {
         if !self.polls || now.saturating_sub(self.last_look) < SUSPICIOUS_GAP {
             return false;
         }
@@ -156,8 +163,7 @@ impl Drop for Parted {
 
 /// Serves the interrupts of an endpoint; returns when that is not possible any more.
 pub(crate) async fn run(eventfd: Arc<dyn Watched>, endpoint: Arc<Endpoint>, clock: fn() -> u64) {
-    let cap = u64::try_from(endpoint.busy_poll().as_nanos()).unwrap_or(u64::MAX);
-    let watch = Watch { window: Window::new(cap), polls: cap > 0, last_look: 0, thread: 0, switches: 0 };
+    let watch = Watch::new(endpoint.busy_poll());
     let poller = Arc::new(Poller {
         endpoint,
         eventfd,

@@ -1,0 +1,59 @@
+//! How long a thread looks for itself before it sleeps.
+
+use std::task::Poll;
+use std::time::Duration;
+
+use crate::ism::sys;
+use crate::link::look::Watch;
+
+/// The looks of those who wait for one direction. Their window is that of the engine's poller, of a time that passes
+/// only while somebody waits: what the application does in between says nothing about how long a wait will be.
+pub(super) struct Looks {
+    /// There may be a look at all.
+    polls: bool,
+    watch: Watch,
+    waited: u64,
+}
+
+/// A wait, from its beginning on.
+pub(super) struct Began(u64);
+
+impl Looks {
+    pub(super) fn new(busy_poll: Duration) -> Self {
+        Looks { polls: !busy_poll.is_zero(), watch: Watch::new(busy_poll), waited: 0 }
+    }
+
+    pub(super) fn begin(&self) -> Began {
+        Began(if self.polls { sys::monotonic_ns() } else { 0 })
+    }
+
+    /// Looks as long as that pays.
+    pub(super) fn look<R>(&mut self, began: &Began, mut attempt: impl FnMut() -> Poll<R>) -> Poll<R> {
+        if began.0 == 0 {
+            return Poll::Pending;
+        }
+        self.watch.last_look = began.0;
+        loop {
+            let now = sys::monotonic_ns();
+            if self.watch.preempted(now) {
+                self.watch.window.preempted();
+            }
+            self.watch.last_look = now;
+            if now == 0 || !self.watch.window.keep_polling(self.waited + now.saturating_sub(began.0)) {
+                return Poll::Pending;
+            }
+            std::hint::spin_loop();
+            if let Poll::Ready(answer) = attempt() {
+                return Poll::Ready(answer);
+            }
+        }
+    }
+
+    /// The wait has come to what was waited for.
+    pub(super) fn end(&mut self, began: Began) {
+        if began.0 > 0 {
+            self.waited += sys::monotonic_ns().saturating_sub(began.0);
+            self.watch.window.work(self.waited);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Waiting for one direction of a stream, in the thread of the application.
+//!
+//! A direction that will stay on TCP is left to the kernel: one system call that waits there. One that may still switch
+//! is waited for in poll(2), for the socket and for the eventfd of a [`Parker`]; one that has switched is looked at for
+//! a while, and then waited for without a descriptor.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::looks::Looks;
+use super::park::Parker;
+use super::stream::Shared;
+use crate::conn::waiters::Waiters;
+use crate::conn::{OnPending, Operation, ReadOp, WriteOp};
+use crate::rt::mio::{MioTcp, SocketWaits, noting_waits};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, lock, try_lock};
+
+/// What there is to wait for one direction of a stream.
+pub(super) struct Direction {
+    /// It stays on TCP for good: the kernel does it all.
+    left_to_tcp: AtomicBool,
+    /// In nanoseconds; 0: none.
+    timeout: AtomicU64,
+    looks: Mutex<Looks>,
+}
+
+impl Direction {
+    pub(super) fn new(busy_poll: Duration, left_to_tcp: bool, timeout: Option<Duration>) -> Self {
+        let direction = Direction {
+            left_to_tcp: AtomicBool::new(left_to_tcp),
+            timeout: AtomicU64::new(0),
+            looks: Mutex::new(Looks::new(busy_poll)),
+        };
+        direction.set_timeout(timeout);
+        direction
+    }
+
+    pub(super) fn set_timeout(&self, timeout: Option<Duration>) {
+        let nanos = timeout.map_or(0, |timeout| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
+        self.timeout.store(nanos, Ordering::Relaxed);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self.timeout.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Instant::now().checked_add(Duration::from_nanos(nanos)),
+        }
+    }
+}
+
+/// As the kernel says it of a socket that does not wait, or not any longer.
+fn would_block() -> io::Error {
+    rustix::io::Errno::AGAIN.into()
+}
+
+/// Takes a place in a list of those who wait; leaves it again.
+struct Enlisted<'a> {
+    waiters: &'a Waiters,
+    key: Option<u64>,
+}
+
+impl Drop for Enlisted<'_> {
+    fn drop(&mut self) {
+        self.waiters.delist(&mut self.key);
+    }
+}
+
+impl Shared {
+    pub(super) fn direction(&self, operation: Operation) -> &Direction {
+        match operation {
+            Operation::Read => &self.reads,
+            Operation::Write => &self.writes,
+        }
+    }
+
+    /// Is this direction left to the kernel?
+    pub(super) fn is_left_to_tcp(&self, operation: Operation) -> bool {
+        self.direction(operation).left_to_tcp.load(Ordering::Relaxed)
+    }
+
+    /// Reads, or waits for it. `None`: the kernel does it.
+    pub(super) fn read_with(&self, mut op: impl ReadOp<MioTcp>) -> Option<io::Result<usize>> {
+        let in_ring = || self.conn.reads_ring();
+        self.wait_for(Operation::Read, in_ring, |on_pending| self.conn.try_read(&mut op, on_pending))
+    }
+
+    /// Writes, or waits for it. `None`: the kernel does it.
+    pub(super) fn write_with(&self, mut op: impl WriteOp<MioTcp>) -> Option<io::Result<usize>> {
+        let in_ring = || self.conn.writes_ring();
+        self.wait_for(Operation::Write, in_ring, |on_pending| self.conn.try_write(&mut op, on_pending))
+    }
+
+    #[inline]
+    fn wait_for(
+        &self,
+        operation: Operation,
+        in_ring: impl Fn() -> bool,
+        mut attempt: impl FnMut(OnPending) -> Poll<io::Result<usize>>,
+    ) -> Option<io::Result<usize>> {
+        if self.is_left_to_tcp(operation) {
+            return None;
+        }
+        if let Poll::Ready(answer) = attempt(OnPending::Return) {
+            return Some(answer);
+        }
+        if self.conn.is_left_to_tcp(operation) {
+            self.direction(operation).left_to_tcp.store(true, Ordering::Relaxed);
+            return None;
+        }
+        if self.is_nonblocking() {
+            return Some(Err(would_block()));
+        }
+        Some(self.wait(operation, in_ring(), attempt))
+    }
+
+    /// Looks for a while, then sleeps.
+    fn wait(
+        &self,
+        operation: Operation,
+        in_ring: bool,
+        mut attempt: impl FnMut(OnPending) -> Poll<io::Result<usize>>,
+    ) -> io::Result<usize> {
+        // Of several threads that wait one looks, and the others sleep.
+        let looks = if in_ring { try_lock(&self.direction(operation).looks) } else { None };
+        let Some(mut looks) = looks else { return self.sleep_for(operation, attempt) };
+        let began = looks.begin();
+        let answer = match looks.look(&began, || attempt(OnPending::Return)) {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => self.sleep_for(operation, attempt),
+        };
+        looks.end(began);
+        answer
+    }
+
+    /// Sleeps until an attempt answers.
+    fn sleep_for(
+        &self,
+        operation: Operation,
+        mut attempt: impl FnMut(OnPending) -> Poll<io::Result<usize>>,
+    ) -> io::Result<usize> {
+        let deadline = self.direction(operation).deadline();
+        let waiters = match operation {
+            Operation::Read => &self.conn.wakes.readers,
+            Operation::Write => &self.conn.wakes.writers,
+        };
+        let parker = self.parker();
+        let waker = Waker::from(parker.clone());
+        let mut listed = Enlisted { waiters, key: None };
+        loop {
+            parker.begin();
+            // Who was woken is not listed any more, whatever his key says.
+            waiters.delist(&mut listed.key);
+            waiters.enlist(&mut listed.key, &waker);
+            let (answer, waits) = noting_waits(|| attempt(OnPending::Arm));
+            if let Poll::Ready(answer) = answer {
+                drop(listed);
+                self.keep(parker);
+                return answer;
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(would_block());
+            }
+            self.sleep(&parker, waits, deadline)?;
+        }
+    }
+
+    /// Waits for a wake-up, and for the socket where that was found not ready.
+    pub(super) fn sleep(
+        &self,
+        parker: &Parker,
+        waits: SocketWaits,
+        deadline: Option<Instant>,
+    ) -> io::Result<()> {
+        if waits == SocketWaits::default() {
+            parker.park(deadline);
+            return Ok(());
+        }
+        parker.poll(self.tcp.as_fd(), waits, deadline)
+    }
+
+    pub(super) fn parker(&self) -> Arc<Parker> {
+        lock(&self.parkers).pop().unwrap_or_default()
+    }
+
+    /// For the next one who waits.
+    pub(super) fn keep(&self, parker: Arc<Parker>) {
+        // Its descriptor is of no use any more once both directions have left TCP.
+        if !(parker.has_eventfd() && self.conn.reads_ring() && self.conn.writes_ring()) {
+            lock(&self.parkers).push(parker);
+        }
+    }
+}
