@@ -32,9 +32,11 @@ mod listener;
 mod looks;
 mod options;
 mod park;
+mod ready;
 mod stream;
 mod upgrade;
 mod wait;
 
 pub use listener::{Incoming, SmcListener};
+pub use ready::{Interest, ReadyEvent, ReadySet};
 pub use stream::SmcStream;

@@ -1,0 +1,1 @@
+//! The engine thread: there when it is needed, gone when it is not.

@@ -1,0 +1,1 @@
+//! Readiness sets under a real epoll.
