@@ -2,6 +2,7 @@
 //! std's own TCP, on SMC that stays on TCP, on SMC that may leave it, and on SMC in the ring; and the two front ends
 //! with each other.
 
+#[allow(dead_code, reason = "not every test asks its child")]
 #[path = "../support/child.rs"]
 mod child;
 mod closing;
@@ -58,4 +59,17 @@ mount! {
     on_tcp_for_good: Never;
     on_tcp: Tcp;
     on_ring: Ring;
+}
+
+/// The other process.
+#[test]
+fn child_process() {
+    match child::role().as_deref() {
+        None => {}
+        Some("count") => engine::count(),
+        Some("adopt") => engine::adopt(),
+        Some("blocking_echo") => processes::blocking_echo(),
+        Some("tokio_echo") => processes::tokio_echo(),
+        Some(role) => panic!("no role {role}"),
+    }
 }
