@@ -6,6 +6,9 @@ use std::time::Duration;
 use crate::ism::sys;
 use crate::link::look::Watch;
 
+/// For how long a wait keeps the CPU to itself, in ns: an answer that comes at once is not waited for any longer.
+const ALONE: u64 = 3_000;
+
 /// The looks of those who wait for one direction. Their window is that of the engine's poller, of a time that passes
 /// only while somebody waits: what the application does in between says nothing about how long a wait will be.
 pub(super) struct Looks {
@@ -42,7 +45,12 @@ impl Looks {
             if now == 0 || !self.watch.window.keep_polling(self.waited + now.saturating_sub(began.0)) {
                 return Poll::Pending;
             }
-            std::hint::spin_loop();
+            if now.saturating_sub(began.0) < ALONE {
+                std::hint::spin_loop();
+            } else {
+                // Perhaps it is on this CPU that what is waited for has to be done.
+                std::thread::yield_now();
+            }
             if let Poll::Ready(answer) = attempt() {
                 return Poll::Ready(answer);
             }

@@ -163,7 +163,7 @@ impl Drop for Parted {
 
 /// Serves the interrupts of an endpoint; returns when that is not possible any more.
 pub(crate) async fn run(eventfd: Arc<dyn Watched>, endpoint: Arc<Endpoint>, clock: fn() -> u64) {
-    let watch = Watch::new(endpoint.busy_poll());
+    let watch = Watch::new(endpoint.reactor().busy_poll(endpoint.busy_poll()));
     let poller = Arc::new(Poller {
         endpoint,
         eventfd,

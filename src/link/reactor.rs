@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 
@@ -25,6 +26,11 @@ pub(crate) trait Reactor: Send + Sync {
 
     /// Polls `task` until it is done. A runtime that ends drops it, also one that has ended already.
     fn spawn(&self, task: Task);
+
+    /// For how long at most its poller looks for more interrupts before it sleeps.
+    fn busy_poll(&self, wanted: Duration) -> Duration {
+        wanted
+    }
 
     /// Messages of one link that are answered before other tasks have a turn.
     fn messages_per_turn(&self) -> usize {

@@ -138,6 +138,11 @@ impl Executor {
 }
 
 impl Reactor for Executor {
+    /// The threads that wait look for themselves: this one would take their CPU.
+    fn busy_poll(&self, _: Duration) -> Duration {
+        Duration::ZERO
+    }
+
     fn watch(&self, fd: OwnedFd) -> io::Result<Arc<dyn Watched>> {
         Ok(self.register(fd)?)
     }
