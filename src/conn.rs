@@ -8,6 +8,7 @@ pub(crate) mod connection;
 mod descriptor;
 pub(crate) mod growth;
 mod linked;
+pub(crate) mod op;
 pub(crate) mod receive;
 pub(crate) mod send;
 #[cfg(test)]
@@ -16,7 +17,7 @@ pub(crate) mod upgrade;
 pub(crate) mod waiters;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll};
 
 use crate::ism::interrupt::Signal;
@@ -38,6 +39,14 @@ pub(crate) trait Tcp: AsFd + Send + Sync + 'static {
     /// Writes from `bytes`.
     fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
 
+    /// Writes with `write`, which is asked at once; the reactor hears of it when that has to wait. For who writes after
+    /// what the reactor knew of the socket was given up for [`Tcp::poll_write_event`].
+    fn poll_direct(
+        &self,
+        cx: &mut Context<'_>,
+        write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>>;
+
     /// Waits for anything that the reactor tells of a socket that nobody else waits to write to: a FIN, a reset, a
     /// shutdown of the descriptor at this end. Nothing is taken off the socket. Ready is an end that lasts.
     fn poll_write_event(&self, cx: &mut Context<'_>) -> Poll<()>;
@@ -47,52 +56,6 @@ pub(crate) trait Tcp: AsFd + Send + Sync + 'static {
 
     /// Sends a FIN behind what was written.
     fn shutdown(&self) -> io::Result<()>;
-}
-
-/// One way to read, on either transport.
-pub(crate) trait ReadOp<T: Tcp> {
-    /// Bytes read; 0 is the end of the stream.
-    fn tcp(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
-
-    /// Bytes read; 0 is an empty ring.
-    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation>;
-
-    /// After a read: its buffer was not filled, so the ring it read from is known to be empty.
-    fn has_room(&self) -> bool {
-        false
-    }
-
-    /// Bytes it reports are gone from the stream (not so for peek and readiness).
-    const CONSUMES: bool = true;
-
-    /// It shows bytes and leaves them: at the switch both transports together hold what is next.
-    const PEEKS: bool = false;
-}
-
-/// One way to write, on either transport.
-pub(crate) trait WriteOp<T: Tcp> {
-    /// Bytes written.
-    fn tcp(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
-
-    /// Bytes written; 0 is a full ring.
-    fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation>;
-
-    /// As `tcp`, but asks the socket itself: what the reactor knows of its readiness was given up for
-    /// [`Tcp::poll_write_event`].
-    fn late(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
-
-    /// Was a write of `length` bytes a short one, so that the ring is known to be full?
-    fn is_short(&self, _length: usize) -> bool {
-        false
-    }
-
-    /// Is nothing to be written? Then a full ring is no reason to wait, nor is it a turn of the application.
-    fn is_empty(&self) -> bool {
-        false
-    }
-
-    /// Bytes it reports have entered the stream (not so for readiness).
-    const WRITES: bool = true;
 }
 
 /// What an attempt to read or write does when it has to wait.

@@ -6,11 +6,12 @@ use std::sync::{OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
 use super::descriptor::Heed;
+use super::op::{ReadOp, WriteOp};
 use super::receive::{self, Circumstances, Receiver, closed, whole};
 use super::send::{self, Sender};
 use super::upgrade::{Phase, Upgrade};
 use super::waiters::Waiters;
-use super::{Directions, Effects, OnPending, Operation, Rare, ReadOp, Tcp, WriteOp, upgraded_error};
+use super::{Directions, Effects, OnPending, Operation, Rare, Tcp, upgraded_error};
 use crate::config::Config;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;

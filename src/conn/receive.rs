@@ -5,7 +5,8 @@ use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
 use super::growth::Stall;
-use super::{Effects, OnPending, ReadOp, Tcp};
+use super::op::ReadOp;
+use super::{Effects, OnPending, Tcp};
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
@@ -145,7 +146,7 @@ impl<T: Tcp> Receiver<T> {
         if asks && self.ready && answer.is_pending() {
             return Poll::Ready(Ok(1));
         }
-        self.ready = answer.is_ready() && (asks || !op.has_room());
+        self.ready = answer.is_ready() && (asks || !op.is_short());
         answer
     }
 

@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
+use super::op::WriteOp;
 use super::receive::{Circumstances, closed, failed, whole};
-use super::{Effects, OnPending, Tcp, WriteOp};
+use super::{Effects, OnPending, Tcp};
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
@@ -153,7 +154,7 @@ impl<T: Tcp> Sender<T> {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         if self.over {
-            return self.poll_late(op);
+            return self.poll_direct(op);
         }
         let Some(dmb) = self.dmb.as_mut() else { return Poll::Ready(Err(closed())) };
         let now = circumstances();
@@ -195,7 +196,7 @@ impl<T: Tcp> Sender<T> {
                 self.over = true;
                 self.closed = matches!(gone, Gone::Closed);
                 self.silent = matches!(gone, Gone::Silent);
-                self.poll_late(op)
+                self.poll_direct(op)
             }
             Err(violation) => {
                 effects.rare().violation = Some((dmb.doorbell.clone(), violation));
@@ -205,9 +206,9 @@ impl<T: Tcp> Sender<T> {
     }
 
     /// The way of what is written when the ring is over.
-    fn poll_late<O: WriteOp<T>>(&mut self, op: &mut O) -> Poll<io::Result<usize>> {
+    fn poll_direct<O: WriteOp<T>>(&mut self, op: &mut O) -> Poll<io::Result<usize>> {
         let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-        match op.late(socket, &mut Context::from_waker(&self.waiters)) {
+        match op.direct(socket, &mut Context::from_waker(&self.waiters)) {
             // It has closed, but its socket was still open when our bytes came there. To who writes that is one event.
             Poll::Ready(Err(error))
                 if error.kind() == io::ErrorKind::ConnectionReset

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use super::SmcStream;
 use crate::conn::OnPending;
 use crate::ism::sys;
-use crate::rt::tokio::{ReadReady, WriteReady, tcp_ready};
+use crate::rt::tokio::{read_readiness, tcp_ready, write_readiness};
 
 /// Forgets a readiness that the kernel does not confirm any more.
 pub(super) fn clear_stale(tcp: &TcpStream, interest: Interest) -> io::Result<()> {
@@ -31,7 +31,7 @@ pub(super) fn clear_stale(tcp: &TcpStream, interest: Interest) -> io::Result<()>
 
 /// Reading: `None` when it has to wait.
 fn read_ready(stream: &SmcStream, on_pending: OnPending) -> io::Result<Option<Ready>> {
-    match stream.conn.try_read(&mut ReadReady, on_pending) {
+    match stream.conn.try_read(&mut read_readiness(), on_pending) {
         Poll::Pending => Ok(None),
         Poll::Ready(Ok(0)) => Ok(Some(Ready::READABLE | Ready::READ_CLOSED)),
         Poll::Ready(Ok(_)) if stream.conn.reads_ring() => {
@@ -58,7 +58,7 @@ fn read_ready(stream: &SmcStream, on_pending: OnPending) -> io::Result<Option<Re
 
 /// Writing: `None` when it has to wait.
 fn write_ready(stream: &SmcStream, on_pending: OnPending) -> io::Result<Option<Ready>> {
-    match stream.conn.try_write(&mut WriteReady, on_pending) {
+    match stream.conn.try_write(&mut write_readiness(), on_pending) {
         Poll::Pending => Ok(None),
         Poll::Ready(Ok(_)) if stream.conn.writes_ring() => Ok(Some(Ready::WRITABLE)),
         Poll::Ready(Ok(_)) => Ok(Some(tcp_ready(&stream.tcp, Interest::WRITABLE)? | Ready::WRITABLE)),

@@ -462,7 +462,7 @@ fn room_that_comes_while_a_late_write_begins_to_wait_is_found() {
         }
         answer
     };
-    let answer = tcp::poll_late(&tcp, &mut Context::from_waker(Waker::noop()), write);
+    let answer = tcp.poll_direct(&mut Context::from_waker(Waker::noop()), write);
     assert!(matches!(answer, Poll::Ready(Ok(4))), "{answer:?}");
 }
 
