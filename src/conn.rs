@@ -9,12 +9,14 @@ mod descriptor;
 pub(crate) mod growth;
 mod linked;
 pub(crate) mod op;
+mod prelude;
 pub(crate) mod receive;
 pub(crate) mod send;
 #[cfg(test)]
 mod tests;
 pub(crate) mod upgrade;
 pub(crate) mod waiters;
+pub(crate) mod watch;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

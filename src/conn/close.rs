@@ -1,10 +1,6 @@
 //! The end of a connection, with what TCP would have shown (docs/protocol.md, "Closing").
 
-use super::receive::{self, Clc};
-use super::send;
-use std::task::Poll;
-
-use super::{Connection, Effects, Tcp};
+use super::{Connection, Effects, Tcp, receive, send};
 use crate::ism::dmb::Flags;
 use crate::ism::interrupt::Signal;
 use crate::ism::sys;
@@ -28,14 +24,11 @@ impl<T: Tcp> Connection<T> {
         let (socket, receive_dmb, send_dmb, clc_left) = {
             let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
             // CLC that was promised goes out before the end.
-            let _ = tx.send_clc(|| self.stop_handshake());
+            let _ = tx.send_prelude();
             Self::pin_receiver(&mut rx, &mut effects);
             Self::pin_sender(&mut tx, &mut effects);
             let switched = rx.path != receive::Path::Tcp || tx.path == send::Path::Ring;
-            let mut clc_left = match (rx.strip_clc(), rx.clc) {
-                (Poll::Pending, Clc::Skip(left)) => left,
-                _ => 0,
-            };
+            let mut clc_left = rx.prelude_left();
             if switched {
                 let in_tcp = match rx.path {
                     // CLC that is still on its way is nobody's data.

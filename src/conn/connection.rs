@@ -7,13 +7,14 @@ use std::task::{Context, Poll, Waker};
 
 use super::descriptor::Heed;
 use super::op::{ReadOp, WriteOp};
-use super::receive::{self, Circumstances, Receiver, closed, whole};
+use super::prelude::Front;
+use super::receive::{self, Circumstances, Receiver, closed, consistent};
 use super::send::{self, Sender};
 use super::upgrade::{Phase, Upgrade};
 use super::waiters::Waiters;
 use super::{Directions, Effects, OnPending, Operation, Rare, Tcp, upgraded_error};
 use crate::config::Config;
-use crate::ism::dmb::{Direction, Flags, HandshakeWord};
+use crate::ism::dmb::{Direction, Flags};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
 use crate::ism::sys::{self, PeerCred};
@@ -81,11 +82,12 @@ fn history(fd: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
     let received = match sys::has_urgent(fd) {
         // Before the mark of urgent data the kernel does not tell how much is unread.
         Ok(true) | Err(_) => None,
-        Ok(false) => {
-            whole(|| sys::rx_counters(fd)).ok().flatten().and_then(|(look, queued)| look.rx_position(queued))
-        }
+        Ok(false) => consistent(|| sys::rx_counters(fd))
+            .ok()
+            .flatten()
+            .and_then(|(look, queued)| look.rx_position(queued)),
     };
-    let sent = whole(|| sys::tx_counters(fd)).ok().flatten();
+    let sent = consistent(|| sys::tx_counters(fd)).ok().flatten();
     let sent = sent.and_then(|(look, queued)| look.tx_position(queued, look.syn(queued)?));
     (received, sent)
 }
@@ -209,8 +211,7 @@ impl<T: Tcp> Connection<T> {
         let mut effects = Effects::default();
         let answer = {
             let mut tx = lock(&self.tx);
-            let handshake = || self.stop_handshake();
-            let answer = tx.poll(op, on_pending, || self.circumstances(), handshake, &mut effects);
+            let answer = tx.poll(op, on_pending, || self.circumstances(), &mut effects);
             let in_ring = tx.path == send::Path::Ring && !tx.over;
             if in_ring != self.writes_ring() {
                 self.tx_in_ring.store(in_ring, Ordering::Relaxed);
@@ -236,18 +237,6 @@ impl<T: Tcp> Connection<T> {
         }
         self.wakes.writers.register(cx.waker());
         self.try_write(op, OnPending::Arm)
-    }
-
-    /// S: the application writes first, so the client may not go any more, unless it went.
-    pub(super) fn stop_handshake(&self) -> HandshakeWord {
-        match self.upgrade.hold() {
-            None => HandshakeWord::Off,
-            Some(memory) => {
-                let header = memory.header();
-                let _ = header.move_handshake(HandshakeWord::Held, HandshakeWord::Off);
-                header.handshake()
-            }
-        }
     }
 
     /// Ends the sending direction; what was written still arrives.
@@ -277,7 +266,7 @@ impl<T: Tcp> Connection<T> {
                     _ => Ok(()),
                 }
             } else {
-                if let Poll::Ready(Err(error)) = tx.send_clc(|| self.stop_handshake()) {
+                if let Poll::Ready(Err(error)) = tx.send_prelude() {
                     return Err(error);
                 }
                 Self::pin_sender(&mut tx, &mut effects);
@@ -317,7 +306,7 @@ impl<T: Tcp> Connection<T> {
         if rx.path != receive::Path::Tcp {
             return false;
         }
-        rx.resolve_handshake();
+        rx.resolve_prelude();
         if let (false, Some(dmb)) = (rx.pinned, rx.dmb.as_ref()) {
             if let Direction::Switched(until) = dmb.consumer.memory().header().pin() {
                 // A position that the kernel does not tell is found out by the reader.
@@ -342,12 +331,13 @@ impl<T: Tcp> Connection<T> {
         let read_pinned = directions == Directions::Write || {
             let mut rx = lock(&self.rx);
             // CLC that is promised to this socket must not be read by the application.
-            Self::pin_receiver(&mut rx, &mut effects) && matches!(rx.strip_clc(), Poll::Ready(Ok(true)))
+            Self::pin_receiver(&mut rx, &mut effects)
+                && matches!(rx.strip_prelude(), Poll::Ready(Ok(Front::Data)))
         };
         let write_pinned = directions == Directions::Read || {
             let mut tx = lock(&self.tx);
             // The application's bytes may be next: CLC that was promised goes first.
-            let sent = matches!(tx.send_clc(|| self.stop_handshake()), Poll::Ready(Ok(())));
+            let sent = matches!(tx.send_prelude(), Poll::Ready(Ok(())));
             Self::pin_sender(&mut tx, &mut effects) && sent
         };
         self.carry_out(effects);

@@ -2,20 +2,20 @@
 
 use std::io::ErrorKind;
 
-use super::receive::{self, Receiver, whole};
+use super::receive::{self, Receiver, consistent};
 use super::send::{self, Sender};
 use super::upgrade::Phase;
-use super::{Connection, Directions, Effects, Role, Tcp};
+use super::{Connection, Directions, Effects, Tcp};
 use crate::clc::Diagnosis;
-use crate::config::{PeerPolicy, UpgradePolicy, usable_dmb_size};
+use crate::config::{PeerPolicy, usable_dmb_size};
 use crate::ism::arena::DmbMemory;
-use crate::ism::dmb::{Direction, Flags, HandshakeWord};
+use crate::ism::dmb::{Direction, Flags};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
 use crate::ism::sys;
 use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
-use crate::link::stream::{ClcOverTcp, Death, Interrupt, LinkedStream, ReceiveDmb, SendDmb, Standing};
+use crate::link::stream::{Death, Interrupt, LinkedStream, Prelude, ReceiveDmb, SendDmb, Standing};
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -61,8 +61,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         }
     }
 
-    fn wants_clc_over_tcp(&self) -> bool {
-        self.role == Role::Client && self.config.upgrade_policy == UpgradePolicy::Handshake
+    fn wants_prelude(&self) -> bool {
+        self.has_prelude()
     }
 
     fn interrupts(&self) -> Arc<dyn Interrupt> {
@@ -78,7 +78,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         drop(gone);
     }
 
-    fn attach_receive(&self, dmb: ReceiveDmb, hold: Option<&[u8]>) -> Result<(), FallbackReason> {
+    fn attach_receive(&self, dmb: ReceiveDmb, accept: Option<&[u8]>) -> Result<(), FallbackReason> {
         let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
         if rx.socket.is_none() || tx.socket.is_none() || tx.shut {
             return Err(FallbackReason::HalfClosed);
@@ -90,7 +90,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             return Err(FallbackReason::Pinned);
         }
         let fd = tx.fd().map_err(|_| FallbackReason::HalfClosed)?;
-        let (look, queued) = match whole(|| sys::tx_counters(fd)) {
+        let (look, queued) = match consistent(|| sys::tx_counters(fd)) {
             Ok(Some(look)) => look,
             Ok(None) => return Err(FallbackReason::Positions),
             Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
@@ -116,18 +116,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             }
         }
         tx.syn = Some(syn);
-        let untouched = received == 0 && sent == 0;
-        if let (Some(accept), true) = (hold, untouched) {
-            let unread = rx.fd().and_then(sys::queued_in).unwrap_or(1);
-            if unread == 0 {
-                let memory = dmb.consumer.memory().clone();
-                if memory.header().move_handshake(HandshakeWord::None, HandshakeWord::Held).is_ok() {
-                    // The Confirm mirrors the Accept, field by field.
-                    rx.clc = receive::Clc::Held(crate::clc::PROPOSAL_BYTES + accept.len());
-                    tx.clc = send::Clc::Held(accept.to_vec());
-                    lock(&self.upgrade.state).hold = Some(memory);
-                }
-            }
+        if let (Some(accept), 0, 0) = (accept, received, sent) {
+            Self::hold_prelude(&mut rx, &mut tx, dmb.consumer.memory(), accept);
         }
         // Also where our own direction never leaves TCP.
         let _ = self.heed.endpoint.set(dmb.doorbell.link.endpoint().clone());
@@ -172,37 +162,12 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         self.obey_socket();
     }
 
-    fn go(&self, server: &DmbMemory, clc: ClcOverTcp) {
-        let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-        if rx.pinned || tx.pinned || tx.shut || (rx.own, tx.own) != (Some(0), Some(0)) {
-            return;
-        }
-        let untouched = tx.syn.is_some_and(|syn| {
-            let Ok(fd) = tx.fd() else { return false };
-            let sent = whole(|| sys::tx_counters(fd)).ok().flatten();
-            sent.and_then(|(look, queued)| look.tx_position(queued, syn)) == Some(0)
-        });
-        let unread = rx.fd().and_then(sys::queued_in).unwrap_or(1);
-        if !untouched || unread != 0 || !matches!(rx.look(), Ok(Some(0))) {
-            return;
-        }
-        if server.header().move_handshake(HandshakeWord::Held, HandshakeWord::Go).is_err() {
-            return;
-        }
-        rx.clc = receive::Clc::Skip(clc.accept.len());
-        let proposal = clc.proposal.len();
-        let mut bytes = clc.proposal;
-        bytes.extend(clc.confirm);
-        tx.clc = send::Clc::Send(bytes, 0);
-        // The Confirm waits for the Accept, unless the application is faster.
-        let _ = tx.send_clc_until(proposal, || HandshakeWord::Off);
+    fn start_prelude(&self, word: &DmbMemory, messages: Prelude) {
+        self.begin_prelude(word, messages);
     }
 
-    fn gone(&self) {
-        let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-        rx.resolve_handshake();
-        // At once: the client waits for the Accept. What does not fit goes before the application's first byte.
-        let _ = tx.send_clc(|| self.stop_handshake());
+    fn prelude_decided(&self) {
+        self.end_prelude();
     }
 
     fn can_not_send(&self, reason: FallbackReason) {
@@ -229,7 +194,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         let unused = {
             let mut rx = lock(&self.rx);
             // Before the DMB with the word is given back.
-            lock(&self.tx).resolve_handshake(|| self.stop_handshake());
+            lock(&self.tx).resolve_prelude();
             self.abandon_receiver(&mut rx)
         };
         drop(unused);
@@ -283,8 +248,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
                 tx.pinned = true;
             }
             // GO is final, whatever becomes of the link.
-            rx.resolve_handshake();
-            tx.resolve_handshake(|| self.stop_handshake());
+            rx.resolve_prelude();
+            tx.resolve_prelude();
             if rx.path == receive::Path::Tcp && tx.path == send::Path::Tcp {
                 unused = (rx.dmb.take(), tx.dmb.take());
             } else {
@@ -343,7 +308,7 @@ impl<T: Tcp> Connection<T> {
         if rx.path != receive::Path::Tcp {
             return None;
         }
-        rx.resolve_handshake();
+        rx.resolve_prelude();
         rx.pinned = true;
         let dmb = rx.dmb.take()?;
         dmb.consumer.memory().header().pin();

@@ -5,10 +5,11 @@ use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
 use super::op::WriteOp;
-use super::receive::{Circumstances, closed, failed, whole};
+use super::prelude::Outgoing;
+use super::receive::{Circumstances, closed, consistent, failed};
 use super::{Effects, OnPending, Tcp};
 use crate::ism::arena::DmbMemory;
-use crate::ism::dmb::{Flags, HandshakeWord};
+use crate::ism::dmb::Flags;
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Memory, Producer, Violation};
 use crate::ism::sys;
@@ -24,16 +25,6 @@ pub(crate) type Ring = Producer<DmbMemory>;
 pub(crate) enum Path {
     Tcp,
     Ring,
-}
-
-/// CLC bytes that go out before the application's first one (policy Handshake).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Clc {
-    None,
-    /// S: the client may still go; then these bytes come first.
-    Held(Vec<u8>),
-    /// These bytes, from this index on.
-    Send(Vec<u8>, usize),
 }
 
 pub(crate) struct Sender<T: Tcp> {
@@ -62,7 +53,7 @@ pub(crate) struct Sender<T: Tcp> {
     pub(crate) stray: bool,
     /// The peer died before it read everything: what TCP would tell.
     pub(crate) lost: Option<io::ErrorKind>,
-    pub(crate) clc: Clc,
+    pub(super) prelude: Outgoing,
     /// The most that one write has given to TCP: what the ring has to expect.
     pub(crate) largest_write: u64,
     /// The position by our own count, as `Receiver::own`.
@@ -91,7 +82,7 @@ impl<T: Tcp> Sender<T> {
             silent: false,
             stray: false,
             lost: None,
-            clc: Clc::None,
+            prelude: Outgoing::None,
             syn: None,
             waiters,
         }
@@ -107,7 +98,6 @@ impl<T: Tcp> Sender<T> {
         op: &mut O,
         on_pending: OnPending,
         circumstances: impl Fn() -> Circumstances<'a>,
-        handshake: impl Fn() -> HandshakeWord,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         if self.path == Path::Tcp {
@@ -117,7 +107,7 @@ impl<T: Tcp> Sender<T> {
             if self.path == Path::Tcp {
                 // To ask whether one could write is not to write: it leaves the client free to go.
                 if O::WRITES && !op.is_empty() {
-                    match self.send_clc(&handshake) {
+                    match self.send_prelude() {
                         Poll::Ready(Ok(())) => {}
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                         Poll::Pending => return Poll::Pending,
@@ -292,7 +282,7 @@ impl<T: Tcp> Sender<T> {
         Err(io::Error::other("the runtime that drives this stream has been shut down"))
     }
 
-    fn count(&mut self, length: usize) {
+    pub(super) fn count(&mut self, length: usize) {
         self.largest_write = self.largest_write.max(length as u64);
         if let Some(own) = &mut self.own {
             *own += length as u64;
@@ -303,7 +293,7 @@ impl<T: Tcp> Sender<T> {
     /// has another number of bytes than passed through here (urgent data, `SockRef`, splice(2), a BPF program that
     /// redirects or changes them), nobody knows what the reader gets: the direction stays on TCP.
     pub(crate) fn try_switch(&mut self, effects: &mut Effects) {
-        if self.path == Path::Ring || self.pinned || self.shut || !matches!(self.clc, Clc::None) {
+        if self.path == Path::Ring || self.pinned || self.shut || !self.is_past_prelude() {
             return;
         }
         let (Some(syn), Some(dmb), Some(socket)) = (self.syn, self.dmb.as_ref(), self.socket.as_deref())
@@ -311,7 +301,7 @@ impl<T: Tcp> Sender<T> {
             return;
         };
         let fd = socket.as_fd();
-        let (look, queued) = match whole(|| sys::tx_counters(fd)) {
+        let (look, queued) = match consistent(|| sys::tx_counters(fd)) {
             Ok(Some(found)) => found,
             Ok(None) => return,
             Err(error) => {
@@ -355,52 +345,6 @@ impl<T: Tcp> Sender<T> {
             effects.ring(&dmb.doorbell, Signal::Data);
         }
         effects.wake = true;
-    }
-
-    /// Sends the CLC messages that come first; `handshake` tells S whether the client went.
-    pub(crate) fn send_clc(&mut self, handshake: impl Fn() -> HandshakeWord) -> Poll<io::Result<()>> {
-        self.send_clc_until(usize::MAX, handshake)
-    }
-
-    /// S: obeys the word, which `handshake` has decided.
-    pub(crate) fn resolve_handshake(&mut self, handshake: impl Fn() -> HandshakeWord) {
-        if let Clc::Held(bytes) = &mut self.clc {
-            let bytes = std::mem::take(bytes);
-            self.clc = match handshake() {
-                HandshakeWord::Go => Clc::Send(bytes, 0),
-                _ => Clc::None,
-            };
-        }
-    }
-
-    /// Sends the first `limit` bytes of them.
-    pub(crate) fn send_clc_until(
-        &mut self,
-        limit: usize,
-        handshake: impl Fn() -> HandshakeWord,
-    ) -> Poll<io::Result<()>> {
-        self.resolve_handshake(handshake);
-        loop {
-            let Clc::Send(bytes, at) = &mut self.clc else { return Poll::Ready(Ok(())) };
-            if *at == bytes.len() {
-                self.clc = Clc::None;
-                return Poll::Ready(Ok(()));
-            }
-            let end = bytes.len().min(limit);
-            if *at >= end {
-                return Poll::Ready(Ok(()));
-            }
-            let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-            let mut cx = Context::from_waker(&self.waiters);
-            match socket.poll_write(&mut cx, &bytes[*at..end]) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Ready(Ok(length)) => {
-                    *at += length;
-                    self.count(length);
-                }
-            }
-        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::ism::ring::{Consumer, Producer};
 use crate::link::message::{DmbPlace, Message};
 use crate::link::proof;
 use crate::link::slots::NoDmb;
-use crate::link::stream::{ClcOverTcp, Doorbell, LinkedStream, ReceiveDmb, SendDmb};
+use crate::link::stream::{Doorbell, LinkedStream, Prelude, ReceiveDmb, SendDmb};
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -75,7 +75,7 @@ impl Link {
             return Err(FallbackReason::NoAnswer);
         }
         let subject = stream.subject()?;
-        let handshake = stream.wants_clc_over_tcp();
+        let handshake = stream.wants_prelude();
         // Before OFFER leaves: from then on the peer may raise this signal.
         let signal = self.register(stream).ok_or(FallbackReason::Limit)?;
         let (clc, proposal) = ClientHandshake::new(endpoint.clc_device());
@@ -228,9 +228,9 @@ impl Link {
         }
         lock(&self.state).received.insert(accepted.token, Arc::downgrade(&stream));
         if outgoing.handshake {
-            stream.go(
+            stream.start_prelude(
                 &server_dmb,
-                ClcOverTcp { proposal: outgoing.proposal, accept: accept.to_vec(), confirm },
+                Prelude { proposal: outgoing.proposal, accept: accept.to_vec(), confirm },
             );
         }
         // READY before the first CAS of the word: the server learns of the DMB before it hears of a switch.

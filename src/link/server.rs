@@ -259,7 +259,7 @@ impl Link {
         }
         let stream = stream.upgrade();
         if let (true, Some(stream)) = (handshake, &stream) {
-            stream.gone();
+            stream.prelude_decided();
         }
         let client_dmb = match client_dmb {
             Ok(dmb) => dmb,

@@ -56,9 +56,9 @@ pub(crate) trait Interrupt: Send + Sync {
 /// Something that stands for a stream until it is dropped: an offer, or the search for whom to offer to.
 pub(crate) type Standing = Box<dyn Send + Sync>;
 
-/// CLC messages of a connection whose policy sends them over TCP (docs/protocol.md, "Policy Handshake").
+/// The CLC messages of a connection that go over TCP before its first byte (docs/protocol.md, "Policy Handshake").
 #[derive(Clone, Debug)]
-pub(crate) struct ClcOverTcp {
+pub(crate) struct Prelude {
     pub(crate) proposal: Vec<u8>,
     pub(crate) accept: Vec<u8>,
     pub(crate) confirm: Vec<u8>,
@@ -145,7 +145,7 @@ pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     fn interrupts(&self) -> Arc<dyn Interrupt>;
 
     /// Has connect asked for CLC over TCP?
-    fn wants_clc_over_tcp(&self) -> bool;
+    fn wants_prelude(&self) -> bool;
 
     /// An offer for this stream stands, until `offer` is dropped.
     fn offered(&self, offer: Standing);
@@ -153,18 +153,19 @@ pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     /// S: an offer for this stream was refused; another one may come.
     fn refused(&self, reason: FallbackReason);
 
-    /// From here on the reader obeys the word in `dmb`. With `hold` the client asks for CLC over TCP; if it goes,
+    /// From here on the reader obeys the word in `dmb`. With `accept` the client asks for CLC over TCP; if it goes,
     /// the Accept is that message.
-    fn attach_receive(&self, dmb: ReceiveDmb, hold: Option<&[u8]>) -> Result<(), FallbackReason>;
+    fn attach_receive(&self, dmb: ReceiveDmb, accept: Option<&[u8]>) -> Result<(), FallbackReason>;
 
     /// From here on the sender may switch to `dmb`.
     fn attach_send(&self, dmb: SendDmb);
 
-    /// C with policy Handshake, between MATCH and READY: go, with these messages. The DMB is the server's.
-    fn go(&self, server: &DmbMemory, clc: ClcOverTcp);
+    /// C with policy Handshake, between MATCH and READY: sends these messages over TCP, if the word in the server's DMB
+    /// lets it.
+    fn start_prelude(&self, word: &DmbMemory, messages: Prelude);
 
-    /// S with policy Handshake, at READY: the client went or never will.
-    fn gone(&self);
+    /// S with policy Handshake, at READY: the client has started its prelude or never will.
+    fn prelude_decided(&self);
 
     /// The peer named a DMB that this end can not use: the sender stays on TCP.
     fn can_not_send(&self, reason: FallbackReason);

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use super::SmcStream;
 use crate::config::UpgradePolicy;
 use crate::conn::Connection;
-use crate::conn::upgrade::WatchKey;
+use crate::conn::watch::WatchKey;
 use crate::info::SmcInfo;
 use crate::link::lack::reason_of;
 use crate::link::stream::LinkedStream;

@@ -10,7 +10,7 @@ use super::bytes;
 use super::hosts::{CLIENT, Lab, Pair, SERVER};
 use super::ops::{Task, parts, peeking, reading, reading_vectored, writing, writing_vectored};
 use crate::config::UpgradePolicy;
-use crate::conn::upgrade::WatchKey;
+use crate::conn::watch::WatchKey;
 use crate::conn::{Directions, OnPending};
 use crate::ism::sys;
 use crate::link::stream::Death;
@@ -494,8 +494,8 @@ impl Model {
                 tx.path,
                 rx.pinned,
                 tx.pinned,
-                rx.clc,
-                tx.clc,
+                rx.prelude,
+                tx.prelude,
                 this.end,
                 this.shut,
                 this.gone,

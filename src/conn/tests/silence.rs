@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Waker};
 use super::hosts::{CLIENT, Lab, Pair, SERVER};
 use super::watched;
 use crate::config::UpgradePolicy;
-use crate::conn::upgrade::WatchKey;
+use crate::conn::watch::WatchKey;
 use crate::link::stream::LinkedStream;
 use crate::transport::{FallbackReason, Transport};
 

@@ -6,7 +6,7 @@ use super::bytes;
 use super::hosts::{CLIENT, Lab, Pair, SERVER};
 use super::ops::{Task, writing};
 use super::watched;
-use crate::conn::upgrade::WatchKey;
+use crate::conn::watch::WatchKey;
 use crate::conn::{Directions, OnPending};
 use crate::link::stream::Death;
 use crate::sync::{Arc, lock};

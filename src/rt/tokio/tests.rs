@@ -14,7 +14,7 @@ use crate::ism::arena::DmbSegment;
 use crate::ism::ring::Refusal;
 use crate::link::message::Subject;
 use crate::link::stream::{
-    Answer, Ask, ClcOverTcp, Granted, GrowingStream, Interrupt, ReceiveDmb, SendDmb, Standing,
+    Answer, Ask, Granted, GrowingStream, Interrupt, Prelude, ReceiveDmb, SendDmb, Standing,
 };
 use crate::listener::SmcListener;
 use crate::stream::SmcStream;
@@ -276,7 +276,7 @@ impl LinkedStream for Faulty {
         self.0.interrupts()
     }
 
-    fn wants_clc_over_tcp(&self) -> bool {
+    fn wants_prelude(&self) -> bool {
         false
     }
 
@@ -302,11 +302,11 @@ impl LinkedStream for Faulty {
         fail();
     }
 
-    fn go(&self, _: &crate::ism::arena::DmbMemory, _: ClcOverTcp) {
+    fn start_prelude(&self, _: &crate::ism::arena::DmbMemory, _: Prelude) {
         fail();
     }
 
-    fn gone(&self) {
+    fn prelude_decided(&self) {
         fail();
     }
 
