@@ -28,7 +28,7 @@ use crate::ism::device::PortEntry;
 use crate::ism::ring::fill_room;
 use crate::link::adopted::adopt;
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
-use crate::link::stream::LinkedStream;
+use crate::link::stream::{LinkedStream, Verdict};
 use crate::rt::tokio::{self as rt, TokioTcp};
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
@@ -153,7 +153,7 @@ impl SmcStream {
 
     /// Its listener has no place where a client could find this stream.
     pub(crate) fn can_not_be_upgraded(&self, reason: FallbackReason) {
-        self.conn.refused(reason);
+        self.conn.verdict(Verdict::OfferRefused(reason));
     }
 
     /// Makes a stream of a connected std socket, which has to be in non-blocking mode.
@@ -176,8 +176,8 @@ impl SmcStream {
         if let Some(other) =
             linked.subject().ok().and_then(|ours| adopt(ours.cookie, Arc::downgrade(&linked)))
         {
-            linked.shared();
-            other.shared();
+            linked.verdict(Verdict::SocketShared);
+            other.verdict(Verdict::SocketShared);
         }
         Ok(stream)
     }

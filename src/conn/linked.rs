@@ -15,7 +15,7 @@ use crate::ism::ring::Memory;
 use crate::ism::sys;
 use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
-use crate::link::stream::{Death, Interrupt, LinkedStream, Prelude, ReceiveDmb, SendDmb, Standing};
+use crate::link::stream::{Death, Interrupt, LinkedStream, Prelude, ReceiveDmb, SendDmb, Standing, Verdict};
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -170,6 +170,22 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         self.end_prelude();
     }
 
+    fn verdict(&self, verdict: Verdict) {
+        match verdict {
+            Verdict::StayOnTcp(reason) => self.stay_on_tcp(reason),
+            Verdict::OfferRefused(reason) => self.offer_refused(reason),
+            Verdict::CanNotSend(reason) => self.can_not_send(reason),
+            Verdict::SocketShared => self.socket_shared(),
+            Verdict::PeerPinned => self.peer_pinned(),
+            Verdict::PeerDetached => self.peer_detached(),
+            Verdict::LinkDied { link, death } => self.link_died(link, death),
+        }
+    }
+}
+
+impl<T: Tcp> Connection<T> {
+    // ---- the verdicts ----
+
     fn can_not_send(&self, reason: FallbackReason) {
         lock(&self.tx).pinned = true;
         self.upgrade.settle(reason);
@@ -177,14 +193,14 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         self.obey_socket();
     }
 
-    fn refused(&self, reason: FallbackReason) {
+    fn offer_refused(&self, reason: FallbackReason) {
         let mut state = lock(&self.upgrade.state);
         if let Phase::Idle(_) = state.phase {
             state.phase = Phase::Idle(reason);
         }
     }
 
-    fn shared(&self) {
+    fn socket_shared(&self) {
         // A direction that has switched already goes on in its ring.
         let _ = self.pin("a shared socket", Directions::Both);
         self.upgrade.settle(FallbackReason::Pinned);
@@ -275,9 +291,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         }
         drop(unused);
     }
-}
 
-impl<T: Tcp> Connection<T> {
     /// Resets a connection whose rings or positions can not be trusted, on both transports.
     pub(super) fn reset(&self) {
         let mut effects = Effects::default();

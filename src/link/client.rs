@@ -7,7 +7,7 @@ use crate::ism::ring::{Consumer, Producer};
 use crate::link::message::{DmbPlace, Message};
 use crate::link::proof;
 use crate::link::slots::NoDmb;
-use crate::link::stream::{Doorbell, LinkedStream, Prelude, ReceiveDmb, SendDmb};
+use crate::link::stream::{Doorbell, LinkedStream, Prelude, ReceiveDmb, SendDmb, Verdict};
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -237,7 +237,7 @@ impl Link {
         self.send(&ready);
         if self.restricted.load(Ordering::Relaxed) {
             // The peer does not hear of it, and neither of a switch then.
-            stream.can_not_send(FallbackReason::Denied);
+            stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
             return Ok(());
         }
         stream.attach_send(SendDmb {

@@ -8,7 +8,7 @@ use crate::link::accepted::{Found, Key};
 use crate::link::message::{DmbPlace, Message, Subject};
 use crate::link::proof;
 use crate::link::slots::NoDmb;
-use crate::link::stream::{Death, Doorbell, LinkedStream, ReceiveDmb, SendDmb};
+use crate::link::stream::{Death, Doorbell, LinkedStream, ReceiveDmb, SendDmb, Verdict};
 use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
@@ -142,7 +142,7 @@ impl Link {
             crate::trace::debug!("offer refused: {reason}");
             lock(&self.state).incoming.remove(&proposed.offered.id);
             self.refuse(proposed.offered.id, &mut proposed.clc, reason);
-            stream.refused(reason);
+            stream.verdict(Verdict::OfferRefused(reason));
         }
     }
 
@@ -232,7 +232,7 @@ impl Link {
         });
         if self.restricted.load(Ordering::Relaxed) {
             // `restrict` sets the mark before it looks for matches, and may have looked before this one was there.
-            stream.can_not_send(FallbackReason::Denied);
+            stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
         }
         self.bury_late(stream);
         Ok(())
@@ -267,7 +267,7 @@ impl Link {
             Err(NoDmb::Lacking(reason)) => {
                 self.detach(dmb.token);
                 if let Some(stream) = stream {
-                    stream.can_not_send(reason);
+                    stream.verdict(Verdict::CanNotSend(reason));
                 }
                 return Ok(());
             }

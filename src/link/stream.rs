@@ -127,6 +127,25 @@ pub(crate) trait GrowingStream {
     fn denied(&self, why: Refusal);
 }
 
+/// What ends an upgrade, or a part of it, or what came of it. What has switched is not turned back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The upgrade ends before READY: this stream stays on TCP.
+    StayOnTcp(FallbackReason),
+    /// S: an offer for this stream was refused; another one may come.
+    OfferRefused(FallbackReason),
+    /// The peer named a DMB that this end can not use, or nothing can be said on the link: the sender stays on TCP.
+    CanNotSend(FallbackReason),
+    /// Another stream of the same socket exists: neither can know what passes through it.
+    SocketShared,
+    /// The peer will never read from its DMB: the sender stays on TCP if it has not switched.
+    PeerPinned,
+    /// The peer will never write to our DMB: the receiver stays on TCP if it has not switched.
+    PeerDetached,
+    /// The link of that number ended; it need not be the one this stream is attached to.
+    LinkDied { link: u64, death: Death },
+}
+
 /// A connection as its link sees it. No lock of the link is held during any of these calls, but for `has_ended`.
 pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     /// Live facts from the kernel, or why this stream can not be upgraded.
@@ -150,9 +169,6 @@ pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     /// An offer for this stream stands, until `offer` is dropped.
     fn offered(&self, offer: Standing);
 
-    /// S: an offer for this stream was refused; another one may come.
-    fn refused(&self, reason: FallbackReason);
-
     /// From here on the reader obeys the word in `dmb`. With `accept` the client asks for CLC over TCP; if it goes,
     /// the Accept is that message.
     fn attach_receive(&self, dmb: ReceiveDmb, accept: Option<&[u8]>) -> Result<(), FallbackReason>;
@@ -167,23 +183,15 @@ pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     /// S with policy Handshake, at READY: the client has started its prelude or never will.
     fn prelude_decided(&self);
 
-    /// The peer named a DMB that this end can not use: the sender stays on TCP.
-    fn can_not_send(&self, reason: FallbackReason);
+    /// It stays on TCP, one direction of it does, or its link has ended.
+    fn verdict(&self, verdict: Verdict);
+}
 
-    /// Another stream of the same socket exists: neither can know what passes through it.
-    fn shared(&self);
-
-    /// The upgrade ends before READY: this stream stays on TCP.
-    fn stay_on_tcp(&self, reason: FallbackReason);
-
-    /// The peer will never read from its DMB.
-    fn peer_pinned(&self);
-
-    /// The peer will never write to our DMB: it stays on TCP if it has not switched.
-    fn peer_detached(&self);
-
-    /// The link of that number ended; it need not be the one this stream is attached to.
-    fn link_died(&self, link: u64, death: Death);
+impl dyn LinkedStream {
+    /// [`Verdict::StayOnTcp`]
+    pub(crate) fn stay_on_tcp(&self, reason: FallbackReason) {
+        self.verdict(Verdict::StayOnTcp(reason));
+    }
 }
 
 /// How a stream interrupts its peer.

@@ -16,7 +16,7 @@ use crate::conn::Connection;
 use crate::conn::watch::WatchKey;
 use crate::info::SmcInfo;
 use crate::link::lack::reason_of;
-use crate::link::stream::LinkedStream;
+use crate::link::stream::{LinkedStream, Verdict};
 use crate::rt::tokio::{self as rt, Sleep, TokioTcp, Unsettled};
 use crate::sync::Arc;
 use crate::transport::{Counters, FallbackReason, Transport, UCred};
@@ -95,7 +95,8 @@ impl SmcStream {
                 Ok(driven) => driven.endpoint.offer(conn),
                 Err(error) => {
                     crate::trace::warning!("no loopback-ism device: {error}");
-                    conn.stay_on_tcp(reason_of(&error, FallbackReason::NoDevice));
+                    let reason = reason_of(&error, FallbackReason::NoDevice);
+                    conn.verdict(Verdict::StayOnTcp(reason));
                 }
             }
         });

@@ -13,7 +13,7 @@ use crate::conn::{Directions, OnPending};
 use crate::ism::dmb::{DmbHeader, Flags};
 use crate::ism::ring::Memory;
 use crate::ism::sys;
-use crate::link::stream::{Death, LinkedStream};
+use crate::link::stream::{Death, LinkedStream, Verdict};
 use crate::sync::{Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -303,7 +303,7 @@ fn who_can_not_send_heeds_its_descriptor_too() {
         while lock(&pair.conns[SERVER].rx).dmb.is_none() {
             assert!(lab.hosts[SERVER].step() || lab.hosts[CLIENT].step(), "MATCH");
         }
-        pair.conns[SERVER].can_not_send(FallbackReason::Memory);
+        pair.conns[SERVER].verdict(Verdict::CanNotSend(FallbackReason::Memory));
         lab.hosts[CLIENT].run();
         assert!(pair.writes_ring(CLIENT));
         pair.settle();

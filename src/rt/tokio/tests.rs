@@ -14,7 +14,7 @@ use crate::ism::arena::DmbSegment;
 use crate::ism::ring::Refusal;
 use crate::link::message::Subject;
 use crate::link::stream::{
-    Answer, Ask, Granted, GrowingStream, Interrupt, Prelude, ReceiveDmb, SendDmb, Standing,
+    Answer, Ask, Granted, GrowingStream, Interrupt, Prelude, ReceiveDmb, SendDmb, Standing, Verdict,
 };
 use crate::listener::SmcListener;
 use crate::stream::SmcStream;
@@ -285,14 +285,6 @@ impl LinkedStream for Faulty {
         std::mem::forget(offer);
     }
 
-    fn refused(&self, _: FallbackReason) {
-        fail();
-    }
-
-    fn peer_detached(&self) {
-        fail();
-    }
-
     fn attach_receive(&self, _: ReceiveDmb, _: Option<&[u8]>) -> Result<(), FallbackReason> {
         fail();
         Ok(())
@@ -310,23 +302,7 @@ impl LinkedStream for Faulty {
         fail();
     }
 
-    fn can_not_send(&self, _: FallbackReason) {
-        fail();
-    }
-
-    fn shared(&self) {
-        fail();
-    }
-
-    fn stay_on_tcp(&self, _: FallbackReason) {
-        fail();
-    }
-
-    fn peer_pinned(&self) {
-        fail();
-    }
-
-    fn link_died(&self, _: u64, _: Death) {
+    fn verdict(&self, _: Verdict) {
         fail();
     }
 }
