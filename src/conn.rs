@@ -24,7 +24,7 @@ use std::task::{Context, Poll};
 
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Violation;
-use crate::link::stream::{Doorbell, ReceiveDmb, SendDmb};
+use crate::link::stream::{PeerInterrupt, ReceiveDmb, SendDmb, Undelivered};
 use crate::transport::FallbackReason;
 
 pub(crate) use connection::{Connection, Role};
@@ -87,14 +87,14 @@ pub(crate) enum Directions {
 /// What a step under a lock asks for once the lock is free.
 #[derive(Default)]
 pub(crate) struct Effects {
-    /// Interrupts for peers in this process, whose wakers they call.
-    bells: [Option<(Doorbell, Signal)>; 2],
+    /// Interrupts that are not delivered yet.
+    interrupts: [Option<(PeerInterrupt, Undelivered)>; 2],
     /// TCP carried other bytes than the switch allows: this connection is reset, its link lives.
     pub(crate) reset: bool,
     /// Everyone who waits looks again.
     pub(crate) wake: bool,
     /// A direction has left TCP: from now on somebody has to look at what is done to the idle socket.
-    pub(crate) heed: bool,
+    pub(crate) socket_check: bool,
     /// Kept apart, so that the common step builds and drops next to nothing.
     rare: Option<Box<Rare>>,
 }
@@ -103,9 +103,9 @@ pub(crate) struct Effects {
 #[derive(Default)]
 pub(crate) struct Rare {
     /// The peer broke a rule: its link ends.
-    pub(crate) violation: Option<(Doorbell, Violation)>,
+    pub(crate) violation: Option<(PeerInterrupt, Violation)>,
     /// The ring is full: the peer is to be asked for a segment of so many bytes for the DMB of that token.
-    pub(crate) wish: Option<(Doorbell, u64, u64)>,
+    pub(crate) ask: Option<(PeerInterrupt, u64, u64)>,
     /// This end has pinned the word of this DMB.
     pub(crate) pinned: Option<ReceiveDmb>,
     /// The sender will never use this DMB.
@@ -115,12 +115,12 @@ pub(crate) struct Rare {
 }
 
 impl Effects {
-    /// Interrupts the peer: one in another process at once, for that calls nobody; one in this process later.
+    /// Interrupts the peer. What that takes besides the bits in its memory is done later.
     #[inline]
-    pub(crate) fn ring(&mut self, doorbell: &Doorbell, signal: Signal) {
-        if !doorbell.ring_if_remote(signal) {
-            let free = usize::from(self.bells[0].is_some());
-            self.bells[free] = Some((doorbell.clone(), signal));
+    pub(crate) fn interrupt(&mut self, peer: &PeerInterrupt, signal: Signal) {
+        if let Some(undelivered) = peer.raise(signal) {
+            let free = usize::from(self.interrupts[0].is_some());
+            self.interrupts[free] = Some((peer.clone(), undelivered));
         }
     }
 
@@ -130,7 +130,7 @@ impl Effects {
 
     #[inline]
     fn is_empty(&self) -> bool {
-        !self.reset && !self.wake && !self.heed && self.rare.is_none() && self.bells[0].is_none()
+        !self.reset && !self.wake && !self.socket_check && self.rare.is_none() && self.interrupts[0].is_none()
     }
 }
 

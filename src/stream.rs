@@ -143,7 +143,7 @@ impl SmcStream {
         let linked: Arc<dyn LinkedStream> = self.conn.conn.clone();
         let entry = home.endpoint.accept(port, client, &linked);
         let (endpoint, _port) = (home.endpoint.clone(), home.port.clone());
-        self.conn.anchor(Box::new(Accepted { endpoint, entry, _port }));
+        self.conn.keep_registration(Box::new(Accepted { endpoint, entry, _port }));
     }
 
     #[cfg(test)]

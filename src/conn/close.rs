@@ -19,7 +19,7 @@ impl<T: Tcp> Connection<T> {
     /// bytes have still to be read before it is closed.
     pub(crate) fn close(&self) -> Option<Leftover<T>> {
         self.upgrade.withdraw();
-        self.tell_last();
+        self.save_last_word();
         let mut effects = Effects::default();
         let (socket, receive_dmb, send_dmb, clc_left) = {
             let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
@@ -54,12 +54,12 @@ impl<T: Tcp> Connection<T> {
                 if let Some(dmb) = rx.dmb.as_ref() {
                     dmb.consumer.set_flags(before);
                     dmb.consumer.set_flags(flags);
-                    effects.ring(&dmb.doorbell, Signal::Space);
+                    effects.interrupt(&dmb.peer, Signal::Space);
                 }
                 if let Some(dmb) = tx.dmb.as_ref() {
                     dmb.producer.set_flags(before);
                     dmb.producer.set_flags(flags);
-                    effects.ring(&dmb.doorbell, Signal::Data);
+                    effects.interrupt(&dmb.peer, Signal::Data);
                 }
                 if let (true, Ok(fd)) = (abort, rx.fd()) {
                     let _ = sys::set_zero_linger(fd);
@@ -79,7 +79,7 @@ impl<T: Tcp> Connection<T> {
         self.carry_out(effects);
         drop((receive_dmb, send_dmb));
         self.upgrade.settle(FallbackReason::HalfClosed);
-        self.upgrade.weigh_anchor();
+        self.upgrade.end_registration();
         // Who watches the transport learns that the stream is gone.
         self.upgrade.changed();
         socket.filter(|_| clc_left > 0).map(|socket| Leftover { socket, clc_left })

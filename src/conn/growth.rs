@@ -60,7 +60,7 @@ impl<T: Tcp> GrowingStream for Connection<T> {
                 return false;
             }
             match dmb.producer.shrink() {
-                Ok(Shrunk::GaveBack(number)) => Some((dmb.doorbell.link.clone(), dmb.token, number)),
+                Ok(Shrunk::GaveBack(number)) => Some((dmb.peer.link.clone(), dmb.token, number)),
                 // A violation is the business of the next write, which sees it too.
                 Ok(Shrunk::Small) | Err(_) => None,
                 // What is unread is read some time.
@@ -117,7 +117,7 @@ impl<T: Tcp> GrowingStream for Connection<T> {
         let mut effects = Effects::default();
         if let Some(dmb) = lock(&self.rx).dmb.as_mut() {
             if let Err(violation) = dmb.consumer.take_back(segment) {
-                effects.rare().violation = Some((dmb.doorbell.clone(), violation));
+                effects.rare().violation = Some((dmb.peer.clone(), violation));
             }
         }
         self.carry_out(effects);
@@ -142,12 +142,12 @@ impl<T: Tcp> GrowingStream for Connection<T> {
             if !expected {
                 return Granted::NotAsked;
             }
-            dmb.doorbell.link.has_needed(dmb.producer.needed());
+            dmb.peer.link.has_needed(dmb.producer.needed());
             (outcome, outcome == Granted::Taken && !was_grown)
         };
         if granted == Granted::Taken {
             // Whoever waits for space has it.
-            self.wakes.writers.wake_all();
+            self.waiters.writers.wake_all();
         }
         if first {
             self.shrink_when_idle();
@@ -161,7 +161,7 @@ impl<T: Tcp> GrowingStream for Connection<T> {
         }
         if why == Refusal::NotNeeded {
             // Who waits on may find the ring full again, and has to ask again.
-            self.wakes.writers.wake_all();
+            self.waiters.writers.wake_all();
         }
     }
 }

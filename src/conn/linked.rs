@@ -15,7 +15,9 @@ use crate::ism::ring::Memory;
 use crate::ism::sys;
 use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
-use crate::link::stream::{Death, Interrupt, LinkedStream, Prelude, ReceiveDmb, SendDmb, Standing, Verdict};
+use crate::link::stream::{
+    Death, InterruptHandler, LinkedStream, Prelude, ReceiveDmb, SendDmb, Standing, Verdict,
+};
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -65,8 +67,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         self.has_prelude()
     }
 
-    fn interrupts(&self) -> Arc<dyn Interrupt> {
-        Arc::new(self.wakes.clone())
+    fn interrupt_handler(&self) -> Arc<dyn InterruptHandler> {
+        Arc::new(self.waiters.clone())
     }
 
     fn offered(&self, offer: Standing) {
@@ -109,7 +111,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         {
             let mut state = lock(&self.upgrade.state);
             match state.phase {
-                Phase::Idle(_) => state.go_on(Phase::Offering),
+                Phase::Idle(_) => state.advance(Phase::Offering),
                 Phase::Offering | Phase::Attached => {}
                 // Closed or pinned in this moment.
                 Phase::Settled(reason) => return Err(reason),
@@ -120,18 +122,18 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             Self::hold_prelude(&mut rx, &mut tx, dmb.consumer.memory(), accept);
         }
         // Also where our own direction never leaves TCP.
-        let _ = self.heed.endpoint.set(dmb.doorbell.link.endpoint().clone());
+        let _ = self.socket_check.endpoint.set(dmb.peer.link.endpoint().clone());
         rx.dmb = Some(dmb);
         Ok(())
     }
 
     fn attach_send(&self, dmb: SendDmb) {
-        let _ = self.heed.endpoint.set(dmb.doorbell.link.endpoint().clone());
+        let _ = self.socket_check.endpoint.set(dmb.peer.link.endpoint().clone());
         let mut effects = Effects::default();
         {
             let mut state = lock(&self.upgrade.state);
             if state.phase == Phase::Offering {
-                state.go_on(Phase::Attached);
+                state.advance(Phase::Attached);
             }
         }
         {
@@ -139,7 +141,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             if tx.pinned || tx.shut || tx.socket.is_none() {
                 // A pin made before the DMB was known is put into its word; its DETACH goes out at once.
                 dmb.producer.memory().header().pin();
-                effects.ring(&dmb.doorbell, Signal::Data);
+                effects.interrupt(&dmb.peer, Signal::Data);
                 effects.rare().unused = Some(dmb);
                 effects.rare().settled = Some(FallbackReason::Pinned);
             } else {
@@ -149,17 +151,17 @@ impl<T: Tcp> LinkedStream for Connection<T> {
                 if let (send::Path::Ring, Some(dmb)) = (tx.path, tx.dmb.as_mut()) {
                     // Whoever wrote much at once will do so again, as will one like those before it: asked now, the
                     // segment is there in time.
-                    dmb.producer.expect(largest.max(dmb.doorbell.link.expected()));
-                    Sender::<T>::note_wish(dmb, &mut effects);
+                    dmb.producer.expect(largest.max(dmb.peer.link.expected()));
+                    Sender::<T>::note_ask(dmb, &mut effects);
                 }
             }
         }
         effects.wake = true;
-        effects.heed = false;
+        effects.socket_check = false;
         self.carry_out(effects);
-        self.upgrade.weigh_anchor();
+        self.upgrade.end_registration();
         // What was done to the socket until now did not concern the ring.
-        self.obey_socket();
+        self.check_socket();
     }
 
     fn start_prelude(&self, word: &DmbMemory, messages: Prelude) {
@@ -190,7 +192,7 @@ impl<T: Tcp> Connection<T> {
         lock(&self.tx).pinned = true;
         self.upgrade.settle(reason);
         // As in `attach_send`.
-        self.obey_socket();
+        self.check_socket();
     }
 
     fn offer_refused(&self, reason: FallbackReason) {
@@ -247,9 +249,8 @@ impl<T: Tcp> Connection<T> {
         let mut unused = (None, None);
         {
             let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-            let doorbells =
-                [rx.dmb.as_ref().map(|dmb| &dmb.doorbell), tx.dmb.as_ref().map(|dmb| &dmb.doorbell)];
-            if !doorbells.into_iter().flatten().any(|doorbell| doorbell.link.id == link) {
+            let peers = [rx.dmb.as_ref().map(|dmb| &dmb.peer), tx.dmb.as_ref().map(|dmb| &dmb.peer)];
+            if !peers.into_iter().flatten().any(|peer| peer.link.id == link) {
                 return;
             }
             if rx.path == receive::Path::Tcp && !rx.pinned {
@@ -300,11 +301,11 @@ impl<T: Tcp> Connection<T> {
             tx.reset = true;
             if let Some(dmb) = rx.dmb.as_ref() {
                 dmb.consumer.set_flags(Flags::ABORT);
-                effects.ring(&dmb.doorbell, Signal::Space);
+                effects.interrupt(&dmb.peer, Signal::Space);
             }
             if let Some(dmb) = tx.dmb.as_ref() {
                 dmb.producer.set_flags(Flags::ABORT);
-                effects.ring(&dmb.doorbell, Signal::Data);
+                effects.interrupt(&dmb.peer, Signal::Data);
             }
             if let Ok(fd) = tx.fd() {
                 let _ = sys::reset_connection(fd);

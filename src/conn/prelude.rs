@@ -92,7 +92,7 @@ impl<T: Tcp> Receiver<T> {
                     let mut scratch = [0; 512];
                     let wanted = left.min(scratch.len());
                     let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-                    let mut cx = Context::from_waker(&self.waiters);
+                    let mut cx = Context::from_waker(&self.waker);
                     match socket.poll_read(&mut cx, &mut scratch[..wanted]) {
                         Poll::Pending => return Poll::Pending,
                         Poll::Ready(Err(error)) => {
@@ -155,7 +155,7 @@ impl<T: Tcp> Sender<T> {
                 return Poll::Ready(Ok(()));
             }
             let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-            let mut cx = Context::from_waker(&self.waiters);
+            let mut cx = Context::from_waker(&self.waker);
             match socket.poll_write(&mut cx, &bytes[*sent..end]) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -248,7 +248,7 @@ impl<T: Tcp> Connection<T> {
         let switched = std::mem::take(&mut effects.wake);
         self.carry_out(effects);
         if switched {
-            self.wakes.writers.wake_all();
+            self.waiters.writers.wake_all();
         }
     }
 }

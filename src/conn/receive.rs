@@ -59,7 +59,7 @@ pub(crate) struct Receiver<T: Tcp> {
     /// Something ended TCP under the ring: once that is empty, TCP tells how.
     pub(crate) over: bool,
     /// Wakes everyone who waits to read.
-    pub(crate) waiters: Waker,
+    pub(crate) waker: Waker,
 }
 
 /// What else a reader has to know of its connection.
@@ -69,11 +69,11 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) peer_left_unread: bool,
     /// The reset of a connection was reported, to a reader or a writer; from then on there is only the end, as with
     /// TCP.
-    pub(crate) reset_told: &'a AtomicBool,
+    pub(crate) reset_reported: &'a AtomicBool,
 }
 
 impl<T: Tcp> Receiver<T> {
-    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waiters: Waker) -> Self {
+    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waker: Waker) -> Self {
         Receiver {
             socket: Some(socket),
             own: began_at,
@@ -88,7 +88,7 @@ impl<T: Tcp> Receiver<T> {
             granted: None,
             stalled_at: None,
             over: false,
-            waiters,
+            waker,
         }
     }
 
@@ -179,7 +179,7 @@ impl<T: Tcp> Receiver<T> {
             return self.confirm_end(Poll::Ready(Err(error)), effects);
         }
         let Some(socket) = self.socket.as_deref() else { return Some(Poll::Ready(Err(closed()))) };
-        match op.tcp(socket, &mut Context::from_waker(&self.waiters)) {
+        match op.tcp(socket, &mut Context::from_waker(&self.waker)) {
             Poll::Ready(Ok(length)) if length > 0 => {
                 if O::CONSUMES {
                     self.count(length as u64);
@@ -219,7 +219,7 @@ impl<T: Tcp> Receiver<T> {
             return Poll::Ready(Ok(0));
         }
         let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-        match socket.poll_peek(&mut Context::from_waker(&self.waiters)) {
+        match socket.poll_peek(&mut Context::from_waker(&self.waker)) {
             Poll::Ready(Err(error)) => Poll::Ready(self.save_error(error).map(|()| 0)),
             looked => looked,
         }
@@ -266,7 +266,7 @@ impl<T: Tcp> Receiver<T> {
         let Path::Draining { until, .. } = self.path else { return Some(end) };
         if !self.is_drained(until) {
             // Short of the switch: the descriptor was shut down, perhaps unheard.
-            effects.heed = true;
+            effects.socket_check = true;
             return Some(end);
         }
         self.path = Path::Draining { at: until, until };
@@ -342,7 +342,7 @@ impl<T: Tcp> Receiver<T> {
             (self.fd().and_then(sys::is_at_mark).unwrap_or(false), self.socket.as_deref())
         {
             // In line it is read, out of line it is passed over.
-            let _ = socket.poll_read(&mut Context::from_waker(&self.waiters), &mut [0]);
+            let _ = socket.poll_read(&mut Context::from_waker(&self.waker), &mut [0]);
         }
     }
 
@@ -358,20 +358,20 @@ impl<T: Tcp> Receiver<T> {
             match Self::ring_step(dmb, op, on_pending, self.over, &circumstances) {
                 Ok(Step::Read(length)) => {
                     if O::CONSUMES && dmb.consumer.wake_writer() {
-                        effects.ring(&dmb.doorbell, Signal::Space);
+                        effects.interrupt(&dmb.peer, Signal::Space);
                     }
                     return Poll::Ready(Ok(length));
                 }
                 Ok(Step::Again) => {}
                 Ok(Step::Wait) => return Poll::Pending,
                 Ok(Step::End) => return Poll::Ready(Ok(0)),
-                Ok(Step::Reset) => return Poll::Ready(tell_reset::<T, O>(circumstances().reset_told)),
+                Ok(Step::Reset) => return Poll::Ready(report_reset::<T, O>(circumstances().reset_reported)),
                 Ok(Step::Tcp) => {
                     if let Some(error) = self.saved_error::<O>() {
                         return Poll::Ready(Err(error));
                     }
                     let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-                    return op.tcp(socket, &mut Context::from_waker(&self.waiters));
+                    return op.tcp(socket, &mut Context::from_waker(&self.waker));
                 }
                 Ok(Step::Failed) => return Poll::Ready(Err(failed())),
                 Ok(Step::AskTcp { peer_died, left_unread }) => {
@@ -381,11 +381,11 @@ impl<T: Tcp> Receiver<T> {
                         (_, Some(error)) if !peer_died => Poll::Ready(Err(error)),
                         (Poll::Ready(Err(error)), None) if !peer_died => Poll::Ready(Err(error)),
                         (Poll::Ready(Ok(0)), None) if peer_died && !left_unread => Poll::Ready(Ok(0)),
-                        _ => Poll::Ready(tell_reset::<T, O>(circumstances().reset_told)),
+                        _ => Poll::Ready(report_reset::<T, O>(circumstances().reset_reported)),
                     };
                 }
                 Err(violation) => {
-                    effects.rare().violation = Some((dmb.doorbell.clone(), violation));
+                    effects.rare().violation = Some((dmb.peer.clone(), violation));
                     return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
                 }
             }
@@ -466,7 +466,7 @@ enum Step {
 }
 
 /// Linux tells of a reset once, whoever asks first; then there is the end. Who only asks for readiness takes nothing.
-fn tell_reset<T: Tcp, O: ReadOp<T>>(told: &AtomicBool) -> io::Result<usize> {
+fn report_reset<T: Tcp, O: ReadOp<T>>(told: &AtomicBool) -> io::Result<usize> {
     let takes = O::CONSUMES || O::PEEKS;
     if if takes { told.swap(true, Ordering::Relaxed) } else { told.load(Ordering::Relaxed) } {
         return Ok(0);

@@ -61,11 +61,11 @@ pub(crate) struct Sender<T: Tcp> {
     /// What the SYN adds to the kernel's counter; known from the moment a DMB of ours was given away.
     pub(crate) syn: Option<u64>,
     /// Wakes everyone who waits to write.
-    pub(crate) waiters: Waker,
+    pub(crate) waker: Waker,
 }
 
 impl<T: Tcp> Sender<T> {
-    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waiters: Waker) -> Self {
+    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waker: Waker) -> Self {
         Sender {
             socket: Some(socket),
             largest_write: 0,
@@ -84,7 +84,7 @@ impl<T: Tcp> Sender<T> {
             lost: None,
             prelude: Outgoing::None,
             syn: None,
-            waiters,
+            waker,
         }
     }
 
@@ -114,7 +114,7 @@ impl<T: Tcp> Sender<T> {
                     }
                 }
                 let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-                let answer = op.tcp(socket, &mut Context::from_waker(&self.waiters));
+                let answer = op.tcp(socket, &mut Context::from_waker(&self.waker));
                 if let (true, Poll::Ready(Ok(length))) = (O::WRITES, &answer) {
                     self.count(*length);
                 }
@@ -171,9 +171,9 @@ impl<T: Tcp> Sender<T> {
                 // Linux tells of a reset once, whoever asks first.
                 let told = kind == io::ErrorKind::ConnectionReset
                     && if O::WRITES {
-                        now.reset_told.swap(true, Ordering::Relaxed)
+                        now.reset_reported.swap(true, Ordering::Relaxed)
                     } else {
-                        now.reset_told.load(Ordering::Relaxed)
+                        now.reset_reported.load(Ordering::Relaxed)
                     };
                 Poll::Ready(Err(if told { io::ErrorKind::BrokenPipe } else { kind }.into()))
             }
@@ -189,7 +189,7 @@ impl<T: Tcp> Sender<T> {
                 self.poll_direct(op)
             }
             Err(violation) => {
-                effects.rare().violation = Some((dmb.doorbell.clone(), violation));
+                effects.rare().violation = Some((dmb.peer.clone(), violation));
                 Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
             }
         }
@@ -198,7 +198,7 @@ impl<T: Tcp> Sender<T> {
     /// The way of what is written when the ring is over.
     fn poll_direct<O: WriteOp<T>>(&mut self, op: &mut O) -> Poll<io::Result<usize>> {
         let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-        match op.direct(socket, &mut Context::from_waker(&self.waiters)) {
+        match op.direct(socket, &mut Context::from_waker(&self.waker)) {
             // It has closed, but its socket was still open when our bytes came there. To who writes that is one event.
             Poll::Ready(Err(error))
                 if error.kind() == io::ErrorKind::ConnectionReset
@@ -241,10 +241,10 @@ impl<T: Tcp> Sender<T> {
                 return Ok(Err(gone));
             }
             let length = op.ring(&mut dmb.producer)?;
-            Self::note_wish(dmb, effects);
+            Self::note_ask(dmb, effects);
             if length > 0 {
                 if O::WRITES && dmb.producer.wake_reader() {
-                    effects.ring(&dmb.doorbell, Signal::Data);
+                    effects.interrupt(&dmb.peer, Signal::Data);
                 }
                 return Ok(Ok(Poll::Ready(Ok(length))));
             }
@@ -255,9 +255,9 @@ impl<T: Tcp> Sender<T> {
                 return Ok(Ok(Poll::Pending));
             }
             let waits = dmb.producer.wait()?;
-            Self::note_wish(dmb, effects);
+            Self::note_ask(dmb, effects);
             if waits {
-                // Its flags are published before its bell, and we have armed: look once more.
+                // Its flags are published before its interrupt, and we have armed: look once more.
                 return Ok(reader_gone(&dmb.producer).map_or(Ok(Poll::Pending), Err));
             }
         }
@@ -265,16 +265,16 @@ impl<T: Tcp> Sender<T> {
 
     /// A full ring wishes to be larger.
     #[inline]
-    pub(crate) fn note_wish(dmb: &mut SendDmb, effects: &mut Effects) {
+    pub(crate) fn note_ask(dmb: &mut SendDmb, effects: &mut Effects) {
         if let Some(bytes) = dmb.producer.take_wish() {
-            effects.rare().wish = Some((dmb.doorbell.clone(), dmb.token, bytes));
+            effects.rare().ask = Some((dmb.peer.clone(), dmb.token, bytes));
         }
     }
 
     /// The error of a socket whose runtime is gone, as tokio words it if it does.
     fn runtime_error(&mut self) -> io::Result<usize> {
         if let Some(socket) = self.socket.as_deref() {
-            let mut cx = Context::from_waker(&self.waiters);
+            let mut cx = Context::from_waker(&self.waker);
             if let Poll::Ready(Err(error)) = socket.poll_write(&mut cx, &[]) {
                 return Err(error);
             }
@@ -309,7 +309,7 @@ impl<T: Tcp> Sender<T> {
                 if reason_of(&error, FallbackReason::Positions) == FallbackReason::Denied {
                     self.pinned = true;
                     dmb.producer.memory().header().pin();
-                    effects.ring(&dmb.doorbell, Signal::Data);
+                    effects.interrupt(&dmb.peer, Signal::Data);
                     effects.rare().unused = self.dmb.take();
                     effects.rare().settled = Some(FallbackReason::Denied);
                 }
@@ -323,7 +323,7 @@ impl<T: Tcp> Sender<T> {
         if self.own != Some(position) {
             self.pinned = true;
             dmb.producer.memory().header().pin();
-            effects.ring(&dmb.doorbell, Signal::Data);
+            effects.interrupt(&dmb.peer, Signal::Data);
             effects.rare().unused = self.dmb.take();
             effects.rare().settled = Some(FallbackReason::Positions);
             return;
@@ -336,13 +336,13 @@ impl<T: Tcp> Sender<T> {
             return;
         }
         self.path = Path::Ring;
-        effects.heed = true;
+        effects.socket_check = true;
         // What Nagle's algorithm or a cork hold back would be waited for until the next acknowledgement.
         if queued > 0 && sys::unsent_out(fd).is_ok_and(|unsent| unsent > 0) {
             let _ = sys::push_unsent(fd);
         }
         if dmb.producer.wake_reader() {
-            effects.ring(&dmb.doorbell, Signal::Data);
+            effects.interrupt(&dmb.peer, Signal::Data);
         }
         effects.wake = true;
     }

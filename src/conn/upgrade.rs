@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::waiters::Waiters;
+use super::waiters::WakerSet;
 use super::{Connection, Role, Tcp};
 use crate::config::{Config, UpgradePolicy};
 use crate::ism::sys;
@@ -32,12 +32,12 @@ pub(super) struct State {
     since: Duration,
     pub(super) offer: Option<Standing>,
     /// What lets a client find this stream, as long as it may still be upgraded.
-    anchor: Option<Standing>,
+    registration: Option<Standing>,
 }
 
 impl State {
     /// A step further, which the peer has to answer.
-    pub(super) fn go_on(&mut self, phase: Phase) {
+    pub(super) fn advance(&mut self, phase: Phase) {
         self.phase = phase;
         self.since = sys::monotonic();
     }
@@ -53,7 +53,7 @@ pub(crate) struct Upgrade {
     /// The trigger is still to come: lets every read and write pass by with one load.
     pending: AtomicBool,
     /// Those who wait for a change of it.
-    pub(super) watchers: Waiters,
+    pub(super) watchers: WakerSet,
 }
 
 impl Upgrade {
@@ -73,10 +73,10 @@ impl Upgrade {
                 phase: Phase::Idle(idle),
                 since: Duration::ZERO,
                 offer: None,
-                anchor: None,
+                registration: None,
             }),
             pending: AtomicBool::new(triggers),
-            watchers: Waiters::default(),
+            watchers: WakerSet::default(),
         }
     }
 
@@ -96,7 +96,7 @@ impl Upgrade {
 
     /// Makes the peer late.
     #[cfg(test)]
-    pub(super) fn grow_old(&self) {
+    pub(super) fn make_overdue(&self) {
         lock(&self.state).since -= ANSWER_WITHIN;
     }
 
@@ -111,7 +111,7 @@ impl Upgrade {
         let mut state = lock(&self.state);
         let begins = matches!(state.phase, Phase::Idle(FallbackReason::NotYet));
         if begins {
-            state.go_on(Phase::Offering);
+            state.advance(Phase::Offering);
         }
         drop(state);
         if begins {
@@ -129,7 +129,7 @@ impl Upgrade {
                 return false;
             }
             state.phase = Phase::Settled(reason);
-            // The anchor stays: an offer for a stream that lives is refused, not kept waiting.
+            // The registration stays: an offer for a stream that lives is refused, not kept waiting.
             state.offer.take()
         };
         drop(gone);
@@ -139,9 +139,9 @@ impl Upgrade {
     }
 
     /// Nobody needs to find this stream any more.
-    pub(super) fn weigh_anchor(&self) {
-        let anchor = lock(&self.state).anchor.take();
-        drop(anchor);
+    pub(super) fn end_registration(&self) {
+        let registration = lock(&self.state).registration.take();
+        drop(registration);
     }
 
     /// Something that an upgrade waits for has changed.
@@ -157,11 +157,11 @@ impl Upgrade {
 }
 
 impl<T: Tcp> Connection<T> {
-    /// `anchor` lets a client find this stream, until it is upgraded or closed.
-    pub(crate) fn anchor(&self, anchor: Standing) {
+    /// Keeps what lets a client find this stream, until it is upgraded or closed.
+    pub(crate) fn keep_registration(&self, registration: Standing) {
         let mut state = lock(&self.upgrade.state);
         if state.phase != Phase::Attached {
-            state.anchor = Some(anchor);
+            state.registration = Some(registration);
         }
     }
 

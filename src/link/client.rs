@@ -7,7 +7,7 @@ use crate::ism::ring::{Consumer, Producer};
 use crate::link::message::{DmbPlace, Message};
 use crate::link::proof;
 use crate::link::slots::NoDmb;
-use crate::link::stream::{Doorbell, LinkedStream, Prelude, ReceiveDmb, SendDmb, Verdict};
+use crate::link::stream::{LinkedStream, PeerInterrupt, Prelude, ReceiveDmb, SendDmb, Verdict};
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -212,10 +212,10 @@ impl Link {
             return Err(Fault("the CLC handshake is out of order"));
         };
         let ready = Message::Ready { id, dmb: allocated.place, clc: confirm.clone() };
-        let doorbell = Doorbell { link: self.clone(), index: matched.signal };
+        let peer = PeerInterrupt { link: self.clone(), index: matched.signal };
         let receive = ReceiveDmb {
             consumer: Consumer::new(allocated.memory),
-            doorbell: doorbell.clone(),
+            peer: peer.clone(),
             token,
             window: allocated.window,
             _entry: entry.clone(),
@@ -242,7 +242,7 @@ impl Link {
         }
         stream.attach_send(SendDmb {
             producer: Producer::new(server_dmb, window),
-            doorbell,
+            peer,
             token: accepted.token,
             window,
             _entry: entry,

@@ -8,7 +8,7 @@ use crate::link::accepted::{Found, Key};
 use crate::link::message::{DmbPlace, Message, Subject};
 use crate::link::proof;
 use crate::link::slots::NoDmb;
-use crate::link::stream::{Death, Doorbell, LinkedStream, ReceiveDmb, SendDmb, Verdict};
+use crate::link::stream::{Death, LinkedStream, PeerInterrupt, ReceiveDmb, SendDmb, Verdict};
 use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
@@ -186,10 +186,10 @@ impl Link {
             return Err(FallbackReason::Limit);
         };
         let entry = Arc::new(SignalEntry { link: self.clone(), index: signal });
-        let doorbell = Doorbell { link: self.clone(), index: offered.signal };
+        let peer = PeerInterrupt { link: self.clone(), index: offered.signal };
         let receive = ReceiveDmb {
             consumer: Consumer::new(allocated.memory),
-            doorbell,
+            peer,
             token,
             window: allocated.window,
             _entry: entry.clone(),
@@ -275,7 +275,7 @@ impl Link {
         // Dropped unused it sends the DETACH that every received token is owed.
         let send = SendDmb {
             producer: Producer::new(client_dmb, window),
-            doorbell: Doorbell { link: self.clone(), index: peer_signal },
+            peer: PeerInterrupt { link: self.clone(), index: peer_signal },
             token: dmb.token,
             window,
             _entry: entry,

@@ -48,9 +48,9 @@ impl Death {
     }
 }
 
-/// The side of a stream that an interrupt reaches.
-pub(crate) trait Interrupt: Send + Sync {
-    fn interrupt(&self, signal: Signal);
+/// Whom the peer's interrupts for a stream reach.
+pub(crate) trait InterruptHandler: Send + Sync {
+    fn on_interrupt(&self, signal: Signal);
 }
 
 /// Something that stands for a stream until it is dropped: an offer, or the search for whom to offer to.
@@ -161,7 +161,7 @@ pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     fn admits(&self, uid: u32) -> bool;
 
     /// Where the peer's interrupts for this stream go.
-    fn interrupts(&self) -> Arc<dyn Interrupt>;
+    fn interrupt_handler(&self) -> Arc<dyn InterruptHandler>;
 
     /// Has connect asked for CLC over TCP?
     fn wants_prelude(&self) -> bool;
@@ -196,29 +196,39 @@ impl dyn LinkedStream {
 
 /// How a stream interrupts its peer.
 #[derive(Clone)]
-pub(crate) struct Doorbell {
+pub(crate) struct PeerInterrupt {
     pub(crate) link: Arc<Link>,
     /// The peer's number for this connection.
     pub(crate) index: u32,
 }
 
-impl Doorbell {
-    /// Wakes the peer's reader (`Data`) or writer (`Space`).
-    pub(crate) fn ring(&self, signal: Signal) {
-        self.link.interrupt_peer(self.index, signal);
+/// What an interrupt takes besides the bits in the peer's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Undelivered {
+    /// The peer's process sleeps: its eventfd has to be written.
+    Eventfd,
+    /// The peer is in this process: its handler has to be called.
+    Handler(Signal),
+}
+
+impl PeerInterrupt {
+    /// Interrupts the peer's reader (`Data`) or writer (`Space`), as far as that calls nobody: what is left is for
+    /// [`PeerInterrupt::deliver`], once no lock is held.
+    #[inline]
+    pub(crate) fn raise(&self, signal: Signal) -> Option<Undelivered> {
+        self.link.raise(self.index, signal)
     }
 
-    /// The same, if the peer lives in another process: `false` means that its wakers would be called here.
-    #[inline]
-    pub(crate) fn ring_if_remote(&self, signal: Signal) -> bool {
-        self.link.interrupt_remote_peer(self.index, signal)
+    /// Does what [`PeerInterrupt::raise`] has left.
+    pub(crate) fn deliver(&self, undelivered: Undelivered) {
+        self.link.deliver_interrupt(self.index, undelivered);
     }
 }
 
 /// The DMB that a stream reads from. Dropping it says that the stream is done with it.
 pub(crate) struct ReceiveDmb {
     pub(crate) consumer: Consumer<DmbMemory>,
-    pub(crate) doorbell: Doorbell,
+    pub(crate) peer: PeerInterrupt,
     pub(crate) token: u64,
     /// Bytes of the largest segment that its sender may ask for while the reader reads.
     pub(crate) window: usize,
@@ -229,20 +239,20 @@ pub(crate) struct ReceiveDmb {
 impl ReceiveDmb {
     /// Ends the use of a DMB whose word this end has pinned: the producer has nothing to wait for.
     pub(crate) fn pinned(self) {
-        self.doorbell.link.send_pinned(self.token);
+        self.peer.link.send_pinned(self.token);
     }
 }
 
 impl Drop for ReceiveDmb {
     fn drop(&mut self) {
-        self.doorbell.link.stream_done(self.token);
+        self.peer.link.stream_done(self.token);
     }
 }
 
 /// The peer's DMB that a stream writes to. Dropping it sends the one DETACH of its token.
 pub(crate) struct SendDmb {
     pub(crate) producer: Producer<DmbMemory>,
-    pub(crate) doorbell: Doorbell,
+    pub(crate) peer: PeerInterrupt,
     pub(crate) token: u64,
     /// Bytes of the largest segment that the receiver lends while it reads.
     pub(crate) window: usize,
@@ -252,7 +262,7 @@ pub(crate) struct SendDmb {
 
 impl Drop for SendDmb {
     fn drop(&mut self) {
-        self.doorbell.link.learn(self.producer.needed());
-        self.doorbell.link.detach(self.token);
+        self.peer.link.learn(self.producer.needed());
+        self.peer.link.detach(self.token);
     }
 }

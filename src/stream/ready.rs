@@ -45,7 +45,7 @@ fn read_ready(stream: &SmcStream, on_pending: OnPending) -> io::Result<Option<Re
             let goes_on = stream.conn.is_draining() && !stream.conn.sender_is_done();
             if goes_on && ready.is_read_closed() {
                 // Unless the descriptor was shut down.
-                stream.conn.heed_socket();
+                stream.conn.schedule_socket_check();
             }
             Ok(Some(if goes_on { ready - Ready::READ_CLOSED } else { ready }))
         }
@@ -75,7 +75,7 @@ pub(super) fn poll_read_ready(stream: &SmcStream, cx: &mut Context<'_>) -> Poll<
     if read_ready(stream, OnPending::Return)?.is_some() {
         return Poll::Ready(Ok(()));
     }
-    stream.conn.wakes.readers.register(cx.waker());
+    stream.conn.waiters.readers.register(cx.waker());
     read_ready(stream, OnPending::Arm)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
 }
 
@@ -83,7 +83,7 @@ pub(super) fn poll_write_ready(stream: &SmcStream, cx: &mut Context<'_>) -> Poll
     if write_ready(stream, OnPending::Return)?.is_some() {
         return Poll::Ready(Ok(()));
     }
-    stream.conn.wakes.writers.register(cx.waker());
+    stream.conn.waiters.writers.register(cx.waker());
     write_ready(stream, OnPending::Arm)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
 }
 
@@ -122,10 +122,10 @@ impl Future for Readiness<'_> {
             return Poll::Ready(Ok(ready));
         }
         if this.interest.is_readable() {
-            this.stream.conn.wakes.readers.enlist(&mut this.reader, cx.waker());
+            this.stream.conn.waiters.readers.enlist(&mut this.reader, cx.waker());
         }
         if this.interest.is_writable() {
-            this.stream.conn.wakes.writers.enlist(&mut this.writer, cx.waker());
+            this.stream.conn.waiters.writers.enlist(&mut this.writer, cx.waker());
         }
         let ready = this.look(OnPending::Arm)?;
         if ready.is_empty() { Poll::Pending } else { Poll::Ready(Ok(ready)) }
@@ -134,7 +134,7 @@ impl Future for Readiness<'_> {
 
 impl Drop for Readiness<'_> {
     fn drop(&mut self) {
-        self.stream.conn.wakes.readers.delist(&mut self.reader);
-        self.stream.conn.wakes.writers.delist(&mut self.writer);
+        self.stream.conn.waiters.readers.delist(&mut self.reader);
+        self.stream.conn.waiters.writers.delist(&mut self.writer);
     }
 }

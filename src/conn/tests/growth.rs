@@ -222,7 +222,7 @@ fn a_return_that_comes_behind_its_detach_harms_nobody() {
         let (link, token) = {
             let tx = lock(&pair.conns[CLIENT].tx);
             let dmb = tx.dmb.as_ref().expect("a DMB");
-            (dmb.doorbell.link.clone(), dmb.token)
+            (dmb.peer.link.clone(), dmb.token)
         };
         // The one who shrinks the ring was overtaken by the application's close.
         pair.close(CLIENT);
@@ -245,7 +245,7 @@ fn a_grant_that_crosses_the_readers_close_harms_nobody() {
         assert!(answer.is_pending(), "full, and it has asked");
         while lab.hosts[SERVER].step() {}
         assert_eq!(lent(&pair, SERVER), 32 << 10, "which the client does not know yet");
-        let link = lock(&pair.conns[CLIENT].tx).dmb.as_ref().expect("a DMB").doorbell.link.clone();
+        let link = lock(&pair.conns[CLIENT].tx).dmb.as_ref().expect("a DMB").peer.link.clone();
         pair.expect(SERVER, &bytes(0, 4096));
         // It takes its memory back at once.
         pair.close(SERVER);

@@ -14,7 +14,7 @@ use crate::ism::arena::DmbSegment;
 use crate::ism::ring::Refusal;
 use crate::link::message::Subject;
 use crate::link::stream::{
-    Answer, Ask, Granted, GrowingStream, Interrupt, Prelude, ReceiveDmb, SendDmb, Standing, Verdict,
+    Answer, Ask, Granted, GrowingStream, InterruptHandler, Prelude, ReceiveDmb, SendDmb, Standing, Verdict,
 };
 use crate::listener::SmcListener;
 use crate::stream::SmcStream;
@@ -272,8 +272,8 @@ impl LinkedStream for Faulty {
         self.0.admits(uid)
     }
 
-    fn interrupts(&self) -> Arc<dyn Interrupt> {
-        self.0.interrupts()
+    fn interrupt_handler(&self) -> Arc<dyn InterruptHandler> {
+        self.0.interrupt_handler()
     }
 
     fn wants_prelude(&self) -> bool {
