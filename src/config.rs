@@ -10,6 +10,11 @@ use crate::sync::Arc;
 /// When a connection leaves TCP for shared memory.
 ///
 /// Written in `SMC_LO_UPGRADE` as `first-turn`, `eager`, `manual`, `require`, `handshake` or `never`.
+///
+/// ```
+/// use tokio_smc::UpgradePolicy;
+/// assert_eq!("first-turn".parse(), Ok(UpgradePolicy::default()));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum UpgradePolicy {
@@ -47,6 +52,12 @@ impl FromStr for UpgradePolicy {
 }
 
 /// A word that names no [`UpgradePolicy`].
+///
+/// ```
+/// use tokio_smc::UpgradePolicy;
+/// let error = "always".parse::<UpgradePolicy>().unwrap_err();
+/// assert!(error.to_string().starts_with("unknown upgrade policy \"always\": use first-turn,"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownPolicy(String);
 
@@ -63,6 +74,12 @@ impl std::fmt::Display for UnknownPolicy {
 impl std::error::Error for UnknownPolicy {}
 
 /// Whose processes a connection may be upgraded with.
+///
+/// ```
+/// use tokio_smc::{Config, PeerPolicy};
+/// let config = Config::new().peer_policy(PeerPolicy::Root);
+/// assert_ne!(config, Config::new());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum PeerPolicy {
@@ -99,8 +116,8 @@ const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(200);
 /// ```
 /// use std::time::Duration;
 /// use tokio_smc::{Config, UpgradePolicy};
-/// let config = Config::from_env().upgrade_policy(UpgradePolicy::Eager).busy_poll(Duration::from_micros(20));
-/// # let _ = config;
+/// let config = Config::new().upgrade_policy(UpgradePolicy::Eager).busy_poll(Duration::from_micros(20));
+/// assert_ne!(config, Config::default());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {

@@ -52,6 +52,24 @@ use dial::Settings;
 /// [`SmcConnector::new_with_resolver`]. Of several addresses those of the first one's family are tried in turn; after
 /// the happy-eyeballs timeout (300 ms) those of the other family are tried beside them, and the first connection wins
 /// (RFC 6555).
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tokio_smc::hyper::SmcConnector;
+/// use tower_service::Service;
+///
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = tokio_smc::SmcListener::bind("127.0.0.1:0").await?;
+/// # let port = listener.local_addr()?.port();
+/// let mut connector = SmcConnector::new();
+/// connector.set_nodelay(true);
+/// connector.set_connect_timeout(Some(Duration::from_secs(3)));
+/// // What the client does for each connection:
+/// let stream = connector.call(format!("http://127.0.0.1:{port}/").parse()?).await?.into_inner();
+/// assert!(stream.nodelay()?);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct SmcConnector<R = GaiResolver> {
     settings: Arc<Settings>,
@@ -266,6 +284,17 @@ fn target(uri: &Uri, enforce_http: bool) -> Result<Target<'_>, ConnectError> {
 ///
 /// It says what failed, with the address; why it did, often an [`io::Error`](std::io::Error), is its
 /// [`source`](Error::source). hyper-util's client hands it out as the source of its own error.
+///
+/// ```
+/// use tokio_smc::hyper::SmcConnector;
+/// use tower_service::Service;
+///
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let error = SmcConnector::new().call("https://127.0.0.1/".parse()?).await.unwrap_err();
+/// assert_eq!(error.address(), None, "it did not come that far");
+/// assert!(error.to_string().starts_with("invalid URL, scheme is not http"));
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct ConnectError {
     what: Cow<'static, str>,

@@ -213,6 +213,20 @@ impl<S> fmt::Debug for SmcIncoming<S> {
 }
 
 /// An [`SmcStream`] whose requests tonic gives an [`SmcInfo`]; see [`SmcIncoming::with_info`].
+///
+/// ```
+/// use futures::StreamExt;
+/// use tokio_smc::{SmcIncoming, SmcStream};
+/// use tonic::transport::server::Connected;
+///
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut incoming = SmcIncoming::bind("127.0.0.1:0".parse()?)?.with_info();
+/// let client = SmcStream::connect(incoming.local_addr()?).await?;
+/// let accepted = incoming.next().await.expect("a connection")?;
+/// // What tonic puts into the extensions of each request:
+/// assert_eq!(accepted.connect_info().peer_addr(), Some(client.local_addr()?));
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct SmcStreamWithInfo(SmcStream);
 
