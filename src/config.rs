@@ -116,7 +116,7 @@ const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(200);
 /// ```
 /// use std::time::Duration;
 /// use tokio_smc::{Config, UpgradePolicy};
-/// let config = Config::new().upgrade_policy(UpgradePolicy::Eager).busy_poll(Duration::from_micros(20));
+/// let config = Config::new().upgrade_policy(UpgradePolicy::Eager).busy_poll(Duration::ZERO);
 /// assert_ne!(config, Config::default());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

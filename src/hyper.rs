@@ -207,7 +207,7 @@ where
 {
     type Response = TokioIo<SmcStream>;
     type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<SmcStream>, ConnectError>> + Send>>;
+    type Future = SmcConnecting;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
         ready!(self.resolver.poll_ready(cx)).map_err(|error| ConnectError::new("dns error", error))?;
@@ -226,7 +226,7 @@ where
             },
         });
         let looking_up = looking_up.map(|(target, looking_up)| (target.port, target.explicit, looking_up));
-        Box::pin(async move {
+        SmcConnecting(Box::pin(async move {
             let (port, explicit, looking_up) = looking_up?;
             let found: Vec<SocketAddr> = match looking_up {
                 LookUp::Known(address) => vec![address],
@@ -242,7 +242,40 @@ where
                 address
             });
             dial::dial(addresses.collect(), &settings).await.map(TokioIo::new)
-        })
+        }))
+    }
+}
+
+/// The future of [`SmcConnector`]: a connection on its way.
+///
+/// Dropping it closes what it has begun.
+///
+/// ```
+/// use tokio_smc::hyper::{SmcConnecting, SmcConnector};
+/// use tower_service::Service;
+///
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = tokio_smc::SmcListener::bind("127.0.0.1:0").await?;
+/// # let uri = format!("http://{}/", listener.local_addr()?);
+/// let connecting: SmcConnecting = SmcConnector::new().call(uri.parse()?);
+/// println!("{}", connecting.await?.inner().transport());
+/// # Ok(()) }
+/// ```
+#[must_use = "a future does nothing unless it is polled"]
+// Boxed, as hyper's own: its type is that of an `async` block, which has no name.
+pub struct SmcConnecting(Pin<Box<dyn Future<Output = Result<TokioIo<SmcStream>, ConnectError>> + Send>>);
+
+impl Future for SmcConnecting {
+    type Output = Result<TokioIo<SmcStream>, ConnectError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for SmcConnecting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SmcConnecting").finish_non_exhaustive()
     }
 }
 

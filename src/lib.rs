@@ -21,9 +21,10 @@
 //!
 //! # Features
 //!
-//! On by default: `tokio`, the front end that is described here. Off by default: `hyper-util` (a connector for
-//! hyper-util's client), `axum08` (`axum::serve` and connect info), `tonic014` (servers and channels of tonic),
-//! `futures-io` (`SmcStream::compat`), `tracing` (events), `full` (all of them).
+//! On by default: `tokio`, the front end that is described here. Off by default: `hyper-util` (a
+//! connector for hyper-util's client), `axum08` (`axum::serve` and connect info), `tonic014`
+//! (servers and channels of tonic), `futures-io` (`SmcStream::compat`), `tracing` (events), `full`
+//! (all of them).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // The engine is complete, whoever uses it.
 #![cfg_attr(

@@ -68,12 +68,14 @@ pub use upgrade::TransportWatch;
 ///
 /// # Errors
 ///
-/// An error is what TCP would have shown, of the same [`kind`](io::ErrorKind), and says whose fault it was:
+/// An error is what TCP would have shown, of the same [`kind`](io::ErrorKind), and says whose fault
+/// it was:
 ///
 /// - An error of the TCP socket is the kernel's, as with tokio's stream.
 /// - Where a stream on shared memory fails, the error's source
-///   ([`get_ref`](io::Error::get_ref)) is an [`SmcError`](crate::SmcError): the peer broke a rule, closed early or
-///   died; a limit; this crate's own failure; something that this end has done itself.
+///   ([`get_ref`](io::Error::get_ref)) is an [`SmcError`](crate::SmcError): the peer broke a rule,
+///   closed early or died; a limit; this crate's own failure; something that this end has done
+///   itself.
 /// - Where there is no upgrade though one is needed (policy `Require`,
 ///   [`SmcStream::peer_cred`]), the source is the [`FallbackReason`].
 pub struct SmcStream {
@@ -430,8 +432,9 @@ impl SmcStream {
     ///
     /// # Cancel safety
     ///
-    /// The future waits only when `f` has answered `WouldBlock`: dropped then, it loses nothing, as long as `f` does
-    /// nothing before it answers so. That the directions stay on TCP is not taken back.
+    /// The future waits only when `f` has answered `WouldBlock`: dropped then, it loses nothing, as
+    /// long as `f` does nothing before it answers so. That the directions stay on TCP is not taken
+    /// back.
     pub async fn async_io<R>(
         &self,
         interest: Interest,

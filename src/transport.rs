@@ -156,8 +156,8 @@ macro_rules! reasons {
         /// Why a stream runs on TCP.
         ///
         /// Each reason maps to one of SMC's diagnosis codes (Linux `net/smc/smc_clc.h`, `SMC_CLC_DECL_*`), which
-        /// its `Display` shows in hexadecimal after the words. As the source of an `io::Error` it says why there is no
-        /// upgrade where one is needed.
+        /// its `Display` shows in hexadecimal after the words. As the source of an `io::Error` it
+        /// says why there is no upgrade where one is needed.
         ///
         /// ```
         /// use tokio_smc::{Diagnosis, FallbackReason};

@@ -1,5 +1,6 @@
-//! What the documentation owes to whoever calls this crate: each public `async fn` says what happens when its future
-//! is dropped, each public function that can fail says how, and each public type has an example.
+//! What the documentation owes to whoever calls this crate: each public `async fn` says what
+//! happens when its future is dropped, each public function that can fail says how, and each public
+//! type has an example.
 //!
 //! Looks at tokens and not at items, so that what macros write is looked at, too.
 

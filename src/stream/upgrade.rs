@@ -131,15 +131,7 @@ impl SmcStream {
             Ok(driven) => driven,
             Err(error) => return Some(Transport::Tcp(reason_of(&error, FallbackReason::NoDevice))),
         };
-        let mut timeout = std::pin::pin!(driven.timers.sleep(wait));
-        let mut upgrade = std::pin::pin!(self.upgrade());
-        poll_fn(|cx| {
-            if let Poll::Ready(transport) = upgrade.as_mut().poll(cx) {
-                return Poll::Ready(Some(transport));
-            }
-            timeout.as_mut().poll(cx).map(|()| None)
-        })
-        .await
+        driven.timers.timeout(wait, self.upgrade()).await
     }
 }
 
