@@ -5,11 +5,12 @@
 //! host and to use this crate too, SMC-D's CLC handshake runs between the two, and the bytes move to shared-memory
 //! rings (DMBs) that eventfds wake. Otherwise it stays TCP, and [`SmcStream::transport`] says why.
 //!
-//! ```no_run
+#![cfg_attr(feature = "tokio", doc = "```")]
+#![cfg_attr(not(feature = "tokio"), doc = "```text")]
 //! use tokio::io::{AsyncReadExt, AsyncWriteExt};
 //! use tokio_smc::net::{TcpListener, TcpStream};
 //!
-//! # async fn example() -> std::io::Result<()> {
+//! # #[tokio::main] async fn main() -> std::io::Result<()> {
 //! let listener = TcpListener::bind("127.0.0.1:0").await?;
 //! let mut client = TcpStream::connect(listener.local_addr()?).await?;
 //! let (mut server, _) = listener.accept().await?;
@@ -101,6 +102,6 @@ pub use tonic::{SmcIncoming, SmcStreamWithInfo};
 pub use transport::{Counters, FallbackReason, LoopbackIsm, Transport, UCred};
 
 /// The examples of the README.
-#[cfg(all(doctest, not(loom)))]
+#[cfg(all(doctest, not(loom), feature = "tokio"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
