@@ -45,18 +45,39 @@ pub use upgrade::TransportWatch;
 /// Dropping it closes the connection as TCP would: what was written still arrives, unless unread data makes it a
 /// reset.
 ///
-/// ```no_run
+/// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// use tokio_smc::SmcStream;
 ///
-/// # async fn example() -> std::io::Result<()> {
-/// let mut stream = SmcStream::connect("127.0.0.1:8080").await?;
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = tokio_smc::SmcListener::bind("127.0.0.1:0").await?;
+/// # let address = listener.local_addr()?;
+/// # tokio::spawn(async move {
+/// #     let (mut stream, _) = listener.accept().await?;
+/// #     let (mut read, mut write) = stream.split();
+/// #     tokio::io::copy(&mut read, &mut write).await
+/// # });
+/// let mut stream = SmcStream::connect(address).await?;
 /// stream.write_all(b"hello").await?;
 /// let mut answer = [0; 5];
 /// stream.read_exact(&mut answer).await?;
 /// println!("{} runs on {}", stream.peer_addr()?, stream.transport());
+/// # assert_eq!(&answer, b"hello");
 /// # Ok(()) }
 /// ```
+///
+/// # Errors
+///
+/// An error is what TCP would have shown, of the same [`kind`](io::ErrorKind), and says whose fault
+/// it was:
+///
+/// - An error of the TCP socket is the kernel's, as with tokio's stream.
+/// - Where a stream on shared memory fails, the error's source
+///   ([`get_ref`](io::Error::get_ref)) is an [`SmcError`](crate::SmcError): the peer broke a rule,
+///   closed early or died; a limit; this crate's own failure; something that this end has done
+///   itself.
+/// - Where there is no upgrade though one is needed (policy `Require`,
+///   [`SmcStream::peer_cred`]), the source is the [`FallbackReason`].
 pub struct SmcStream {
     /// Dropped first: it ends the connection while the socket is still open.
     conn: Open,
@@ -126,6 +147,14 @@ impl SmcStream {
     /// # Errors
     ///
     /// Those of [`SmcStream::connect`].
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the connection.
     pub async fn connect_with<A: ToSocketAddrs>(addr: A, config: &Config) -> io::Result<SmcStream> {
         let stream = SmcStream::new(TcpStream::connect(addr).await?, Role::Client, config.clone());
         stream.after_connect(None).await?;
@@ -272,6 +301,10 @@ impl SmcStream {
     /// # Errors
     ///
     /// As [`SmcStream::ready`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
     pub async fn readable(&self) -> io::Result<()> {
         self.ready(Interest::READABLE).await.map(drop)
     }
@@ -281,6 +314,10 @@ impl SmcStream {
     /// # Errors
     ///
     /// As [`SmcStream::ready`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
     pub async fn writable(&self) -> io::Result<()> {
         self.ready(Interest::WRITABLE).await.map(drop)
     }
@@ -392,6 +429,12 @@ impl SmcStream {
     /// # Errors
     ///
     /// `Unsupported` when one of them has moved to shared memory; else those of `f`.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future waits only when `f` has answered `WouldBlock`: dropped then, it loses nothing, as
+    /// long as `f` does nothing before it answers so. That the directions stay on TCP is not taken
+    /// back.
     pub async fn async_io<R>(
         &self,
         interest: Interest,
@@ -466,6 +509,26 @@ impl AsRawFd for SmcStream {
 }
 
 /// The stream whose socket [`SmcStream::into_std`] could not give out; the source of that error.
+///
+/// ```
+/// use tokio_smc::{Config, IntoStdError, SmcListener, SmcStream, UpgradePolicy};
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = SmcListener::bind("127.0.0.1:0").await?;
+/// # let config = Config::new().upgrade_policy(UpgradePolicy::Manual);
+/// let stream = SmcStream::connect_with(listener.local_addr()?, &config).await?;
+/// # let (_server, _) = listener.accept().await?;
+/// let upgraded = stream.upgrade().await.is_loopback_ism();
+/// match stream.into_std() {
+///     Ok(_socket) => assert!(!upgraded),
+///     Err(error) => {
+///         let source = error.into_inner().expect("a source");
+///         let stream = source.downcast::<IntoStdError>().expect("the only one").into_stream();
+///         assert!(upgraded && stream.transport().is_loopback_ism());
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct IntoStdError {
     error: io::Error,

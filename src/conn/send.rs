@@ -229,7 +229,8 @@ impl<T: Tcp> Sender<T> {
         matches!(self.gone(), Some(Gone::Shut))
     }
 
-    /// Who is to blame that nobody reads any more: the application at the other end, or the end of its process.
+    /// Who is to blame that nobody reads any more: the application at the other end, or its
+    /// process's end.
     fn reader_fault(&self) -> SmcError {
         if self.gone().is_none() && self.lost.is_some() { SmcError::PeerGone } else { SmcError::PeerClosed }
     }

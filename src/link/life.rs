@@ -338,7 +338,8 @@ impl Link {
         SmcError::misbehaved(UCred { uid, gid, pid: (pid != 0).then_some(pid) }, rule)
     }
 
-    /// Why a stream of this link was reset. A link that lives, or that ended otherwise, has nothing to do with it.
+    /// Why a stream of this link was reset. A link that lives, or that ended otherwise, has nothing
+    /// to do with it.
     #[cold]
     pub(crate) fn fault(&self) -> SmcError {
         self.fault.get().cloned().unwrap_or(SmcError::OutOfStep)

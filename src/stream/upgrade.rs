@@ -134,15 +134,7 @@ impl SmcStream {
             Ok(endpoint) => endpoint,
             Err(error) => return Some(Transport::Tcp(reason_of(&error, FallbackReason::NoDevice))),
         };
-        let mut timeout = std::pin::pin!(endpoint.timers().sleep(wait));
-        let mut upgrade = std::pin::pin!(self.upgrade());
-        poll_fn(|cx| {
-            if let Poll::Ready(transport) = upgrade.as_mut().poll(cx) {
-                return Poll::Ready(Some(transport));
-            }
-            timeout.as_mut().poll(cx).map(|()| None)
-        })
-        .await
+        endpoint.timers().timeout(wait, self.upgrade()).await
     }
 }
 
