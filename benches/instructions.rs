@@ -6,6 +6,8 @@
 //! runtime, and nothing polls for the next message, so that what is counted does not depend on the time it takes. What the
 //! kernel does is not counted; the calls of it are.
 
+mod memory;
+mod messages;
 mod support;
 
 use std::hint::black_box;
@@ -15,6 +17,9 @@ use std::task::{Context, Poll, Waker};
 use gungraun::{Callgrind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
 use support::{Pair, Plain, TokioPair};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_smc::engine::clc::Message;
+use tokio_smc::engine::interrupt::{CONNECTIONS, Signal, SignalPage};
+use tokio_smc::engine::ring::{Consumer, Producer};
 
 /// How often each operation is counted; the baseline has the sum.
 const TIMES: usize = 100;
@@ -171,7 +176,7 @@ fn wake_up(mut pair: Pair) -> Pair {
 
 #[library_benchmark(setup = plain)]
 #[bench::smc()]
-fn tcp_try_write(pair: Plain) -> Plain {
+fn smc_try_write(pair: Plain) -> Plain {
     for _ in 0..TIMES {
         assert!(pair.client.try_write(black_box(&MESSAGE)).is_ok());
     }
@@ -189,7 +194,7 @@ fn tokio_try_write(pair: TokioPair) -> TokioPair {
 
 #[library_benchmark(setup = plain_with_messages)]
 #[bench::smc()]
-fn tcp_try_read(pair: Plain) -> Plain {
+fn smc_try_read(pair: Plain) -> Plain {
     let mut buffer = [0; MESSAGE.len()];
     for _ in 0..TIMES {
         let read = pair.server.try_read(black_box(&mut buffer));
@@ -211,7 +216,7 @@ fn tokio_try_read(pair: TokioPair) -> TokioPair {
 
 #[library_benchmark(setup = plain)]
 #[bench::smc()]
-fn tcp_connect_accept(pair: Plain) -> Plain {
+fn smc_connect_accept(pair: Plain) -> Plain {
     pair.connect_accept(TIMES);
     pair
 }
@@ -231,8 +236,140 @@ fn upgrade_cycle(pair: Pair) -> Pair {
     pair
 }
 
+// ---- the parts alone ----
+
+fn ring() -> (Producer, Consumer) {
+    memory::ring_of(64 << 10)
+}
+
+fn full_ring() -> (Producer, Consumer) {
+    let (mut producer, consumer) = ring();
+    for _ in 0..TIMES {
+        assert!(producer.write(&MESSAGE).is_ok_and(|length| length == MESSAGE.len()));
+    }
+    (producer, consumer)
+}
+
+#[library_benchmark(setup = ring)]
+#[bench::of_100_bytes()]
+fn ring_write((mut producer, consumer): (Producer, Consumer)) -> (Producer, Consumer) {
+    for _ in 0..TIMES {
+        assert!(producer.write(black_box(&MESSAGE)).is_ok_and(|length| length == MESSAGE.len()));
+        black_box(producer.wake_reader());
+    }
+    (producer, consumer)
+}
+
+#[library_benchmark(setup = full_ring)]
+#[bench::of_100_bytes()]
+fn ring_read((producer, mut consumer): (Producer, Consumer)) -> (Producer, Consumer) {
+    let mut buffer = [0; MESSAGE.len()];
+    for _ in 0..TIMES {
+        let mut free = black_box(&mut buffer[..]);
+        assert!(consumer.read(&mut free).is_ok_and(|length| length == MESSAGE.len()));
+        black_box(consumer.wake_writer());
+    }
+    (producer, consumer)
+}
+
+const NOW: u64 = 1_000_000;
+const STALE_AFTER: u64 = 50_000;
+
+/// The poller looks, so that nobody has to ring.
+fn awake() -> SignalPage {
+    let page = SignalPage::new();
+    page.publish_look(NOW);
+    page
+}
+
+fn raised(count: u32) -> SignalPage {
+    let page = awake();
+    for index in (0..CONNECTIONS).step_by((CONNECTIONS / count) as usize) {
+        page.raise(index, Signal::Data, || NOW, STALE_AFTER);
+    }
+    page
+}
+
+fn raised_100() -> SignalPage {
+    raised(100)
+}
+
+#[library_benchmark(setup = awake)]
+#[bench::of_an_awake_poller()]
+fn raise(page: SignalPage) -> SignalPage {
+    for index in 0..TIMES as u32 {
+        assert!(!page.raise(black_box(index), Signal::Data, || black_box(NOW), STALE_AFTER));
+    }
+    page
+}
+
+// Each time the poller goes to sleep before, which has to be rung then.
+#[library_benchmark(setup = SignalPage::new)]
+#[bench::of_a_sleeping_poller()]
+fn raise_and_ring(page: SignalPage) -> SignalPage {
+    for index in 0..TIMES as u32 {
+        black_box(page.sleep());
+        assert!(page.raise(black_box(index), Signal::Data, || black_box(NOW), STALE_AFTER));
+    }
+    page
+}
+
+// One look that finds 100 connections, each in a word of its own.
+#[library_benchmark(setup = raised_100)]
+#[bench::of_100()]
+fn drain(page: SignalPage) -> SignalPage {
+    let found = page.drain(|index, signal| {
+        black_box((index, signal));
+    });
+    assert!(found >= TIMES);
+    page
+}
+
+// What each look costs while nothing happens.
+#[library_benchmark(setup = awake)]
+#[bench::at_nothing()]
+fn look(page: SignalPage) -> SignalPage {
+    for _ in 0..TIMES {
+        page.publish_look(black_box(NOW));
+        assert!(black_box(page.is_idle()));
+    }
+    page
+}
+
+fn messages() -> Vec<(Message, Vec<u8>)> {
+    messages::all().map(|(_, message)| (message.clone(), message.encode())).into()
+}
+
+// Proposal, Accept and Confirm.
+#[library_benchmark(setup = messages)]
+#[bench::of_a_handshake()]
+fn encode(messages: Vec<(Message, Vec<u8>)>) -> Vec<(Message, Vec<u8>)> {
+    for _ in 0..TIMES {
+        for (message, _) in &messages {
+            black_box(black_box(message).encode());
+        }
+    }
+    messages
+}
+
+#[library_benchmark(setup = messages)]
+#[bench::of_a_handshake()]
+fn decode(messages: Vec<(Message, Vec<u8>)>) -> Vec<(Message, Vec<u8>)> {
+    for _ in 0..TIMES {
+        for (_, bytes) in &messages {
+            assert!(black_box(Message::decode(black_box(bytes))).is_ok());
+        }
+    }
+    messages
+}
+
 library_benchmark_group!(
-    name = ring,
+    name = parts,
+    benchmarks = [ring_write, ring_read, raise, raise_and_ring, drain, look, encode, decode]
+);
+
+library_benchmark_group!(
+    name = ism,
     benchmarks = [
         try_write,
         try_read,
@@ -251,11 +388,11 @@ library_benchmark_group!(
 library_benchmark_group!(
     name = tcp,
     benchmarks = [
-        tcp_try_write,
+        smc_try_write,
         tokio_try_write,
-        tcp_try_read,
+        smc_try_read,
         tokio_try_read,
-        tcp_connect_accept,
+        smc_connect_accept,
         tokio_connect_accept,
     ]
 );
@@ -266,5 +403,5 @@ main!(
         .env("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-AVX512F,-AVX2,-AVX,-ERMS,-FSRM")
         // Only instructions are asked for: no caches are simulated.
         .tool(Callgrind::with_args(["--cache-sim=no"])),
-    library_benchmark_groups = [ring, tcp]
+    library_benchmark_groups = [ism, tcp, parts]
 );

@@ -31,7 +31,7 @@ pub(crate) struct Plain {
     listener: SmcListener,
     address: SocketAddr,
     config: Config,
-    runtime: Runtime,
+    pub(crate) runtime: Runtime,
     _device: TempDir,
 }
 
@@ -87,7 +87,7 @@ pub(crate) struct TokioPair {
     pub(crate) server: TcpStream,
     listener: TcpListener,
     address: SocketAddr,
-    runtime: Runtime,
+    pub(crate) runtime: Runtime,
 }
 
 impl TokioPair {
@@ -95,7 +95,8 @@ impl TokioPair {
         let runtime = runtime();
         let (listener, client, server) = runtime.block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-            let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a client");
+            let client =
+                TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a client");
             let (server, _) = listener.accept().await.expect("a server");
             (listener, client, server)
         });
@@ -132,7 +133,7 @@ impl TokioPair {
 pub(crate) struct Pair {
     pub(crate) client: SmcStream,
     pub(crate) server: SmcStream,
-    plain: Plain,
+    pub(crate) plain: Plain,
 }
 
 impl Pair {
