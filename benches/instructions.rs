@@ -399,8 +399,11 @@ library_benchmark_group!(
 
 main!(
     config = LibraryBenchmarkConfig::default()
-        // Of the ways that glibc has to copy memory, each processor would choose another.
-        .env("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-AVX512F,-AVX2,-AVX,-ERMS,-FSRM")
+        // Of the ways that glibc has to copy memory, each processor would choose another: here all take SSE2's.
+        .env(
+            "GLIBC_TUNABLES",
+            "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX2,-AVX_Fast_Unaligned_Load,-SSSE3,-ERMS,-FSRM",
+        )
         // Only instructions are asked for: no caches are simulated.
         .tool(Callgrind::with_args(["--cache-sim=no"])),
     library_benchmark_groups = [ism, tcp, parts]
