@@ -1,10 +1,11 @@
-//! How many instructions the hot paths take: callgrind counts them, ci/instructions.sh compares them with
-//! `baseline.toml`.
+//! How many instructions the hot paths take: callgrind counts them, ci/instructions.sh compares
+//! them with `baseline.toml`.
 //!
-//! Every function here that is counted does its work [`TIMES`] times, after a set-up that has made all that happens once:
-//! the link, the rings' growth, what is initialised lazily. Both ends are in this process, on one `current_thread`
-//! runtime, and nothing polls for the next message, so that what is counted does not depend on the time it takes. What the
-//! kernel does is not counted; the calls of it are.
+//! Every function here that is counted does its work [`TIMES`] times, after a set-up that has made
+//! all that happens once: the link, the rings' growth, what is initialised lazily. Both ends are in
+//! this process, on one `current_thread` runtime, and nothing polls for the next message, so that
+//! what is counted does not depend on the time it takes. What the kernel does is not counted; the
+//! calls of it are.
 
 mod memory;
 mod messages;
@@ -164,7 +165,8 @@ fn write_and_read(pair: Pair) -> Pair {
     pair
 }
 
-// The reader waits, the writer writes and rings, the reactor finds the eventfd, the poller looks, the reader reads.
+// The reader waits, the writer writes and rings, the reactor finds the eventfd, the poller looks,
+// the reader reads.
 #[library_benchmark(setup = upgraded)]
 #[bench::of_100_bytes()]
 fn wake_up(mut pair: Pair) -> Pair {
@@ -399,7 +401,8 @@ library_benchmark_group!(
 
 main!(
     config = LibraryBenchmarkConfig::default()
-        // Of the ways that glibc has to copy memory, each processor would choose another: here all take SSE2's.
+        // Of the ways that glibc has to copy memory, each processor would choose another: here all
+        // take SSE2's.
         .env(
             "GLIBC_TUNABLES",
             "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX2,-AVX_Fast_Unaligned_Load,-SSSE3,-ERMS,-FSRM",

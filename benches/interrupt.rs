@@ -1,4 +1,5 @@
-//! Times of the signal page: telling one connection, and taking the signals of one, of 64 and of all.
+//! Times of the signal page: telling one connection, and taking the signals of one, of 64 and of
+//! all.
 
 use std::hint::black_box;
 

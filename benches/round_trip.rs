@@ -1,6 +1,6 @@
-//! Times of one round trip of 100 bytes, both ends in this process and on one runtime: over shared memory, over the
-//! TCP of a stream that is not upgraded, over tokio's TCP, and over tokio's in-process pipe. Between two processes
-//! `smcperf` measures it.
+//! Times of one round trip of 100 bytes, both ends in this process and on one runtime: over shared
+//! memory, over the TCP of a stream that is not upgraded, over tokio's TCP, and over tokio's
+//! in-process pipe. Between two processes `smcperf` measures it.
 
 mod support;
 

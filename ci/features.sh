@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The library builds without a warning with no feature, with each, with each pair and with all; its unit tests pass
-# with all (`cargo test` has run them with the default ones). The engine alone needs no tokio.
+# The library builds without a warning with no feature, with each, with each pair and with all; its
+# unit tests pass with all (`cargo test` has run them with the default ones). The engine alone needs
+# no tokio.
 source "$(dirname "$0")/lib.sh"
 
 engine=$(cargo tree --locked --package tokio-smc --edges normal,build --no-default-features --features unstable-engine \

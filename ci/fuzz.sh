@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Smoke of each fuzz target: its seeds, then some time on inputs of its own. FUZZ_SECONDS, 30 by default, is for all
-# targets together. Needs neither nightly nor cargo-fuzz: coverage by plain compiler flags, those that cargo-fuzz gives
-# (without AddressSanitizer, which needs nightly).
+# Smoke of each fuzz target: its seeds, then some time on inputs of its own. FUZZ_SECONDS, 30 by
+# default, is for all targets together. Needs neither nightly nor cargo-fuzz: coverage by plain
+# compiler flags, those that cargo-fuzz gives (without AddressSanitizer, which needs nightly).
 source "$(dirname "$0")/lib.sh"
 scratch
 

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# Rules of the house that no compiler checks. Looks at what git tracks, and at all rules before it fails.
+# Rules of the house that no compiler checks. Looks at what git tracks, and at all rules before it
+# fails.
 source "$(dirname "$0")/lib.sh"
+# Or grep would take what is not ASCII for no text.
+export LC_ALL=C.UTF-8
 faults=0
 
 # broken RULE HITS: says what breaks the rule, if anything does.
@@ -27,8 +30,8 @@ forbid() {
 
 forbid "unsafe lives in src/ism/{sys,arena,ring} only" '\bunsafe\b' \
     'src/*.rs' ':!src/ism/sys*' ':!src/ism/arena*' ':!src/ism/ring*'
-forbid "clc, ism and conn know no tokio (src/rt.rs does)" '\btokio::|\buse tokio\b|\bextern crate tokio\b' \
-    'src/clc*' 'src/ism*' 'src/conn*'
+forbid "clc, ism, link and conn know no tokio (src/rt/tokio.rs does)" '\btokio::|\buse tokio\b|\bextern crate tokio\b' \
+    'src/clc*' 'src/ism*' 'src/link*' 'src/conn*'
 forbid "atomics come from src/sync.rs, where loom can see them" '\b(sync::atomic|sync::\{.*\batomic)\b' \
     'src/*.rs' ':!src/sync.rs'
 forbid "a library prints nothing" '\b(e?println|e?print|dbg)!' 'src/*.rs'
@@ -39,6 +42,85 @@ hits=$(matches '//[/!]\s*```.*\bignore\b' '*.rs')
 broken "an example in the documentation is built" "$hits"
 hits=$(matches '(?<![\w.*])/(work|root|home|Users)/\w' .)
 broken "no path of one machine" "$hits"
+
+# ---- width: characters, not bytes. Of UTF-8 every byte but a character's first is 10xxxxxx. ----
+
+hits=$(git ls-files -z -- '*.md' | LC_ALL=C xargs -0 awk '
+    FNR == 1 { code = 0 }
+    /^[ >]*(```|~~~)/ { code = !code; next }
+    code || /^ *\|/ { next }
+    {
+        line = $0
+        gsub(/[\200-\277]/, "", line)
+        if (length(line) <= 100) next
+        # What can not be broken may stand alone on a line: a word, a link.
+        sub(/^[ >]*([-*+] |[0-9]+\. )? */, "", line)
+        if (line ~ / / && line !~ /^!?\[[^]]*\](\([^)]*\)|:.*)[.,;:]?$/) print FILENAME ":" FNR ": " $0
+    }')
+broken "prose is at most 100 columns wide, tables and code aside" "$hits"
+
+hits=$(git ls-files -z -- '*.rs' '*.sh' '*.toml' .ci/run | LC_ALL=C xargs -0 awk '
+    FNR == 1 { code = 0; rust = FILENAME ~ /\.rs$/; mark = rust ? "^ *//[/!]?" : "^ *#" }
+    $0 !~ mark { code = 0; next }
+    {
+        line = $0
+        gsub(/[\200-\277]/, "", line)
+        width = length(line)
+        sub(mark " *", "", line)
+        # Of the documentation code and tables are aside, as in prose.
+        if (rust && line ~ /^(```|~~~)/) code = !code
+        else if (width > 100 && !code && line ~ / / && !(rust && line ~ /^\|/)) print FILENAME ":" FNR ": " $0
+    }')
+broken "comments are at most 100 columns wide" "$hits"
+
+# ---- what the documents say is true ----
+
+# paths: the files that the patterns on standard input name, braces and stars expanded.
+paths() {
+    local pattern
+    while IFS= read -r pattern; do
+        [[ -n $pattern ]] || continue
+        [[ $pattern =~ ^[A-Za-z0-9_./{},*-]+$ ]] || fail "no pattern for paths: $pattern"
+        eval "printf '%s\n' $pattern"
+    done
+}
+
+# missing: those of the paths on standard input that do not exist.
+missing() {
+    local path
+    while IFS= read -r path; do
+        [[ -z $path || -e $path ]] || echo "$path"
+    done
+}
+
+listed=$(sed -n '/^## Source files/,$p' docs/design.md | awk -F'|' '/^\| `/ { print $2 }' |
+    grep -oP '`[^`]+`' | tr -d '`' | paths)
+broken "docs/design.md lists files that exist" "$(missing <<<"$listed")"
+hits=$(comm -23 <(git ls-files -- 'src/*.rs' | grep -vP '/tests(\.rs|/.*)$' | sort) <(sort -u <<<"$listed"))
+broken "docs/design.md lists every file of src/, tests aside" "$hits"
+
+for document in README.md docs/*.md; do
+    hits=$({ grep -oP '`\K(src|tests|benches|ci|docs|examples|integration|fuzz)/[^`< ]+(?=`)' "$document" || true; } |
+        paths | missing)
+    broken "$document names files that exist" "$hits"
+done
+while IFS= read -r document; do
+    hits=$({ grep -oP '\]\(\K[^)#:]+(?=[)#])' "$document" || true; } | sed "s|^|$(dirname "$document")/|" | missing)
+    broken "$document links to files that exist" "$hits"
+done < <(git ls-files -- '*.md')
+
+# The legend of hazards: every code has an entry, and every entry tests that exist where it says.
+tests=$(git grep -oP '\bfn \Khazard_\w+' -- '*.rs' | sort)
+entries=$(grep -oP '^### \K[A-Z]\d+(?=: )' docs/hazards.md | sort)
+hits=$(comm -23 <(grep -oP ':hazard_\K[a-z]\d+(?=_)' <<<"$tests" | tr '[:lower:]' '[:upper:]' | sort -u) <(echo "$entries"))
+broken "docs/hazards.md has an entry for every code in the name of a test" "$hits"
+named=$(awk '/^- `.*`:$/ { file = $2; gsub(/[`:]/, "", file) } /^  - `hazard_/ { gsub(/`/, ""); print file ":" $2 }' \
+    docs/hazards.md | sort)
+broken "docs/hazards.md names tests that exist" "$(comm -23 <(echo "$named") <(echo "$tests"))"
+hits=$(comm -23 <(echo "$entries") <(grep -oP ':hazard_\K[a-z]\d+(?=_)' <<<"$named" | tr '[:lower:]' '[:upper:]' | sort -u))
+broken "every entry of docs/hazards.md names a test" "$hits"
+
+# ---- files ----
 
 long=$(git ls-files -z -- '*.rs' '*.sh' .ci/run | xargs -0 wc -l | awk '$2 != "total" && $1 > 600')
 broken "a file has at most 600 lines" "$long"

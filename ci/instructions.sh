@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The hot paths take no more instructions than benches/baseline.toml says, give or take 5 %. Counted by callgrind, so that
-# neither the load of the machine nor its processor matters. `ci/instructions.sh --renew` writes the baseline anew.
+# The hot paths take no more instructions than benches/baseline.toml says, give or take 5 %. Counted
+# by callgrind, so that neither the load of the machine nor its processor matters.
+# `ci/instructions.sh --renew` writes the baseline anew.
 source "$(dirname "$0")/lib.sh"
 baseline=benches/baseline.toml
 percent=5
@@ -12,7 +13,8 @@ case ${1:-} in
     *) fail "unknown argument: $1" ;;
 esac
 
-# The runner that belongs to the library of the lock file; most of its cost is to build it, so it is kept.
+# The runner that belongs to the library of the lock file; most of its cost is to build it, so it is
+# kept.
 version=$(cargo pkgid --locked gungraun)
 version=${version##*@}
 runner=$target/gungraun-runner
@@ -64,7 +66,7 @@ count
 if [[ -n $renew ]]; then
     count
     {
-        echo "# Instructions that each bench of instructions.rs takes for 100 times its work: Valgrind's count for x86-64."
+        echo "# Instructions that each bench of instructions.rs takes for 100 times its work (x86-64)."
         echo "# Written by \`ci/instructions.sh --renew\` with $(rustc -V)."
         least
     } >"$baseline"

@@ -3,8 +3,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Builds with other flags than the usual ones live beside the usual ones, so that neither drops the other's.
-# shellcheck disable=SC2034
+# Builds with other flags than the usual ones live beside the usual ones, so that neither drops the
+# other's. shellcheck disable=SC2034
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 
 fail() {

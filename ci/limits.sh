@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The scenes of the laboratory of limits that only root can play: control groups, mounts, locked memory, other users.
-# `cargo test` plays them too where it can; here none is left out.
+# The scenes of the laboratory of limits that only root can play: control groups, mounts, locked
+# memory, other users. `cargo test` plays them too where it can; here none is left out.
 source "$(dirname "$0")/lib.sh"
 ((EUID == 0)) || fail "needs root"
 scratch

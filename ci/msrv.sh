@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The library keeps to the `rust-version` of its manifest: no dependency of it wants a newer one, and it builds with
-# exactly that toolchain where it is installed. (Toolchains can't be had everywhere; clippy.sh checks the use of std.)
+# The library keeps to the `rust-version` of its manifest: no dependency of it wants a newer one,
+# and it builds with exactly that toolchain where it is installed. (Toolchains can't be had
+# everywhere; clippy.sh checks the use of std.)
 source "$(dirname "$0")/lib.sh"
 
 metadata=$(cargo metadata --locked --all-features --format-version 1)

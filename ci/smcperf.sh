@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Smoke of the benchmark: it ends, every result is there and whole, and every SMC connection that lives long enough ran
-# on loopback-ism. How fast anything was is not judged.
+# Smoke of the benchmark: it ends, every result is there and whole, and every SMC connection that
+# lives long enough ran on loopback-ism. How fast anything was is not judged.
 source "$(dirname "$0")/lib.sh"
 scratch
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Smoke of the comparison of web and RPC stacks: it ends, every result is there, and every SMC connection ran on
-# loopback-ism. How fast anything was is not judged, so the build that the tests made is good enough.
+# Smoke of the comparison of web and RPC stacks: it ends, every result is there, and every SMC
+# connection ran on loopback-ism. How fast anything was is not judged, so the build that the tests
+# made is good enough.
 source "$(dirname "$0")/lib.sh"
 scratch
 

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # Runs tokio's own tests with tokio::net::Tcp* exchanged by tokio_smc::net::Tcp*.
 #
-#   ci/tokio-tests.sh [policy…]          policies of SMC_LO_UPGRADE; never, eager and handshake without arguments. With
-#                                        eager most of these tests end before their upgrade does; with handshake four
-#                                        streams of ten run on the ring, from the first byte on (docs/exceptions.md)
+#   ci/tokio-tests.sh [policy…]          policies of SMC_LO_UPGRADE; never, eager and handshake
+#                                        without arguments. With eager most of these tests end
+#                                        before their upgrade does; with handshake four streams of
+#                                        ten run on the ring, from the first byte on
+#                                        (docs/exceptions.md)
 #   ROUNDS=20 ci/tokio-tests.sh eager    repeats, for failures that come and go
 #   FILES="tcp_peek" ci/tokio-tests.sh   only these files
 #   KEEP=1                               keeps the generated crate and the logs
 #
-# The tests are taken from the packaged crate of the version in Cargo.lock; nothing of them is kept in this repository.
-# The script fails when a test fails that `exceptions` does not name, or when one that is named there as `always`
-# passes. Whatever is named there stands with its reason in docs/exceptions.md.
+# The tests are taken from the packaged crate of the version in Cargo.lock; nothing of them is kept
+# in this repository. The script fails when a test fails that `exceptions` does not name, or when
+# one that is named there as `always` passes. Whatever is named there stands with its reason in
+# docs/exceptions.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,7 +25,8 @@ files=(
 )
 # Not run, though they name the types: io_async_fd and rt_unstable_metrics (docs/exceptions.md).
 
-# policy|file|test|always or sometimes|reason. `*` stands for every policy, `ring` for all but never.
+# policy|file|test|always or sometimes|reason. `*` stands for every policy, `ring` for all but
+# never.
 exceptions() {
     :
 }

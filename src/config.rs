@@ -5,9 +5,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::peer::PeerPolicy;
 use crate::sync::Arc;
 
 /// When a connection leaves TCP for shared memory.
+///
+/// The policy of the connecting end decides when the upgrade begins. A listener answers offers under
+/// every policy but [`Never`](UpgradePolicy::Never).
 ///
 /// Written in `SMC_LO_UPGRADE` as `first-turn`, `eager`, `manual`, `require`, `handshake` or `never`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -21,12 +25,12 @@ pub enum UpgradePolicy {
     Eager,
     /// Only when [`SmcStream::upgrade`](crate::SmcStream::upgrade) is called.
     Manual,
-    /// Connect waits for the upgrade and fails when there is none.
+    /// Connect waits for the upgrade, at most 5 seconds, and fails when there is none.
     Require,
     /// Connect waits, at most [`Config::handshake_timeout`], while the CLC handshake runs over the TCP connection
-    /// itself before its first byte, as the kernel's SMC does it.
+    /// itself before its first byte, as the kernel's SMC does it. Without an upgrade it stays TCP.
     Handshake,
-    /// Not at all: plain TCP.
+    /// Not at all: plain TCP. A listener answers no offers.
     Never,
 }
 
@@ -62,17 +66,6 @@ impl std::fmt::Display for UnknownPolicy {
 
 impl std::error::Error for UnknownPolicy {}
 
-/// Whose processes a connection may be upgraded with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum PeerPolicy {
-    /// Processes of the same user, and of root.
-    #[default]
-    SameUser,
-    /// Processes of root only.
-    Root,
-}
-
 /// Bytes of the largest segment of a DMB when nothing else is said: what TCP loopback absorbs without a reader.
 pub const DEFAULT_DMB_SIZE: usize = 4 << 20;
 const SMALLEST_DMB_SIZE: usize = 4 << 10;
@@ -89,10 +82,13 @@ const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(200);
 /// | variable | meaning | default |
 /// |---|---|---|
 /// | `SMC_LO` | `off` turns every upgrade off | on |
-/// | `SMC_LO_DIR` | the device directory | `/dev/shm/smc-lo-<uid>` |
+/// | `SMC_LO_DIR` | the device directory ([`device_dir`](Config::device_dir)) | `/dev/shm/smc-lo-<uid>` |
 /// | `SMC_LO_UPGRADE` | the [`UpgradePolicy`] | `first-turn` |
-/// | `SMC_LO_DMB_SIZE` | bytes of a DMB's largest segment | 4194304 |
-/// | `SMC_LO_BUSY_POLL_US` | longest polling window, in µs | 50 |
+/// | `SMC_LO_DMB_SIZE` | bytes of a DMB's largest segment ([`dmb_size`](Config::dmb_size)) | 4194304 |
+/// | `SMC_LO_BUSY_POLL_US` | longest polling window, in µs ([`busy_poll`](Config::busy_poll)) | 50 |
+///
+/// Whom to trust ([`peer_policy`](Config::peer_policy)) and how long connect waits for the handshake
+/// ([`handshake_timeout`](Config::handshake_timeout)) are set in code only.
 ///
 /// A variable that can not be understood counts as unset; with the feature `tracing` a warning says so.
 ///
@@ -151,21 +147,25 @@ impl Config {
         config
     }
 
-    /// Sets when connections are upgraded.
+    /// Sets when connections are upgraded; [`UpgradePolicy::FirstTurn`] if nothing is set.
     #[must_use]
     pub fn upgrade_policy(mut self, policy: UpgradePolicy) -> Self {
         self.upgrade_policy = policy;
         self
     }
 
-    /// Sets whose processes connections may be upgraded with.
+    /// Sets whose processes connections may be upgraded with; [`PeerPolicy::SameUser`] if nothing is set.
     #[must_use]
     pub fn peer_policy(mut self, policy: PeerPolicy) -> Self {
         self.peer_policy = policy;
         self
     }
 
-    /// Sets the bytes of the largest segment of a DMB, rounded up to a power of two between 4 KiB and 64 MiB.
+    /// Sets the bytes of the largest segment of a DMB, rounded up to a power of two between 4 KiB and
+    /// 64 MiB; [`DEFAULT_DMB_SIZE`] (4 MiB) if nothing is set.
+    ///
+    /// A ring begins with 4 KiB and grows when it is full. One whose reader does not read may hold several
+    /// such segments, up to what this host's TCP would hold.
     ///
     /// A smaller `SO_RCVBUF` that the application has set on the socket or its listener wins.
     #[must_use]
@@ -174,7 +174,13 @@ impl Config {
         self
     }
 
-    /// Sets for how long at most a runtime looks for more work before it sleeps; zero never polls.
+    /// Sets for how long at most a runtime looks for more work before it sleeps; zero never polls, and
+    /// without a setting it is 50 µs.
+    ///
+    /// This is what low latency costs: CPU while there is traffic. The window closes by itself when
+    /// looking does not pay, when others need the CPU, and when the process may use one CPU only. It
+    /// belongs to the runtime: the first configuration used there with a device directory decides. A
+    /// sender judges by its own value whether its peer still looks, so both processes should have the same.
     #[must_use]
     pub fn busy_poll(mut self, window: Duration) -> Self {
         self.busy_poll = window;
@@ -182,13 +188,17 @@ impl Config {
     }
 
     /// Sets the device directory: processes that share it can be upgraded with each other.
+    ///
+    /// Without a setting it is `/dev/shm/smc-lo-<uid>`, made when it is missing. It must belong to this
+    /// user or to root and must not be writable by others, unless it has the sticky bit; else streams
+    /// stay on TCP with [`FallbackReason::NoDevice`](crate::FallbackReason::NoDevice).
     #[must_use]
     pub fn device_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.device_dir = Some(dir.into().into());
         self
     }
 
-    /// Sets for how long connect waits with [`UpgradePolicy::Handshake`].
+    /// Sets for how long connect waits with [`UpgradePolicy::Handshake`]; 200 ms if nothing is set.
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;

@@ -1,7 +1,6 @@
 //! One connection: its two directions, each on TCP, switching, or in a ring; the close rules; the upgrade.
 //!
-//! Nothing here knows tokio: the TCP socket comes as two halves behind [`Tcp`], and whoever waits does so with a
-//! plain `Waker`. Locks are taken receiver before sender; no waker, no link and no other stream is called with one
+//! Nothing here knows tokio: the TCP socket comes behind [`Tcp`], and whoever waits does so with a plain `Waker`. Locks are taken receiver before sender; no waker, no link and no other stream is called with one
 //! held, so every step collects its [`Effects`] and carries them out afterwards.
 
 pub(crate) mod close;
@@ -17,9 +16,10 @@ pub(crate) mod upgrade;
 pub(crate) mod waiters;
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsFd;
 use std::task::{Context, Poll};
 
+use crate::error::SmcError;
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Violation;
 use crate::link::stream::{Doorbell, ReceiveDmb, SendDmb};
@@ -27,44 +27,33 @@ use crate::transport::FallbackReason;
 
 pub(crate) use connection::{Connection, Role};
 
-/// The TCP socket under a connection, in two halves that can sit behind two locks.
-pub(crate) trait Tcp: Sized + Send + Sync + 'static {
-    type Read: Send;
-    type Write: Send;
-
-    /// The socket of a reading half.
-    fn read_fd(half: &Self::Read) -> BorrowedFd<'_>;
-
-    /// The socket of a writing half.
-    fn write_fd(half: &Self::Write) -> BorrowedFd<'_>;
-
+/// The TCP socket under a connection. Dropping it closes it without a word of its own: no FIN that would turn a reset
+/// into an end.
+pub(crate) trait Tcp: AsFd + Send + Sync + 'static {
     /// Reads into `buffer`; 0 bytes mean the end. `Pending` keeps the waker of `cx`.
-    fn poll_read(half: &mut Self::Read, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
 
     /// Waits until a byte or the end can be read, without taking it; 0 means the end.
-    fn poll_peek(half: &mut Self::Read, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+    fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
 
     /// Writes from `bytes`.
-    fn poll_write(half: &mut Self::Write, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
 
     /// Waits for anything that the reactor tells of a socket that nobody else waits to write to: a FIN, a reset, a
     /// shutdown of the descriptor at this end. Nothing is taken off the socket. Ready is an end that lasts.
-    fn poll_event(half: &mut Self::Write, cx: &mut Context<'_>) -> Poll<()>;
+    fn poll_write_event(&self, cx: &mut Context<'_>) -> Poll<()>;
 
-    /// As [`Tcp::poll_event`], of a socket that nobody else waits to read from.
-    fn poll_read_event(half: &mut Self::Read, cx: &mut Context<'_>) -> Poll<()>;
+    /// As [`Tcp::poll_write_event`], of a socket that nobody else waits to read from.
+    fn poll_read_event(&self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// Sends a FIN behind what was written.
-    fn shutdown(half: &mut Self::Write) -> io::Result<()>;
-
-    /// Closes the socket without a word of its own: no FIN that would turn a reset into an end.
-    fn close(read: Self::Read, write: Self::Write);
+    fn shutdown(&self) -> io::Result<()>;
 }
 
 /// One way to read, on either transport.
 pub(crate) trait ReadOp<T: Tcp> {
     /// Bytes read; 0 is the end of the stream.
-    fn tcp(&mut self, half: &mut T::Read, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+    fn tcp(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
 
     /// Bytes read; 0 is an empty ring.
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation>;
@@ -84,14 +73,14 @@ pub(crate) trait ReadOp<T: Tcp> {
 /// One way to write, on either transport.
 pub(crate) trait WriteOp<T: Tcp> {
     /// Bytes written.
-    fn tcp(&mut self, half: &mut T::Write, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+    fn tcp(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
 
     /// Bytes written; 0 is a full ring.
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation>;
 
     /// As `tcp`, but asks the socket itself: what the reactor knows of its readiness was given up for
-    /// [`Tcp::poll_event`].
-    fn late(&mut self, half: &mut T::Write, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+    /// [`Tcp::poll_write_event`].
+    fn late(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
 
     /// Was a write of `length` bytes a short one, so that the ring is known to be full?
     fn is_short(&self, _length: usize) -> bool {
@@ -105,6 +94,30 @@ pub(crate) trait WriteOp<T: Tcp> {
 
     /// Bytes it reports have entered the stream (not so for readiness).
     const WRITES: bool = true;
+}
+
+/// What an attempt to read or write does when it has to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnPending {
+    /// It says so, and leaves everything as it is.
+    Return,
+    /// It has armed every wake-up there is. The caller has registered its waker before.
+    Arm,
+}
+
+/// What an application does with a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Read,
+    Write,
+}
+
+/// The directions of a stream, as this end uses them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Directions {
+    Read,
+    Write,
+    Both,
 }
 
 /// What a step under a lock asks for once the lock is free.
@@ -159,11 +172,5 @@ impl Effects {
 
 /// How an application learns that it can not have the TCP socket of an upgraded stream.
 pub(crate) fn upgraded_error(what: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::Unsupported,
-        format!(
-            "{what} needs the TCP socket, but this stream has moved to shared memory; connect or bind it with \
-             UpgradePolicy::Manual or Never (SMC_LO_UPGRADE=manual) to keep it on TCP"
-        ),
-    )
+    SmcError::Upgraded(what.into()).of(io::ErrorKind::Unsupported)
 }

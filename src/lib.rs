@@ -50,6 +50,8 @@ mod conn;
 #[cfg(all(not(loom), feature = "unstable-engine"))]
 #[doc(hidden)]
 pub mod engine;
+#[cfg(not(loom))]
+mod error;
 #[cfg(all(not(loom), feature = "futures-io"))]
 mod futures;
 #[cfg(all(not(loom), feature = "hyper-util"))]
@@ -63,6 +65,8 @@ mod link;
 mod listener;
 #[cfg(all(not(loom), feature = "tokio"))]
 pub mod net;
+#[cfg(not(loom))]
+mod peer;
 #[cfg(not(loom))]
 mod rt;
 #[cfg(not(loom))]
@@ -80,11 +84,15 @@ mod transport;
 
 pub use clc::{Diagnosis, Gid};
 #[cfg(not(loom))]
-pub use config::{Config, DEFAULT_DMB_SIZE, PeerPolicy, UnknownPolicy, UpgradePolicy};
+pub use config::{Config, DEFAULT_DMB_SIZE, UnknownPolicy, UpgradePolicy};
+#[cfg(not(loom))]
+pub use error::{PeerMisbehaved, SmcError};
 #[cfg(all(not(loom), feature = "tokio"))]
 pub use info::SmcInfo;
 #[cfg(all(not(loom), feature = "tokio"))]
 pub use listener::{SmcListener, SmcListenerStream};
+#[cfg(not(loom))]
+pub use peer::PeerPolicy;
 #[cfg(all(not(loom), feature = "tokio"))]
 pub use socket::SmcSocket;
 #[cfg(all(not(loom), feature = "tokio"))]

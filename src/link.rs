@@ -8,17 +8,24 @@
 pub(crate) mod accepted;
 pub(crate) mod adopted;
 mod client;
+pub(crate) mod drive;
 pub(crate) mod endpoint;
+pub(crate) mod greeting;
 mod growth;
 mod idle;
 pub(crate) mod lack;
 mod life;
+pub(crate) mod look;
 pub(crate) mod message;
 pub(crate) mod outbox;
 pub(crate) mod proof;
+pub(crate) mod reactor;
+pub(crate) mod search;
+mod serve;
 mod server;
 pub(crate) mod slots;
 pub(crate) mod stream;
+pub(crate) mod timer;
 
 use std::collections::HashMap;
 use std::io;
@@ -27,16 +34,18 @@ use std::sync::{OnceLock, Weak};
 use std::task::Waker;
 
 use crate::clc::{ClientHandshake, Gid, ServerHandshake};
+use crate::error::SmcError;
 use crate::ism::arena::{ArenaMap, DmbMemory};
 use crate::ism::budget::{self, LinkPlace, Need};
 use crate::ism::dmb::{LARGEST_SEGMENT, SMALLEST_SEGMENT};
 use crate::ism::interrupt::{CONNECTIONS, Signal, SignalPage};
 use crate::ism::sys;
 use crate::link::accepted::Key;
-use crate::link::endpoint::{Endpoint, Serve, SharedSocket, Watched};
+use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::link::message::{DmbPlace, Message, Subject};
 use crate::link::outbox::Outbox;
+use crate::link::reactor::Watched;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
 use crate::link::stream::{Death, Interrupt, LinkedStream};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock};
@@ -120,9 +129,9 @@ pub(crate) struct Link {
     /// The device that both endpoints are on.
     pub(crate) device: Gid,
     endpoint: Weak<Endpoint>,
-    socket: SharedSocket,
-    /// Makes the reactor serve it.
-    serve: Mutex<Option<Serve>>,
+    socket: Arc<dyn Watched>,
+    /// Its task has begun.
+    served: AtomicBool,
     pub(crate) credentials: sys::PeerCred,
     outbox: Outbox,
     own_signals: Arc<ArenaMap>,
@@ -133,6 +142,8 @@ pub(crate) struct Link {
     _place: LinkPlace,
     /// A fault or limit of this end made it hang up.
     faulty: AtomicBool,
+    /// Whose fault it was that the link ended, if it was one.
+    fault: OnceLock<SmcError>,
     /// This process may not send or receive messages any more: no offers.
     restricted: AtomicBool,
     /// Those who have got the link and are about to use it.
@@ -166,8 +177,7 @@ impl Drop for SignalEntry {
 
 impl Link {
     /// Starts a link on a connected socket and queues HELLO.
-    pub(crate) fn new(endpoint: &Arc<Endpoint>, watched: Watched) -> io::Result<Arc<Link>> {
-        let Watched { socket, serve } = watched;
+    pub(crate) fn new(endpoint: &Arc<Endpoint>, socket: Arc<dyn Watched>) -> io::Result<Arc<Link>> {
         budget::spare_the_last(socket.as_fd().as_raw_fd(), Need::Lasting)?;
         let place = budget::place_for_link()?;
         let credentials = sys::peer_cred(socket.as_fd())?;
@@ -177,7 +187,7 @@ impl Link {
             device: endpoint.gid(),
             endpoint: Arc::downgrade(endpoint),
             socket,
-            serve: Mutex::new(Some(serve)),
+            served: AtomicBool::new(false),
             credentials,
             outbox: Outbox::default(),
             own_signals: first,
@@ -195,6 +205,7 @@ impl Link {
                 before_hello: Vec::new(),
             }),
             faulty: AtomicBool::new(false),
+            fault: OnceLock::new(),
             restricted: AtomicBool::new(false),
             users: AtomicUsize::new(0),
             uses: AtomicU64::new(0),
@@ -229,11 +240,15 @@ impl Link {
         self.socket.as_fd()
     }
 
-    /// Lets the reactor serve it, once.
+    pub(crate) fn watched(&self) -> &dyn Watched {
+        &*self.socket
+    }
+
+    /// Begins the task of this link, once.
     pub(crate) fn serve(self: &Arc<Self>) {
-        let serve = lock(&self.serve).take();
-        if let Some(serve) = serve {
-            serve(self.clone());
+        if let (false, Some(endpoint)) = (self.served.swap(true, Ordering::Relaxed), self.endpoint.upgrade())
+        {
+            endpoint.spawn(serve::run(self.clone(), endpoint.reactor().messages_per_turn()));
         }
     }
 
@@ -371,7 +386,13 @@ impl Link {
                 self.restrict();
                 return;
             }
-            self.faulty.fetch_or(!has_hung_up(&error), Ordering::AcqRel);
+            if !has_hung_up(&error) {
+                self.blame(match error.raw_os_error() {
+                    None => SmcError::Limit(error.to_string().into()),
+                    Some(_) => SmcError::OwnFailure(format!("its control socket: {error}").into()),
+                });
+                self.faulty.store(true, Ordering::Release);
+            }
             let _ = sys::shutdown_socket(self.socket());
         }
     }

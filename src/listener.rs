@@ -110,8 +110,8 @@ impl SmcListener {
     ) -> Result<Arc<Home>, Option<FallbackReason>> {
         let publish = || {
             let port = listener.local_addr()?.port();
-            let endpoint = rt::endpoint(handle, config)?.endpoint;
-            let port = endpoint.publish(port)?;
+            let endpoint = rt::endpoint(handle, config)?;
+            let port = endpoint.publish(port, &config.peer_policy)?;
             Ok(Arc::new(Home { endpoint, port }))
         };
         publish().map_err(|error: io::Error| {

@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 use tokio::task::coop::poll_proceed;
 
 use crate::config::Config;
-use crate::conn::{Connection, Role};
+use crate::conn::{Connection, Directions, Role};
 use crate::ism::device::PortEntry;
 use crate::ism::ring::fill_room;
 use crate::link::adopted::adopt;
@@ -134,7 +134,7 @@ impl SmcStream {
 
     pub(crate) fn new(stream: TcpStream, role: Role, config: Config) -> SmcStream {
         let tcp = Arc::new(stream);
-        let conn = Connection::new(tcp.clone(), tcp.clone(), role, config);
+        let conn = Connection::new(tcp.clone(), role, config);
         SmcStream { conn: Open { conn, handle: Handle::current() }, tcp }
     }
 
@@ -201,16 +201,16 @@ impl SmcStream {
     /// }
     /// ```
     pub fn into_std(self) -> io::Result<std::net::TcpStream> {
-        if let Err(error) = self.conn.pin("into_std", true, true) {
+        if let Err(error) = self.conn.pin("into_std", Directions::Both) {
             return Err(io::Error::new(error.kind(), IntoStdError { error, stream: self }));
         }
         let SmcStream { conn, tcp } = self;
-        // The connection lets go of its two halves, so that this is the last one.
-        drop(conn.take_halves());
+        // The connection lets go of it, so that this is the last one.
+        drop(conn.take_socket());
         drop(conn);
         match Arc::try_unwrap(tcp) {
             Ok(tcp) => tcp.into_std(),
-            Err(_) => unreachable!("both halves are taken, and nobody else ever has the socket"),
+            Err(_) => unreachable!("the connection has let go, and nobody else ever has the socket"),
         }
     }
 
@@ -413,7 +413,13 @@ impl SmcStream {
     }
 
     fn pin(&self, what: &str, interest: Interest) -> io::Result<()> {
-        self.conn.pin(what, interest.is_readable(), interest.is_writable())
+        let directions = match (interest.is_readable(), interest.is_writable()) {
+            (true, true) => Directions::Both,
+            (true, false) => Directions::Read,
+            (false, true) => Directions::Write,
+            (false, false) => return Ok(()),
+        };
+        self.conn.pin(what, directions)
     }
 
     // ---- halves ----

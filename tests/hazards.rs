@@ -293,34 +293,6 @@ fn hazard_h2_halves_keep_their_wakers_through_the_switch() {
     });
 }
 
-/// The switch comes while the socket is full to the brim, and nobody reads for a while.
-#[test]
-fn hazard_h3_the_switch_behind_a_full_socket() {
-    moments("hazard_h3_the_switch_behind_a_full_socket", 4, async |scene, moment| {
-        let (client, mut server) = scene.pair(UpgradePolicy::Manual).await;
-        let mut sent = 0;
-        let mut refused = 0;
-        while refused < 50 {
-            match client.try_write(&bytes(sent, 20_000)) {
-                Ok(n) => sent += n,
-                Err(_) => {
-                    refused += 1;
-                    tokio::task::yield_now().await;
-                }
-            }
-        }
-        client.upgrade().await;
-        pass(moment).await;
-        let total = sent + 3_000_000;
-        let writing = tokio::spawn(async move {
-            let mut client = client;
-            client.write_all(&bytes(sent, total - sent)).await.expect("write");
-        });
-        expect_rest(&mut server, 0, total).await;
-        writing.await.expect("no panic");
-    });
-}
-
 /// The server only ever writes and leaves the client's bytes unread: they are all still there at the end.
 #[test]
 fn hazard_h4_a_stream_that_is_only_written_reads_nothing_ahead() {
@@ -424,48 +396,5 @@ fn hazard_h13_no_wakeup_is_lost_between_look_and_sleep() {
         }
         drop(client);
         echo.await.expect("no panic");
-    });
-}
-
-/// One direction on the ring, the other on TCP, at the moment of the drop: unread bytes make it a reset, else the end.
-#[test]
-fn hazard_h14_aborts_and_ends_in_mixed_modes() {
-    moments("hazard_h14_aborts_and_ends_in_mixed_modes", 120, async |scene, moment| {
-        let (client, server) = scene.pair(UpgradePolicy::Eager).await;
-        let (mut goes, mut stays) = if moment % 2 == 0 { (client, server) } else { (server, client) };
-        // Some one-way traffic moves one direction's switch only.
-        for turn in 0..moment % 7 {
-            goes.write_u8(turn as u8).await.expect("write");
-            assert_eq!(usize::from(stays.read_u8().await.expect("read")), turn);
-        }
-        let unread = moment % 3 != 0;
-        if unread {
-            stays.write_all(b"never read").await.expect("write");
-            goes.readable().await.expect("readable");
-        }
-        pass(moment).await;
-        drop(goes);
-        let ended = stays.read(&mut [0; 8]).await;
-        if unread {
-            assert_eq!(ended.expect_err("a reset").kind(), ErrorKind::ConnectionReset);
-        } else {
-            assert_eq!(ended.expect("a clean end"), 0);
-        }
-    });
-}
-
-/// A half-close before, during or after the hand-over: that direction ends as in TCP, the other lives on.
-#[test]
-fn hazard_m10_shutdown_at_any_moment_of_the_switch() {
-    moments("hazard_m10_shutdown_at_any_moment_of_the_switch", 60, async |scene, moment| {
-        let (client, server) = scene.pair(UpgradePolicy::Eager).await;
-        let (mut first, mut second) = if moment % 2 == 0 { (client, server) } else { (server, client) };
-        pass(moment).await;
-        first.write_all(&bytes(0, 5000)).await.expect("write");
-        first.shutdown().await.expect("shutdown");
-        expect_rest(&mut second, 0, 5000).await;
-        second.write_all(&bytes(3, 100_000)).await.expect("write");
-        drop(second);
-        expect_rest(&mut first, 3, 100_003).await;
     });
 }

@@ -8,14 +8,13 @@ use super::{Connection, Effects, Tcp};
 use crate::ism::dmb::Flags;
 use crate::ism::interrupt::Signal;
 use crate::ism::sys;
-use crate::sync::lock;
+use crate::sync::{Arc, lock};
 use crate::transport::FallbackReason;
 
 /// A closed connection whose peer's CLC messages are still on their way: closing the socket now would make them a
 /// reset, and throw away what was sent.
 pub(crate) struct Leftover<T: Tcp> {
-    pub(crate) read: T::Read,
-    pub(crate) write: T::Write,
+    pub(crate) socket: Arc<T>,
     pub(crate) clc_left: usize,
 }
 
@@ -26,7 +25,7 @@ impl<T: Tcp> Connection<T> {
         self.upgrade.withdraw();
         self.tell_last();
         let mut effects = Effects::default();
-        let (halves, receive_dmb, send_dmb, clc_left) = {
+        let (socket, receive_dmb, send_dmb, clc_left) = {
             let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
             // CLC that was promised goes out before the end.
             let _ = tx.send_clc(|| self.stop_handshake());
@@ -81,7 +80,7 @@ impl<T: Tcp> Connection<T> {
                 // It ends in a reset anyway.
                 clc_left = 0;
             }
-            (rx.half.take().zip(tx.half.take()), rx.dmb.take(), tx.dmb.take(), clc_left)
+            (rx.socket.take().and(tx.socket.take()), rx.dmb.take(), tx.dmb.take(), clc_left)
         };
         // The flags are in the rings before the socket says anything.
         self.carry_out(effects);
@@ -90,11 +89,6 @@ impl<T: Tcp> Connection<T> {
         self.upgrade.weigh_anchor();
         // Who watches the transport learns that the stream is gone.
         self.upgrade.changed();
-        let (read, write) = halves?;
-        if clc_left > 0 {
-            return Some(Leftover { read, write, clc_left });
-        }
-        T::close(read, write);
-        None
+        socket.filter(|_| clc_left > 0).map(|socket| Leftover { socket, clc_left })
     }
 }

@@ -10,7 +10,7 @@ use super::receive::{self, Circumstances, Receiver, closed, whole};
 use super::send::{self, Sender};
 use super::upgrade::{Phase, Upgrade};
 use super::waiters::Waiters;
-use super::{Effects, Rare, ReadOp, Tcp, WriteOp, upgraded_error};
+use super::{Directions, Effects, OnPending, Operation, Rare, ReadOp, Tcp, WriteOp, upgraded_error};
 use crate::config::Config;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
@@ -93,18 +93,18 @@ fn history(fd: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
 const MANY_BYTES: u64 = 64 << 10;
 
 impl<T: Tcp> Connection<T> {
-    pub(crate) fn new(read: T::Read, write: T::Write, role: Role, config: Config) -> Arc<Self> {
+    pub(crate) fn new(socket: Arc<T>, role: Role, config: Config) -> Arc<Self> {
         let wakes = Wakes::default();
         let upgrade = Upgrade::new(role, &config);
         let (read_before, written_before) = match role {
             Role::Client | Role::Server => (Some(0), Some(0)),
-            Role::Adopted if upgrade.may_begin() => history(T::read_fd(&read)),
+            Role::Adopted if upgrade.may_begin() => history(socket.as_fd()),
             Role::Adopted => (None, None),
         };
         Arc::new_cyclic(|this| Connection {
             this: this.clone(),
-            rx: Mutex::new(Receiver::new(read, read_before, Waker::from(wakes.readers.clone()))),
-            tx: Mutex::new(Sender::new(write, written_before, Waker::from(wakes.writers.clone()))),
+            rx: Mutex::new(Receiver::new(socket.clone(), read_before, Waker::from(wakes.readers.clone()))),
+            tx: Mutex::new(Sender::new(socket.clone(), written_before, Waker::from(wakes.writers.clone()))),
             wakes,
             upgrade,
             role,
@@ -158,11 +158,15 @@ impl<T: Tcp> Connection<T> {
 
     /// One attempt; nobody is registered for a wake-up.
     #[inline]
-    pub(crate) fn try_read<O: ReadOp<T>>(&self, op: &mut O, park: bool) -> Poll<io::Result<usize>> {
+    pub(crate) fn try_read<O: ReadOp<T>>(
+        &self,
+        op: &mut O,
+        on_pending: OnPending,
+    ) -> Poll<io::Result<usize>> {
         let mut effects = Effects::default();
         let answer = {
             let mut rx = lock(&self.rx);
-            let answer = rx.poll(op, park, || self.circumstances(), &mut effects);
+            let answer = rx.poll(op, on_pending, || self.circumstances(), &mut effects);
             if rx.path == receive::Path::Ring {
                 if !self.reads_ring() {
                     self.rx_in_ring.store(true, Ordering::Relaxed);
@@ -184,24 +188,28 @@ impl<T: Tcp> Connection<T> {
         cx: &mut Context<'_>,
         op: &mut O,
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(answer) = self.try_read(op, false) {
+        if let Poll::Ready(answer) = self.try_read(op, OnPending::Return) {
             return Poll::Ready(answer);
         }
         // Registered before the last look, so that nothing can happen in between unheard.
         self.wakes.readers.register(cx.waker());
-        self.try_read(op, true)
+        self.try_read(op, OnPending::Arm)
     }
 
     // ---- writing ----
 
     /// One attempt; nobody is registered for a wake-up.
     #[inline]
-    pub(crate) fn try_write<O: WriteOp<T>>(&self, op: &mut O, park: bool) -> Poll<io::Result<usize>> {
+    pub(crate) fn try_write<O: WriteOp<T>>(
+        &self,
+        op: &mut O,
+        on_pending: OnPending,
+    ) -> Poll<io::Result<usize>> {
         let mut effects = Effects::default();
         let answer = {
             let mut tx = lock(&self.tx);
             let handshake = || self.stop_handshake();
-            let answer = tx.poll(op, park, || self.circumstances(), handshake, &mut effects);
+            let answer = tx.poll(op, on_pending, || self.circumstances(), handshake, &mut effects);
             let in_ring = tx.path == send::Path::Ring && !tx.over;
             if in_ring != self.writes_ring() {
                 self.tx_in_ring.store(in_ring, Ordering::Relaxed);
@@ -222,11 +230,11 @@ impl<T: Tcp> Connection<T> {
         cx: &mut Context<'_>,
         op: &mut O,
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(answer) = self.try_write(op, false) {
+        if let Poll::Ready(answer) = self.try_write(op, OnPending::Return) {
             return Poll::Ready(answer);
         }
         self.wakes.writers.register(cx.waker());
-        self.try_write(op, true)
+        self.try_write(op, OnPending::Arm)
     }
 
     /// S: the application writes first, so the client may not go any more, unless it went.
@@ -262,9 +270,9 @@ impl<T: Tcp> Connection<T> {
                         effects.ring(&dmb.doorbell, Signal::Data);
                     }
                 }
-                match tx.half.as_mut() {
+                match tx.socket.as_deref() {
                     // TCP refuses by itself what is written then.
-                    Some(half) if late => T::shutdown(half),
+                    Some(socket) if late => socket.shutdown(),
                     _ => Ok(()),
                 }
             } else {
@@ -274,8 +282,8 @@ impl<T: Tcp> Connection<T> {
                 Self::pin_sender(&mut tx, &mut effects);
                 tx.shut = true;
                 effects.rare().settled = Some(FallbackReason::HalfClosed);
-                let half = tx.half.as_mut().ok_or_else(closed)?;
-                T::shutdown(half)
+                let socket = tx.socket.as_deref().ok_or_else(closed)?;
+                socket.shutdown()
             }
         };
         self.carry_out(effects);
@@ -328,17 +336,14 @@ impl<T: Tcp> Connection<T> {
     /// # Errors
     ///
     /// `Unsupported` when one of them has already left TCP; the other stays pinned.
-    pub(crate) fn pin(&self, what: &str, read: bool, write: bool) -> io::Result<()> {
+    pub(crate) fn pin(&self, what: &str, directions: Directions) -> io::Result<()> {
         let mut effects = Effects::default();
-        if !read && !write {
-            return Ok(());
-        }
-        let read_pinned = !read || {
+        let read_pinned = directions == Directions::Write || {
             let mut rx = lock(&self.rx);
             // CLC that is promised to this socket must not be read by the application.
             Self::pin_receiver(&mut rx, &mut effects) && matches!(rx.strip_clc(), Poll::Ready(Ok(true)))
         };
-        let write_pinned = !write || {
+        let write_pinned = directions == Directions::Read || {
             let mut tx = lock(&self.tx);
             // The application's bytes may be next: CLC that was promised goes first.
             let sent = matches!(tx.send_clc(|| self.stop_handshake()), Poll::Ready(Ok(())));
@@ -353,9 +358,9 @@ impl<T: Tcp> Connection<T> {
     }
 
     /// Takes the socket out of a connection that is pinned both ways.
-    pub(crate) fn take_halves(&self) -> Option<(T::Read, T::Write)> {
+    pub(crate) fn take_socket(&self) -> Option<Arc<T>> {
         let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-        Some((rx.half.take()?, tx.half.take()?))
+        rx.socket.take().and(tx.socket.take())
     }
 
     // ---- what runs ----
@@ -423,7 +428,7 @@ impl<T: Tcp> Connection<T> {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        lock(&self.rx).half.is_none()
+        lock(&self.rx).socket.is_none()
     }
 
     /// Is this error of the socket one that the application does not know? (The ring tells of a reset, too.)
@@ -435,14 +440,15 @@ impl<T: Tcp> Connection<T> {
 
     /// Has the time come to offer the upgrade, after a successful read or write? Answers yes once.
     #[inline]
-    pub(crate) fn triggered(&self, by_write: bool) -> bool {
+    pub(crate) fn triggered(&self, operation: Operation) -> bool {
         if !self.upgrade.waits_for_trigger() {
             return false;
         }
         let (read, written) =
             (self.read_bytes.load(Ordering::Relaxed), self.written_bytes.load(Ordering::Relaxed));
         // A write after a read is the turn.
-        ((by_write && read > 0) || read.max(written) >= MANY_BYTES) && self.upgrade.begin()
+        ((operation == Operation::Write && read > 0) || read.max(written) >= MANY_BYTES)
+            && self.upgrade.begin()
     }
 
     /// The sending ring is grown: it is looked at until it has been idle.

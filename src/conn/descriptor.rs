@@ -45,13 +45,13 @@ impl<T: Tcp> Connection<T> {
         let Some(endpoint) = self.heed.endpoint.get().and_then(Weak::upgrade) else { return };
         if !self.heed.called.swap(true, Ordering::AcqRel) {
             let this = self.this.clone();
-            endpoint.run(Box::new(move || {
+            endpoint.run(move || {
                 let Some(conn) = this.upgrade() else { return };
                 if shielded(|| conn.obey_socket()).is_err() {
                     // Nobody looks any more.
                     conn.reset();
                 }
-            }));
+            });
         }
     }
 
@@ -83,7 +83,7 @@ impl<T: Tcp> Connection<T> {
     }
 
     fn obey(&self, rx: &mut Receiver<T>, tx: &mut Sender<T>, effects: &mut Effects) {
-        if self.death().is_some() || rx.half.is_none() || (rx.dmb.is_none() && tx.dmb.is_none()) {
+        if self.death().is_some() || rx.socket.is_none() || (rx.dmb.is_none() && tx.dmb.is_none()) {
             return;
         }
         // Who has not read since the peer switched does not know of it yet.
@@ -110,7 +110,8 @@ impl<T: Tcp> Connection<T> {
         }
         // What the stream ended in the ring alone TCP has to know now: it refuses what is sent to who has ended both ways.
         let ended_here = reads && tx.shut && tx.path == send::Path::Ring;
-        let writes = writes || (ended_here && tx.half.as_mut().is_some_and(|half| T::shutdown(half).is_ok()));
+        let writes =
+            writes || (ended_here && tx.socket.as_deref().is_some_and(|socket| socket.shutdown().is_ok()));
         // Where neither end may send on the socket any more, the kernel refuses by itself what comes there.
         if reads && !rx.over && !(writes && Self::pin_receiver(rx, effects)) {
             rx.over = rx.path != receive::Path::Tcp;
@@ -163,13 +164,13 @@ impl<T: Tcp> Connection<T> {
         let mut cx = std::task::Context::from_waker(&ear);
         // Ready is an end that lasts: then this is the last look. Where writing has ended nobody waits to write.
         if tx.path == send::Path::Ring && (tx.shut || !tx.over) {
-            if let Some(half) = tx.half.as_mut() {
-                let _ = T::poll_event(half, &mut cx);
+            if let Some(socket) = tx.socket.as_deref() {
+                let _ = socket.poll_write_event(&mut cx);
             }
         } else if rx.path == receive::Path::Ring && !rx.over {
             // What is written from now on, if anything, is the socket's to refuse.
-            if let Some(half) = rx.half.as_mut() {
-                let _ = T::poll_read_event(half, &mut cx);
+            if let Some(socket) = rx.socket.as_deref() {
+                let _ = socket.poll_read_event(&mut cx);
             }
         }
     }

@@ -5,9 +5,9 @@ use std::io::ErrorKind;
 use super::receive::{self, Receiver, whole};
 use super::send::{self, Sender};
 use super::upgrade::Phase;
-use super::{Connection, Effects, Role, Tcp};
+use super::{Connection, Directions, Effects, Role, Tcp};
 use crate::clc::Diagnosis;
-use crate::config::{PeerPolicy, UpgradePolicy, usable_dmb_size};
+use crate::config::{UpgradePolicy, usable_dmb_size};
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
@@ -16,6 +16,7 @@ use crate::ism::sys;
 use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
 use crate::link::stream::{ClcOverTcp, Death, Interrupt, LinkedStream, ReceiveDmb, SendDmb, Standing};
+use crate::peer::PeerPolicy;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -54,11 +55,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         chosen.map_or(self.config.dmb_size, |bytes| usable_dmb_size(bytes).min(self.config.dmb_size))
     }
 
-    fn admits(&self, uid: u32) -> bool {
-        match self.config.peer_policy {
-            PeerPolicy::SameUser => uid == 0 || (uid == sys::effective_uid() && uid != sys::overflow_uid()),
-            PeerPolicy::Root => uid == 0,
-        }
+    fn peer_policy(&self) -> &PeerPolicy {
+        &self.config.peer_policy
     }
 
     fn wants_clc_over_tcp(&self) -> bool {
@@ -80,7 +78,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
 
     fn attach_receive(&self, dmb: ReceiveDmb, hold: Option<&[u8]>) -> Result<(), FallbackReason> {
         let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-        if rx.half.is_none() || tx.half.is_none() || tx.shut {
+        if rx.socket.is_none() || tx.socket.is_none() || tx.shut {
             return Err(FallbackReason::HalfClosed);
         }
         if rx.dmb.is_some() || rx.path != receive::Path::Tcp {
@@ -146,7 +144,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         }
         {
             let mut tx = lock(&self.tx);
-            if tx.pinned || tx.shut || tx.half.is_none() {
+            if tx.pinned || tx.shut || tx.socket.is_none() {
                 // A pin made before the DMB was known is put into its word; its DETACH goes out at once.
                 dmb.producer.memory().header().pin();
                 effects.ring(&dmb.doorbell, Signal::Data);
@@ -221,7 +219,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
 
     fn shared(&self) {
         // A direction that has switched already goes on in its ring.
-        let _ = self.pin("a shared socket", true, true);
+        let _ = self.pin("a shared socket", Directions::Both);
         self.upgrade.settle(FallbackReason::Pinned);
     }
 

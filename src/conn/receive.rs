@@ -5,14 +5,15 @@ use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
 use super::growth::Stall;
-use super::{Effects, ReadOp, Tcp};
+use super::{Effects, OnPending, ReadOp, Tcp};
+use crate::error::SmcError;
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Direction, Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Consumer, Memory, Violation};
 use crate::ism::sys;
 use crate::link::stream::{Ask, Death, ReceiveDmb};
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{Arc, AtomicBool, Ordering};
 use crate::transport::FallbackReason;
 
 /// The ring that a stream reads from.
@@ -42,7 +43,7 @@ pub(crate) enum Clc {
 
 pub(crate) struct Receiver<T: Tcp> {
     /// `None` once the stream is closed or its socket was taken out.
-    pub(crate) half: Option<T::Read>,
+    pub(crate) socket: Option<Arc<T>>,
     pub(crate) path: Path,
     pub(crate) dmb: Option<ReceiveDmb>,
     /// The word will never be, or is not any more, obeyed.
@@ -81,9 +82,9 @@ pub(crate) struct Circumstances<'a> {
 }
 
 impl<T: Tcp> Receiver<T> {
-    pub(crate) fn new(half: T::Read, began_at: Option<u64>, waiters: Waker) -> Self {
+    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waiters: Waker) -> Self {
         Receiver {
-            half: Some(half),
+            socket: Some(socket),
             own: began_at,
             path: Path::Tcp,
             dmb: None,
@@ -101,22 +102,21 @@ impl<T: Tcp> Receiver<T> {
     }
 
     pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
-        self.half.as_ref().map(T::read_fd).ok_or_else(closed)
+        self.socket.as_deref().map(T::as_fd).ok_or_else(closed)
     }
 
-    /// One attempt to read. With `park` a `Pending` has armed every wake-up there is; the caller has registered its
-    /// waker before.
+    /// One attempt to read.
     pub(crate) fn poll<'a, O: ReadOp<T>>(
         &mut self,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         loop {
             match self.path {
                 Path::Ring => {
-                    let answer = self.poll_ring(op, park, circumstances, effects);
+                    let answer = self.poll_ring(op, on_pending, circumstances, effects);
                     return self.remember(op, answer);
                 }
                 Path::Draining { at, until } if at == until => {
@@ -131,7 +131,7 @@ impl<T: Tcp> Receiver<T> {
                 }
                 Path::Draining { at, until } if at > until => return self.broken(effects),
                 Path::Draining { .. } | Path::Tcp => {
-                    if let Some(answer) = self.poll_tcp(op, park, &circumstances, effects) {
+                    if let Some(answer) = self.poll_tcp(op, on_pending, &circumstances, effects) {
                         return answer;
                     }
                 }
@@ -158,14 +158,14 @@ impl<T: Tcp> Receiver<T> {
 
     fn broken(&mut self, effects: &mut Effects) -> Poll<io::Result<usize>> {
         effects.reset = true;
-        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        Poll::Ready(Err(SmcError::OutOfStep.of(io::ErrorKind::ConnectionReset)))
     }
 
     /// `None`: the path has changed, look again.
     fn poll_tcp<'a, O: ReadOp<T>>(
         &mut self,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         circumstances: &impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Option<Poll<io::Result<usize>>> {
@@ -182,13 +182,13 @@ impl<T: Tcp> Receiver<T> {
                 return self.believe(Poll::Ready(end), effects);
             }
             Poll::Ready(Err(error)) => return self.believe(Poll::Ready(Err(error)), effects),
-            Poll::Pending => return self.believe_pending(park),
+            Poll::Pending => return self.believe_pending(on_pending),
         }
         if let Some(error) = self.hand_on::<O>() {
             return self.believe(Poll::Ready(Err(error)), effects);
         }
-        let Some(half) = self.half.as_mut() else { return Some(Poll::Ready(Err(closed()))) };
-        match op.tcp(half, &mut Context::from_waker(&self.waiters)) {
+        let Some(socket) = self.socket.as_deref() else { return Some(Poll::Ready(Err(closed()))) };
+        match op.tcp(socket, &mut Context::from_waker(&self.waiters)) {
             Poll::Ready(Ok(length)) if length > 0 => {
                 if O::CONSUMES {
                     self.count(length as u64);
@@ -198,10 +198,10 @@ impl<T: Tcp> Receiver<T> {
             }
             Poll::Ready(Ok(_)) if circumstances().peer_left_unread => {
                 // The peer died with bytes of ours unread, which TCP would have told by a reset.
-                self.believe(Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())), effects)
+                self.believe(Poll::Ready(Err(SmcError::PeerGone.of(io::ErrorKind::ConnectionReset))), effects)
             }
             Poll::Ready(end) => self.believe(Poll::Ready(end), effects),
-            Poll::Pending => self.believe_pending(park),
+            Poll::Pending => self.believe_pending(on_pending),
         }
     }
 
@@ -216,8 +216,8 @@ impl<T: Tcp> Receiver<T> {
         if self.taken.is_some() {
             return Poll::Ready(Ok(0));
         }
-        let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-        let looked = T::poll_peek(half, &mut Context::from_waker(&self.waiters));
+        let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
+        let looked = socket.poll_peek(&mut Context::from_waker(&self.waiters));
         if let Poll::Ready(Err(error)) = &looked {
             // Another error than the kernel's is told again and again.
             self.taken = error.raw_os_error();
@@ -277,7 +277,7 @@ impl<T: Tcp> Receiver<T> {
     }
 
     /// TCP has nothing now. A word that changed, or bytes that someone else read, change the answer.
-    fn believe_pending(&mut self, park: bool) -> Option<Poll<io::Result<usize>>> {
+    fn believe_pending(&mut self, on_pending: OnPending) -> Option<Poll<io::Result<usize>>> {
         match self.path {
             Path::Draining { until, .. } => {
                 if self.is_drained(until) {
@@ -287,7 +287,7 @@ impl<T: Tcp> Receiver<T> {
                 Some(Poll::Pending)
             }
             _ => {
-                if !park || self.pinned {
+                if on_pending == OnPending::Return || self.pinned {
                     return Some(Poll::Pending);
                 }
                 let Some(dmb) = self.dmb.as_ref() else { return Some(Poll::Pending) };
@@ -323,14 +323,14 @@ impl<T: Tcp> Receiver<T> {
     pub(crate) fn drain_until(&mut self, until: u64) -> io::Result<()> {
         // For the case that the connection is closed before all is read: the kernel does not tell any more then.
         let _ = self.look();
-        let at = self.own.ok_or_else(|| io::Error::other("nobody knows how much was read"))?;
+        let at = self.own.ok_or_else(|| SmcError::OutOfStep.of(io::ErrorKind::Other))?;
         self.path = Path::Draining { at, until };
         Ok(())
     }
 
     /// Bytes taken from TCP so far, from the kernel; after CLOSE from the last valid look and what was read since.
     pub(crate) fn look(&mut self) -> io::Result<Option<u64>> {
-        let fd = self.half.as_ref().map(T::read_fd).ok_or_else(closed)?;
+        let fd = self.fd()?;
         let position = whole(|| sys::rx_counters(fd))?.and_then(|(look, queued)| look.rx_position(queued));
         if position.is_some() {
             self.last_position = position;
@@ -356,9 +356,9 @@ impl<T: Tcp> Receiver<T> {
                 Clc::Skip(left) => {
                     let mut scratch = [0; 512];
                     let wanted = left.min(scratch.len());
-                    let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
+                    let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
                     let mut cx = Context::from_waker(&self.waiters);
-                    match T::poll_read(half, &mut cx, &mut scratch[..wanted]) {
+                    match socket.poll_read(&mut cx, &mut scratch[..wanted]) {
                         Poll::Pending => return Poll::Pending,
                         Poll::Ready(Err(error)) => {
                             // Also who only waits for the CLC to pass may be the one that the socket tells.
@@ -378,10 +378,11 @@ impl<T: Tcp> Receiver<T> {
 
     /// Takes an urgent byte off the socket, which no read gets to any more.
     pub(crate) fn skip_urgent(&mut self) {
-        if let (true, Some(half)) = (self.fd().and_then(sys::is_at_mark).unwrap_or(false), self.half.as_mut())
+        if let (true, Some(socket)) =
+            (self.fd().and_then(sys::is_at_mark).unwrap_or(false), self.socket.as_deref())
         {
             // In line it is read, out of line it is passed over.
-            let _ = T::poll_read(half, &mut Context::from_waker(&self.waiters), &mut [0]);
+            let _ = socket.poll_read(&mut Context::from_waker(&self.waiters), &mut [0]);
         }
     }
 
@@ -410,13 +411,13 @@ impl<T: Tcp> Receiver<T> {
     fn poll_ring<'a, O: ReadOp<T>>(
         &mut self,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         let Some(dmb) = self.dmb.as_mut() else { return Poll::Ready(Err(closed())) };
         loop {
-            match Self::ring_step(dmb, op, park, self.over, &circumstances) {
+            match Self::ring_step(dmb, op, on_pending, self.over, &circumstances) {
                 Ok(Step::Read(length)) => {
                     if O::CONSUMES && dmb.consumer.wake_writer() {
                         effects.ring(&dmb.doorbell, Signal::Space);
@@ -426,13 +427,20 @@ impl<T: Tcp> Receiver<T> {
                 Ok(Step::Again) => {}
                 Ok(Step::Wait) => return Poll::Pending,
                 Ok(Step::End) => return Poll::Ready(Ok(0)),
-                Ok(Step::Reset) => return Poll::Ready(tell_reset::<T, O>(circumstances().reset_told)),
+                Ok(Step::Reset) => {
+                    let now = circumstances();
+                    let why = match now.death {
+                        Some(Death::Fault) => dmb.doorbell.link.fault(),
+                        _ => SmcError::PeerClosed,
+                    };
+                    return Poll::Ready(tell_reset::<T, O>(now.reset_told, why));
+                }
                 Ok(Step::Tcp) => {
                     if let Some(error) = self.hand_on::<O>() {
                         return Poll::Ready(Err(error));
                     }
-                    let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-                    return op.tcp(half, &mut Context::from_waker(&self.waiters));
+                    let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
+                    return op.tcp(socket, &mut Context::from_waker(&self.waiters));
                 }
                 Ok(Step::Failed) => return Poll::Ready(Err(failed())),
                 Ok(Step::AskTcp { peer_died, left_unread }) => {
@@ -442,12 +450,15 @@ impl<T: Tcp> Receiver<T> {
                         (_, Some(error)) if !peer_died => Poll::Ready(Err(error)),
                         (Poll::Ready(Err(error)), None) if !peer_died => Poll::Ready(Err(error)),
                         (Poll::Ready(Ok(0)), None) if peer_died && !left_unread => Poll::Ready(Ok(0)),
-                        _ => Poll::Ready(tell_reset::<T, O>(circumstances().reset_told)),
+                        _ => {
+                            let why = if peer_died { SmcError::PeerGone } else { SmcError::RuntimeGone };
+                            Poll::Ready(tell_reset::<T, O>(circumstances().reset_told, why))
+                        }
                     };
                 }
                 Err(violation) => {
                     effects.rare().violation = Some((dmb.doorbell.clone(), violation));
-                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                    return Poll::Ready(Err(dmb.doorbell.violated(&violation)));
                 }
             }
         }
@@ -457,7 +468,7 @@ impl<T: Tcp> Receiver<T> {
     fn ring_step<'a, O: ReadOp<T>>(
         dmb: &mut ReceiveDmb,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         over: bool,
         circumstances: &impl Fn() -> Circumstances<'a>,
     ) -> Result<Step, Violation> {
@@ -486,7 +497,7 @@ impl<T: Tcp> Receiver<T> {
         }
         let now = circumstances();
         match now.death {
-            None if !park => Ok(Step::Wait),
+            None if on_pending == OnPending::Return => Ok(Step::Wait),
             None => {
                 if !dmb.consumer.wait()? {
                     return Ok(Step::Again);
@@ -527,12 +538,13 @@ enum Step {
 }
 
 /// Linux tells of a reset once, whoever asks first; then there is the end. Who only asks for readiness takes nothing.
-fn tell_reset<T: Tcp, O: ReadOp<T>>(told: &AtomicBool) -> io::Result<usize> {
+#[cold]
+fn tell_reset<T: Tcp, O: ReadOp<T>>(told: &AtomicBool, why: SmcError) -> io::Result<usize> {
     let takes = O::CONSUMES || O::PEEKS;
     if if takes { told.swap(true, Ordering::Relaxed) } else { told.load(Ordering::Relaxed) } {
         return Ok(0);
     }
-    Err(io::ErrorKind::ConnectionReset.into())
+    Err(why.of(io::ErrorKind::ConnectionReset))
 }
 
 /// Looks that may be torn before a position counts as unknown; each costs three system calls.
@@ -550,10 +562,11 @@ pub(crate) fn whole<L>(mut look: impl FnMut() -> io::Result<Option<L>>) -> io::R
 
 /// The answer of a stream that a failed task of ours has reset.
 pub(crate) fn failed() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, FallbackReason::Failed)
+    SmcError::OwnFailure("a task that serves shared memory has failed".into())
+        .of(io::ErrorKind::ConnectionReset)
 }
 
 /// The answer of a stream that was closed under a waiter.
 pub(crate) fn closed() -> io::Error {
-    io::Error::new(io::ErrorKind::NotConnected, "this stream has been closed")
+    SmcError::Closed.of(io::ErrorKind::NotConnected)
 }

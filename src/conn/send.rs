@@ -5,7 +5,8 @@ use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
 use super::receive::{Circumstances, closed, failed, whole};
-use super::{Effects, Tcp, WriteOp};
+use super::{Effects, OnPending, Tcp, WriteOp};
+use crate::error::SmcError;
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
@@ -13,7 +14,7 @@ use crate::ism::ring::{Memory, Producer, Violation};
 use crate::ism::sys;
 use crate::link::lack::reason_of;
 use crate::link::stream::{Death, SendDmb};
-use crate::sync::Ordering;
+use crate::sync::{Arc, Ordering};
 use crate::transport::FallbackReason;
 
 /// The ring that a stream writes to.
@@ -37,7 +38,7 @@ pub(crate) enum Clc {
 
 pub(crate) struct Sender<T: Tcp> {
     /// `None` once the stream is closed or its socket was taken out.
-    pub(crate) half: Option<T::Write>,
+    pub(crate) socket: Option<Arc<T>>,
     pub(crate) path: Path,
     pub(crate) dmb: Option<SendDmb>,
     /// This end will never switch.
@@ -73,9 +74,9 @@ pub(crate) struct Sender<T: Tcp> {
 }
 
 impl<T: Tcp> Sender<T> {
-    pub(crate) fn new(half: T::Write, began_at: Option<u64>, waiters: Waker) -> Self {
+    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waiters: Waker) -> Self {
         Sender {
-            half: Some(half),
+            socket: Some(socket),
             largest_write: 0,
             own: began_at,
             path: Path::Tcp,
@@ -97,14 +98,14 @@ impl<T: Tcp> Sender<T> {
     }
 
     pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
-        self.half.as_ref().map(T::write_fd).ok_or_else(closed)
+        self.socket.as_deref().map(T::as_fd).ok_or_else(closed)
     }
 
     /// One attempt to write.
     pub(crate) fn poll<'a, O: WriteOp<T>>(
         &mut self,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         circumstances: impl Fn() -> Circumstances<'a>,
         handshake: impl Fn() -> HandshakeWord,
         effects: &mut Effects,
@@ -122,15 +123,15 @@ impl<T: Tcp> Sender<T> {
                         Poll::Pending => return Poll::Pending,
                     }
                 }
-                let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-                let answer = op.tcp(half, &mut Context::from_waker(&self.waiters));
+                let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
+                let answer = op.tcp(socket, &mut Context::from_waker(&self.waiters));
                 if let (true, Poll::Ready(Ok(length))) = (O::WRITES, &answer) {
                     self.count(*length);
                 }
                 return answer;
             }
         }
-        let answer = self.poll_ring(op, park, circumstances, effects);
+        let answer = self.poll_ring(op, on_pending, circumstances, effects);
         if !O::WRITES && self.ready && answer.is_pending() {
             return Poll::Ready(Ok(1));
         }
@@ -145,12 +146,12 @@ impl<T: Tcp> Sender<T> {
     fn poll_ring<'a, O: WriteOp<T>>(
         &mut self,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         if self.broken {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            return Poll::Ready(Err(self.reader_fault().of(io::ErrorKind::BrokenPipe)));
         }
         if self.over {
             return self.poll_late(op);
@@ -161,15 +162,17 @@ impl<T: Tcp> Sender<T> {
             None | Some(Death::Peer) if self.shut => match (reader_gone(&dmb.producer), self.lost) {
                 // A reset is told also to who has no right to write any more.
                 (Some(Gone::Reset(kind)), _) | (None, Some(kind)) => Ok(Err(Gone::Reset(kind))),
-                _ => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                _ => return Poll::Ready(Err(SmcError::ShutDown.of(io::ErrorKind::BrokenPipe))),
             },
-            None => Self::ring_step(dmb, op, park, effects),
+            None => Self::ring_step(dmb, op, on_pending, effects),
             Some(Death::Peer) => Ok(Err(match (reader_gone(&dmb.producer), self.lost) {
                 (None, Some(kind)) => Gone::Reset(kind),
                 (None, None) => Gone::Silent,
                 (Some(gone), _) => gone,
             })),
-            Some(Death::Fault) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Some(Death::Fault) => {
+                return Poll::Ready(Err(dmb.doorbell.link.fault().of(io::ErrorKind::ConnectionReset)));
+            }
             Some(Death::Failed) => return Poll::Ready(Err(failed())),
             Some(Death::Runtime) => return Poll::Ready(self.runtime_error()),
         };
@@ -184,12 +187,13 @@ impl<T: Tcp> Sender<T> {
                     } else {
                         now.reset_told.load(Ordering::Relaxed)
                     };
-                Poll::Ready(Err(if told { io::ErrorKind::BrokenPipe } else { kind }.into()))
+                let kind = if told { io::ErrorKind::BrokenPipe } else { kind };
+                Poll::Ready(Err(self.reader_fault().of(kind)))
             }
             // A write has crossed the close, as on TCP whose answer to it would be here by now.
             Ok(Err(Gone::Closed)) if !dmb.producer.is_consumed().unwrap_or(false) => {
                 self.broken = O::WRITES;
-                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+                Poll::Ready(Err(SmcError::PeerClosed.of(io::ErrorKind::BrokenPipe)))
             }
             Ok(Err(gone)) => {
                 self.over = true;
@@ -199,22 +203,22 @@ impl<T: Tcp> Sender<T> {
             }
             Err(violation) => {
                 effects.rare().violation = Some((dmb.doorbell.clone(), violation));
-                Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+                Poll::Ready(Err(dmb.doorbell.violated(&violation)))
             }
         }
     }
 
     /// The way of what is written when the ring is over.
     fn poll_late<O: WriteOp<T>>(&mut self, op: &mut O) -> Poll<io::Result<usize>> {
-        let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
-        match op.late(half, &mut Context::from_waker(&self.waiters)) {
+        let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
+        match op.late(socket, &mut Context::from_waker(&self.waiters)) {
             // It has closed, but its socket was still open when our bytes came there. To who writes that is one event.
             Poll::Ready(Err(error))
                 if error.kind() == io::ErrorKind::ConnectionReset
                     && (self.closed
                         || matches!(self.gone(), Some(Gone::Reset(io::ErrorKind::BrokenPipe)))) =>
             {
-                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+                Poll::Ready(Err(SmcError::PeerClosed.of(io::ErrorKind::BrokenPipe)))
             }
             Poll::Ready(Ok(length)) => {
                 self.stray |= O::WRITES && self.silent && length > 0;
@@ -234,6 +238,11 @@ impl<T: Tcp> Sender<T> {
         matches!(self.gone(), Some(Gone::Shut))
     }
 
+    /// Who is to blame that nobody reads any more: the application at the other end, or the end of its process.
+    fn reader_fault(&self) -> SmcError {
+        if self.gone().is_none() && self.lost.is_some() { SmcError::PeerGone } else { SmcError::PeerClosed }
+    }
+
     fn gone(&self) -> Option<Gone> {
         self.dmb.as_ref().and_then(|dmb| reader_gone(&dmb.producer))
     }
@@ -242,7 +251,7 @@ impl<T: Tcp> Sender<T> {
     fn ring_step<O: WriteOp<T>>(
         dmb: &mut SendDmb,
         op: &mut O,
-        park: bool,
+        on_pending: OnPending,
         effects: &mut Effects,
     ) -> Result<Result<Poll<io::Result<usize>>, Gone>, Violation> {
         loop {
@@ -260,7 +269,7 @@ impl<T: Tcp> Sender<T> {
             if op.is_empty() {
                 return Ok(Ok(Poll::Ready(Ok(0))));
             }
-            if !park {
+            if on_pending == OnPending::Return {
                 return Ok(Ok(Poll::Pending));
             }
             let waits = dmb.producer.wait()?;
@@ -282,13 +291,13 @@ impl<T: Tcp> Sender<T> {
 
     /// The error of a socket whose runtime is gone, as tokio words it if it does.
     fn runtime_error(&mut self) -> io::Result<usize> {
-        if let Some(half) = self.half.as_mut() {
+        if let Some(socket) = self.socket.as_deref() {
             let mut cx = Context::from_waker(&self.waiters);
-            if let Poll::Ready(Err(error)) = T::poll_write(half, &mut cx, &[]) {
+            if let Poll::Ready(Err(error)) = socket.poll_write(&mut cx, &[]) {
                 return Err(error);
             }
         }
-        Err(io::Error::other("the runtime that drives this stream has been shut down"))
+        Err(SmcError::RuntimeGone.of(io::ErrorKind::Other))
     }
 
     fn count(&mut self, length: usize) {
@@ -305,10 +314,11 @@ impl<T: Tcp> Sender<T> {
         if self.path == Path::Ring || self.pinned || self.shut || !matches!(self.clc, Clc::None) {
             return;
         }
-        let (Some(syn), Some(dmb), Some(half)) = (self.syn, self.dmb.as_ref(), self.half.as_ref()) else {
+        let (Some(syn), Some(dmb), Some(socket)) = (self.syn, self.dmb.as_ref(), self.socket.as_deref())
+        else {
             return;
         };
-        let fd = T::write_fd(half);
+        let fd = socket.as_fd();
         let (look, queued) = match whole(|| sys::tx_counters(fd)) {
             Ok(Some(found)) => found,
             Ok(None) => return,
@@ -388,9 +398,9 @@ impl<T: Tcp> Sender<T> {
             if *at >= end {
                 return Poll::Ready(Ok(()));
             }
-            let Some(half) = self.half.as_mut() else { return Poll::Ready(Err(closed())) };
+            let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
             let mut cx = Context::from_waker(&self.waiters);
-            match T::poll_write(half, &mut cx, &bytes[*at..end]) {
+            match socket.poll_write(&mut cx, &bytes[*at..end]) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Ready(Ok(length)) => {

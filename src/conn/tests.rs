@@ -2,6 +2,8 @@
 //! thread, so that every interleaving is the test's own choice and comes out the same again.
 
 mod aborts;
+mod by_hand;
+mod faults;
 mod growth;
 mod handshake;
 mod hosts;

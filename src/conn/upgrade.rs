@@ -259,11 +259,11 @@ impl<T: Tcp> Connection<T> {
         let mut effects = Effects::default();
         {
             let mut rx = lock(&self.rx);
-            if rx.half.is_none() || !rx.strip_clc().is_ready() {
+            if rx.socket.is_none() || !rx.strip_clc().is_ready() {
                 return;
             }
             let mut tx = lock(&self.tx);
-            if tx.half.is_some() && tx.send_clc(|| self.stop_handshake()).is_ready() {
+            if tx.socket.is_some() && tx.send_clc(|| self.stop_handshake()).is_ready() {
                 tx.try_switch(&mut effects);
             }
         }

@@ -19,8 +19,10 @@ pub(crate) use means::{Means, descriptor_limit, largest_file, means, most_mappin
 #[cfg(test)]
 pub(crate) use memory::punch;
 pub(crate) use memory::{fallocate, memfd_sealed, memory_of, verify_memfd};
+#[cfg(test)]
+pub(crate) use process::overflow_uid;
 pub(crate) use process::{
-    effective_uid, hostname, involuntary_switches, monotonic, monotonic_ns, overflow_uid, random_bytes,
+    effective_uid, hostname, involuntary_switches, is_user, monotonic, monotonic_ns, random_bytes,
     random_u64, thread_id, usable_cpus,
 };
 #[cfg(test)]

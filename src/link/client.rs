@@ -5,7 +5,7 @@ use crate::clc::{Answer, ClientHandshake, Dmb};
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Producer};
 use crate::link::message::{DmbPlace, Message};
-use crate::link::proof;
+use crate::link::proof::{self, Evidence, Ours};
 use crate::link::slots::NoDmb;
 use crate::link::stream::{ClcOverTcp, Doorbell, LinkedStream, ReceiveDmb, SendDmb};
 use crate::sync::{Arc, Ordering, lock};
@@ -67,7 +67,7 @@ impl Link {
             return Err(FallbackReason::Denied);
         }
         let endpoint = self.endpoint.upgrade().ok_or(FallbackReason::NoRuntime)?;
-        if !stream.admits(self.credentials.uid) {
+        if !stream.peer_policy().admits(&self.credentials) {
             return Err(FallbackReason::PeerPolicy);
         }
         if self.outbox.is_clogged() {
@@ -193,11 +193,9 @@ impl Link {
                 return Ok(());
             }
         };
-        // The kernel's word first, our own socket after it: see `proof`.
-        let allocated = proof::other_end_is(&outgoing.subject, matched.cookie, self.credentials.uid)
-            .and_then(|()| stream.subject())
-            .and_then(|now| if now == outgoing.subject { Ok(()) } else { Err(FallbackReason::Unproved) })
-            .and_then(|()| self.allocate(&stream));
+        let (ours, evidence) = (Ours::Told(outgoing.subject), Evidence::Cookie(matched.cookie));
+        let proved = proof::prove(&*stream, ours, evidence, &self.credentials);
+        let allocated = proved.and_then(|_| self.allocate(&stream));
         let allocated = match allocated {
             Ok(allocated) => allocated,
             Err(reason) => {

@@ -1,22 +1,27 @@
 //! One runtime of one process on a device: its links, its accepted streams and its entries in the directory.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{OnceLock, Weak};
+use std::sync::Weak;
 use std::time::Duration;
 
 use crate::clc::{Eid, Gid, LocalDevice};
 use crate::config::Config;
 use crate::ism::device::{Device, EndpointEntry, EndpointId, PortEntry};
 use crate::ism::sys;
-use crate::link::accepted::{Accepted, Found, Key};
+use crate::link::accepted::{Accepted, FIRST_LOOK, Found, Key};
 use crate::link::lack::{no_link, reason_of};
 use crate::link::message::Subject;
 use crate::link::proof;
+use crate::link::reactor::{Reactor, Watched, cancellable, yield_now};
+use crate::link::search::{self, Unsettled};
 use crate::link::stream::{Death, LinkedStream};
+use crate::link::timer::Timers;
 use crate::link::{Hold, Link};
-use crate::shield::shielded;
+use crate::peer::{PeerPolicy, is_same_user};
+use crate::shield::{Panicked, guarded, shielded};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -24,43 +29,10 @@ use crate::transport::FallbackReason;
 const MOST_LINKS: usize = 1024;
 
 /// For how long a link may be of no use before it is closed.
-const IDLE_LINK: Duration = Duration::from_secs(10);
+pub(crate) const IDLE_LINK: Duration = Duration::from_secs(10);
 
-/// The socket of a link, registered with a reactor.
-pub(crate) type SharedSocket = Arc<dyn AsFd + Send + Sync>;
-
-/// Makes a reactor serve a link until it dies.
-pub(crate) type Serve = Box<dyn FnOnce(Arc<Link>) + Send>;
-
-/// A socket that a reactor watches; one descriptor serves both.
-pub(crate) struct Watched {
-    pub(crate) socket: SharedSocket,
-    pub(crate) serve: Serve,
-}
-
-/// What drives an endpoint: tasks that wait for its descriptors.
-pub(crate) trait Reactor: Send + Sync {
-    /// Registers the socket of a link to be.
-    fn watch(&self, socket: OwnedFd) -> io::Result<Watched>;
-
-    /// Asks the candidates which of them holds the other end, then offers to that one.
-    fn query(&self, stream: Arc<dyn LinkedStream>, subject: Subject, candidates: Vec<EndpointId>);
-
-    /// Some stream's sending ring has grown: [`Endpoint::shrink`] is to be called once it was idle for a while.
-    fn shrink_later(&self);
-
-    /// Something waits for a stream to be accepted: [`Endpoint::sweep`] is to be called after a while.
-    fn sweep_later(&self);
-
-    /// Runs something that the caller must not wait for.
-    fn run(&self, work: Work);
-
-    /// Runs something after a pause.
-    fn run_after(&self, pause: Duration, work: Work);
-}
-
-/// Something to be done once.
-pub(crate) type Work = Box<dyn FnOnce() + Send>;
+/// For how long a grown ring has to be idle before its memory is given back.
+const SHRINK_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 struct Links {
@@ -76,6 +48,8 @@ pub(crate) struct Endpoint {
     clc: LocalDevice,
     eventfd: OwnedFd,
     accepted: Accepted,
+    /// The peer policies of its listeners, and of the streams that have asked for an upgrade.
+    let_in: Mutex<Vec<PeerPolicy>>,
     links: Mutex<Links>,
     /// Counts changes of `links`, so that the poller keeps its own list.
     generation: AtomicU64,
@@ -86,12 +60,13 @@ pub(crate) struct Endpoint {
     busy_poll: Duration,
     /// 0, or why it serves nobody any more: a `Death`.
     dead: AtomicU8,
-    reactor: OnceLock<Arc<dyn Reactor>>,
+    reactor: Arc<dyn Reactor>,
+    timers: Arc<Timers>,
 }
 
 impl Endpoint {
     /// Enters the device directory of `config`.
-    pub(crate) fn open(config: &Config) -> io::Result<Endpoint> {
+    pub(crate) fn open(config: &Config, reactor: Arc<dyn Reactor>) -> io::Result<Endpoint> {
         let device = Device::open(config.directory())?;
         let entry = device.create_endpoint()?;
         let clc = LocalDevice { gid: Gid(device.gid()), eid: Eid::LOOPBACK, host: sys::hostname() };
@@ -103,18 +78,46 @@ impl Endpoint {
             clc,
             eventfd: sys::eventfd()?,
             accepted: Accepted::default(),
+            let_in: Mutex::default(),
             links: Mutex::default(),
             generation: AtomicU64::new(1),
             grown: Mutex::default(),
             looks_for_idle: AtomicBool::new(false),
             busy_poll,
             dead: AtomicU8::new(0),
-            reactor: OnceLock::new(),
+            reactor,
+            timers: Arc::new(Timers::new()?),
         })
     }
 
-    pub(crate) fn start(&self, reactor: Arc<dyn Reactor>) {
-        let _ = self.reactor.set(reactor);
+    pub(crate) fn reactor(&self) -> &dyn Reactor {
+        &*self.reactor
+    }
+
+    pub(crate) fn timers(&self) -> &Arc<Timers> {
+        &self.timers
+    }
+
+    /// Lets the runtime do `task`.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.reactor.spawn(Box::pin(task));
+    }
+
+    /// Does something in the runtime, not in the caller.
+    pub(crate) fn run(&self, work: impl FnOnce() + Send + 'static) {
+        self.spawn(async move { work() });
+    }
+
+    /// Does something after a pause.
+    pub(crate) fn run_after(&self, pause: Duration, work: impl FnOnce() + Send + 'static) {
+        let timers = self.timers.clone();
+        self.spawn(async move {
+            timers.sleep(pause).await;
+            // Else that was not its time: the timer's task has ended, and the endpoint ends with it.
+            if !timers.have_ended() {
+                work();
+            }
+        });
     }
 
     pub(crate) fn id(&self) -> EndpointId {
@@ -162,23 +165,32 @@ impl Endpoint {
         Death::from_u8(self.dead.load(Ordering::Acquire)).map_or(Ok(()), |death| Err(death.reason()))
     }
 
-    /// May a process of that user link with us at all? Streams ask their own policy besides.
-    pub(crate) fn trusts(&self, uid: u32) -> bool {
-        let ours = sys::effective_uid();
-        uid == 0 || (uid == ours && uid != sys::overflow_uid())
+    /// From now on processes that `policy` admits may link with us. Each stream asks its own policy besides.
+    pub(crate) fn let_in(&self, policy: &PeerPolicy) {
+        let mut let_in = lock(&self.let_in);
+        if !let_in.contains(policy) {
+            let_in.push(policy.clone());
+        }
     }
 
-    /// Refuses a connection of a user that is not trusted.
+    /// Refuses a connection of a process that no policy in use admits.
     pub(crate) fn check_user(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        let uid = sys::peer_cred(socket)?.uid;
-        if self.trusts(uid) {
+        let peer = sys::peer_cred(socket)?;
+        if lock(&self.let_in).iter().any(|policy| policy.admits(&peer)) {
             return Ok(());
         }
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {uid} is not trusted")))
+        if is_same_user(&peer) {
+            // Silence would tell it nothing; what it tells others is in `silence_of`.
+            let _ = sys::send(socket, &no_link(FallbackReason::PeerPolicy).encode(), &[]);
+        }
+        let words = format!("no peer policy in use admits user {}", peer.uid);
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, words))
     }
 
-    /// Says in the device directory that we listen on `port`, as long as the entry lives.
-    pub(crate) fn publish(&self, port: u16) -> io::Result<Arc<PortEntry>> {
+    /// Says in the device directory that we listen on `port`, for those whom `policy` admits, as long as the entry
+    /// lives.
+    pub(crate) fn publish(&self, port: u16, policy: &PeerPolicy) -> io::Result<Arc<PortEntry>> {
+        self.let_in(policy);
         self.device.publish_port(port, self.id()).map(Arc::new)
     }
 
@@ -191,6 +203,7 @@ impl Endpoint {
 
     fn try_offer(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Result<(), FallbackReason> {
         self.check_life()?;
+        self.let_in(stream.peer_policy());
         let subject = stream.subject()?;
         proof::suitable(subject.tuple)?;
         let mut candidates = self.device.endpoints_on_port(subject.tuple.remote.port()).map_err(|error| {
@@ -205,11 +218,25 @@ impl Endpoint {
             }
             (Some(last), false) => {
                 candidates.push(last);
-                let reactor = self.reactor.get().ok_or(FallbackReason::NoRuntime)?;
-                reactor.query(stream.clone(), subject, candidates);
+                self.search(stream, subject, candidates);
                 Ok(())
             }
         }
+    }
+
+    /// C: asks several endpoints which of them holds the other end, in the background.
+    fn search(
+        self: &Arc<Self>,
+        stream: &Arc<dyn LinkedStream>,
+        subject: Subject,
+        candidates: Vec<EndpointId>,
+    ) {
+        let found = Arc::downgrade(stream);
+        let search = search::run(self.clone(), found.clone(), subject, candidates);
+        let (cancel, search) = cancellable(Unsettled::during(found, search));
+        // Before it begins: it must not end in an offer before the stream knows of it.
+        stream.offered(Box::new(cancel));
+        self.reactor.spawn(search);
     }
 
     /// Opens a connection to another endpoint of the device.
@@ -239,20 +266,21 @@ impl Endpoint {
         Ok(link)
     }
 
-    fn watch(&self, socket: OwnedFd) -> Result<Watched, FallbackReason> {
-        let reactor = self.reactor.get().ok_or(FallbackReason::NoRuntime)?;
-        reactor.watch(socket).map_err(|error| {
+    fn watch(&self, socket: OwnedFd) -> Result<Arc<dyn Watched>, FallbackReason> {
+        self.reactor.watch(socket).map_err(|error| {
             crate::trace::warning!("a link's socket can not be watched: {error}");
             reason_of(&error, FallbackReason::LinkDown)
         })
     }
 
     /// A peer's connection that begins with HELLO; to be served once that is delivered.
-    pub(crate) fn accept_link(self: &Arc<Self>, watched: Watched) -> Result<Arc<Link>, FallbackReason> {
-        let socket = watched.socket.clone();
+    pub(crate) fn accept_link(
+        self: &Arc<Self>,
+        socket: Arc<dyn Watched>,
+    ) -> Result<Arc<Link>, FallbackReason> {
         let made = {
             let mut links = lock(&self.links);
-            self.new_link(&mut links, watched)
+            self.new_link(&mut links, socket.clone())
         };
         made.inspect_err(|reason| {
             if *reason != FallbackReason::PeerPolicy {
@@ -261,17 +289,21 @@ impl Endpoint {
         })
     }
 
-    fn new_link(self: &Arc<Self>, links: &mut Links, watched: Watched) -> Result<Arc<Link>, FallbackReason> {
+    fn new_link(
+        self: &Arc<Self>,
+        links: &mut Links,
+        socket: Arc<dyn Watched>,
+    ) -> Result<Arc<Link>, FallbackReason> {
         if links.all.len() >= MOST_LINKS {
             return Err(FallbackReason::Limit);
         }
         self.check_life()?;
         // Before HELLO: it carries descriptors.
-        self.check_user(watched.socket.as_fd()).map_err(|error| {
+        self.check_user(socket.as_fd()).map_err(|error| {
             crate::trace::warning!("no link: {error}");
             reason_of(&error, FallbackReason::PeerPolicy)
         })?;
-        let link = Link::new(self, watched).map_err(|error| {
+        let link = Link::new(self, socket).map_err(|error| {
             crate::trace::warning!("no link: {error}");
             reason_of(&error, FallbackReason::Memory)
         })?;
@@ -281,13 +313,6 @@ impl Endpoint {
         self.close_idle_links_later();
         self.generation.fetch_add(1, Ordering::Release);
         Ok(link)
-    }
-
-    /// Runs something in the runtime, not in the caller.
-    pub(crate) fn run(&self, work: Work) {
-        if let Some(reactor) = self.reactor.get() {
-            reactor.run(work);
-        }
     }
 
     /// HELLO of `peer` came: from now on this link serves our own offers too.
@@ -330,7 +355,7 @@ impl Endpoint {
                 }
             }
         };
-        self.run_after(IDLE_LINK, Box::new(work));
+        self.run_after(IDLE_LINK, work);
     }
 
     /// Closes the links that were of no use since the last call; `true` while some may become so.
@@ -368,12 +393,6 @@ impl Endpoint {
         idle
     }
 
-    pub(crate) fn run_after(&self, pause: Duration, work: Work) {
-        if let Some(reactor) = self.reactor.get() {
-            reactor.run_after(pause, work);
-        }
-    }
-
     /// Changes whenever [`Endpoint::links`] would answer something else.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
@@ -392,13 +411,13 @@ impl Endpoint {
     ) -> AcceptedEntry {
         let key = Key::accepted(port, client);
         let (number, waited) = self.accepted.insert(key, Arc::downgrade(stream));
-        if let (false, Some(reactor)) = (waited.is_empty(), self.reactor.get()) {
+        if !waited.is_empty() {
             let stream = stream.clone();
-            reactor.run(Box::new(move || {
+            self.run(move || {
                 for waiting in waited {
                     let _ = shielded(|| waiting(Ok(stream.clone())));
                 }
-            }));
+            });
         }
         AcceptedEntry { key, number }
     }
@@ -408,10 +427,26 @@ impl Endpoint {
     }
 
     /// Something waits in the table of accepted streams, and no sweep comes soon.
-    pub(crate) fn sweep_later(&self) {
-        if let Some(reactor) = self.reactor.get() {
-            reactor.sweep_later();
-        }
+    pub(crate) fn sweep_later(self: &Arc<Self>) {
+        let (timers, this) = (self.timers.clone(), Arc::downgrade(self));
+        let sweeping = this.clone();
+        let sweeps = async move {
+            timers.sleep(FIRST_LOOK).await;
+            loop {
+                let next = this.upgrade().and_then(|endpoint| endpoint.sweep(sys::monotonic()));
+                let Some(next) = next else { return };
+                match next.saturating_sub(sys::monotonic()) {
+                    // More is due already: after the others had their turn.
+                    Duration::ZERO => yield_now().await,
+                    pause => timers.sleep(pause).await,
+                }
+            }
+        };
+        self.spawn(async move {
+            if let (Err(Panicked), Some(endpoint)) = (guarded(sweeps).await, sweeping.upgrade()) {
+                endpoint.accepted.sweep_failed();
+            }
+        });
     }
 
     /// Tells offers and queries that wait for a stream which will not come; see [`Accepted::sweep`].
@@ -422,7 +457,7 @@ impl Endpoint {
     /// S: calls `answer` once it is known whether the other end of the client's connection is here. Returns what to
     /// forget when nobody wants to know any more, or `None` when the answer was given.
     pub(crate) fn on_query(
-        &self,
+        self: &Arc<Self>,
         theirs: Subject,
         answer: impl FnOnce(bool) + Send + 'static,
     ) -> Option<AcceptedEntry> {
@@ -459,20 +494,36 @@ impl Endpoint {
         self.accepted.forget(entry.key, entry.number);
     }
 
-    pub(crate) fn grown(&self, stream: Weak<dyn LinkedStream>) {
+    /// A stream's sending ring has left its first segment: [`Endpoint::shrink`] comes once it was idle for a while.
+    pub(crate) fn grown(self: &Arc<Self>, stream: Weak<dyn LinkedStream>) {
         let first = {
             let mut grown = lock(&self.grown);
             grown.push(stream);
             grown.len() == 1
         };
-        if let (true, Some(reactor)) = (first, self.reactor.get()) {
-            reactor.shrink_later();
+        if first {
+            self.shrink_later();
         }
     }
 
-    /// Whoever was to come for [`Endpoint::shrink`] will not: the next ring that grows asks again.
-    pub(crate) fn shrink_failed(&self) {
-        lock(&self.grown).clear();
+    fn shrink_later(self: &Arc<Self>) {
+        let (timers, this) = (self.timers.clone(), Arc::downgrade(self));
+        let shrinking = this.clone();
+        let shrinks = async move {
+            loop {
+                timers.sleep(SHRINK_AFTER).await;
+                if !this.upgrade().is_some_and(|endpoint| endpoint.shrink()) {
+                    return;
+                }
+            }
+        };
+        self.spawn(async move {
+            if let (Err(Panicked), Some(endpoint)) = (guarded(shrinks).await, shrinking.upgrade()) {
+                // The next ring that grows begins anew.
+                let forgotten = std::mem::take(&mut *lock(&endpoint.grown));
+                drop(forgotten);
+            }
+        });
     }
 
     /// Gives back the memory of rings that were idle since the last call; `true` while some are left.
@@ -503,11 +554,6 @@ impl Endpoint {
         // Those of links are forgotten already: what is left are queries.
         self.accepted.give_up();
     }
-}
-
-/// What it means when a process of that user hangs up without a word: whoever does not trust our user does so.
-pub(crate) fn silence_of(uid: u32) -> FallbackReason {
-    if uid == sys::effective_uid() { FallbackReason::LinkDown } else { FallbackReason::PeerPolicy }
 }
 
 /// An entry in the table of accepted streams.

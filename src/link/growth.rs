@@ -78,7 +78,7 @@ impl Link {
                         link.bury(Death::Failed);
                     }
                 };
-                endpoint.run_after(pause, Box::new(late));
+                endpoint.run_after(pause, late);
             }
             Answer::Fault(rule) => return Err(Fault(rule)),
         }

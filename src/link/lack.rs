@@ -7,7 +7,9 @@ use rustix::io::Errno;
 
 use crate::clc::Decline;
 use crate::ism::device::AtPlace;
+use crate::ism::sys::PeerCred;
 use crate::link::message::Message;
+use crate::peer::is_same_user;
 use crate::transport::FallbackReason;
 
 /// Why a stream stays on TCP after `error` of a system call that this end made for itself; `otherwise` when the error
@@ -40,6 +42,11 @@ pub(crate) const NO_LINK: u64 = 0;
 /// Says to the peer why there is no link, before it ends.
 pub(crate) fn no_link(reason: FallbackReason) -> Message {
     Message::Refuse { id: NO_LINK, clc: Decline::new(2, reason.diagnosis()).encode() }
+}
+
+/// What it means when that process hangs up without a word: whoever does not trust our user does so.
+pub(crate) fn silence_of(peer: &PeerCred) -> FallbackReason {
+    if is_same_user(peer) { FallbackReason::LinkDown } else { FallbackReason::PeerPolicy }
 }
 
 fn of_errno(errno: Errno, at_place: bool) -> Option<FallbackReason> {

@@ -1,35 +1,30 @@
 //! How a link begins, what it is told, and how it ends.
 
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Weak;
 use std::task::Waker;
+use std::{fmt, io};
 
 use super::client::Matched;
 use super::server::Offered;
 use super::{Fault, Incoming, Link, Peer};
 use crate::clc::Decline;
+use crate::error::SmcError;
 use crate::ism::sys::{self, Carried};
-use crate::link::endpoint::silence_of;
-use crate::link::lack::{NO_LINK, no_link, reason_of};
-use crate::link::message::{LONGEST, Message};
+use crate::link::lack::{NO_LINK, no_link, reason_of, silence_of};
+use crate::link::message::{LONGEST, MOST_FDS, Message};
 use crate::link::stream::{Ask, Death, LinkedStream};
 use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
-use crate::transport::FallbackReason;
-
-/// Descriptors a message may carry at most.
-const MOST_FDS: usize = 2;
-/// Messages answered before other tasks have a turn.
-const MOST_AT_ONCE: usize = 128;
+use crate::transport::{FallbackReason, UCred};
 
 impl Link {
     /// Reads and answers what has come; returns when the socket is empty, or with `Err` when the link has to end.
     ///
-    /// `Ok(false)`: there may be more, others should have a turn first.
-    pub(crate) fn receive(self: &Arc<Self>, buffer: &mut [u8; LONGEST]) -> Result<bool, Death> {
+    /// `Ok(false)`: there may be more than `most` messages, others should have a turn first.
+    pub(crate) fn receive(self: &Arc<Self>, buffer: &mut [u8; LONGEST], most: usize) -> Result<bool, Death> {
         let gone = || if self.faulty.load(Ordering::Acquire) { Death::Fault } else { Death::Peer };
-        for _ in 0..MOST_AT_ONCE {
+        for _ in 0..most {
             if let Some(death) = self.death() {
                 return Err(death);
             }
@@ -42,6 +37,7 @@ impl Link {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     crate::trace::warning!("link ended: {error}");
+                    self.blame(self.misbehaviour(error));
                     return Err(Death::Fault);
                 }
                 // This process lacks something, or may not ask any more: its connections need the link only to grow and
@@ -63,6 +59,7 @@ impl Link {
             };
             let message = Message::decode(&buffer[..received.len]).map_err(|malformed| {
                 crate::trace::warning!("link ended: {malformed}");
+                self.blame(self.misbehaviour(malformed));
                 Death::Fault
             })?;
             self.deliver(message, received.carried)?;
@@ -78,20 +75,16 @@ impl Link {
                 self.credentials.pid,
                 self.credentials.uid
             );
+            self.blame(self.misbehaviour(rule));
             Death::Fault
         })
     }
 
     fn on_message(self: &Arc<Self>, message: Message, carried: Carried) -> Result<(), Fault> {
         let Carried { mut fds, cut_short } = carried;
-        let expected = match message {
-            Message::Hello { .. } => 2,
-            Message::Arena { .. } | Message::Grant { .. } => 1,
-            _ => 0,
-        };
-        // Those that this process had no place for are no fault of the peer; nor is one that it could not send.
-        let may_lack = cut_short || matches!(message, Message::Arena { .. } | Message::Grant { .. });
-        if fds.len() != expected && !(may_lack && fds.len() < expected) {
+        let expected = message.descriptors();
+        // Those that this process had no place for are no fault of the peer.
+        if !expected.permits(fds.len()) && !(cut_short && fds.len() < expected.number) {
             return Err(Fault("a message carries another number of descriptors than its type says"));
         }
         if let Message::Refuse { id: NO_LINK, clc } = &message {
@@ -178,9 +171,6 @@ impl Link {
         let Some(ours) = self.endpoint.upgrade() else { return Ok(()) };
         if gid != ours.gid().0 {
             return Err(Fault("HELLO of another device"));
-        }
-        if !ours.trusts(self.credentials.uid) {
-            return Err(Fault("HELLO of a user that is not trusted"));
         }
         let first_arena = lock(&self.state).theirs.add(Some(arena_fd), slots).map_err(|error| {
             crate::trace::warning!("the first arena of the peer is refused: {error}");
@@ -312,7 +302,7 @@ impl Link {
             return *reason;
         }
         match death {
-            Death::Peer if self.peer.get().is_none() => silence_of(self.credentials.uid),
+            Death::Peer if self.peer.get().is_none() => silence_of(&self.credentials),
             death => death.reason(),
         }
     }
@@ -331,6 +321,26 @@ impl Link {
             self.credentials.pid,
             self.credentials.uid
         );
+        self.blame(self.misbehaviour(violation));
         self.bury(Death::Fault);
+    }
+
+    // ---- whose fault it is ----
+
+    /// What the streams of this link are told when it ends by a fault; the first one counts.
+    pub(super) fn blame(&self, why: SmcError) {
+        let _ = self.fault.set(why);
+    }
+
+    /// The peer has broken `rule`.
+    pub(crate) fn misbehaviour(&self, rule: impl fmt::Display) -> SmcError {
+        let sys::PeerCred { pid, uid, gid } = self.credentials;
+        SmcError::misbehaved(UCred { uid, gid, pid: (pid != 0).then_some(pid) }, rule)
+    }
+
+    /// Why a stream of this link was reset. A link that lives, or that ended otherwise, has nothing to do with it.
+    #[cold]
+    pub(crate) fn fault(&self) -> SmcError {
+        self.fault.get().cloned().unwrap_or(SmcError::OutOfStep)
     }
 }

@@ -88,6 +88,26 @@ pub(crate) enum Message {
     Bye,
 }
 
+/// How many descriptors a message carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Descriptors {
+    pub(crate) number: usize,
+    /// Its sender may have had none to send: the message counts without them, too.
+    optional: bool,
+}
+
+impl Descriptors {
+    const NONE: Descriptors = Descriptors { number: 0, optional: false };
+
+    /// May the message come with so many?
+    pub(crate) fn permits(self, number: usize) -> bool {
+        number == self.number || (self.optional && number < self.number)
+    }
+}
+
+/// The most descriptors that any message carries.
+pub(crate) const MOST_FDS: usize = 2;
+
 /// What is wrong with a message of the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed(pub(crate) &'static str);
@@ -99,6 +119,29 @@ impl fmt::Display for Malformed {
 }
 
 impl Message {
+    /// The descriptors it comes with.
+    pub(crate) fn descriptors(&self) -> Descriptors {
+        match self {
+            // The eventfd and the first arena.
+            Message::Hello { .. } => Descriptors { number: 2, optional: false },
+            // The arena; the segment.
+            Message::Arena { .. } | Message::Grant { .. } => Descriptors { number: 1, optional: true },
+            Message::Offer { .. }
+            | Message::Match { .. }
+            | Message::Ready { .. }
+            | Message::Refuse { .. }
+            | Message::Cancel { .. }
+            | Message::Pinned { .. }
+            | Message::Detach { .. }
+            | Message::Query { .. }
+            | Message::Answer
+            | Message::Ask { .. }
+            | Message::Deny { .. }
+            | Message::Return { .. }
+            | Message::Bye => Descriptors::NONE,
+        }
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         match self {

@@ -1,14 +1,58 @@
 //! The proof that a peer holds the other end of this very TCP connection (docs/protocol.md, "Proof").
 
-use crate::ism::sys;
+use crate::ism::sys::{self, PeerCred};
 use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
+use crate::link::stream::LinkedStream;
 use crate::transport::FallbackReason;
 
-/// Asks the kernel whether the other end of the connection that is `ours` is the socket with `cookie`, owned by
-/// `uid`. Afterwards the caller checks its own socket again; that order makes the proof exact: two
-/// different sockets can not have held these two ends at the same time.
-pub(crate) fn other_end_is(ours: &Subject, cookie: u64, uid: u32) -> Result<(), FallbackReason> {
+/// What a peer gives us to prove that it holds the other end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Evidence {
+    /// The number that the kernel has given to the peer's socket (`SO_COOKIE`), which it tells us of, too.
+    Cookie(u64),
+}
+
+/// Our end of the connection, as far as it is known when the peer is to prove that it holds the other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ours {
+    /// C: what OFFER has told the server.
+    Told(Subject),
+    /// S: the client has described its own end.
+    Described { theirs: Subject },
+}
+
+/// Proves that `peer` holds the other end of this stream's connection; returns our end of it.
+///
+/// The order makes the proof exact: our own end is known, then the kernel is asked about theirs, then ours is looked at
+/// again. Two different sockets can not have held these two ends at the same time.
+///
+/// # Errors
+///
+/// Why this stream can not be upgraded with that peer.
+pub(crate) fn prove(
+    stream: &dyn LinkedStream,
+    ours: Ours,
+    evidence: Evidence,
+    peer: &PeerCred,
+) -> Result<Subject, FallbackReason> {
+    let before = match ours {
+        Ours::Told(subject) => subject,
+        Ours::Described { theirs } => {
+            let subject = stream.subject()?;
+            same_place(&subject, &theirs)?;
+            subject
+        }
+    };
+    match evidence {
+        Evidence::Cookie(cookie) => other_end_is(&before, cookie, peer.uid)?,
+    }
+    let after = stream.subject()?;
+    if after == before { Ok(after) } else { Err(FallbackReason::Unproved) }
+}
+
+/// Asks the kernel whether the other end of the connection that is `ours` is the socket with `cookie`, owned by `uid`.
+fn other_end_is(ours: &Subject, cookie: u64, uid: u32) -> Result<(), FallbackReason> {
     let theirs = ours.tuple.mirrored();
     match sys::owner_of(theirs.local, theirs.remote, cookie, ours.network_namespace) {
         Ok(Some(socket)) if socket.state == sys::TcpState::Established && socket.uid == uid => Ok(()),

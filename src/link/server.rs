@@ -6,7 +6,7 @@ use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Producer};
 use crate::link::accepted::{Found, Key};
 use crate::link::message::{DmbPlace, Message, Subject};
-use crate::link::proof;
+use crate::link::proof::{self, Evidence, Ours};
 use crate::link::slots::NoDmb;
 use crate::link::stream::{Death, Doorbell, LinkedStream, ReceiveDmb, SendDmb};
 use crate::shield::shielded;
@@ -155,19 +155,12 @@ impl Link {
         if self.restricted.load(Ordering::Relaxed) {
             return Err(FallbackReason::Denied);
         }
-        if !stream.admits(self.credentials.uid) {
+        if !stream.peer_policy().admits(&self.credentials) {
             return Err(FallbackReason::PeerPolicy);
         }
-        proof::same_place(&stream.subject()?, &offered.subject)?;
-        let mirrored = offered.subject.tuple.mirrored();
-        proof::other_end_is(
-            &Subject { tuple: mirrored, ..offered.subject },
-            offered.subject.cookie,
-            self.credentials.uid,
-        )?;
-        // Our own socket after the kernel's word: see `proof`.
-        let subject = stream.subject()?;
-        proof::same_place(&subject, &offered.subject)?;
+        let (ours, evidence) =
+            (Ours::Described { theirs: offered.subject }, Evidence::Cookie(offered.subject.cookie));
+        let subject = proof::prove(&**stream, ours, evidence, &self.credentials)?;
 
         let allocated = self.allocate(stream)?;
         let token = allocated.token;

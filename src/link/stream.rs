@@ -1,13 +1,15 @@
 //! What a link and a stream know of each other.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::ism::arena::{DmbMemory, DmbSegment};
 use crate::ism::interrupt::Signal;
-use crate::ism::ring::{Consumer, Producer, Refusal};
+use crate::ism::ring::{Consumer, Producer, Refusal, Violation};
 use crate::link::message::Subject;
 use crate::link::{Link, SignalEntry};
+use crate::peer::PeerPolicy;
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
 
@@ -138,8 +140,8 @@ pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     /// Bytes of the largest segment of this stream's DMB.
     fn dmb_size(&self) -> usize;
 
-    /// May this stream be upgraded with processes of that user?
-    fn admits(&self, uid: u32) -> bool;
+    /// Whose processes this stream may be upgraded with.
+    fn peer_policy(&self) -> &PeerPolicy;
 
     /// Where the peer's interrupts for this stream go.
     fn interrupts(&self) -> Arc<dyn Interrupt>;
@@ -203,6 +205,12 @@ impl Doorbell {
     #[inline]
     pub(crate) fn ring_if_remote(&self, signal: Signal) -> bool {
         self.link.interrupt_remote_peer(self.index, signal)
+    }
+
+    /// What the application is told of a rule that the peer broke in its ring.
+    #[cold]
+    pub(crate) fn violated(&self, violation: &Violation) -> io::Error {
+        self.link.misbehaviour(violation).of(io::ErrorKind::ConnectionReset)
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 
 use super::SmcStream;
+use crate::conn::OnPending;
 use crate::ism::sys;
 use crate::rt::tokio::{ReadReady, WriteReady, tcp_ready};
 
@@ -29,8 +30,8 @@ pub(super) fn clear_stale(tcp: &TcpStream, interest: Interest) -> io::Result<()>
 }
 
 /// Reading: `None` when it has to wait.
-fn read_ready(stream: &SmcStream, park: bool) -> io::Result<Option<Ready>> {
-    match stream.conn.try_read(&mut ReadReady, park) {
+fn read_ready(stream: &SmcStream, on_pending: OnPending) -> io::Result<Option<Ready>> {
+    match stream.conn.try_read(&mut ReadReady, on_pending) {
         Poll::Pending => Ok(None),
         Poll::Ready(Ok(0)) => Ok(Some(Ready::READABLE | Ready::READ_CLOSED)),
         Poll::Ready(Ok(_)) if stream.conn.reads_ring() => {
@@ -56,8 +57,8 @@ fn read_ready(stream: &SmcStream, park: bool) -> io::Result<Option<Ready>> {
 }
 
 /// Writing: `None` when it has to wait.
-fn write_ready(stream: &SmcStream, park: bool) -> io::Result<Option<Ready>> {
-    match stream.conn.try_write(&mut WriteReady, park) {
+fn write_ready(stream: &SmcStream, on_pending: OnPending) -> io::Result<Option<Ready>> {
+    match stream.conn.try_write(&mut WriteReady, on_pending) {
         Poll::Pending => Ok(None),
         Poll::Ready(Ok(_)) if stream.conn.writes_ring() => Ok(Some(Ready::WRITABLE)),
         Poll::Ready(Ok(_)) => Ok(Some(tcp_ready(&stream.tcp, Interest::WRITABLE)? | Ready::WRITABLE)),
@@ -71,19 +72,19 @@ fn write_ready(stream: &SmcStream, park: bool) -> io::Result<Option<Ready>> {
 }
 
 pub(super) fn poll_read_ready(stream: &SmcStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-    if read_ready(stream, false)?.is_some() {
+    if read_ready(stream, OnPending::Return)?.is_some() {
         return Poll::Ready(Ok(()));
     }
     stream.conn.wakes.readers.register(cx.waker());
-    read_ready(stream, true)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
+    read_ready(stream, OnPending::Arm)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
 }
 
 pub(super) fn poll_write_ready(stream: &SmcStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-    if write_ready(stream, false)?.is_some() {
+    if write_ready(stream, OnPending::Return)?.is_some() {
         return Poll::Ready(Ok(()));
     }
     stream.conn.wakes.writers.register(cx.waker());
-    write_ready(stream, true)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
+    write_ready(stream, OnPending::Arm)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
 }
 
 /// The future of `ready()`: one of any number that wait.
@@ -99,13 +100,13 @@ impl<'a> Readiness<'a> {
         Readiness { stream, interest, reader: None, writer: None }
     }
 
-    fn look(&self, park: bool) -> io::Result<Ready> {
+    fn look(&self, on_pending: OnPending) -> io::Result<Ready> {
         let mut ready = Ready::EMPTY;
         if self.interest.is_readable() {
-            ready |= read_ready(self.stream, park)?.unwrap_or(Ready::EMPTY);
+            ready |= read_ready(self.stream, on_pending)?.unwrap_or(Ready::EMPTY);
         }
         if self.interest.is_writable() {
-            ready |= write_ready(self.stream, park)?.unwrap_or(Ready::EMPTY);
+            ready |= write_ready(self.stream, on_pending)?.unwrap_or(Ready::EMPTY);
         }
         Ok(ready)
     }
@@ -116,7 +117,7 @@ impl Future for Readiness<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Ready>> {
         let this = &mut *self;
-        let ready = this.look(false)?;
+        let ready = this.look(OnPending::Return)?;
         if !ready.is_empty() {
             return Poll::Ready(Ok(ready));
         }
@@ -126,7 +127,7 @@ impl Future for Readiness<'_> {
         if this.interest.is_writable() {
             this.stream.conn.wakes.writers.enlist(&mut this.writer, cx.waker());
         }
-        let ready = this.look(true)?;
+        let ready = this.look(OnPending::Arm)?;
         if ready.is_empty() { Poll::Pending } else { Poll::Ready(Ok(ready)) }
     }
 }

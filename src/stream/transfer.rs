@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::poll_proceed;
 
 use super::SmcStream;
-use crate::conn::{ReadOp, WriteOp};
+use crate::conn::{OnPending, Operation, ReadOp, WriteOp};
 use crate::rt::tokio::{Reading, TokioTcp, Writing, WritingVectored};
 
 impl SmcStream {
@@ -28,7 +28,7 @@ impl SmcStream {
         }
         let answer = self.conn.poll_read(cx, op);
         if answer.is_ready() {
-            self.offer_if(self.conn.triggered(false));
+            self.offer_if(self.conn.triggered(Operation::Read));
         }
         answer
     }
@@ -49,15 +49,15 @@ impl SmcStream {
         }
         let answer = self.conn.poll_write(cx, op);
         if answer.is_ready() {
-            self.offer_if(self.conn.triggered(true));
+            self.offer_if(self.conn.triggered(Operation::Write));
         }
         answer
     }
 
     pub(super) fn try_read_with<O: ReadOp<TokioTcp>>(&self, op: &mut O) -> io::Result<usize> {
-        match self.conn.try_read(op, false) {
+        match self.conn.try_read(op, OnPending::Return) {
             Poll::Ready(answer) => {
-                self.offer_if(self.conn.triggered(false));
+                self.offer_if(self.conn.triggered(Operation::Read));
                 answer
             }
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
@@ -65,9 +65,9 @@ impl SmcStream {
     }
 
     pub(super) fn try_write_with<O: WriteOp<TokioTcp>>(&self, op: &mut O) -> io::Result<usize> {
-        match self.conn.try_write(op, false) {
+        match self.conn.try_write(op, OnPending::Return) {
             Poll::Ready(answer) => {
-                self.offer_if(self.conn.triggered(true));
+                self.offer_if(self.conn.triggered(Operation::Write));
                 answer
             }
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),

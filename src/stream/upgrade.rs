@@ -16,8 +16,10 @@ use crate::conn::Connection;
 use crate::conn::upgrade::WatchKey;
 use crate::info::SmcInfo;
 use crate::link::lack::reason_of;
+use crate::link::search::Unsettled;
 use crate::link::stream::LinkedStream;
-use crate::rt::tokio::{self as rt, Sleep, TokioTcp, Unsettled};
+use crate::link::timer::Sleep;
+use crate::rt::tokio::{self as rt, TokioTcp};
 use crate::sync::Arc;
 use crate::transport::{Counters, FallbackReason, Transport, UCred};
 
@@ -92,7 +94,7 @@ impl SmcStream {
         let linked: Arc<dyn LinkedStream> = conn.clone();
         let offer = Unsettled::during(Arc::downgrade(&linked), async move {
             match rt::endpoint(&handle, &conn.config) {
-                Ok(driven) => driven.endpoint.offer(conn),
+                Ok(endpoint) => endpoint.offer(conn),
                 Err(error) => {
                     crate::trace::warning!("no loopback-ism device: {error}");
                     conn.stay_on_tcp(reason_of(&error, FallbackReason::NoDevice));
@@ -127,11 +129,11 @@ impl SmcStream {
 
     /// `None`: not decided in time.
     async fn upgrade_within(&self, wait: Duration) -> Option<Transport> {
-        let driven = match rt::endpoint(&self.conn.handle, &self.conn.config) {
-            Ok(driven) => driven,
+        let endpoint = match rt::endpoint(&self.conn.handle, &self.conn.config) {
+            Ok(endpoint) => endpoint,
             Err(error) => return Some(Transport::Tcp(reason_of(&error, FallbackReason::NoDevice))),
         };
-        let mut timeout = std::pin::pin!(driven.timers.sleep(wait));
+        let mut timeout = std::pin::pin!(endpoint.timers().sleep(wait));
         let mut upgrade = std::pin::pin!(self.upgrade());
         poll_fn(|cx| {
             if let Poll::Ready(transport) = upgrade.as_mut().poll(cx) {
@@ -166,8 +168,8 @@ impl Patience {
             if due != self.0.as_ref().map(|sleep| sleep.deadline) {
                 self.0 = due.and_then(|due| {
                     // Without one nothing is on its way to the peer: who looks for it will say so.
-                    let driven = rt::endpoint(handle, &conn.config).ok()?;
-                    Some(driven.timers.sleep_until(due))
+                    let endpoint = rt::endpoint(handle, &conn.config).ok()?;
+                    Some(endpoint.timers().sleep_until(due))
                 });
             }
             let Some(sleep) = self.0.as_mut() else { return Poll::Pending };

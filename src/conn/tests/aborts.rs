@@ -6,9 +6,10 @@ use std::os::fd::AsFd;
 use std::task::Poll;
 
 use super::bytes;
+use super::hosts::MOMENTS;
 use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
-use super::pins::MOMENTS;
 use super::watched;
+use crate::conn::{Directions, OnPending};
 use crate::ism::dmb::{DmbHeader, Flags};
 use crate::ism::ring::Memory;
 use crate::ism::sys;
@@ -25,7 +26,8 @@ pub(super) fn mixed(lab: &mut Lab, server_reads_tcp: bool) -> Pair {
     while lock(&pair.conns[SERVER].rx).dmb.is_none() {
         assert!(lab.hosts[SERVER].step() || lab.hosts[CLIENT].step(), "MATCH");
     }
-    pair.conns[SERVER].pin("a test", server_reads_tcp, !server_reads_tcp).expect("nothing has switched");
+    let pinned = if server_reads_tcp { Directions::Read } else { Directions::Write };
+    pair.conns[SERVER].pin("a test", pinned).expect("nothing has switched");
     lab.run();
     assert_eq!((pair.writes_ring(CLIENT), pair.writes_ring(SERVER)), (!server_reads_tcp, server_reads_tcp));
     pair
@@ -121,7 +123,8 @@ fn a_shut_descriptor_is_an_end_in_the_ring() {
                 pair.end(other).unwrap_or_else(|error| panic!("mode {mode}, side {kicked}: {error}"));
                 pair.expect(kicked, &bytes(0, 100));
                 pair.end(kicked).unwrap_or_else(|error| panic!("mode {mode}, side {kicked}: {error}"));
-                let refused = pair.conns[kicked].try_write(&mut super::ops::WriteSlice(b"x"), false);
+                let refused =
+                    pair.conns[kicked].try_write(&mut super::ops::WriteSlice(b"x"), OnPending::Return);
                 let Poll::Ready(Err(error)) = refused else { panic!("mode {mode}, side {kicked} writes") };
                 assert_eq!(error.kind(), ErrorKind::BrokenPipe, "mode {mode}, side {kicked}");
             }
@@ -198,10 +201,11 @@ fn a_reset_of_a_mixed_stream_is_left_to_who_asks_first() {
             });
             socket.turn();
             lab.hosts[kicked].run();
-            let write = || match pair.conns[kicked].try_write(&mut super::ops::WriteSlice(b"x"), false) {
-                Poll::Ready(Err(error)) => error.kind(),
-                answer => panic!("{answer:?}"),
-            };
+            let write =
+                || match pair.conns[kicked].try_write(&mut super::ops::WriteSlice(b"x"), OnPending::Return) {
+                    Poll::Ready(Err(error)) => error.kind(),
+                    answer => panic!("{answer:?}"),
+                };
             if !reads_first {
                 assert_eq!(write(), ErrorKind::ConnectionReset);
             }
@@ -452,7 +456,7 @@ fn hazard_h12_the_death_of_a_peer_ends_as_tcp_would() {
                 }
                 // To ask for readiness takes nothing away from the read that follows.
                 patiently("readiness", || {
-                    pair.conns[lives].try_read(&mut super::ops::AskReadable, false).is_ready()
+                    pair.conns[lives].try_read(&mut super::ops::AskReadable, OnPending::Return).is_ready()
                 });
                 let end = pair.end(lives);
                 assert_eq!(end.is_err(), leaves_unread, "mode {mode}, side {dies} dies: {end:?}");
@@ -494,7 +498,7 @@ fn hazard_m8_hostile_cursors_cost_the_link_and_only_the_switched_streams() {
                     let mut error = None;
                     patiently("the writer looks", || {
                         let data = vec![0; 60_000];
-                        let answer = conn.try_write(&mut super::ops::WriteSlice(&data), false);
+                        let answer = conn.try_write(&mut super::ops::WriteSlice(&data), OnPending::Return);
                         if let std::task::Poll::Ready(Err(refused)) = answer {
                             error = Some(refused);
                         }

@@ -6,8 +6,10 @@ use super::hosts::{CLIENT, Lab, Pair, SERVER};
 use super::ops::WriteSlice;
 use super::{bytes, watched};
 use crate::config::UpgradePolicy;
+use crate::conn::OnPending;
 use crate::ism::arena::DmbSegment;
 use crate::ism::ring::Refusal;
+use crate::link::endpoint::IDLE_LINK;
 use crate::link::stream::{Answer, Ask, Granted, GrowingStream};
 use crate::sync::lock;
 
@@ -24,12 +26,12 @@ fn fill(lab: &mut Lab, pair: &Pair, side: usize, from: u64) -> u64 {
     let mut written = 0;
     loop {
         let more = bytes(from + written, 10_000);
-        match pair.conns[side].try_write(&mut WriteSlice(&more), true) {
+        match pair.conns[side].try_write(&mut WriteSlice(&more), OnPending::Arm) {
             Poll::Ready(Ok(length)) => written += length as u64,
             Poll::Ready(Err(error)) => panic!("{error}"),
             Poll::Pending => {
                 lab.run();
-                if pair.conns[side].try_write(&mut WriteSlice(&[]), false).is_pending()
+                if pair.conns[side].try_write(&mut WriteSlice(&[]), OnPending::Return).is_pending()
                     && !lock(&pair.conns[side].tx).dmb.as_mut().unwrap().producer.is_writable().unwrap()
                 {
                     return written;
@@ -242,7 +244,7 @@ fn a_grant_that_crosses_the_readers_close_harms_nobody() {
         let mut lab = Lab::new();
         let (bystander, pair) = (lab.upgraded(), lab.upgraded());
         pair.write(CLIENT, &bytes(0, 4096));
-        let answer = pair.conns[CLIENT].try_write(&mut WriteSlice(b"more"), true);
+        let answer = pair.conns[CLIENT].try_write(&mut WriteSlice(b"more"), OnPending::Arm);
         assert!(answer.is_pending(), "full, and it has asked");
         while lab.hosts[SERVER].step() {}
         assert_eq!(lent(&pair, SERVER), 32 << 10, "which the client does not know yet");
@@ -265,7 +267,7 @@ fn a_grant_is_no_larger_than_any_answer() {
         let lab = &mut Lab::new();
         let pair = lab.upgraded();
         pair.write(CLIENT, &bytes(0, 4096));
-        let answer = pair.conns[CLIENT].try_write(&mut WriteSlice(b"more"), true);
+        let answer = pair.conns[CLIENT].try_write(&mut WriteSlice(b"more"), OnPending::Arm);
         assert!(answer.is_pending(), "full, and it has asked");
         let conn = &pair.conns[CLIENT];
         assert_eq!(conn.awaits(1, 64 << 10), Granted::Taken);
@@ -310,18 +312,18 @@ fn a_link_without_connections_is_closed_and_made_again() {
         let (first, second) = (lab.upgraded(), lab.upgraded());
         assert_eq!(links(&lab), 2, "one link, with two ends");
         lab.close(first);
-        lab.pause();
-        lab.pause();
+        lab.pass(IDLE_LINK);
+        lab.pass(IDLE_LINK);
         assert_eq!(links(&lab), 2, "one connection needs it");
         lab.close(second);
-        lab.pause();
+        lab.pass(IDLE_LINK);
         assert_eq!(links(&lab), 2, "it was used a moment ago");
         let third = lab.upgraded();
-        lab.pause();
+        lab.pass(IDLE_LINK);
         lab.close(third);
-        lab.pause();
+        lab.pass(IDLE_LINK);
         assert_eq!(links(&lab), 2);
-        lab.pause();
+        lab.pass(IDLE_LINK);
         assert_eq!(links(&lab), 0);
         let fourth = lab.upgraded();
         assert_eq!(links(&lab), 2);
@@ -336,10 +338,10 @@ fn an_offer_that_crosses_the_end_of_an_idle_link_is_not_lost() {
         let mut lab = Lab::new();
         let first = lab.upgraded();
         lab.close(first);
-        lab.hosts[SERVER].pause();
+        lab.hosts[SERVER].pass(IDLE_LINK);
         // The server says BYE, and before that comes the client offers.
         let pair = lab.pair();
-        lab.hosts[SERVER].pause();
+        lab.hosts[SERVER].pass(IDLE_LINK);
         pair.offer(&lab);
         lab.run();
         pair.settle();

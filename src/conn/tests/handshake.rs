@@ -4,11 +4,12 @@ use std::os::fd::AsFd;
 use std::task::{Context, Waker};
 
 use super::bytes;
+use super::hosts::MOMENTS;
 use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
-use super::pins::MOMENTS;
 use super::watched;
 use crate::clc::PROPOSAL_BYTES;
 use crate::config::UpgradePolicy;
+use crate::conn::Directions;
 use crate::conn::upgrade::WatchKey;
 use crate::ism::dmb::HandshakeWord;
 use crate::ism::ring::Memory;
@@ -115,8 +116,8 @@ fn go_and_off_race_at_every_moment() {
             ("the client writes", |pair, _| pair.write(CLIENT, &bytes(0, 50))),
             ("both read", |pair, _| pair.settle()),
             ("connect looks", |pair, _| drive(pair)),
-            ("the server pins", |pair, _| drop(pair.conns[SERVER].pin("a test", true, true))),
-            ("the client pins", |pair, _| drop(pair.conns[CLIENT].pin("a test", true, true))),
+            ("the server pins", |pair, _| drop(pair.conns[SERVER].pin("a test", Directions::Both))),
+            ("the client pins", |pair, _| drop(pair.conns[CLIENT].pin("a test", Directions::Both))),
             ("the link is cut", |_, lab| {
                 if let Some(link) = lab.hosts[CLIENT].links().first() {
                     let _ = sys::shutdown_socket(link.socket());

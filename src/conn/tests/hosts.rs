@@ -6,104 +6,91 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::by_hand::ByHand;
 use super::ops::{PeekSlice, ReadSlice, Task, WriteSlice};
-use super::socket::{Half, Socket, StdTcp, drain};
+use super::socket::{StdTcp, drain};
 use crate::config::{Config, UpgradePolicy};
 use crate::conn::close::Leftover;
-use crate::conn::{Connection, Role, receive, send};
-use crate::ism::device::{EndpointId, PortEntry};
+use crate::conn::{Connection, OnPending, Role, receive, send};
+use crate::ism::device::PortEntry;
 use crate::ism::sys;
-use crate::link::Link;
-use crate::link::endpoint::{AcceptedEntry, Endpoint, Reactor, Watched, Work};
-use crate::link::message::{LONGEST, Message, Subject};
-use crate::link::stream::{Death, LinkedStream};
+use crate::link::accepted::FIRST_LOOK;
+use crate::link::endpoint::{AcceptedEntry, Endpoint};
+use crate::link::reactor::{Reactor, Watched};
+use crate::link::stream::LinkedStream;
+use crate::link::{Link, greeting};
+use crate::peer::PeerPolicy;
 use crate::sync::{Arc, Mutex, lock};
 
 /// A side of a connection: its number in every pair.
 pub(super) const CLIENT: usize = 0;
 pub(super) const SERVER: usize = 1;
 
-/// Keeps what an endpoint wants to be done, until the test does it.
-#[derive(Default)]
-struct ByHand {
-    links: Arc<Mutex<Vec<Arc<Link>>>>,
-    work: Mutex<Vec<Work>>,
-    later: Mutex<Vec<Work>>,
-    to_sweep: Mutex<bool>,
-}
+/// Moments of an upgrade: the number of steps after which something else happens.
+pub(super) const MOMENTS: usize = 14;
 
-impl Reactor for ByHand {
-    fn watch(&self, socket: OwnedFd) -> io::Result<Watched> {
-        let links = self.links.clone();
-        Ok(Watched { socket: Arc::new(socket), serve: Box::new(move |link| lock(&links).push(link)) })
-    }
-
-    fn query(&self, stream: Arc<dyn LinkedStream>, _: Subject, _: Vec<EndpointId>) {
-        stream.stay_on_tcp(crate::transport::FallbackReason::NoSmcListener);
-    }
-
-    fn shrink_later(&self) {}
-
-    fn sweep_later(&self) {
-        *lock(&self.to_sweep) = true;
-    }
-
-    fn run(&self, work: Work) {
-        lock(&self.work).push(work);
-    }
-
-    fn run_after(&self, _: Duration, work: Work) {
-        lock(&self.later).push(work);
-    }
+#[test]
+fn an_upgrade_has_no_other_moments() {
+    super::watched("an_upgrade_has_no_other_moments", || {
+        for policy in [UpgradePolicy::Manual, UpgradePolicy::Handshake] {
+            let mut lab = Lab::new();
+            let pair = lab.pair_with(policy);
+            pair.offer(&lab);
+            let steps = (0..).take_while(|_| lab.hosts[SERVER].step() || lab.hosts[CLIENT].step()).count();
+            assert!((MOMENTS - 3..MOMENTS).contains(&steps), "{policy:?}: {steps}");
+            pair.settle();
+        }
+    });
 }
 
 /// One process, as far as its peers can tell.
 pub(super) struct Host {
     pub(super) endpoint: Arc<Endpoint>,
     by_hand: Arc<ByHand>,
-    listener: OwnedFd,
-    greeting: Vec<OwnedFd>,
+    listener: Arc<dyn Watched>,
     /// Killed: it does nothing any more.
     pub(super) dead: bool,
 }
 
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.by_hand.end();
+    }
+}
+
 impl Host {
     pub(super) fn new(config: &Config) -> Self {
-        let endpoint = Arc::new(Endpoint::open(config).expect("an endpoint"));
         let by_hand = Arc::new(ByHand::default());
-        endpoint.start(by_hand.clone());
+        let endpoint = Arc::new(Endpoint::open(config, by_hand.clone()).expect("an endpoint"));
+        endpoint.let_in(&config.peer_policy);
         let listener = endpoint.take_listener().expect("a listener");
-        Host { endpoint, by_hand, listener, greeting: Vec::new(), dead: false }
+        let listener = by_hand.watch(listener).expect("watched");
+        endpoint.spawn(greeting::accept(listener.clone(), endpoint.clone()));
+        Host { endpoint, by_hand, listener, dead: false }
     }
 
     pub(super) fn links(&self) -> Vec<Arc<Link>> {
-        lock(&self.by_hand.links).clone()
+        self.endpoint.links()
     }
 
-    pub(super) fn watched(&self, socket: OwnedFd) -> Watched {
+    pub(super) fn watched(&self, socket: OwnedFd) -> Arc<dyn Watched> {
         self.by_hand.watch(socket).expect("watched")
     }
 
     /// Does what there is to do, and takes nothing that has come.
     pub(super) fn work(&self) {
-        let work = std::mem::take(&mut *lock(&self.by_hand.work));
-        work.into_iter().for_each(|work| work());
+        self.by_hand.work();
     }
 
     /// Is there work that a task would do?
     pub(super) fn has_work(&self) -> bool {
-        !lock(&self.by_hand.work).is_empty()
+        self.by_hand.has_work()
     }
 
-    /// Does what was to be done after a pause.
-    pub(super) fn pause(&self) {
-        let later = std::mem::take(&mut *lock(&self.by_hand.later));
-        later.into_iter().for_each(|work| work());
-    }
-
-    /// Has the endpoint asked to be swept?
-    pub(super) fn is_to_sweep(&self) -> bool {
-        *lock(&self.by_hand.to_sweep)
+    /// So much time passes, and what was to be done by then is done.
+    pub(super) fn pass(&self, time: Duration) {
+        self.by_hand.work();
+        self.by_hand.with(|| self.endpoint.timers().pass(time));
     }
 
     /// The socket that peers connect to.
@@ -113,66 +100,7 @@ impl Host {
 
     /// Takes one thing that has come: a piece of work, a connection, or one message. False: nothing has.
     pub(super) fn step(&mut self) -> bool {
-        if self.dead {
-            return false;
-        }
-        let work = lock(&self.by_hand.work).pop();
-        if let Some(work) = work {
-            work();
-            return true;
-        }
-        if let Some(socket) = sys::accept(self.listener.as_fd()).expect("accept") {
-            self.greeting.push(socket);
-        }
-        let mut buffer = [0; LONGEST];
-        for at in 0..self.greeting.len() {
-            let received = match sys::recv(self.greeting[at].as_fd(), &mut buffer, 2) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                received => received,
-            };
-            let socket = self.greeting.swap_remove(at);
-            if let Ok(received) = received {
-                if let Ok(message) = Message::decode(&buffer[..received.len]) {
-                    // The peer may be gone already.
-                    let Ok(link) = self.endpoint.accept_link(self.watched(socket)) else { return true };
-                    match link.deliver(message, received.carried) {
-                        Ok(()) => link.serve(),
-                        Err(death) => link.bury(death),
-                    }
-                }
-            }
-            return true;
-        }
-        for link in self.links() {
-            match Self::receive_one(&link, &mut buffer) {
-                Ok(false) => {}
-                Ok(true) => return true,
-                Err(death) => {
-                    link.bury(death);
-                    lock(&self.by_hand.links).retain(|other| other.id != link.id);
-                    return true;
-                }
-            }
-        }
-        false
-    }
-
-    /// As [`Link::receive`], but no more than one message.
-    fn receive_one(link: &Arc<Link>, buffer: &mut [u8; LONGEST]) -> Result<bool, Death> {
-        if let Some(death) = link.death() {
-            return Err(death);
-        }
-        link.flush(Waker::noop())?;
-        let received = match sys::recv(link.socket(), buffer, 2) {
-            Ok(received) if received.len == 0 => return Err(Death::Peer),
-            Ok(received) => received,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(Death::Fault),
-            Err(_) => return Err(Death::Peer),
-        };
-        let message = Message::decode(&buffer[..received.len]).map_err(|_| Death::Fault)?;
-        link.deliver(message, received.carried)?;
-        Ok(true)
+        !self.dead && self.by_hand.step()
     }
 
     /// Everything that has come, as the runtime's task would take it.
@@ -200,7 +128,7 @@ impl Lab {
         let hosts = [Host::new(&config), Host::new(&config)];
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let port = listener.local_addr().expect("an address").port();
-        let entry = hosts[SERVER].endpoint.publish(port).expect("publish");
+        let entry = hosts[SERVER].endpoint.publish(port, &PeerPolicy::SameUser).expect("publish");
         Lab { hosts, listener, _port: entry, dir }
     }
 
@@ -239,7 +167,7 @@ impl Lab {
     pub(super) fn write(&mut self, pair: &Pair, side: usize, bytes: &[u8]) {
         let mut rest = bytes;
         patiently("room", || {
-            match pair.conns[side].try_write(&mut WriteSlice(rest), false) {
+            match pair.conns[side].try_write(&mut WriteSlice(rest), OnPending::Return) {
                 Poll::Ready(Ok(length)) => rest = &rest[length..],
                 Poll::Pending => self.run(),
                 Poll::Ready(Err(error)) => panic!("write: {error}"),
@@ -248,12 +176,17 @@ impl Lab {
         });
     }
 
-    /// Time passes, and what comes of it is delivered.
-    pub(super) fn pause(&mut self) {
+    /// So much time passes, and what comes of it is delivered.
+    pub(super) fn pass(&mut self, time: Duration) {
         for host in &self.hosts {
-            host.pause();
+            host.pass(time);
         }
         self.run();
+    }
+
+    /// As long as a reader is given to read, and no longer than that.
+    pub(super) fn pause(&mut self) {
+        self.pass(FIRST_LOOK / 2);
     }
 
     /// Delivers every message there is.
@@ -279,15 +212,14 @@ impl Lab {
             let _ = sys::shutdown_socket(link.socket());
         }
         let conn = &pair.conns[side];
-        let halves = (lock(&conn.rx).half.take(), lock(&conn.tx).half.take());
-        drop(halves);
+        drop(conn.take_socket());
     }
 }
 
 /// Both ends of one TCP connection. The test itself keeps no descriptor of it.
 pub(super) struct Pair {
     pub(super) conns: [Arc<Connection<StdTcp>>; 2],
-    sockets: [std::sync::Weak<Socket>; 2],
+    sockets: [std::sync::Weak<StdTcp>; 2],
     tuple: (u16, std::net::SocketAddr),
     pub(super) accepted: Option<(Arc<Endpoint>, AcceptedEntry)>,
     /// Closed ends with CLC still to come.
@@ -322,11 +254,9 @@ impl Pair {
 
     fn of(client: TcpStream, server: TcpStream, roles: [Role; 2], config: Config) -> Self {
         let tuple = (server.local_addr().expect("local").port(), server.peer_addr().expect("peer"));
-        let sockets = [Socket::new(client), Socket::new(server)];
-        let conns = [CLIENT, SERVER].map(|side| {
-            let half = || Half(sockets[side].clone());
-            Connection::new(half(), half(), roles[side], config.clone())
-        });
+        let sockets = [StdTcp::new(client), StdTcp::new(server)];
+        let conns =
+            [CLIENT, SERVER].map(|side| Connection::new(sockets[side].clone(), roles[side], config.clone()));
         Pair {
             conns,
             sockets: sockets.each_ref().map(Arc::downgrade),
@@ -358,17 +288,17 @@ impl Pair {
     /// The application drops its stream.
     pub(super) fn close(&self, side: usize) {
         if let Some(leftover) = self.conns[side].close() {
-            let _ = leftover.write.0.tcp.shutdown(std::net::Shutdown::Write);
+            let _ = leftover.socket.tcp.shutdown(std::net::Shutdown::Write);
             lock(&self.leftovers).push(leftover);
         }
     }
 
     /// The socket of a side, while it is open.
-    pub(super) fn socket(&self, side: usize) -> Option<Arc<Socket>> {
+    pub(super) fn socket(&self, side: usize) -> Option<Arc<StdTcp>> {
         self.sockets[side].upgrade()
     }
 
-    pub(super) fn tcp(&self, side: usize) -> Arc<Socket> {
+    pub(super) fn tcp(&self, side: usize) -> Arc<StdTcp> {
         self.socket(side).expect("an open socket")
     }
 
@@ -385,7 +315,7 @@ impl Pair {
     /// Lets both readers see that the peer has switched.
     pub(super) fn settle(&self) {
         for conn in &self.conns {
-            let _ = conn.try_read(&mut PeekSlice(&mut [0], 0), false);
+            let _ = conn.try_read(&mut PeekSlice(&mut [0], 0), OnPending::Return);
         }
     }
 
@@ -399,7 +329,7 @@ impl Pair {
 
     /// Writes all of it at once.
     pub(super) fn write(&self, side: usize, bytes: &[u8]) {
-        match self.conns[side].try_write(&mut WriteSlice(bytes), false) {
+        match self.conns[side].try_write(&mut WriteSlice(bytes), OnPending::Return) {
             Poll::Ready(Ok(length)) => assert_eq!(length, bytes.len(), "all at once"),
             answer => panic!("write: {answer:?}"),
         }
@@ -408,7 +338,7 @@ impl Pair {
     /// One read of at most `length` bytes; `None` when there is nothing.
     pub(super) fn try_read(&self, side: usize, length: usize) -> Option<io::Result<Vec<u8>>> {
         let mut buffer = vec![0; length];
-        match self.conns[side].try_read(&mut ReadSlice(&mut buffer), false) {
+        match self.conns[side].try_read(&mut ReadSlice(&mut buffer), OnPending::Return) {
             Poll::Pending => None,
             Poll::Ready(Ok(length)) => {
                 buffer.truncate(length);

@@ -11,6 +11,7 @@ use super::hosts::{CLIENT, Lab, Pair, SERVER};
 use super::ops::{PeekSlice, ReadBoth, ReadSlice, Task, WriteParts, WriteSlice};
 use crate::config::UpgradePolicy;
 use crate::conn::upgrade::WatchKey;
+use crate::conn::{Directions, OnPending};
 use crate::ism::sys;
 use crate::link::stream::Death;
 use crate::sync::{Arc, lock};
@@ -165,12 +166,12 @@ impl Model {
             Act::Read(length) => self.read_waiting(side, length),
             Act::TryRead(length) => {
                 let mut buffer = vec![0; length];
-                let answer = self.pair.conns[side].try_read(&mut ReadSlice(&mut buffer), false);
+                let answer = self.pair.conns[side].try_read(&mut ReadSlice(&mut buffer), OnPending::Return);
                 self.judge_read(side, &buffer, answer);
             }
             Act::ReadBoth(first, second) => {
                 let (mut a, mut b) = (vec![0; first], vec![0; second]);
-                let answer = self.pair.conns[side].try_read(&mut ReadBoth(&mut a, &mut b), false);
+                let answer = self.pair.conns[side].try_read(&mut ReadBoth(&mut a, &mut b), OnPending::Return);
                 a.extend(b);
                 self.judge_read(side, &a, answer);
             }
@@ -187,7 +188,7 @@ impl Model {
             }
             Act::Shutdown => self.shutdown(side),
             Act::Close => self.close(side),
-            Act::Pin => match self.pair.conns[side].pin("into_std", true, true) {
+            Act::Pin => match self.pair.conns[side].pin("into_std", Directions::Both) {
                 Ok(()) => self.sides[side].pinned = true,
                 Err(error) => assert_eq!(error.kind(), ErrorKind::Unsupported),
             },
@@ -242,7 +243,7 @@ impl Model {
         let answer = match waits {
             Some(false) => conn.poll_write(&mut cx, &mut WriteSlice(&buffer)),
             Some(true) => conn.poll_write(&mut cx, &mut WriteParts(&buffer)),
-            None => conn.try_write(&mut WriteSlice(&buffer), false),
+            None => conn.try_write(&mut WriteSlice(&buffer), OnPending::Return),
         };
         let this = &mut self.sides[side];
         if waits.is_some() {
@@ -277,7 +278,7 @@ impl Model {
 
     fn peek(&mut self, side: usize, length: usize) {
         let mut buffer = vec![0; length];
-        let answer = self.pair.conns[side].try_read(&mut PeekSlice(&mut buffer, 0), false);
+        let answer = self.pair.conns[side].try_read(&mut PeekSlice(&mut buffer, 0), OnPending::Return);
         if let Poll::Ready(Err(_)) = answer {
             self.sides[side].told = true;
         }
@@ -410,7 +411,7 @@ impl Model {
             |side: &Side| !side.gone && side.reader.as_ref().is_none_or(|reader| !reader.task.is_woken());
         let Some(side) = self.sides.iter().position(waits) else { return false };
         if self.sides[side].end.is_none() {
-            let answer = self.pair.conns[side].try_read(&mut PeekSlice(&mut [0], 0), false);
+            let answer = self.pair.conns[side].try_read(&mut PeekSlice(&mut [0], 0), OnPending::Return);
             if answer.is_ready() {
                 // Written by a peer that had not heard of the death, after this end had: TCP's end would tell.
                 self.sides[side].reader = None;

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::task::{Context, Poll, Wake, ready};
 
-use super::socket::{Half, StdTcp};
+use super::socket::StdTcp;
 use crate::conn::{ReadOp, WriteOp, receive, send};
 use crate::ism::ring::Violation;
 use crate::sync::{Arc, AtomicBool, Ordering};
@@ -11,8 +11,8 @@ use crate::sync::{Arc, AtomicBool, Ordering};
 pub(super) struct ReadSlice<'a>(pub(super) &'a mut [u8]);
 
 impl ReadOp<StdTcp> for ReadSlice<'_> {
-    fn tcp(&mut self, half: &mut Half, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        half.reading(cx, |mut tcp| tcp.read(self.0))
+    fn tcp(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        socket.reading(cx, |mut tcp| tcp.read(self.0))
     }
 
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
@@ -24,8 +24,8 @@ impl ReadOp<StdTcp> for ReadSlice<'_> {
 pub(super) struct PeekSlice<'a>(pub(super) &'a mut [u8], pub(super) usize);
 
 impl ReadOp<StdTcp> for PeekSlice<'_> {
-    fn tcp(&mut self, half: &mut Half, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let peeked = ready!(half.reading(cx, |tcp| tcp.peek(&mut self.0[self.1..])))?;
+    fn tcp(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let peeked = ready!(socket.reading(cx, |tcp| tcp.peek(&mut self.0[self.1..])))?;
         self.1 += peeked;
         Poll::Ready(Ok(peeked))
     }
@@ -44,8 +44,9 @@ impl ReadOp<StdTcp> for PeekSlice<'_> {
 pub(super) struct AskReadable;
 
 impl ReadOp<StdTcp> for AskReadable {
-    fn tcp(&mut self, half: &mut Half, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        half.reading(cx, |_| if half.0.is_readable() { Ok(1) } else { Err(io::ErrorKind::WouldBlock.into()) })
+    fn tcp(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        socket
+            .reading(cx, |_| if socket.is_readable() { Ok(1) } else { Err(io::ErrorKind::WouldBlock.into()) })
     }
 
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
@@ -59,9 +60,9 @@ impl ReadOp<StdTcp> for AskReadable {
 pub(super) struct ReadBoth<'a>(pub(super) &'a mut [u8], pub(super) &'a mut [u8]);
 
 impl ReadOp<StdTcp> for ReadBoth<'_> {
-    fn tcp(&mut self, half: &mut Half, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn tcp(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut slices = [IoSliceMut::new(self.0), IoSliceMut::new(self.1)];
-        half.reading(cx, |mut tcp| tcp.read_vectored(&mut slices))
+        socket.reading(cx, |mut tcp| tcp.read_vectored(&mut slices))
     }
 
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
@@ -76,16 +77,16 @@ impl ReadOp<StdTcp> for ReadBoth<'_> {
 pub(super) struct WriteSlice<'a>(pub(super) &'a [u8]);
 
 impl WriteOp<StdTcp> for WriteSlice<'_> {
-    fn tcp(&mut self, half: &mut Half, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        half.writing(cx, |mut tcp| tcp.write(self.0))
+    fn tcp(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        socket.writing(cx, |mut tcp| tcp.write(self.0))
     }
 
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
         ring.write(self.0)
     }
 
-    fn late(&mut self, half: &mut Half, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.tcp(half, cx)
+    fn late(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.tcp(socket, cx)
     }
 }
 
@@ -100,16 +101,16 @@ impl WriteParts<'_> {
 }
 
 impl WriteOp<StdTcp> for WriteParts<'_> {
-    fn tcp(&mut self, half: &mut Half, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        half.writing(cx, |mut tcp| tcp.write_vectored(&self.slices()))
+    fn tcp(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        socket.writing(cx, |mut tcp| tcp.write_vectored(&self.slices()))
     }
 
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
         ring.write_vectored(&self.slices())
     }
 
-    fn late(&mut self, half: &mut Half, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.tcp(half, cx)
+    fn late(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.tcp(socket, cx)
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::by_hand::ByHand;
 use super::bytes;
 use super::hosts::{CLIENT, Host, Lab, Pair, SERVER};
 use super::watched;
@@ -16,6 +17,7 @@ use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
 use crate::link::message::{DmbPlace, LONGEST, Message, Subject, Tuple};
 use crate::link::stream::LinkedStream;
+use crate::peer::PeerPolicy;
 use crate::transport::{FallbackReason, Transport};
 
 const SLOTS: u32 = 4;
@@ -296,9 +298,10 @@ impl Impostor {
     fn new(lab: &Lab) -> Self {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = Host::new(&Config::new().device_dir(lab.dir.path()).dmb_size(DMB));
-        let endpoint = Endpoint::open(&Config::new().device_dir(lab.dir.path())).unwrap();
+        let nobody = std::sync::Arc::new(ByHand::default());
+        let endpoint = Endpoint::open(&Config::new().device_dir(lab.dir.path()), nobody).unwrap();
         let listener = endpoint.take_listener().unwrap();
-        let port = endpoint.publish(tcp.local_addr().unwrap().port()).unwrap();
+        let port = endpoint.publish(tcp.local_addr().unwrap().port(), &PeerPolicy::SameUser).unwrap();
         // The endpoint itself must go on living in the directory.
         std::mem::forget(endpoint);
         let client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
@@ -449,7 +452,7 @@ fn hazard_h7_a_stale_stream_never_answers_for_a_new_connection() {
         // Connection 1: accepted here, reset by its client, and still held with unread data.
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = tcp.local_addr().unwrap();
-        let _entry = lab.hosts[SERVER].endpoint.publish(port.port()).unwrap();
+        let _entry = lab.hosts[SERVER].endpoint.publish(port.port(), &PeerPolicy::SameUser).unwrap();
         let first = connect_from(&"127.61.7.9:0".parse().unwrap(), &port);
         let from = first.local_addr().unwrap();
         let mut stale = Pair::new(first, tcp.accept().unwrap().0, UpgradePolicy::Manual, DMB);
@@ -480,7 +483,7 @@ fn hazard_h7_a_stale_offer_never_meets_a_new_stream() {
         let mut lab = Lab::new();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = tcp.local_addr().unwrap();
-        let _entry = lab.hosts[SERVER].endpoint.publish(port.port()).unwrap();
+        let _entry = lab.hosts[SERVER].endpoint.publish(port.port(), &PeerPolicy::SameUser).unwrap();
         // Connection 1 is offered, but not accepted; its CANCEL is kept back.
         let first = connect_from(&"127.61.7.9:0".parse().unwrap(), &port);
         let from = first.local_addr().unwrap();

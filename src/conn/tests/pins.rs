@@ -3,12 +3,10 @@
 use std::io::{Read, Write};
 
 use super::bytes;
-use super::hosts::{CLIENT, Lab, SERVER};
+use super::hosts::{CLIENT, Lab, MOMENTS, SERVER};
 use super::watched;
+use crate::conn::Directions;
 use crate::transport::Transport;
-
-/// Moments in messages; after the last one the upgrade is done.
-pub(super) const MOMENTS: usize = 8;
 
 #[test]
 fn hazard_h9_into_std_at_every_moment_of_the_upgrade() {
@@ -27,15 +25,15 @@ fn hazard_h9_into_std_at_every_moment_of_the_upgrade() {
                 }
                 let peer = 1 - side;
                 let (sent, coming) = if side == CLIENT { (300, 200) } else { (200, 300) };
-                match pair.conns[side].pin("into_std", true, true) {
+                match pair.conns[side].pin("into_std", Directions::Both) {
                     Ok(()) => {
                         outcomes[0] += 1;
-                        let (read, write) = pair.conns[side].take_halves().expect("both halves");
+                        let taken = pair.conns[side].take_socket().expect("the socket");
                         pair.write(peer, &bytes(coming, 100));
                         lab.run();
                         assert!(!pair.writes_ring(CLIENT) && !pair.writes_ring(SERVER), "moment {moment}");
                         pair.write(peer, &bytes(coming + 100, 100));
-                        let socket = &read.0.tcp;
+                        let socket = &taken.tcp;
                         socket.set_nonblocking(false).unwrap();
                         let mut got = vec![0; coming as usize + 200];
                         (&*socket).read_exact(&mut got).unwrap();
@@ -44,7 +42,7 @@ fn hazard_h9_into_std_at_every_moment_of_the_upgrade() {
                         pair.expect(peer, &bytes(0, sent as usize + 50));
                         let transport = pair.conns[peer].transport();
                         assert!(matches!(transport, Transport::Tcp(_)), "{transport:?}");
-                        drop((read, write));
+                        drop(taken);
                         pair.end(peer).unwrap();
                         pair.close(peer);
                         pair.close(side);
@@ -90,7 +88,7 @@ fn hazard_h9_one_direction_is_pinned_and_the_other_one_switches() {
                 let transport = pair.conns[side].transport();
                 assert!(matches!(transport, Transport::Tcp(_)), "{transport:?}");
             }
-            let error = pair.conns[SERVER].pin("into_std", true, true).unwrap_err();
+            let error = pair.conns[SERVER].pin("into_std", Directions::Both).unwrap_err();
             assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
         }
     });

@@ -7,12 +7,13 @@ use std::task::Poll;
 use socket2::SockRef;
 
 use super::bytes;
-use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
+use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER, patiently};
 use super::ops::WriteSlice;
 use super::watched;
 use crate::config::UpgradePolicy;
-use crate::conn::Role;
+use crate::conn::{OnPending, Role};
 use crate::ism::sys;
+use crate::peer::PeerPolicy;
 use crate::transport::FallbackReason;
 
 fn pass_on(pair: &Pair, from: usize, length: usize) {
@@ -32,7 +33,7 @@ fn hazard_c3_bytes_that_passed_before_the_stream_was_made() {
         let mut lab = Lab::new();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let _entry = lab.hosts[SERVER].endpoint.publish(port).unwrap();
+        let _entry = lab.hosts[SERVER].endpoint.publish(port, &PeerPolicy::SameUser).unwrap();
         let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let mut server = listener.accept().unwrap().0;
         client.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nfirst").unwrap();
@@ -57,7 +58,7 @@ fn hazard_c3_bytes_that_passed_before_the_stream_was_made() {
 #[test]
 fn hazard_c3_others_read_and_write_the_socket_during_the_upgrade() {
     watched("hazard_c3_others_read_and_write_the_socket_during_the_upgrade", || {
-        let mut on_the_ring = [false; 8];
+        let mut on_the_ring = [false; MOMENTS];
         // The number of messages delivered before others touch the socket.
         for (moment, on_the_ring) in on_the_ring.iter_mut().enumerate() {
             let mut lab = Lab::new();
@@ -158,7 +159,7 @@ fn hazard_h3_a_switch_behind_a_full_socket() {
         }
         let mut written = 0;
         while let Poll::Ready(Ok(length)) =
-            pair.conns[CLIENT].try_write(&mut WriteSlice(&bytes(written, 5000)), false)
+            pair.conns[CLIENT].try_write(&mut WriteSlice(&bytes(written, 5000)), OnPending::Return)
         {
             written += length as u64;
         }

@@ -1,9 +1,10 @@
 //! Whose memory a DMB is at which time (hazards C5, M13).
 
 use super::bytes;
+use super::hosts::MOMENTS;
 use super::hosts::{CLIENT, Lab, SERVER};
-use super::pins::MOMENTS;
 use super::watched;
+use crate::conn::Directions;
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Memory, Segment};
 use crate::sync::{Ordering, lock};
@@ -68,7 +69,9 @@ fn hazard_c5_an_end_at_every_moment_frees_every_slot() {
                         let _ = lab.hosts[SERVER].step() || lab.hosts[CLIENT].step();
                     }
                     if round % 3 == 0 {
-                        let _ = pair.conns[first].pin("a test", round % 2 == 0, true);
+                        let both = round % 2 == 0;
+                        let directions = if both { Directions::Both } else { Directions::Write };
+                        let _ = pair.conns[first].pin("a test", directions);
                     }
                     pair.close(first);
                     if round % 4 < 2 {

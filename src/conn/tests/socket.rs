@@ -13,7 +13,7 @@ use crate::ism::sys;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 
 /// A socket with the wakers of those who wait for it, one each way, as a reactor keeps them.
-pub(super) struct Socket {
+pub(super) struct StdTcp {
     pub(super) tcp: TcpStream,
     read: Mutex<Option<Waker>>,
     write: Mutex<Option<Waker>>,
@@ -26,10 +26,10 @@ pub(super) struct Socket {
 /// What an edge-triggered reactor would tell a change of: the end of reading, a failure, the state, unread bytes.
 type Look = (bool, bool, Option<sys::TcpState>, Option<u32>);
 
-impl Socket {
+impl StdTcp {
     pub(super) fn new(tcp: TcpStream) -> Arc<Self> {
         tcp.set_nonblocking(true).expect("non-blocking");
-        Arc::new(Socket {
+        Arc::new(StdTcp {
             tcp,
             read: Mutex::new(None),
             write: Mutex::new(None),
@@ -81,6 +81,22 @@ impl Socket {
         }
     }
 
+    pub(super) fn reading<R>(
+        &self,
+        cx: &Context<'_>,
+        read: impl FnOnce(&TcpStream) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        Self::pending(read(&self.tcp), &self.read, cx)
+    }
+
+    pub(super) fn writing<R>(
+        &self,
+        cx: &Context<'_>,
+        write: impl FnOnce(&TcpStream) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        Self::pending(write(&self.tcp), &self.write, cx)
+    }
+
     fn pending<R>(
         answer: io::Result<R>,
         waiting: &Mutex<Option<Waker>>,
@@ -96,36 +112,13 @@ impl Socket {
     }
 }
 
-/// Either half.
-pub(super) struct Half(pub(super) Arc<Socket>);
-
-impl Half {
-    pub(super) fn reading<R>(
-        &self,
-        cx: &Context<'_>,
-        read: impl FnOnce(&TcpStream) -> io::Result<R>,
-    ) -> Poll<io::Result<R>> {
-        Socket::pending(read(&self.0.tcp), &self.0.read, cx)
-    }
-
-    pub(super) fn writing<R>(
-        &self,
-        cx: &Context<'_>,
-        write: impl FnOnce(&TcpStream) -> io::Result<R>,
-    ) -> Poll<io::Result<R>> {
-        Socket::pending(write(&self.0.tcp), &self.0.write, cx)
-    }
-}
-
-pub(super) enum StdTcp {}
-
 /// Does what the runtime does for a closed stream: reads exactly the CLC that is left, then closes. True while some
 /// of it has not come.
 pub(super) fn drain(leftover: &mut Leftover<StdTcp>) -> bool {
     while leftover.clc_left > 0 {
         let mut scratch = [0; 512];
         let wanted = leftover.clc_left.min(scratch.len());
-        match (&leftover.read.0.tcp).read(&mut scratch[..wanted]) {
+        match (&leftover.socket.tcp).read(&mut scratch[..wanted]) {
             Ok(length) if length > 0 => leftover.clc_left -= length,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
             _ => return false,
@@ -134,47 +127,38 @@ pub(super) fn drain(leftover: &mut Leftover<StdTcp>) -> bool {
     false
 }
 
+impl AsFd for StdTcp {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.tcp.as_fd()
+    }
+}
+
 impl Tcp for StdTcp {
-    type Read = Half;
-    type Write = Half;
-
-    fn read_fd(half: &Half) -> BorrowedFd<'_> {
-        half.0.tcp.as_fd()
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.reading(cx, |mut tcp| tcp.read(buffer))
     }
 
-    fn write_fd(half: &Half) -> BorrowedFd<'_> {
-        half.0.tcp.as_fd()
+    fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.reading(cx, |tcp| tcp.peek(&mut [0]))
     }
 
-    fn poll_read(half: &mut Half, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        half.reading(cx, |mut tcp| tcp.read(buffer))
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.writing(cx, |mut tcp| tcp.write(bytes))
     }
 
-    fn poll_peek(half: &mut Half, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        half.reading(cx, |tcp| tcp.peek(&mut [0]))
+    fn poll_write_event(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.wait_for_event(0, cx)
     }
 
-    fn poll_write(half: &mut Half, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        half.writing(cx, |mut tcp| tcp.write(bytes))
+    fn poll_read_event(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.wait_for_event(1, cx)
     }
 
-    fn poll_event(half: &mut Half, cx: &mut Context<'_>) -> Poll<()> {
-        half.0.wait_for_event(0, cx)
-    }
-
-    fn poll_read_event(half: &mut Half, cx: &mut Context<'_>) -> Poll<()> {
-        half.0.wait_for_event(1, cx)
-    }
-
-    fn shutdown(half: &mut Half) -> io::Result<()> {
-        match half.0.tcp.shutdown(Shutdown::Write) {
+    fn shutdown(&self) -> io::Result<()> {
+        match self.tcp.shutdown(Shutdown::Write) {
             // As tokio: it is over already.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             answer => answer,
         }
-    }
-
-    fn close(read: Half, write: Half) {
-        drop((read, write));
     }
 }

@@ -8,15 +8,13 @@ use std::task::Poll;
 
 use socket2::SockRef;
 
-use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
+use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER, patiently};
 use super::ops::WriteSlice;
 use super::{bytes, note, watched};
-use crate::conn::Role;
+use crate::conn::{Directions, OnPending, Role};
 use crate::ism::sys;
+use crate::peer::PeerPolicy;
 use crate::transport::FallbackReason;
-
-/// Messages that the whole upgrade takes, and some more.
-const MOMENTS: usize = 8;
 
 fn pump(lab: &mut Lab, count: usize) {
     for _ in 0..count {
@@ -104,7 +102,10 @@ fn the_reader_alone_may_notice() {
         for read in [0, 4, 8] {
             let mut lab = Lab::new();
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let _entry = lab.hosts[SERVER].endpoint.publish(listener.local_addr().unwrap().port()).unwrap();
+            let _entry = lab.hosts[SERVER]
+                .endpoint
+                .publish(listener.local_addr().unwrap().port(), &PeerPolicy::SameUser)
+                .unwrap();
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let server = listener.accept().unwrap().0;
             client.write_all(&bytes(0, 4)).unwrap();
@@ -137,7 +138,7 @@ fn an_urgent_byte_left_behind_resets_no_direction_that_is_on_tcp() {
             let pair = lab.pair();
             pair.offer(&lab);
             pump(&mut lab, moment);
-            let _ = pair.conns[SERVER].pin("a test", false, true);
+            let _ = pair.conns[SERVER].pin("a test", Directions::Write);
             lab.run();
             pair.settle();
             if !pair.reads_ring(SERVER) || pair.writes_ring(SERVER) {
@@ -146,7 +147,7 @@ fn an_urgent_byte_left_behind_resets_no_direction_that_is_on_tcp() {
             met += 1;
             let mut written = 0;
             while let Poll::Ready(Ok(length)) =
-                pair.conns[SERVER].try_write(&mut WriteSlice(&bytes(written, 50_000)), false)
+                pair.conns[SERVER].try_write(&mut WriteSlice(&bytes(written, 50_000)), OnPending::Return)
             {
                 written += length as u64;
             }

@@ -3,10 +3,11 @@
 use std::task::{Context, Waker};
 
 use super::bytes;
-use super::hosts::{CLIENT, Lab, Pair, SERVER};
+use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER};
 use super::ops::{Task, WriteSlice};
 use super::watched;
 use crate::conn::upgrade::WatchKey;
+use crate::conn::{Directions, OnPending};
 use crate::link::stream::Death;
 use crate::sync::{Arc, lock};
 
@@ -28,7 +29,7 @@ fn park_writer(pair: &Pair, side: usize) -> (Arc<Task>, u64) {
 fn hazard_h1_a_reader_that_waits_on_tcp_hears_of_the_switch_at_every_moment() {
     watched("hazard_h1_a_reader_that_waits_on_tcp_hears_of_the_switch_at_every_moment", || {
         for side in [CLIENT, SERVER] {
-            for moment in 0..8 {
+            for moment in 0..MOMENTS {
                 let mut lab = Lab::new();
                 let pair = lab.pair();
                 pair.offer(&lab);
@@ -75,7 +76,7 @@ fn hazard_h13_a_death_between_look_and_sleep_wakes_readers_and_writers() {
                 let (writer, _) = park_writer(&pair, side);
                 lab.hosts[side].links()[0].bury(death);
                 assert!(reader.is_woken() && writer.is_woken(), "{death:?}, side {side}");
-                let answer = pair.conns[side].try_write(&mut WriteSlice(b"x"), false);
+                let answer = pair.conns[side].try_write(&mut WriteSlice(b"x"), OnPending::Return);
                 assert!(matches!(answer, std::task::Poll::Ready(Err(_))), "{death:?}: {answer:?}");
             }
         }
@@ -109,8 +110,12 @@ fn whoever_waits_for_the_upgrade_hears_of_its_end() {
         type Ending = fn(&Pair, &Lab);
         let endings: [(&str, Ending); 6] = [
             ("the server shuts down", |pair, _| pair.conns[SERVER].shutdown_write().unwrap()),
-            ("the server pins reading", |pair, _| pair.conns[SERVER].pin("try_io", true, false).unwrap()),
-            ("the server pins writing", |pair, _| pair.conns[SERVER].pin("try_io", false, true).unwrap()),
+            ("the server pins reading", |pair, _| {
+                pair.conns[SERVER].pin("try_io", Directions::Read).unwrap()
+            }),
+            ("the server pins writing", |pair, _| {
+                pair.conns[SERVER].pin("try_io", Directions::Write).unwrap()
+            }),
             ("the server closes", |pair, _| pair.close(SERVER)),
             ("the client shuts down", |pair, _| pair.conns[CLIENT].shutdown_write().unwrap()),
             ("the link dies", |_, lab| lab.hosts[CLIENT].links()[0].bury(Death::Peer)),

@@ -27,6 +27,11 @@ pub(crate) fn effective_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// Is `uid` the user `me`? Behind the overflow uid may be anybody.
+pub(crate) fn is_user(uid: u32, me: u32) -> bool {
+    uid == me && uid != overflow_uid()
+}
+
 /// Nanoseconds on the monotonic clock; 0 where there is none to be had. Processes in different time namespaces see
 /// different values.
 ///

@@ -11,7 +11,6 @@ use super::{TokioTcp, tcp};
 use crate::conn::{ReadOp, WriteOp, receive, send};
 use crate::ism::ring::{Room, Violation};
 use crate::ism::sys;
-use crate::sync::Arc;
 
 fn pending<T>(answer: io::Result<T>) -> Poll<io::Result<T>> {
     match answer {
@@ -24,8 +23,8 @@ fn pending<T>(answer: io::Result<T>) -> Poll<io::Result<T>> {
 pub(crate) struct Reading<'a, 'b>(pub(crate) &'a mut ReadBuf<'b>);
 
 impl ReadOp<TokioTcp> for Reading<'_, '_> {
-    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        tcp::poll_read(half, cx, self.0)
+    fn tcp(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        tcp::poll_read(socket, cx, self.0)
     }
 
     #[inline]
@@ -42,8 +41,8 @@ impl ReadOp<TokioTcp> for Reading<'_, '_> {
 pub(crate) struct PeekBuf<'a, 'b>(pub(crate) &'a mut ReadBuf<'b>);
 
 impl ReadOp<TokioTcp> for PeekBuf<'_, '_> {
-    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        half.poll_peek(cx, self.0)
+    fn tcp(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        socket.poll_peek(cx, self.0)
     }
 
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
@@ -58,8 +57,8 @@ impl ReadOp<TokioTcp> for PeekBuf<'_, '_> {
 pub(crate) struct TryPeeking<'a, 'b>(pub(crate) &'a mut ReadBuf<'b>);
 
 impl ReadOp<TokioTcp> for TryPeeking<'_, '_> {
-    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        without_budget(cx, |cx| half.poll_peek(cx, self.0))
+    fn tcp(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        without_budget(cx, |cx| socket.poll_peek(cx, self.0))
     }
 
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
@@ -74,8 +73,8 @@ impl ReadOp<TokioTcp> for TryPeeking<'_, '_> {
 pub(crate) struct ReadVectored<'a, 'b>(pub(crate) &'a mut [IoSliceMut<'b>]);
 
 impl ReadOp<TokioTcp> for ReadVectored<'_, '_> {
-    fn tcp(&mut self, half: &mut Arc<TcpStream>, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        pending(half.try_read_vectored(self.0))
+    fn tcp(&mut self, socket: &TcpStream, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        pending(socket.try_read_vectored(self.0))
     }
 
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
@@ -97,8 +96,8 @@ impl ReadOp<TokioTcp> for ReadVectored<'_, '_> {
 pub(crate) struct TryReading<'a>(pub(crate) &'a mut [u8]);
 
 impl ReadOp<TokioTcp> for TryReading<'_> {
-    fn tcp(&mut self, half: &mut Arc<TcpStream>, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        pending(half.try_read(self.0))
+    fn tcp(&mut self, socket: &TcpStream, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        pending(socket.try_read(self.0))
     }
 
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
@@ -110,8 +109,8 @@ impl ReadOp<TokioTcp> for TryReading<'_> {
 pub(crate) struct TryReadingBuf<'a, 'b>(pub(crate) &'a mut Room<'b>);
 
 impl ReadOp<TokioTcp> for TryReadingBuf<'_, '_> {
-    fn tcp(&mut self, half: &mut Arc<TcpStream>, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        pending(half.try_read_buf(self.0))
+    fn tcp(&mut self, socket: &TcpStream, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        pending(socket.try_read_buf(self.0))
     }
 
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
@@ -123,8 +122,8 @@ impl ReadOp<TokioTcp> for TryReadingBuf<'_, '_> {
 pub(crate) struct ReadReady;
 
 impl ReadOp<TokioTcp> for ReadReady {
-    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        ready!(without_budget(cx, |cx| half.poll_read_ready(cx)))?;
+    fn tcp(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        ready!(without_budget(cx, |cx| socket.poll_read_ready(cx)))?;
         Poll::Ready(Ok(1))
     }
 
@@ -139,8 +138,8 @@ impl ReadOp<TokioTcp> for ReadReady {
 pub(crate) struct Writing<'a>(pub(crate) &'a [u8]);
 
 impl WriteOp<TokioTcp> for Writing<'_> {
-    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        tcp::poll_write(half, cx, self.0)
+    fn tcp(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        tcp::poll_write(socket, cx, self.0)
     }
 
     #[inline]
@@ -148,8 +147,8 @@ impl WriteOp<TokioTcp> for Writing<'_> {
         ring.write(self.0)
     }
 
-    fn late(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        poll_late(half, cx, |socket| sys::send_bytes(socket, &[IoSlice::new(self.0)]))
+    fn late(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        poll_late(socket, cx, |fd| sys::send_bytes(fd, &[IoSlice::new(self.0)]))
     }
 
     fn is_short(&self, length: usize) -> bool {
@@ -165,10 +164,10 @@ impl WriteOp<TokioTcp> for Writing<'_> {
 pub(crate) struct WritingVectored<'a, 'b>(pub(crate) &'a [IoSlice<'b>]);
 
 impl WriteOp<TokioTcp> for WritingVectored<'_, '_> {
-    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn tcp(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         loop {
-            ready!(half.poll_write_ready(cx))?;
-            if let Poll::Ready(answer) = pending(half.try_write_vectored(self.0)) {
+            ready!(socket.poll_write_ready(cx))?;
+            if let Poll::Ready(answer) = pending(socket.try_write_vectored(self.0)) {
                 return Poll::Ready(answer);
             }
         }
@@ -178,8 +177,8 @@ impl WriteOp<TokioTcp> for WritingVectored<'_, '_> {
         ring.write_vectored(self.0)
     }
 
-    fn late(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        poll_late(half, cx, |socket| sys::send_bytes(socket, self.0))
+    fn late(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        poll_late(socket, cx, |fd| sys::send_bytes(fd, self.0))
     }
 
     fn is_empty(&self) -> bool {
@@ -191,16 +190,16 @@ impl WriteOp<TokioTcp> for WritingVectored<'_, '_> {
 pub(crate) struct TryWriting<'a>(pub(crate) &'a [u8]);
 
 impl WriteOp<TokioTcp> for TryWriting<'_> {
-    fn tcp(&mut self, half: &mut Arc<TcpStream>, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        pending(half.try_write(self.0))
+    fn tcp(&mut self, socket: &TcpStream, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        pending(socket.try_write(self.0))
     }
 
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
         ring.write(self.0)
     }
 
-    fn late(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        poll_late(half, cx, |socket| sys::send_bytes(socket, &[IoSlice::new(self.0)]))
+    fn late(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        poll_late(socket, cx, |fd| sys::send_bytes(fd, &[IoSlice::new(self.0)]))
     }
 
     fn is_empty(&self) -> bool {
@@ -212,16 +211,16 @@ impl WriteOp<TokioTcp> for TryWriting<'_> {
 pub(crate) struct TryWritingVectored<'a, 'b>(pub(crate) &'a [IoSlice<'b>]);
 
 impl WriteOp<TokioTcp> for TryWritingVectored<'_, '_> {
-    fn tcp(&mut self, half: &mut Arc<TcpStream>, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        pending(half.try_write_vectored(self.0))
+    fn tcp(&mut self, socket: &TcpStream, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        pending(socket.try_write_vectored(self.0))
     }
 
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
         ring.write_vectored(self.0)
     }
 
-    fn late(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        poll_late(half, cx, |socket| sys::send_bytes(socket, self.0))
+    fn late(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        poll_late(socket, cx, |fd| sys::send_bytes(fd, self.0))
     }
 
     fn is_empty(&self) -> bool {
@@ -233,8 +232,8 @@ impl WriteOp<TokioTcp> for TryWritingVectored<'_, '_> {
 pub(crate) struct WriteReady;
 
 impl WriteOp<TokioTcp> for WriteReady {
-    fn tcp(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        ready!(without_budget(cx, |cx| half.poll_write_ready(cx)))?;
+    fn tcp(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        ready!(without_budget(cx, |cx| socket.poll_write_ready(cx)))?;
         Poll::Ready(Ok(1))
     }
 
@@ -242,8 +241,8 @@ impl WriteOp<TokioTcp> for WriteReady {
         ring.is_writable().map(usize::from)
     }
 
-    fn late(&mut self, half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        poll_late(half, cx, |socket| match sys::is_ready(socket, false, true)? {
+    fn late(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        poll_late(socket, cx, |fd| match sys::is_ready(fd, false, true)? {
             true => Ok(1),
             false => Err(io::ErrorKind::WouldBlock.into()),
         })

@@ -13,10 +13,9 @@ use tokio::task::coop::unconstrained;
 
 use crate::conn::Tcp;
 use crate::conn::close::Leftover;
-use crate::sync::Arc;
 
-/// Both halves are the one socket, which the stream itself holds, too: its options and its descriptor need no lock.
-pub(crate) enum TokioTcp {}
+/// The socket of a stream. The stream itself holds it, too: its options and its descriptor need no lock.
+pub(crate) type TokioTcp = TcpStream;
 
 /// Polls readiness as tokio's `ready()` does: it costs none of the task's budget and answers when that is spent.
 ///
@@ -129,68 +128,48 @@ fn poll_event(tcp: &TcpStream, slot: Interest, cx: &mut Context<'_>) -> Poll<()>
 }
 
 impl Tcp for TokioTcp {
-    type Read = Arc<TcpStream>;
-    type Write = Arc<TcpStream>;
-
-    fn read_fd(half: &Arc<TcpStream>) -> BorrowedFd<'_> {
-        half.as_fd()
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        poll_read(self, cx, &mut ReadBuf::new(buffer))
     }
 
-    fn write_fd(half: &Arc<TcpStream>) -> BorrowedFd<'_> {
-        half.as_fd()
-    }
-
-    fn poll_read(
-        half: &mut Arc<TcpStream>,
-        cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        poll_read(half, cx, &mut ReadBuf::new(buffer))
-    }
-
-    fn poll_peek(half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut byte = [0];
-        without_budget(cx, |cx| half.poll_peek(cx, &mut ReadBuf::new(&mut byte)))
+        without_budget(cx, |cx| self.poll_peek(cx, &mut ReadBuf::new(&mut byte)))
     }
 
-    fn poll_write(half: &mut Arc<TcpStream>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        poll_write(half, cx, bytes)
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        poll_write(self, cx, bytes)
     }
 
-    fn poll_event(half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_write_event(&self, cx: &mut Context<'_>) -> Poll<()> {
         // The other waker slot is not told of a shutdown of the writing direction.
-        poll_event(half, Interest::WRITABLE, cx)
+        poll_event(self, Interest::WRITABLE, cx)
     }
 
-    fn poll_read_event(half: &mut Arc<TcpStream>, cx: &mut Context<'_>) -> Poll<()> {
-        poll_event(half, Interest::READABLE, cx)
+    fn poll_read_event(&self, cx: &mut Context<'_>) -> Poll<()> {
+        poll_event(self, Interest::READABLE, cx)
     }
 
-    fn shutdown(half: &mut Arc<TcpStream>) -> io::Result<()> {
-        match SockRef::from(&**half).shutdown(std::net::Shutdown::Write) {
+    fn shutdown(&self) -> io::Result<()> {
+        match SockRef::from(self).shutdown(std::net::Shutdown::Write) {
             // As tokio: it is over already.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             answer => answer,
         }
     }
-
-    fn close(read: Arc<TcpStream>, write: Arc<TcpStream>) {
-        drop((read, write));
-    }
 }
 
 /// Reads what a closed stream has still to take off its socket, then closes it.
 pub(crate) async fn drain(leftover: Leftover<TokioTcp>) {
-    let Leftover { mut read, mut write, clc_left } = leftover;
-    let _ = TokioTcp::shutdown(&mut write);
+    let Leftover { socket, clc_left } = leftover;
+    let _ = Tcp::shutdown(&*socket);
     let mut scratch = [0; 512];
     let mut left = clc_left;
     while left > 0 {
         let wanted = left.min(scratch.len());
-        match poll_fn(|cx| TokioTcp::poll_read(&mut read, cx, &mut scratch[..wanted])).await {
+        match poll_fn(|cx| Tcp::poll_read(&*socket, cx, &mut scratch[..wanted])).await {
             Ok(length) if length > 0 => left -= length,
             _ => break,
         }
     }
-    TokioTcp::close(read, write);
 }

@@ -1,5 +1,6 @@
 //! Tasks that fail: what they served ends, is told why, and does not wait.
 
+use std::future::Future;
 use std::io::ErrorKind;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -12,14 +13,20 @@ use crate::config::UpgradePolicy;
 use crate::conn::Tcp;
 use crate::ism::arena::DmbSegment;
 use crate::ism::ring::Refusal;
+use crate::ism::sys;
+use crate::link::drive::Drive;
+use crate::link::look;
 use crate::link::message::Subject;
+use crate::link::search::Unsettled;
 use crate::link::stream::{
-    Answer, Ask, ClcOverTcp, Granted, GrowingStream, Interrupt, ReceiveDmb, SendDmb, Standing,
+    Answer, Ask, ClcOverTcp, Death, Granted, GrowingStream, Interrupt, LinkedStream, ReceiveDmb, SendDmb,
+    Standing,
 };
 use crate::listener::SmcListener;
+use crate::peer::PeerPolicy;
 use crate::stream::SmcStream;
 use crate::sync::{AtomicBool, Ordering};
-use crate::transport::Transport;
+use crate::transport::{FallbackReason, Transport};
 
 /// What hangs fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -76,11 +83,15 @@ impl Lab {
         (client, server)
     }
 
-    fn end(&self, side: &Runtime) -> Arc<End> {
-        let config = self.config(UpgradePolicy::Manual);
-        let driven = endpoint(side.handle(), &config).unwrap();
-        let key = (side.handle().id(), config.device_dir.clone());
-        Arc::new(End { key, driven, tasks: Mutex::default() })
+    fn endpoint(&self, side: &Runtime) -> Arc<Endpoint> {
+        endpoint(side.handle(), &self.config(UpgradePolicy::Manual)).unwrap()
+    }
+
+    /// Serves an endpoint with one more task.
+    fn drive(&self, side: &Runtime) -> Arc<Drive> {
+        let endpoint = self.endpoint(side);
+        let key = (side.handle().id(), self.config(UpgradePolicy::Manual).device_dir);
+        Drive::new(endpoint, forget(key))
     }
 }
 
@@ -89,14 +100,14 @@ async fn in_time<F: Future>(what: &str, wait: F) -> F::Output {
 }
 
 /// Lets one task of an endpoint fail and looks at everybody who waits.
-fn endpoint_fails(of_client: bool, how: impl FnOnce(&Arc<End>, &Handle)) {
+fn endpoint_fails(of_client: bool, how: impl FnOnce(&Arc<Drive>, &Arc<Endpoint>)) {
     let lab = Lab::new();
     let (side, other) = if of_client { (&lab.client, &lab.server) } else { (&lab.server, &lab.client) };
     let (client, server) = lab.upgraded();
     let (mut here, mut there) = if of_client { (client, server) } else { (server, client) };
     // It waits to be accepted.
     let waiting = lab.connect();
-    let end = lab.end(side);
+    let (drive, endpoint) = (lab.drive(side), lab.endpoint(side));
     let (reading, asking, elsewhere) = {
         let reading = side.spawn(async move {
             let read = here.read_u8().await;
@@ -107,7 +118,7 @@ fn endpoint_fails(of_client: bool, how: impl FnOnce(&Arc<End>, &Handle)) {
     };
     // All of them wait.
     std::thread::sleep(Duration::from_millis(50));
-    how(&end, side.handle());
+    how(&drive, &endpoint);
     lab.client.block_on(async {
         let (read, written) = in_time("the reader", reading).await.unwrap();
         for error in [read.unwrap_err(), written.unwrap_err()] {
@@ -127,10 +138,10 @@ fn endpoint_fails(of_client: bool, how: impl FnOnce(&Arc<End>, &Handle)) {
     let mut got = [0; 7];
     lab.server.block_on(in_time("tcp", accepted.read_exact(&mut got))).unwrap();
     assert_eq!(&got, b"goes on");
-    assert!(end.driven.endpoint.is_dead() && end.driven.endpoint.links().is_empty());
+    assert!(endpoint.is_dead() && endpoint.links().is_empty());
     // Whoever comes next has a new one.
     let (mut client, mut server) = lab.upgraded();
-    assert!(!Arc::ptr_eq(&lab.end(side).driven.endpoint, &end.driven.endpoint));
+    assert!(!Arc::ptr_eq(&lab.endpoint(side), &endpoint));
     lab.client.block_on(client.write_all(b"again")).unwrap();
     lab.server.block_on(server.read_exact(&mut got[..5])).unwrap();
     assert_eq!(&got[..5], b"again");
@@ -139,14 +150,14 @@ fn endpoint_fails(of_client: bool, how: impl FnOnce(&Arc<End>, &Handle)) {
 #[test]
 fn a_task_that_panics_ends_its_endpoint() {
     for of_client in [true, false] {
-        endpoint_fails(of_client, |end, handle| end.serve(handle, async { fail() }));
+        endpoint_fails(of_client, |drive, _| drive.serve(async { fail() }));
     }
 }
 
 #[test]
 fn a_task_that_returns_ends_its_endpoint() {
     for of_client in [true, false] {
-        endpoint_fails(of_client, |end, handle| end.serve(handle, async {}));
+        endpoint_fails(of_client, |drive, _| drive.serve(async {}));
     }
 }
 
@@ -159,7 +170,7 @@ fn a_shutdown_after_our_own_reset_is_no_end_to_the_peer() {
         let (client, server) = lab.upgraded();
         let (mut here, mut there) = if of_client { (client, server) } else { (server, client) };
         side.block_on(here.write_all(b"half of it")).unwrap();
-        lab.end(side).serve(side.handle(), async { fail() });
+        lab.drive(side).serve(async { fail() });
         let error = side.block_on(in_time("the reader", here.read_u8())).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         if shuts {
@@ -173,17 +184,15 @@ fn a_shutdown_after_our_own_reset_is_no_end_to_the_peer() {
 }
 
 /// A poller like the endpoint's own, with that clock.
-fn poll_with(end: &Arc<End>, handle: &Handle, clock: fn() -> u64) {
-    let _context = handle.enter();
-    let endpoint = end.driven.endpoint.clone();
-    let eventfd = watch(endpoint.eventfd().try_clone().unwrap()).unwrap();
-    end.serve(handle, poller::run(eventfd, endpoint, clock));
+fn poll_with(drive: &Arc<Drive>, endpoint: &Arc<Endpoint>, clock: fn() -> u64) {
+    let eventfd = endpoint.reactor().watch(endpoint.eventfd().try_clone().unwrap()).unwrap();
+    drive.serve(look::run(eventfd, endpoint.clone(), clock));
 }
 
 #[test]
 fn a_clock_that_panics_in_the_poller_ends_the_endpoint() {
-    endpoint_fails(true, |end, handle| {
-        poll_with(end, handle, || {
+    endpoint_fails(true, |drive, endpoint| {
+        poll_with(drive, endpoint, || {
             fail();
             0
         });
@@ -194,8 +203,8 @@ fn a_clock_that_panics_in_the_poller_ends_the_endpoint() {
 fn a_clock_that_panics_inside_the_reactor_ends_the_endpoint_and_not_the_reactor() {
     static BROKEN: AtomicBool = AtomicBool::new(false);
     static ASKED: AtomicBool = AtomicBool::new(false);
-    endpoint_fails(true, |end, handle| {
-        poll_with(end, handle, || {
+    endpoint_fails(true, |drive, endpoint| {
+        poll_with(drive, endpoint, || {
             ASKED.store(true, Ordering::SeqCst);
             if BROKEN.load(Ordering::SeqCst) {
                 fail();
@@ -208,7 +217,7 @@ fn a_clock_that_panics_inside_the_reactor_ends_the_endpoint_and_not_the_reactor(
         }
         std::thread::sleep(Duration::from_millis(50));
         BROKEN.store(true, Ordering::SeqCst);
-        sys::ring(std::os::fd::AsFd::as_fd(end.driven.endpoint.eventfd())).unwrap();
+        sys::ring(std::os::fd::AsFd::as_fd(endpoint.eventfd())).unwrap();
     });
 }
 
@@ -268,8 +277,8 @@ impl LinkedStream for Faulty {
         self.0.dmb_size()
     }
 
-    fn admits(&self, uid: u32) -> bool {
-        self.0.admits(uid)
+    fn peer_policy(&self) -> &PeerPolicy {
+        self.0.peer_policy()
     }
 
     fn interrupts(&self) -> Arc<dyn Interrupt> {
@@ -335,8 +344,8 @@ impl LinkedStream for Faulty {
 fn a_link_whose_task_panics_ends_alone() {
     let lab = Lab::new();
     let (mut client, mut server) = lab.upgraded();
-    let end = lab.end(&lab.client);
-    let link = end.driven.endpoint.links()[0].clone();
+    let endpoint = lab.endpoint(&lab.client);
+    let link = endpoint.links()[0].clone();
     let stream = lab.connect();
     let accepted = lab.server.block_on(lab.listener.accept()).unwrap().0;
     let faulty: Arc<dyn LinkedStream> = Arc::new(Faulty(stream.conn_for_tests()));
@@ -350,7 +359,7 @@ fn a_link_whose_task_panics_ends_alone() {
     assert_eq!(link.death(), Some(Death::Failed));
     let there = lab.server.block_on(in_time("the peer's reader", server.read_u8()));
     assert_eq!(there.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    assert!(!end.driven.endpoint.is_dead(), "the endpoint lives");
+    assert!(!endpoint.is_dead(), "the endpoint lives");
     drop((stream, accepted, faulty));
     lab.upgraded();
 }
@@ -377,11 +386,10 @@ fn a_search_that_fails_or_is_dropped_settles_its_stream() {
 #[test]
 fn sleepers_of_a_timer_that_ends_wake_up() {
     let lab = Lab::new();
-    let end = lab.end(&lab.client);
-    let timers = end.driven.timers.clone();
+    let timers = lab.endpoint(&lab.client).timers().clone();
     let sleeping = lab.client.spawn(timers.sleep(PATIENCE * 60));
     std::thread::sleep(Duration::from_millis(20));
-    end.serve(lab.client.handle(), async { fail() });
+    lab.drive(&lab.client).serve(async { fail() });
     lab.client.block_on(in_time("the sleeper", sleeping)).unwrap();
     lab.client.block_on(in_time("a late sleeper", timers.sleep(PATIENCE * 60)));
 }
@@ -399,7 +407,7 @@ fn who_waits_for_an_answer_lets_others_run_when_the_timer_ends() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(upgrade.as_mut().poll(&mut cx).is_pending());
-    lab.end(&lab.client).driven.timers.end();
+    lab.endpoint(&lab.client).timers().end();
     woken.0.store(false, Ordering::SeqCst);
     // Not overdue, and not for want of looking all the time until it is.
     assert!(upgrade.as_mut().poll(&mut cx).is_pending());
@@ -472,14 +480,13 @@ fn an_event_in_the_moment_of_listening_does_not_end_it() {
     let runtime = runtime();
     for slot in [Interest::WRITABLE, Interest::READABLE] {
         let (tcp, mut peer) = tcp_pair(&runtime);
-        let mut tcp = Arc::new(tcp);
         let (woken, waker) = Woken::new();
         let mut cx = Context::from_waker(&waker);
-        let mut listen = |tcp: &mut Arc<tokio::net::TcpStream>| {
+        let mut listen = |tcp: &tokio::net::TcpStream| {
             if slot.is_writable() {
-                TokioTcp::poll_event(tcp, &mut cx)
+                Tcp::poll_write_event(tcp, &mut cx)
             } else {
-                TokioTcp::poll_read_event(tcp, &mut cx)
+                Tcp::poll_read_event(tcp, &mut cx)
             }
         };
         let writer = std::thread::spawn(move || {
@@ -489,18 +496,18 @@ fn an_event_in_the_moment_of_listening_does_not_end_it() {
             peer
         });
         while !writer.is_finished() {
-            assert!(listen(&mut tcp).is_pending());
+            assert!(listen(&tcp).is_pending());
         }
         let peer = writer.join().unwrap();
-        assert!(listen(&mut tcp).is_pending());
+        assert!(listen(&tcp).is_pending());
         // A closed socket is told once, and not waited for.
         woken.0.store(false, Ordering::SeqCst);
-        socket2::SockRef::from(&*tcp).shutdown(std::net::Shutdown::Both).unwrap();
+        socket2::SockRef::from(&tcp).shutdown(std::net::Shutdown::Both).unwrap();
         while !woken.0.load(Ordering::SeqCst) {
             std::thread::yield_now();
         }
         drop(peer);
-        while listen(&mut tcp).is_pending() {
+        while listen(&tcp).is_pending() {
             std::thread::yield_now();
         }
     }

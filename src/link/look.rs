@@ -1,20 +1,17 @@
 //! The poller of an endpoint: takes the interrupts of all its links and wakes the streams they are for.
 //!
-//! While there is work it looks again and again, giving way to the runtime between looks, within an adaptive window;
+//! While there is work it looks again and again, giving way to other tasks between looks, within an adaptive window;
 //! then it arms and sleeps in the reactor. The eventfd is served by a waker that drains the signals inside the
 //! reactor's own turn, so that a handler which blocks the worker the poller sits on delays nobody else (the peers
 //! ring when the poller's last look is stale). docs/design.md, "Wake-ups".
 
-use std::io;
 use std::task::{Context, Poll, Wake, Waker};
-
-use tokio::io::Interest;
-use tokio::net::UnixStream;
 
 use crate::ism::interrupt::Window;
 use crate::ism::sys;
 use crate::link::Link;
 use crate::link::endpoint::Endpoint;
+use crate::link::reactor::{Interest, Watched, forget_readiness};
 use crate::shield::shielded;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 
@@ -24,7 +21,7 @@ const SUSPICIOUS_GAP: u64 = 10_000;
 /// What both the task and the reactor's waker use.
 struct Poller {
     endpoint: Arc<Endpoint>,
-    eventfd: UnixStream,
+    eventfd: Arc<dyn Watched>,
     links: Mutex<Links>,
     watch: Mutex<Watch>,
     task: Mutex<Option<Waker>>,
@@ -92,10 +89,9 @@ impl Poller {
     fn listen(self: &Arc<Self>) {
         let waker = Waker::from(self.clone());
         let mut cx = Context::from_waker(&waker);
-        while let Poll::Ready(Ok(())) = self.eventfd.poll_read_ready(&mut cx) {
-            // Edge-triggered and never read: forget this edge, the next write makes another.
-            let _ =
-                self.eventfd.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        while let Poll::Ready(Ok(())) = self.eventfd.poll_ready(Interest::Read, &mut cx) {
+            // Never read: the next write makes another edge.
+            forget_readiness(&*self.eventfd, Interest::Read);
         }
     }
 }
@@ -154,12 +150,12 @@ struct Parted(Arc<Poller>);
 
 impl Drop for Parted {
     fn drop(&mut self) {
-        let _ = self.0.eventfd.poll_read_ready(&mut Context::from_waker(Waker::noop()));
+        let _ = self.0.eventfd.poll_ready(Interest::Read, &mut Context::from_waker(Waker::noop()));
     }
 }
 
 /// Serves the interrupts of an endpoint; returns when that is not possible any more.
-pub(super) async fn run(eventfd: UnixStream, endpoint: Arc<Endpoint>, clock: fn() -> u64) {
+pub(crate) async fn run(eventfd: Arc<dyn Watched>, endpoint: Arc<Endpoint>, clock: fn() -> u64) {
     let cap = u64::try_from(endpoint.busy_poll().as_nanos()).unwrap_or(u64::MAX);
     let watch = Watch { window: Window::new(cap), polls: cap > 0, last_look: 0, thread: 0, switches: 0 };
     let poller = Arc::new(Poller {

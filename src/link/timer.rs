@@ -1,26 +1,20 @@
-//! Time without tokio's timer: one timerfd per endpoint, armed only while someone waits.
+//! Time without a runtime's timer: one timerfd per endpoint, armed only while someone waits.
 
 use std::collections::BTreeMap;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::Weak;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::io::Interest;
-use tokio::net::UnixStream;
-
-use super::watch;
 use crate::ism::sys;
-use crate::link::accepted::FIRST_LOOK;
-use crate::link::endpoint::Endpoint;
+use crate::link::reactor::{Interest, Reactor, Watched};
 use crate::shield::wake_each;
 use crate::sync::{Arc, Mutex, lock};
 
-/// For how long a grown ring has to be idle before its memory is given back.
-const SHRINK_AFTER: Duration = Duration::from_secs(10);
+/// What a new timer is set to for once.
+const SOME_TIME: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct Waiting {
@@ -37,16 +31,16 @@ pub(crate) struct Timers {
 }
 
 impl Timers {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let fd = sys::timerfd()?;
         // What can not be armed would let everybody wait for ever: found out before somebody does.
-        sys::arm_timer(fd.as_fd(), Some(FIRST_LOOK))?;
+        sys::arm_timer(fd.as_fd(), Some(SOME_TIME))?;
         sys::arm_timer(fd.as_fd(), None)?;
         Ok(Timers { fd, waiting: Mutex::default() })
     }
 
-    pub(super) fn watch(&self) -> io::Result<UnixStream> {
-        watch(self.fd.try_clone()?)
+    pub(super) fn watch(&self, reactor: &dyn Reactor) -> io::Result<Arc<dyn Watched>> {
+        reactor.watch(self.fd.try_clone()?)
     }
 
     /// Waits for `duration`.
@@ -87,13 +81,30 @@ impl Timers {
     }
 
     /// Nothing wakes sleepers any more: lets them all look for themselves.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         let left = {
             let mut waiting = lock(&self.waiting);
             waiting.ended = true;
             std::mem::take(&mut waiting.wakers)
         };
         wake_each(left.into_values());
+    }
+
+    /// Lets time pass, for those who sleep now.
+    #[cfg(test)]
+    pub(crate) fn pass(&self, time: Duration) {
+        let expired = {
+            let mut waiting = lock(&self.waiting);
+            let later = waiting.wakers.split_off(&(sys::monotonic() + time, u64::MAX));
+            std::mem::replace(&mut waiting.wakers, later)
+        };
+        wake_each(expired.into_values());
+    }
+
+    /// When the next one wakes.
+    #[cfg(test)]
+    pub(crate) fn next_deadline(&self) -> Option<Duration> {
+        lock(&self.waiting).wakers.keys().next().map(|(deadline, _)| *deadline)
     }
 
     pub(super) fn have_ended(&self) -> bool {
@@ -154,41 +165,17 @@ impl Drop for Sleep {
 }
 
 /// Serves the timer of an endpoint.
-pub(super) async fn run(timer: UnixStream, timers: Arc<Timers>) {
+pub(super) async fn run(timer: Arc<dyn Watched>, timers: Arc<Timers>) {
     loop {
-        if timer.readable().await.is_err() {
+        if poll_fn(|cx| timer.poll_ready(Interest::Read, cx)).await.is_err() {
             return std::future::pending().await;
         }
-        let _ = timer.try_io(Interest::READABLE, || match sys::clear_timer(timer.as_fd()) {
+        // A sandbox may deny it: then the next deadline sets the timer anew.
+        let _ = timer.attempt(Interest::Read, &mut || match sys::clear_timer(timer.as_fd()) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(io::Error::from(io::ErrorKind::WouldBlock)),
+            Ok(false) => Err(io::ErrorKind::WouldBlock.into()),
             Err(error) => Err(error),
         });
         timers.expire();
-    }
-}
-
-/// Gives back the memory of idle rings, then ends; every ring that grows later starts it again.
-pub(super) async fn shrink(timers: Arc<Timers>, endpoint: Weak<Endpoint>) {
-    loop {
-        timers.sleep(SHRINK_AFTER).await;
-        match endpoint.upgrade() {
-            Some(endpoint) if endpoint.shrink() => {}
-            _ => return,
-        }
-    }
-}
-
-/// Tells those who wait for a stream that will not come, then ends; what waits later starts it again.
-pub(super) async fn sweep(timers: Arc<Timers>, endpoint: Weak<Endpoint>) {
-    timers.sleep(FIRST_LOOK).await;
-    loop {
-        let next = endpoint.upgrade().and_then(|endpoint| endpoint.sweep(sys::monotonic()));
-        let Some(next) = next else { return };
-        match next.saturating_sub(sys::monotonic()) {
-            // More is due already: after the others had their turn.
-            Duration::ZERO => tokio::task::yield_now().await,
-            pause => timers.sleep(pause).await,
-        }
     }
 }

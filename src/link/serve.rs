@@ -1,0 +1,107 @@
+//! The task of one link: it takes what comes, sends what waits, and ends the link when that is over.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use crate::ism::sys;
+use crate::link::Link;
+use crate::link::message::LONGEST;
+use crate::link::reactor::{Interest, Watched};
+use crate::link::stream::Death;
+use crate::shield::guarded;
+use crate::sync::Arc;
+
+/// Serves a link until it dies, answering at most so many messages before others have a turn.
+pub(super) async fn run(link: Arc<Link>, messages_per_turn: usize) {
+    // If this task is dropped, then with its runtime.
+    let _end = Buried::unless_disarmed(link.clone(), Death::Runtime);
+    let mut buffer = [0; LONGEST];
+    let death = guarded(poll_fn(|cx| {
+        let socket = link.watched();
+        link.watch_death(cx.waker());
+        loop {
+            if let Some(death) = link.death() {
+                return Poll::Ready(death);
+            }
+            match link.flush(cx.waker()) {
+                Ok(true) => {}
+                Ok(false) => {
+                    if let Poll::Ready(Ok(())) = poll_writable(socket, cx) {
+                        continue;
+                    }
+                }
+                Err(death) => return Poll::Ready(death),
+            }
+            let Ok(()) = ready!(socket.poll_ready(Interest::Read, cx)) else {
+                return Poll::Ready(Death::Runtime);
+            };
+            let mut death = None;
+            let mut more = false;
+            let _ =
+                socket.attempt(Interest::Read, &mut || match link.receive(&mut buffer, messages_per_turn) {
+                    Ok(true) => Err(io::ErrorKind::WouldBlock.into()),
+                    Ok(false) => {
+                        more = true;
+                        Ok(())
+                    }
+                    Err(cause) => {
+                        death = Some(cause);
+                        Ok(())
+                    }
+                });
+            if let Some(death) = death {
+                return Poll::Ready(death);
+            }
+            if more {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+    }))
+    .await;
+    link.bury(death.unwrap_or(Death::Failed));
+}
+
+/// `Ready` when the queue is worth another try: the readiness was stale or new.
+fn poll_writable(socket: &dyn Watched, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    ready!(socket.poll_ready(Interest::Write, cx))?;
+    // The socket was full a moment ago. If it still is, the readiness was older than that: clear it.
+    let _ = socket.attempt(Interest::Write, &mut || {
+        if sys::is_ready(socket.as_fd(), false, true)? {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    });
+    socket.poll_ready(Interest::Write, cx)
+}
+
+/// A link that nobody serves any more dies, and of that.
+pub(super) struct Buried {
+    link: Arc<Link>,
+    /// `None` once somebody else cares for it.
+    death: Option<Death>,
+}
+
+impl Buried {
+    pub(super) fn unless_disarmed(link: Arc<Link>, death: Death) -> Self {
+        Buried { link, death: Some(death) }
+    }
+
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    pub(super) fn disarm(mut self) {
+        self.death = None;
+    }
+}
+
+impl Drop for Buried {
+    fn drop(&mut self) {
+        if let Some(death) = self.death {
+            self.link.bury(death);
+        }
+    }
+}
