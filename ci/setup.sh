@@ -7,8 +7,8 @@ for tool in cargo rustc rustdoc cargo-fmt cargo-clippy; do
     command -v "$tool" >/dev/null || fail "$tool is missing: a stable Rust toolchain with rustfmt and clippy is needed"
 done
 
-# Program and Debian package: strace sees idleness, valgrind counts instructions, ip and unshare make
-# network namespaces, jq reads JSON, g++ builds libFuzzer; curl and Redis are for the tests of
+# Program and Debian package: strace sees idleness, valgrind counts instructions, ip and unshare
+# make network namespaces, jq reads JSON, g++ builds libFuzzer; curl and Redis are for the tests of
 # integration/.
 tools="cc:gcc curl:curl g++:g++ git:git ip:iproute2 jq:jq nsenter:util-linux realpath:coreutils"
 tools+=" redis-benchmark:redis-tools redis-cli:redis-tools redis-server:redis-server setpriv:util-linux"
