@@ -28,8 +28,8 @@ use crate::ism::device::PortEntry;
 use crate::ism::ring::fill_room;
 use crate::link::adopted::adopt;
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
-use crate::link::stream::LinkedStream;
-use crate::rt::tokio::{self as rt, PeekBuf, TokioTcp};
+use crate::link::stream::{LinkedStream, Verdict};
+use crate::rt::tokio::{self as rt, TokioTcp};
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
 use ready::Readiness;
@@ -143,7 +143,7 @@ impl SmcStream {
         let linked: Arc<dyn LinkedStream> = self.conn.conn.clone();
         let entry = home.endpoint.accept(port, client, &linked);
         let (endpoint, _port) = (home.endpoint.clone(), home.port.clone());
-        self.conn.anchor(Box::new(Accepted { endpoint, entry, _port }));
+        self.conn.keep_registration(Box::new(Accepted { endpoint, entry, _port }));
     }
 
     #[cfg(test)]
@@ -153,7 +153,7 @@ impl SmcStream {
 
     /// Its listener has no place where a client could find this stream.
     pub(crate) fn can_not_be_upgraded(&self, reason: FallbackReason) {
-        self.conn.refused(reason);
+        self.conn.verdict(Verdict::OfferRefused(reason));
     }
 
     /// Makes a stream of a connected std socket, which has to be in non-blocking mode.
@@ -176,8 +176,8 @@ impl SmcStream {
         if let Some(other) =
             linked.subject().ok().and_then(|ours| adopt(ours.cookie, Arc::downgrade(&linked)))
         {
-            linked.shared();
-            other.shared();
+            linked.verdict(Verdict::SocketShared);
+            other.verdict(Verdict::SocketShared);
         }
         Ok(stream)
     }
@@ -232,7 +232,7 @@ impl SmcStream {
         loop {
             self.readable().await?;
             let coop = poll_fn(poll_proceed).await;
-            match self.try_read_with(&mut rt::TryPeeking(&mut ReadBuf::new(buf))) {
+            match self.try_read_with(&mut rt::try_peeking(&mut ReadBuf::new(buf))) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 answer => {
                     coop.made_progress();
@@ -251,7 +251,7 @@ impl SmcStream {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(0));
         }
-        self.poll_read_with(cx, &mut PeekBuf(buf))
+        self.poll_read_with(cx, &mut rt::peeking(buf))
     }
 
     /// Waits until one of the asked-for operations can be tried; see [`tokio::net::TcpStream::ready`].
@@ -322,7 +322,7 @@ impl SmcStream {
         if buf.is_empty() {
             return Ok(0);
         }
-        self.try_read_with(&mut rt::TryReading(buf))
+        self.try_read_with(&mut rt::try_reading(&mut ReadBuf::new(buf)))
     }
 
     /// Reads what is there into several buffers; 0 is the end of the stream.
@@ -334,7 +334,7 @@ impl SmcStream {
         if bufs.iter().all(|buf| buf.is_empty()) {
             return Ok(0);
         }
-        self.try_read_with(&mut rt::ReadVectored(bufs))
+        self.try_read_with(&mut rt::try_reading_vectored(bufs))
     }
 
     /// Reads what is there and advances `buf`; 0 is the end of the stream.
@@ -347,7 +347,7 @@ impl SmcStream {
             if room.is_full() {
                 return Ok(0);
             }
-            self.try_read_with(&mut rt::TryReadingBuf(room))
+            self.try_read_with(&mut rt::try_reading_buf(room))
         })
     }
 
@@ -357,7 +357,7 @@ impl SmcStream {
     ///
     /// `WouldBlock` when nothing fits.
     pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
-        self.try_write_with(&mut rt::TryWriting(buf))
+        self.try_write_with(&mut rt::try_writing(buf))
     }
 
     /// Writes what fits of several buffers.
@@ -366,7 +366,7 @@ impl SmcStream {
     ///
     /// `WouldBlock` when nothing fits.
     pub fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.try_write_with(&mut rt::TryWritingVectored(bufs))
+        self.try_write_with(&mut rt::try_writing_vectored(bufs))
     }
 
     /// Tries I/O of one's own on the TCP socket; the directions of `interest` stay on TCP from then on.
