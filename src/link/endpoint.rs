@@ -11,7 +11,7 @@ use crate::clc::{Eid, Gid, LocalDevice};
 use crate::config::Config;
 use crate::ism::device::{Device, EndpointEntry, EndpointId, PortEntry};
 use crate::ism::sys;
-use crate::link::accepted::{Accepted, FIRST_LOOK, Found, Key};
+use crate::link::accepted::{AcceptedStreams, FIRST_LOOK, Found, Key};
 use crate::link::lack::{no_link, reason_of};
 use crate::link::message::Subject;
 use crate::link::proof;
@@ -47,7 +47,7 @@ pub(crate) struct Endpoint {
     entry: Mutex<Option<EndpointEntry>>,
     clc: LocalDevice,
     eventfd: OwnedFd,
-    accepted: Accepted,
+    accepted: AcceptedStreams,
     /// The peer policies of its listeners, and of the streams that have asked for an upgrade.
     let_in: Mutex<Vec<PeerPolicy>>,
     links: Mutex<Links, rank::EndpointLinks>,
@@ -77,7 +77,7 @@ impl Endpoint {
             entry: Mutex::new(Some(entry)),
             clc,
             eventfd: sys::eventfd()?,
-            accepted: Accepted::default(),
+            accepted: AcceptedStreams::default(),
             let_in: Mutex::default(),
             links: Mutex::default(),
             generation: AtomicU64::new(1),
@@ -143,7 +143,7 @@ impl Endpoint {
         &self.eventfd
     }
 
-    pub(crate) fn accepted(&self) -> &Accepted {
+    pub(crate) fn accepted(&self) -> &AcceptedStreams {
         &self.accepted
     }
 
@@ -449,7 +449,7 @@ impl Endpoint {
         });
     }
 
-    /// Tells offers and queries that wait for a stream which will not come; see [`Accepted::sweep`].
+    /// Tells offers and queries that wait for a stream which will not come; see [`AcceptedStreams::sweep`].
     pub(crate) fn sweep(&self, now: Duration) -> Option<Duration> {
         self.accepted.sweep(now, proof::waits_for_accept)
     }
