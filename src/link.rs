@@ -44,11 +44,11 @@ use crate::link::accepted::Key;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::link::message::{DmbPlace, Message, Subject};
-use crate::link::outbox::Outbox;
+use crate::link::outbox::{Flusher, Outbox};
 use crate::link::reactor::Watched;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
-use crate::link::stream::{Death, Interrupt, LinkedStream};
-use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock};
+use crate::link::stream::{Death, InterruptHandler, LinkedStream, Undelivered};
+use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
 use crate::transport::FallbackReason;
 
 pub(crate) use idle::Hold;
@@ -67,7 +67,7 @@ struct Peer {
 }
 
 /// C: an offer from OFFER to READY or its end.
-struct Outgoing {
+struct OurOffer {
     stream: Weak<dyn LinkedStream>,
     subject: Subject,
     clc: ClientHandshake,
@@ -77,7 +77,7 @@ struct Outgoing {
 }
 
 /// S: an offer from its arrival to READY, CANCEL or REFUSE.
-enum Incoming {
+enum TheirOffer {
     /// Its stream is not accepted yet.
     Waiting { key: Key, number: u64 },
     /// Its stream is being proved; CANCEL may come meanwhile.
@@ -93,7 +93,7 @@ enum Incoming {
 }
 
 struct Registered {
-    interrupts: Arc<dyn Interrupt>,
+    handler: Arc<dyn InterruptHandler>,
     stream: Weak<dyn LinkedStream>,
 }
 
@@ -115,8 +115,8 @@ struct State {
     next_offer: u64,
     /// The CLC name of this link, once a connection of it was confirmed; the first one is its first contact.
     met: bool,
-    outgoing: HashMap<u64, Outgoing>,
-    incoming: HashMap<u64, Incoming>,
+    our_offers: HashMap<u64, OurOffer>,
+    their_offers: HashMap<u64, TheirOffer>,
     /// Tokens of the peer that we owe a DETACH, with the stream that writes there.
     received: HashMap<u64, Weak<dyn LinkedStream>>,
     /// Streams that want to offer, until the peer's HELLO.
@@ -137,7 +137,7 @@ pub(crate) struct Link {
     own_signals: Arc<ArenaMap>,
     peer: OnceLock<Peer>,
     entries: Mutex<Entries>,
-    state: Mutex<State>,
+    state: Mutex<State, rank::LinkState>,
     /// Of the descriptors that links may have.
     _place: LinkPlace,
     /// A fault or limit of this end made it hang up.
@@ -199,8 +199,8 @@ impl Link {
                 theirs: PeerArenas::default(),
                 next_offer: 1,
                 met: false,
-                outgoing: HashMap::new(),
-                incoming: HashMap::new(),
+                our_offers: HashMap::new(),
+                their_offers: HashMap::new(),
                 received: HashMap::new(),
                 before_hello: Vec::new(),
             }),
@@ -268,37 +268,43 @@ impl Link {
 
     // ---- interrupts ----
 
-    /// Tells the peer's reader or writer of connection `index` to look.
-    pub(crate) fn interrupt_peer(&self, index: u32, signal: Signal) {
-        if self.interrupt_remote_peer(index, signal) {
-            return;
+    /// Raises a signal for the peer's end of connection `index`. That calls nobody; what is left to do, once no lock is
+    /// held, is for [`Link::deliver_interrupt`].
+    #[inline]
+    pub(crate) fn raise(&self, index: u32, signal: Signal) -> Option<Undelivered> {
+        let peer = self.peer.get()?;
+        if peer.here.is_some() {
+            return Some(Undelivered::Handler(signal));
         }
-        let here = self.peer.get().and_then(|peer| peer.here.as_ref());
-        if let Some(link) = here.and_then(Weak::upgrade) {
-            link.interrupted(index, signal);
-        }
+        let page = peer.first_arena.signals();
+        let sleeps = page.raise(index, signal, sys::monotonic_ns, self.stale_after, &self.last_rung);
+        sleeps.then_some(Undelivered::Eventfd)
     }
 
-    /// The same, if the peer lives in another process, where no waker of ours is called.
-    #[inline]
-    pub(crate) fn interrupt_remote_peer(&self, index: u32, signal: Signal) -> bool {
-        let Some(peer) = self.peer.get().filter(|peer| peer.here.is_none()) else { return false };
-        let page = peer.first_arena.signals();
-        if page.raise(index, signal, sys::monotonic_ns, self.stale_after, &self.last_rung) {
-            if let Err(error) = sys::ring(peer.eventfd.as_fd()) {
-                crate::trace::debug!("ringing the peer's eventfd failed: {error}");
+    /// Does what [`Link::raise`] has left to do.
+    pub(crate) fn deliver_interrupt(&self, index: u32, undelivered: Undelivered) {
+        let Some(peer) = self.peer.get() else { return };
+        match undelivered {
+            Undelivered::Eventfd => {
+                if let Err(error) = sys::ring(peer.eventfd.as_fd()) {
+                    crate::trace::debug!("writing the peer's eventfd failed: {error}");
+                }
+            }
+            Undelivered::Handler(signal) => {
+                if let Some(link) = peer.here.as_ref().and_then(Weak::upgrade) {
+                    link.interrupted(index, signal);
+                }
             }
         }
-        true
     }
 
     fn interrupted(&self, index: u32, signal: Signal) {
-        let interrupts = {
+        let handler = {
             let entries = lock(&self.entries);
-            entries.table.get(index as usize).and_then(Option::as_ref).map(|entry| entry.interrupts.clone())
+            entries.table.get(index as usize).and_then(Option::as_ref).map(|entry| entry.handler.clone())
         };
-        if let Some(interrupts) = interrupts {
-            interrupts.interrupt(signal);
+        if let Some(handler) = handler {
+            handler.on_interrupt(signal);
         }
     }
 
@@ -309,7 +315,7 @@ impl Link {
         let mut batch: [(u32, Signal); BATCH] = [(0, Signal::Data); BATCH];
         let mut held = 0;
         let flush = |batch: &[(u32, Signal)]| {
-            let mut woken: [Option<(Arc<dyn Interrupt>, Signal)>; BATCH] = [const { None }; BATCH];
+            let mut woken: [Option<(Arc<dyn InterruptHandler>, Signal)>; BATCH] = [const { None }; BATCH];
             {
                 let entries = lock(&self.entries);
                 for (slot, (index, signal)) in woken.iter_mut().zip(batch) {
@@ -317,11 +323,11 @@ impl Link {
                         .table
                         .get(*index as usize)
                         .and_then(Option::as_ref)
-                        .map(|entry| (entry.interrupts.clone(), *signal));
+                        .map(|entry| (entry.handler.clone(), *signal));
                 }
             }
-            for (interrupts, signal) in woken.into_iter().take(batch.len()).flatten() {
-                interrupts.interrupt(signal);
+            for (handler, signal) in woken.into_iter().take(batch.len()).flatten() {
+                handler.on_interrupt(signal);
             }
         };
         let found = page.drain(|index, signal| {
@@ -339,7 +345,7 @@ impl Link {
     }
 
     fn register(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Option<u32> {
-        let registered = Registered { interrupts: stream.interrupts(), stream: Arc::downgrade(stream) };
+        let registered = Registered { handler: stream.interrupt_handler(), stream: Arc::downgrade(stream) };
         let mut entries = lock(&self.entries);
         let index = match entries.free.pop() {
             Some(index) => index,
@@ -379,26 +385,29 @@ impl Link {
             return;
         }
         // The task of this link sees the same error or the end of the socket and buries the link.
-        if let Err(error) = self.outbox.send(self.socket(), message.encode()) {
-            crate::trace::debug!("a link's socket does not take messages: {error}");
-            if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
-                // What is not said costs slots and growth, no connection.
-                self.restrict();
-                return;
-            }
-            if !has_hung_up(&error) {
-                self.blame(match error.raw_os_error() {
-                    None => SmcError::Limit(error.to_string().into()),
-                    Some(_) => SmcError::OwnFailure(format!("its control socket: {error}").into()),
-                });
-                self.faulty.store(true, Ordering::Release);
-            }
-            let _ = sys::shutdown_socket(self.socket());
+        let error = match self.outbox.send(self.socket(), message.encode()) {
+            Ok(flusher) => return flusher.wake(),
+            Err(error) => error,
+        };
+        crate::trace::debug!("a link's socket does not take messages: {error}");
+        if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
+            // What is not said costs slots and growth, no connection.
+            self.restrict();
+            return;
         }
+        if !has_hung_up(&error) {
+            self.blame(match error.raw_os_error() {
+                None => SmcError::Limit(error.to_string().into()),
+                Some(_) => SmcError::OwnFailure(format!("its control socket: {error}").into()),
+            });
+            self.faulty.store(true, Ordering::Release);
+        }
+        let _ = sys::shutdown_socket(self.socket());
     }
 
     /// Sends a message with a descriptor; an error says that it could not be, and that nothing has happened.
-    fn send_fd(&self, message: &Message, fd: OwnedFd) -> io::Result<()> {
+    /// Whom to wake then comes back, since a lock may be held.
+    fn send_fd(&self, message: &Message, fd: OwnedFd) -> io::Result<Flusher> {
         self.outbox.send_fd(self.socket(), message.encode(), fd).inspect_err(|error| {
             crate::trace::debug!("a link's socket does not take a descriptor: {error}");
         })
@@ -444,8 +453,13 @@ impl Link {
     fn allocate(&self, stream: &Arc<dyn LinkedStream>) -> Result<NewDmb, FallbackReason> {
         let window = stream.dmb_size();
         // ARENA is sent under the lock, so that no other thread can name the arena first.
-        let announce = |slots: u32, fd: OwnedFd| self.send_fd(&Message::Arena { slots }, fd);
+        let mut flusher = Flusher::default();
+        let announce = |slots: u32, fd: OwnedFd| {
+            flusher = self.send_fd(&Message::Arena { slots }, fd)?;
+            Ok(())
+        };
         let allocated = lock(&self.state).own.allocate(Arc::downgrade(stream), announce);
+        flusher.wake();
         let Allocated { arena, slot, token, memory } = allocated.map_err(|error| {
             crate::trace::debug!("no DMB: {error}");
             match error.kind() {

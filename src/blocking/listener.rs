@@ -14,7 +14,7 @@ use crate::ism::device::PortEntry;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::rt::mio::Engine;
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{Arc, Mutex, lock, rank};
 use crate::transport::FallbackReason;
 
 /// A TCP listener whose streams can be upgraded by clients of this crate; plain TCP clients see plain TCP.
@@ -41,7 +41,7 @@ pub struct SmcListener {
 struct Shared {
     config: Config,
     /// Or why its streams stay on TCP, if that is not as the configuration wants it.
-    home: Mutex<Result<Arc<Home>, Option<FallbackReason>>>,
+    home: Mutex<Result<Arc<Home>, Option<FallbackReason>>, rank::ListenerHome>,
 }
 
 /// Where the listener's streams can be found by their clients.

@@ -12,7 +12,7 @@ use rustix::time::Timespec;
 
 use crate::ism::sys;
 use crate::rt::mio::SocketWaits;
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{Arc, PlainGuard, PlainMutex};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
@@ -28,7 +28,8 @@ enum State {
 /// What a thread waits at. As a waker, it lets that thread go on.
 #[derive(Default)]
 pub(super) struct Parker {
-    state: Mutex<State>,
+    /// Not in the order of locks: a condition needs the lock itself, and under it nothing is done.
+    state: PlainMutex<State>,
     condition: Condvar,
     /// Made when somebody waits for a socket and for us.
     eventfd: OnceLock<OwnedFd>,
@@ -40,7 +41,7 @@ impl Wake for Parker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let before = std::mem::replace(&mut *lock(&self.state), State::Woken);
+        let before = std::mem::replace(&mut *self.state(), State::Woken);
         match before {
             State::Awake | State::Woken => {}
             State::Parked => self.condition.notify_one(),
@@ -54,14 +55,18 @@ impl Wake for Parker {
 }
 
 impl Parker {
+    fn state(&self) -> PlainGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     /// Forgets wake-ups until now. To be called before its waker is given away.
     pub(super) fn begin(&self) {
-        *lock(&self.state) = State::Awake;
+        *self.state() = State::Awake;
     }
 
     /// Waits for a wake-up since [`Parker::begin`], or for the deadline.
     pub(super) fn park(&self, deadline: Option<Instant>) {
-        let mut state = lock(&self.state);
+        let mut state = self.state();
         while *state != State::Woken {
             *state = State::Parked;
             state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
@@ -93,7 +98,7 @@ impl Parker {
             }
         };
         {
-            let mut state = lock(&self.state);
+            let mut state = self.state();
             if *state == State::Woken {
                 return Ok(());
             }
@@ -101,7 +106,7 @@ impl Parker {
         }
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let polled = wait_ready(socket, waits, eventfd.as_fd(), left);
-        *lock(&self.state) = State::Awake;
+        *self.state() = State::Awake;
         polled
     }
 

@@ -16,7 +16,7 @@ use crate::ism::device::PortEntry;
 use crate::link::adopted::adopt;
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::reactor::Reactor;
-use crate::link::stream::LinkedStream;
+use crate::link::stream::{LinkedStream, Verdict};
 use crate::rt::mio::{self as rt, Engine, MioTcp};
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
 use crate::transport::FallbackReason;
@@ -73,14 +73,14 @@ impl Drop for Shared {
 }
 
 /// What lets the client of an accepted stream find it, as long as it may still be upgraded.
-struct Accepted {
+struct ListedAsAccepted {
     endpoint: Arc<Endpoint>,
     entry: AcceptedEntry,
     /// The port stays listed as long as a stream of it may need it.
     _port: Arc<PortEntry>,
 }
 
-impl Drop for Accepted {
+impl Drop for ListedAsAccepted {
     fn drop(&mut self) {
         self.endpoint.forget_accepted(self.entry);
     }
@@ -150,12 +150,12 @@ impl SmcStream {
         let linked: Arc<dyn LinkedStream> = self.shared.conn.clone();
         let entry = home.endpoint.accept(port, client, &linked);
         let (endpoint, _port) = (home.endpoint.clone(), home.port.clone());
-        self.shared.conn.anchor(Box::new(Accepted { endpoint, entry, _port }));
+        self.shared.conn.keep_registration(Box::new(ListedAsAccepted { endpoint, entry, _port }));
     }
 
     /// Its listener has no place where a client could find this stream.
     pub(super) fn can_not_be_upgraded(&self, reason: FallbackReason) {
-        self.shared.conn.refused(reason);
+        self.shared.conn.verdict(Verdict::OfferRefused(reason));
     }
 
     /// Makes a stream of a connected std socket, in whichever mode it is.
@@ -169,8 +169,8 @@ impl SmcStream {
         if let Some(other) =
             linked.subject().ok().and_then(|ours| adopt(ours.cookie, Arc::downgrade(&linked)))
         {
-            linked.shared();
-            other.shared();
+            linked.verdict(Verdict::SocketShared);
+            other.verdict(Verdict::SocketShared);
         }
         stream
     }
@@ -289,7 +289,7 @@ impl Shared {
         if buf.is_empty() {
             return Ok(0);
         }
-        match self.read_with(rt::reading(buf)) {
+        match self.read_with(rt::reading(&mut &mut *buf)) {
             Some(answer) => {
                 self.done(Operation::Read, &answer);
                 answer
@@ -315,7 +315,7 @@ impl Shared {
         if buf.is_empty() {
             return Ok(0);
         }
-        self.read_with(rt::peeking(buf)).unwrap_or_else(|| self.tcp.std().peek(buf))
+        self.read_with(rt::peeking(&mut &mut *buf)).unwrap_or_else(|| self.tcp.std().peek(buf))
     }
 
     /// As the kernel does, it waits until all is written: less is for who does not wait, or not any longer.
@@ -381,7 +381,7 @@ impl Shared {
         if how != Shutdown::Write {
             self.tcp.std().shutdown(Shutdown::Read)?;
             // The ring has to know of it, and who waits there.
-            self.conn.obey_socket();
+            self.conn.check_socket();
         }
         Ok(())
     }

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use super::stream::{Shared, SmcStream};
 use crate::config::UpgradePolicy;
 use crate::conn::Connection;
-use crate::conn::upgrade::WatchKey;
+use crate::conn::watch::WatchKey;
 use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::link::search::Unsettled;
-use crate::link::stream::LinkedStream;
+use crate::link::stream::{LinkedStream, Verdict};
 use crate::rt::mio::{Engine, MioTcp, noting_waits};
 use crate::sync::Arc;
 use crate::transport::{Counters, FallbackReason, Transport, UCred};
@@ -101,7 +101,8 @@ impl Shared {
             Ok(endpoint) => self.offer_on(&endpoint),
             Err(error) => {
                 crate::trace::warning!("no loopback-ism device: {error}");
-                self.conn.stay_on_tcp(reason_of(&error, FallbackReason::NoDevice));
+                let reason = reason_of(&error, FallbackReason::NoDevice);
+                self.conn.verdict(Verdict::StayOnTcp(reason));
             }
         }
     }

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use super::looks::Looks;
 use super::park::Parker;
 use super::stream::Shared;
-use crate::conn::waiters::Waiters;
-use crate::conn::{OnPending, Operation, ReadOp, WriteOp};
+use crate::conn::op::{ReadOp, WriteOp};
+use crate::conn::waiters::WakerSet;
+use crate::conn::{OnPending, Operation};
 use crate::rt::mio::{MioTcp, SocketWaits, noting_waits};
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, lock, try_lock};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, lock};
 
 /// What there is to wait for one direction of a stream.
 pub(super) struct Direction {
@@ -23,7 +24,8 @@ pub(super) struct Direction {
     left_to_tcp: AtomicBool,
     /// In nanoseconds; 0: none.
     timeout: AtomicU64,
-    looks: Mutex<Looks>,
+    /// Taken by the one thread that looks.
+    looks: Mutex<Option<Looks>>,
 }
 
 impl Direction {
@@ -31,7 +33,7 @@ impl Direction {
         let direction = Direction {
             left_to_tcp: AtomicBool::new(left_to_tcp),
             timeout: AtomicU64::new(0),
-            looks: Mutex::new(Looks::new(busy_poll)),
+            looks: Mutex::new(Some(Looks::new(busy_poll))),
         };
         direction.set_timeout(timeout);
         direction
@@ -57,7 +59,7 @@ fn would_block() -> io::Error {
 
 /// Takes a place in a list of those who wait; leaves it again.
 struct Enlisted<'a> {
-    waiters: &'a Waiters,
+    waiters: &'a WakerSet,
     key: Option<u64>,
 }
 
@@ -123,7 +125,8 @@ impl Shared {
         mut attempt: impl FnMut(OnPending) -> Poll<io::Result<usize>>,
     ) -> io::Result<usize> {
         // Of several threads that wait one looks, and the others sleep.
-        let looks = if in_ring { try_lock(&self.direction(operation).looks) } else { None };
+        let place = &self.direction(operation).looks;
+        let looks = if in_ring { lock(place).take() } else { None };
         let Some(mut looks) = looks else { return self.sleep_for(operation, attempt) };
         let began = looks.begin();
         let answer = match looks.look(&began, || attempt(OnPending::Return)) {
@@ -131,6 +134,7 @@ impl Shared {
             Poll::Pending => self.sleep_for(operation, attempt),
         };
         looks.end(began);
+        *lock(place) = Some(looks);
         answer
     }
 
@@ -142,8 +146,8 @@ impl Shared {
     ) -> io::Result<usize> {
         let deadline = self.direction(operation).deadline();
         let waiters = match operation {
-            Operation::Read => &self.conn.wakes.readers,
-            Operation::Write => &self.conn.wakes.writers,
+            Operation::Read => &self.conn.waiters.readers,
+            Operation::Write => &self.conn.waiters.writers,
         };
         let parker = self.parker();
         let waker = Waker::from(parker.clone());

@@ -5,15 +5,15 @@ use std::sync::Weak;
 use std::task::Waker;
 use std::{fmt, io};
 
-use super::client::Matched;
-use super::server::Offered;
-use super::{Fault, Incoming, Link, Peer};
+use super::client::MatchMessage;
+use super::server::OfferMessage;
+use super::{Fault, Link, Peer, TheirOffer};
 use crate::clc::Decline;
 use crate::error::SmcError;
 use crate::ism::sys::{self, Carried};
 use crate::link::lack::{NO_LINK, no_link, reason_of, silence_of};
 use crate::link::message::{LONGEST, MOST_FDS, Message};
-use crate::link::stream::{Ask, Death, LinkedStream};
+use crate::link::stream::{Ask, Death, LinkedStream, Verdict};
 use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::{FallbackReason, UCred};
@@ -112,10 +112,10 @@ impl Link {
                 })
             }
             Message::Offer { id, signal, handshake, subject, clc } => {
-                self.on_offer(Offered { id, signal, handshake, subject, clc })
+                self.on_offer(OfferMessage { id, signal, handshake, subject, clc })
             }
             Message::Match { id, signal, dmb, cookie, clc } => {
-                self.on_match(&Matched { id, signal, cookie, dmb }, &clc)
+                self.on_match(&MatchMessage { id, signal, cookie, dmb }, &clc)
             }
             Message::Ready { id, dmb, clc } => self.on_ready(id, dmb, &clc),
             Message::Refuse { id, clc } => self.on_refuse(id, &clc),
@@ -124,7 +124,7 @@ impl Link {
                 // Unknown when it crossed our DETACH or CANCEL.
                 let stream = lock(&self.state).received.get(&token).and_then(|stream| stream.upgrade());
                 if let Some(stream) = stream {
-                    stream.peer_pinned();
+                    stream.verdict(Verdict::PeerPinned);
                 }
                 Ok(())
             }
@@ -132,7 +132,7 @@ impl Link {
                 let stream = lock(&self.state).own.stream(token).and_then(|stream| stream.upgrade());
                 // Before the slot is free: the stream may still look at the word in it.
                 if let Some(stream) = stream {
-                    stream.peer_detached();
+                    stream.verdict(Verdict::PeerDetached);
                 }
                 if lock(&self.state).own.detached(token) {
                     self.close_if_idle();
@@ -213,21 +213,21 @@ impl Link {
         if self.restricted.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (outgoing, matched, before_hello) = {
+        let (ours, matched, before_hello) = {
             let mut state = lock(&self.state);
-            let matched = state.incoming.values().filter_map(|incoming| match incoming {
-                Incoming::Matched { stream, .. } => Some(stream.clone()),
+            let matched = state.their_offers.values().filter_map(|theirs| match theirs {
+                TheirOffer::Matched { stream, .. } => Some(stream.clone()),
                 _ => None,
             });
             let matched = Vec::from_iter(matched);
-            let outgoing = Vec::from_iter(state.outgoing.keys().copied());
-            (outgoing, matched, std::mem::take(&mut state.before_hello))
+            let ours = Vec::from_iter(state.our_offers.keys().copied());
+            (ours, matched, std::mem::take(&mut state.before_hello))
         };
         // Their READY will not be heard.
         for stream in matched.iter().filter_map(Weak::upgrade) {
-            stream.can_not_send(FallbackReason::Denied);
+            stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
         }
-        for id in outgoing {
+        for id in ours {
             self.end_offer(id, FallbackReason::Denied);
         }
         for stream in before_hello.iter().filter_map(Weak::upgrade) {
@@ -265,20 +265,20 @@ impl Link {
         };
         for stream in &streams {
             // One stream's trouble is not to hide the news from the others.
-            let _ = shielded(|| stream.link_died(self.id, death));
+            let _ = shielded(|| stream.verdict(Verdict::LinkDied { link: self.id, death }));
         }
-        let (outgoing, incoming, before_hello) = {
+        let (ours, theirs, before_hello) = {
             let mut state = lock(&self.state);
-            let outgoing: Vec<u64> = state.outgoing.keys().copied().collect();
-            (outgoing, std::mem::take(&mut state.incoming), std::mem::take(&mut state.before_hello))
+            let ours: Vec<u64> = state.our_offers.keys().copied().collect();
+            (ours, std::mem::take(&mut state.their_offers), std::mem::take(&mut state.before_hello))
         };
         let reason = self.reason_after(death);
-        for id in outgoing {
+        for id in ours {
             let _ = shielded(|| self.end_offer(id, reason));
         }
         if let Some(endpoint) = self.endpoint.upgrade() {
-            for incoming in incoming.into_values() {
-                if let Incoming::Waiting { key, number } = incoming {
+            for theirs in theirs.into_values() {
+                if let TheirOffer::Waiting { key, number } = theirs {
                     endpoint.accepted().forget(key, number);
                 }
             }
@@ -310,7 +310,7 @@ impl Link {
     /// A stream that was attached while the link died has missed the news.
     pub(super) fn bury_late(&self, stream: &Arc<dyn LinkedStream>) {
         if let Some(death) = self.death() {
-            stream.link_died(self.id, death);
+            stream.verdict(Verdict::LinkDied { link: self.id, death });
         }
     }
 
@@ -338,7 +338,8 @@ impl Link {
         SmcError::misbehaved(UCred { uid, gid, pid: (pid != 0).then_some(pid) }, rule)
     }
 
-    /// Why a stream of this link was reset. A link that lives, or that ended otherwise, has nothing to do with it.
+    /// Why a stream of this link was reset. A link that lives, or that ended otherwise, has nothing
+    /// to do with it.
     #[cold]
     pub(crate) fn fault(&self) -> SmcError {
         self.fault.get().cloned().unwrap_or(SmcError::OutOfStep)

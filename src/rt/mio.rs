@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::ism::sys;
 use crate::link::drive::{Ended, Parked};
 use crate::link::endpoint::Endpoint;
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{Arc, Mutex, lock, rank};
 use executor::Executor;
 
 pub(crate) use ops::{
@@ -38,12 +38,12 @@ pub(crate) fn busy_poll(config: &Config) -> Duration {
 
 type Key = Option<Arc<Path>>;
 
-static ENGINES: Mutex<Option<HashMap<Key, Weak<Engine>>>> = Mutex::new(None);
+static ENGINES: Mutex<Option<HashMap<Key, Weak<Engine>>>, rank::Endpoints> = Mutex::new(None);
 
 /// The engine thread of a device directory, as long as somebody holds this.
 pub(crate) struct Engine {
     executor: Arc<Executor>,
-    endpoint: Mutex<Option<Arc<Endpoint>>>,
+    endpoint: Mutex<Option<Arc<Endpoint>>, rank::Endpoints>,
     this: Weak<Engine>,
 }
 

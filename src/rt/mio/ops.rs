@@ -1,199 +1,116 @@
-//! The ways to read and write that std's sockets have, each on both transports. None of them waits.
+//! The ways to read and write that std's sockets have, as far as they ask TCP; the rest is in [`crate::conn::op`]. None
+//! of them waits.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use rustix::net::RecvFlags;
 
 use super::tcp::{MioTcp, receive, receive_vectored};
-use crate::conn::{ReadOp, WriteOp, receive as rx, send as tx};
+use crate::conn::op::{Peek, Read, ReadOp, ReadVectored, Readable, Writable, Write, WriteOp, WriteVectored};
+use crate::conn::{receive as rx, send as tx};
 use crate::ism::ring::Violation;
 use crate::ism::sys;
 
-/// Readiness is what poll(2) would say now, and not, as with tokio, what was so when somebody tried last: each operation
-/// ends it.
-const EXACT: bool = true;
+/// An operation after which readiness is what poll(2) would say, and not, as with tokio, what was so when somebody tried
+/// last: each one ends what was known, as a short one does.
+struct Exact<O>(O);
 
-struct Reading<'a>(&'a mut [u8]);
-
-/// Reads into one buffer.
-#[inline]
-pub(crate) fn reading(buffer: &mut [u8]) -> impl ReadOp<MioTcp> {
-    Reading(buffer)
-}
-
-impl ReadOp<MioTcp> for Reading<'_> {
-    fn tcp(&mut self, socket: &MioTcp, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        socket.reading(|fd| receive(fd, self.0, RecvFlags::empty()))
+impl<O: ReadOp<MioTcp>> ReadOp<MioTcp> for Exact<O> {
+    fn tcp(&mut self, socket: &MioTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.0.tcp(socket, cx)
     }
 
     #[inline]
     fn ring(&mut self, ring: &mut rx::Ring) -> Result<usize, Violation> {
-        ring.read(&mut &mut self.0[..])
+        self.0.ring(ring)
     }
 
-    fn has_room(&self) -> bool {
-        EXACT
+    fn is_short(&self) -> bool {
+        true
     }
+
+    const CONSUMES: bool = O::CONSUMES;
+    const PEEKS: bool = O::PEEKS;
 }
 
-struct ReadingVectored<'a, 'b>(&'a mut [IoSliceMut<'b>]);
-
-/// Reads into several buffers.
-pub(crate) fn reading_vectored(buffers: &mut [IoSliceMut<'_>]) -> impl ReadOp<MioTcp> {
-    ReadingVectored(buffers)
-}
-
-impl ReadOp<MioTcp> for ReadingVectored<'_, '_> {
-    fn tcp(&mut self, socket: &MioTcp, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        socket.reading(|fd| receive_vectored(fd, self.0))
+impl<O: WriteOp<MioTcp>> WriteOp<MioTcp> for Exact<O> {
+    fn tcp(&mut self, socket: &MioTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.0.tcp(socket, cx)
     }
 
-    fn ring(&mut self, ring: &mut rx::Ring) -> Result<usize, Violation> {
-        let mut total = 0;
-        for buffer in self.0.iter_mut() {
-            let wanted = buffer.len();
-            let length = ring.read(&mut &mut buffer[..])?;
-            total += length;
-            if length < wanted {
-                break;
-            }
-        }
-        Ok(total)
-    }
-
-    fn has_room(&self) -> bool {
-        EXACT
-    }
-}
-
-struct Peeking<'a>(&'a mut [u8], usize);
-
-/// Shows what is next, and leaves it.
-pub(crate) fn peeking(buffer: &mut [u8]) -> impl ReadOp<MioTcp> {
-    Peeking(buffer, 0)
-}
-
-impl ReadOp<MioTcp> for Peeking<'_> {
-    fn tcp(&mut self, socket: &MioTcp, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let length = ready!(socket.reading(|fd| receive(fd, self.0, RecvFlags::PEEK)))?;
-        self.1 = length;
-        Poll::Ready(Ok(length))
-    }
-
-    fn ring(&mut self, ring: &mut rx::Ring) -> Result<usize, Violation> {
-        // What TCP has shown comes before.
-        ring.peek(&mut &mut self.0[self.1..])
-    }
-
-    const CONSUMES: bool = false;
-    const PEEKS: bool = true;
-}
-
-struct ReadReadiness;
-
-/// Readable, at its end, or failed.
-pub(crate) fn read_readiness() -> impl ReadOp<MioTcp> {
-    ReadReadiness
-}
-
-impl ReadOp<MioTcp> for ReadReadiness {
-    fn tcp(&mut self, socket: &MioTcp, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        socket.reading(|fd| match sys::is_ready(fd, true, false)? {
-            true => Ok(1),
-            false => Err(io::ErrorKind::WouldBlock.into()),
-        })
-    }
-
-    fn ring(&mut self, ring: &mut rx::Ring) -> Result<usize, Violation> {
-        ring.is_readable().map(usize::from)
-    }
-
-    const CONSUMES: bool = false;
-}
-
-struct Writing<'a>(&'a [u8]);
-
-/// Writes from one buffer.
-#[inline]
-pub(crate) fn writing(bytes: &[u8]) -> impl WriteOp<MioTcp> {
-    Writing(bytes)
-}
-
-impl WriteOp<MioTcp> for Writing<'_> {
-    fn tcp(&mut self, socket: &MioTcp, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        socket.writing(|fd| sys::send_bytes(fd, &[IoSlice::new(self.0)]))
+    fn direct(&mut self, socket: &MioTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.0.direct(socket, cx)
     }
 
     #[inline]
     fn ring(&mut self, ring: &mut tx::Ring) -> Result<usize, Violation> {
-        ring.write(self.0)
-    }
-
-    fn late(&mut self, socket: &MioTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.tcp(socket, cx)
+        self.0.ring(ring)
     }
 
     fn is_short(&self, _: usize) -> bool {
-        EXACT
+        true
     }
 
     fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    const WRITES: bool = O::WRITES;
 }
 
-struct WritingVectored<'a, 'b>(&'a [IoSlice<'b>]);
+/// Reads into one buffer.
+#[inline]
+pub(crate) fn reading(buffer: &mut &mut [u8]) -> impl ReadOp<MioTcp> {
+    Exact(Read::new(buffer, |socket: &MioTcp, _, buffer: &mut &mut [u8]| {
+        socket.reading(|fd| receive(fd, buffer, RecvFlags::empty()))
+    }))
+}
+
+/// Reads into several buffers.
+pub(crate) fn reading_vectored(buffers: &mut [IoSliceMut<'_>]) -> impl ReadOp<MioTcp> {
+    Exact(ReadVectored::new(buffers, |socket: &MioTcp, _, buffers| {
+        socket.reading(|fd| receive_vectored(fd, buffers))
+    }))
+}
+
+/// Shows what is next, and leaves it.
+pub(crate) fn peeking(buffer: &mut &mut [u8]) -> impl ReadOp<MioTcp> {
+    Exact(Peek::new(buffer, |socket: &MioTcp, _, buffer: &mut &mut [u8]| {
+        socket.reading(|fd| {
+            let length = receive(fd, buffer, RecvFlags::PEEK)?;
+            // What is in the ring comes behind it.
+            *buffer = &mut std::mem::take(buffer)[length..];
+            Ok(length)
+        })
+    }))
+}
+
+/// Readable, at its end, or failed.
+pub(crate) fn read_readiness() -> impl ReadOp<MioTcp> {
+    Readable::new(|socket: &MioTcp, _| socket.reading(|fd| ready(sys::is_ready(fd, true, false))))
+}
+
+/// Writes from one buffer.
+#[inline]
+pub(crate) fn writing(bytes: &[u8]) -> impl WriteOp<MioTcp> {
+    Exact(Write::new(bytes, |socket: &MioTcp, _, bytes: &[u8]| {
+        socket.writing(|fd| sys::send_bytes(fd, &[IoSlice::new(bytes)]))
+    }))
+}
 
 /// Writes from several buffers.
 pub(crate) fn writing_vectored(buffers: &[IoSlice<'_>]) -> impl WriteOp<MioTcp> {
-    WritingVectored(buffers)
+    Exact(WriteVectored::new(buffers, |socket: &MioTcp, _, buffers| {
+        socket.writing(|fd| sys::send_bytes(fd, buffers))
+    }))
 }
-
-impl WriteOp<MioTcp> for WritingVectored<'_, '_> {
-    fn tcp(&mut self, socket: &MioTcp, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        socket.writing(|fd| sys::send_bytes(fd, self.0))
-    }
-
-    fn ring(&mut self, ring: &mut tx::Ring) -> Result<usize, Violation> {
-        ring.write_vectored(self.0)
-    }
-
-    fn late(&mut self, socket: &MioTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.tcp(socket, cx)
-    }
-
-    fn is_short(&self, _: usize) -> bool {
-        EXACT
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.iter().all(|buffer| buffer.is_empty())
-    }
-}
-
-struct WriteReadiness;
 
 /// Writable, or failed.
 pub(crate) fn write_readiness() -> impl WriteOp<MioTcp> {
-    WriteReadiness
+    Writable::new(|socket: &MioTcp, _| socket.writing(|fd| ready(sys::is_ready(fd, false, true))))
 }
 
-impl WriteOp<MioTcp> for WriteReadiness {
-    fn tcp(&mut self, socket: &MioTcp, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        socket.writing(|fd| match sys::is_ready(fd, false, true)? {
-            true => Ok(1),
-            false => Err(io::ErrorKind::WouldBlock.into()),
-        })
-    }
-
-    fn ring(&mut self, ring: &mut tx::Ring) -> Result<usize, Violation> {
-        ring.is_writable().map(usize::from)
-    }
-
-    fn late(&mut self, socket: &MioTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.tcp(socket, cx)
-    }
-
-    const WRITES: bool = false;
+fn ready(polled: io::Result<bool>) -> io::Result<()> {
+    if polled? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
 }

@@ -16,7 +16,7 @@ use crate::conn::Tcp;
 use crate::conn::close::Leftover;
 use crate::ism::sys;
 use crate::link::reactor::{Interest, Reactor, when_readable};
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::Arc;
 
 /// The socket of a stream. Its mode is its owner's business: what is done here never waits.
 ///
@@ -26,7 +26,7 @@ pub(crate) struct MioTcp {
     tcp: Arc<TcpStream>,
     /// Who is asked for events, once the stream begins to be upgraded.
     executor: OnceLock<Weak<Executor>>,
-    registered: Mutex<Option<Arc<Registered>>>,
+    registered: OnceLock<Option<Arc<Registered>>>,
 }
 
 /// What an attempt has found the socket not ready for.
@@ -49,7 +49,7 @@ pub(crate) fn noting_waits<R>(attempt: impl FnOnce() -> R) -> (R, SocketWaits) {
 
 impl MioTcp {
     pub(crate) fn new(tcp: TcpStream) -> Self {
-        MioTcp { tcp: Arc::new(tcp), executor: OnceLock::new(), registered: Mutex::default() }
+        MioTcp { tcp: Arc::new(tcp), executor: OnceLock::new(), registered: OnceLock::new() }
     }
 
     pub(crate) fn std(&self) -> &TcpStream {
@@ -95,16 +95,12 @@ impl MioTcp {
     }
 
     fn poll_event(&self, interest: Interest, cx: &mut Context<'_>) -> Poll<()> {
-        let registered = {
-            let mut registered = lock(&self.registered);
-            if registered.is_none() {
-                let executor = self.executor.get().and_then(Weak::upgrade);
-                *registered = executor.and_then(|executor| executor.register(self.tcp.clone()).ok());
-            }
-            registered.clone()
-        };
+        let registered = self.registered.get_or_init(|| {
+            let executor = self.executor.get().and_then(Weak::upgrade);
+            executor.and_then(|executor| executor.register(self.tcp.clone()).ok())
+        });
         // Without a thread nothing will ever be told.
-        registered.map_or(Poll::Ready(()), |registered| registered.poll_event(interest, cx))
+        registered.as_ref().map_or(Poll::Ready(()), |registered| registered.poll_event(interest, cx))
     }
 }
 
@@ -143,6 +139,14 @@ impl Tcp for MioTcp {
 
     fn poll_write(&self, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.writing(|fd| sys::send_bytes(fd, &[IoSlice::new(bytes)]))
+    }
+
+    fn poll_direct(
+        &self,
+        _: &mut Context<'_>,
+        write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        self.writing(write)
     }
 
     fn poll_write_event(&self, cx: &mut Context<'_>) -> Poll<()> {
