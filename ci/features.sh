@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # The library builds without a warning with no feature, with each, with each pair and with all; its
 # unit tests pass with all (`cargo test` has run them with the default ones). The engine alone needs
-# no tokio.
+# no tokio, and the blocking front end neither.
 source "$(dirname "$0")/lib.sh"
 
 engine=$(cargo tree --locked --package tokio-smc --edges normal,build --no-default-features --features unstable-engine \
     --target all --prefix none --format '{p}')
 ! grep '^tokio ' <<<"$engine" || fail "the engine depends on tokio"
+blocking=$(cargo tree --locked --package tokio-smc --edges normal,build --no-default-features --features blocking \
+    --target all --prefix none --format '{p}')
+! grep '^tokio ' <<<"$blocking" || fail "the blocking front end depends on tokio"
 
 packages=$(cargo metadata --locked --no-deps --format-version 1)
 check() {

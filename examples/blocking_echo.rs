@@ -41,7 +41,7 @@ fn main() -> io::Result<()> {
 
 fn serve(addr: SocketAddr) -> io::Result<()> {
     let listener = SmcListener::bind(addr)?;
-    println!("listening on {}", listener.local_addr()?);
+    println!("listening on {} (Ctrl-C ends it)", listener.local_addr()?);
     for stream in listener.incoming() {
         let stream = stream?;
         thread::spawn(move || {

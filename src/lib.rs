@@ -25,12 +25,13 @@
 //! On by default: `tokio`, the front end that is described here. Off by default: `hyper-util` (a
 //! connector for hyper-util's client), `axum08` (`axum::serve` and connect info), `tonic014`
 //! (servers and channels of tonic), `futures-io` (`SmcStream::compat`), `tracing` (events), `full`
-//! (all of them).
+//! (all of them). `blocking` is another front end, for programs without a runtime, in place of
+//! `std::net`; with `default-features = false` it needs no tokio.
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// The engine is complete, whoever uses it.
+// The engine is complete, whoever uses it: the front end for tokio has a use for (nearly) all of it.
 #![cfg_attr(
-    not(any(feature = "tokio", feature = "blocking")),
-    allow(dead_code, unused_imports, unused_macros, reason = "without a front end nobody calls the engine")
+    not(feature = "tokio"),
+    allow(dead_code, unused_imports, unused_macros, reason = "without that front end some of the engine is not called")
 )]
 
 pub(crate) mod sync;

@@ -2,6 +2,8 @@
 
 #[path = "demos/axum.rs"]
 mod axum;
+#[path = "demos/blocking.rs"]
+mod blocking;
 #[path = "demos/chat.rs"]
 mod chat;
 #[path = "demos/demo.rs"]

@@ -152,22 +152,25 @@ impl Shared {
         let parker = self.parker();
         let waker = Waker::from(parker.clone());
         let mut listed = Enlisted { waiters, key: None };
-        loop {
+        let answer = loop {
             parker.begin();
             // Who was woken is not listed any more, whatever his key says.
             waiters.delist(&mut listed.key);
             waiters.enlist(&mut listed.key, &waker);
             let (answer, waits) = noting_waits(|| attempt(OnPending::Arm));
             if let Poll::Ready(answer) = answer {
-                drop(listed);
-                self.keep(parker);
-                return answer;
+                break answer;
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(would_block());
+                break Err(would_block());
             }
-            self.sleep(&parker, waits, deadline)?;
-        }
+            if let Err(error) = self.sleep(&parker, waits, deadline) {
+                break Err(error);
+            }
+        };
+        drop(listed);
+        self.keep(parker);
+        answer
     }
 
     /// Waits for a wake-up, and for the socket where that was found not ready.
