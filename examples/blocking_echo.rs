@@ -1,7 +1,8 @@
-//! Echo without a runtime: `blocking_echo serve 127.0.0.1:7007`, then `blocking_echo say 127.0.0.1:7007 hello`.
+//! Echo without a runtime: `blocking_echo serve 127.0.0.1:7007`, then `blocking_echo say
+//! 127.0.0.1:7007 hello`.
 //!
-//! Both ends print what their connection runs on. Either of them may also be another program: one of tokio's with
-//! `tokio_smc::SmcStream`, or a plain one such as nc(1), with which it stays TCP.
+//! Both ends print what their connection runs on. Either of them may also be another program: one
+//! of tokio's with `tokio_smc::SmcStream`, or a plain one such as nc(1), with which it stays TCP.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -41,14 +42,15 @@ fn main() -> io::Result<()> {
 
 fn serve(addr: SocketAddr) -> io::Result<()> {
     let listener = SmcListener::bind(addr)?;
-    println!("listening on {} (Ctrl-C ends it)", listener.local_addr()?);
+    writeln!(io::stdout(), "listening on {} (Ctrl-C ends it)", listener.local_addr()?)?;
     for stream in listener.incoming() {
         let stream = stream?;
-        thread::spawn(move || {
+        thread::spawn(move || -> io::Result<()> {
+            let mut out = io::stdout();
             if let Err(error) = echo(&stream) {
-                eprintln!("a connection ended: {error}");
+                writeln!(out, "a connection failed: {error}")?;
             }
-            println!("served a connection on {}", stream.transport());
+            writeln!(out, "served a connection on {}", stream.transport())
         });
     }
     Ok(())
@@ -80,6 +82,6 @@ fn say(addr: SocketAddr, line: &str, times: u32) -> io::Result<()> {
         }
     }
     let each = began.elapsed() / times.max(1);
-    println!("{} ({times} times, {each:?} each, on {})", answer.trim_end(), stream.transport());
-    Ok(())
+    let (answer, transport) = (answer.trim_end(), stream.transport());
+    writeln!(io::stdout(), "{answer} ({times} times, {each:?} each, on {transport})")
 }

@@ -1,9 +1,11 @@
-//! The front end for programs without a runtime: [`SmcStream`] and [`SmcListener`] are used like those of [`std::net`].
+//! The front end for programs without a runtime: [`SmcStream`] and [`SmcListener`] are used like
+//! those of [`std::net`].
 //!
-//! A connection begins as plain TCP, and moves to shared memory as the ones of the `tokio` front end do, whichever of
-//! the two the peer uses. What has to be done in the background does a thread of this crate, one per process and device
-//! directory. It begins with the first listener or the first upgrade, and ends with the last stream and listener
-//! that had a use for it; a program that stays on plain TCP has no such thread, and no descriptor but its sockets.
+//! A connection begins as plain TCP, and moves to shared memory as the ones of the `tokio` front
+//! end do, whichever of the two the peer uses. What has to be done in the background does a thread
+//! of this crate, one per process and device directory. It begins with the first listener or the
+//! first upgrade, and ends with the last stream and listener that had a use for it; a program that
+//! stays on plain TCP has no such thread, and no descriptor but its sockets.
 //!
 //! ```
 //! use std::io::{Read, Write};

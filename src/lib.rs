@@ -31,7 +31,12 @@
 // The engine is complete, whoever uses it: the front end for tokio has a use for (nearly) all of it.
 #![cfg_attr(
     not(feature = "tokio"),
-    allow(dead_code, unused_imports, unused_macros, reason = "without that front end some of the engine is not called")
+    allow(
+        dead_code,
+        unused_imports,
+        unused_macros,
+        reason = "without that front end some of the engine is not called"
+    )
 )]
 
 pub(crate) mod sync;

@@ -17,7 +17,8 @@ use crate::rt::mio::Engine;
 use crate::sync::{Arc, Mutex, lock, rank};
 use crate::transport::FallbackReason;
 
-/// A TCP listener whose streams can be upgraded by clients of this crate; plain TCP clients see plain TCP.
+/// A TCP listener whose streams can be upgraded by clients of this crate; plain TCP clients see
+/// plain TCP.
 ///
 /// It is used exactly like [`std::net::TcpListener`].
 ///
@@ -131,8 +132,8 @@ impl SmcListener {
         Incoming { listener: self }
     }
 
-    /// Moves the listener into non-blocking mode, or out of it: `accept` answers `WouldBlock` there when nobody has
-    /// connected. Streams that it accepts are blocking ones all the same.
+    /// Moves the listener into non-blocking mode, or out of it: `accept` answers `WouldBlock` there
+    /// when nobody has connected. Streams that it accepts are blocking ones all the same.
     ///
     /// # Errors
     ///

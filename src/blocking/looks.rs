@@ -6,11 +6,13 @@ use std::time::Duration;
 use crate::ism::sys;
 use crate::link::look::Watch;
 
-/// For how long a wait keeps the CPU to itself, in ns: an answer that comes at once is not waited for any longer.
+/// For how long a wait keeps the CPU to itself, in ns: an answer that comes at once is not waited
+/// for any longer.
 const ALONE: u64 = 3_000;
 
-/// The looks of those who wait for one direction. Their window is that of the engine's poller, of a time that passes
-/// only while somebody waits: what the application does in between says nothing about how long a wait will be.
+/// The looks of those who wait for one direction. Their window is that of the engine's poller, of a
+/// time that passes only while somebody waits: what the application does in between says nothing
+/// about how long a wait will be.
 pub(super) struct Looks {
     /// There may be a look at all.
     polls: bool,

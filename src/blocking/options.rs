@@ -34,8 +34,8 @@ impl SmcStream {
         Ok(self.shared.tcp.std().take_error()?.filter(|error| self.shared.conn.is_news(error)))
     }
 
-    /// Moves every clone of the stream into non-blocking mode, or out of it: an operation that has to wait answers
-    /// `WouldBlock` there.
+    /// Moves every clone of the stream into non-blocking mode, or out of it: an operation that has
+    /// to wait answers `WouldBlock` there.
     ///
     /// # Errors
     ///
@@ -44,8 +44,8 @@ impl SmcStream {
         self.shared.set_nonblocking(nonblocking)
     }
 
-    /// For how long a read may wait, on either transport; `None`: for ever. One that waits longer answers `WouldBlock`.
-    /// A read that waits already is not concerned.
+    /// For how long a read may wait, on either transport; `None`: for ever. One that waits longer
+    /// answers `WouldBlock`. A read that waits already is not concerned.
     ///
     /// # Errors
     ///

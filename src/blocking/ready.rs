@@ -72,13 +72,13 @@ impl ReadyEvent {
 
 /// Streams that are waited for together, on whichever transport each of them runs.
 ///
-/// The TCP socket of a stream ([`SmcStream::as_fd`]) tells nothing of what is in shared memory. A program that waits
-/// in poll(2) or epoll(7) waits for the descriptor of a set instead: it is readable as long as a stream of the set is
-/// ready for what was asked for. [`ReadySet::events`] says which ones. Nothing changes for the program when a
-/// stream leaves TCP.
+/// The TCP socket of a stream ([`SmcStream::as_fd`]) tells nothing of what is in shared memory. A
+/// program that waits in poll(2) or epoll(7) waits for the descriptor of a set instead: it is
+/// readable as long as a stream of the set is ready for what was asked for. [`ReadySet::events`]
+/// says which ones. Nothing changes for the program when a stream leaves TCP.
 ///
-/// The descriptor is level-triggered. A loop that adds it edge-triggered has to call [`ReadySet::events`] until that
-/// finds nothing, after it has read or written until `WouldBlock`.
+/// The descriptor is level-triggered. A loop that adds it edge-triggered has to call
+/// [`ReadySet::events`] until that finds nothing, after it has read or written until `WouldBlock`.
 ///
 /// ```
 /// use std::io::{Read, Write};
@@ -188,8 +188,9 @@ impl ReadySet {
         Ok(ReadySet { epoll, bell: Arc::new(bell), members: HashMap::new(), ready: Vec::new(), next: BELL })
     }
 
-    /// Adds a stream, under a token of the caller's choice. The set does not keep it open: a stream that is closed
-    /// has left. One whose socket is to be taken out ([`SmcStream::into_std`]) has to be removed before.
+    /// Adds a stream, under a token of the caller's choice. The set does not keep it open: a stream
+    /// that is closed has left. One whose socket is to be taken out ([`SmcStream::into_std`]) has
+    /// to be removed before.
     ///
     /// # Errors
     ///
@@ -241,7 +242,8 @@ impl ReadySet {
         Ok(())
     }
 
-    /// Says which streams are ready now, in `events`, which is emptied before. Returns how many there are.
+    /// Says which streams are ready now, in `events`, which is emptied before. Returns how many
+    /// there are.
     ///
     /// # Errors
     ///
@@ -250,7 +252,8 @@ impl ReadySet {
         self.wait(events, Some(Duration::ZERO))
     }
 
-    /// As [`ReadySet::events`], after waiting for the first one, for `timeout` at most; none within that is no error.
+    /// As [`ReadySet::events`], after waiting for the first one, for `timeout` at most; none within
+    /// that is no error.
     ///
     /// # Errors
     ///
@@ -367,8 +370,8 @@ impl Member {
         matches!(stream.conn.try_write(&mut write_readiness(), on_pending), Poll::Ready(_))
     }
 
-    /// Lets the epoll tell of the socket what is waited for there, and no more: its end, which nobody can ask it not
-    /// to tell, is not the stream's.
+    /// Lets the epoll tell of the socket what is waited for there, and no more: its end, which
+    /// nobody can ask it not to tell, is not the stream's.
     fn listen(&mut self, epoll: &OwnedFd, stream: &Shared, number: u64, waits: SocketWaits) {
         if waits == self.in_epoll {
             return;

@@ -21,12 +21,14 @@ use crate::rt::mio::{self as rt, Engine, MioTcp};
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
 use crate::transport::FallbackReason;
 
-/// A TCP stream that moves onto shared memory when its peer is on this host and uses this crate too.
+/// A TCP stream that moves onto shared memory when its peer is on this host and uses this crate
+/// too.
 ///
 /// It is used exactly like [`std::net::TcpStream`]; [`SmcStream::transport`] tells what it runs on.
 ///
-/// A stream that its owner has cloned ([`SmcStream::try_clone`]) is closed with the last clone. Closing does what it
-/// does with TCP: what was written still arrives, unless unread data makes it a reset.
+/// A stream that its owner has cloned ([`SmcStream::try_clone`]) is closed with the last clone.
+/// Closing does what it does with TCP: what was written still arrives, unless unread data makes it
+/// a reset.
 ///
 /// Waiting is not interrupted by signals.
 ///
@@ -110,7 +112,8 @@ impl SmcStream {
         Ok(stream)
     }
 
-    /// Opens a connection to one address within `timeout`, with the settings of [`Config::from_env`].
+    /// Opens a connection to one address within `timeout`, with the settings of
+    /// [`Config::from_env`].
     ///
     /// # Errors
     ///
@@ -160,8 +163,8 @@ impl SmcStream {
 
     /// Makes a stream of a connected std socket, in whichever mode it is.
     ///
-    /// Nothing is known about what has passed through it, so it is upgraded only by [`SmcStream::upgrade`], and
-    /// only offers; the other end has to come from an `SmcListener`.
+    /// Nothing is known about what has passed through it, so it is upgraded only by
+    /// [`SmcStream::upgrade`], and only offers; the other end has to come from an `SmcListener`.
     pub fn from_std(stream: TcpStream) -> SmcStream {
         let mode = Mode::of(&stream);
         let stream = SmcStream::with_mode(stream, Role::Adopted, Config::from_env(), mode);
@@ -201,7 +204,8 @@ impl SmcStream {
         }
     }
 
-    /// Makes another handle of this stream: both read and write the same bytes, and have the same options.
+    /// Makes another handle of this stream: both read and write the same bytes, and have the same
+    /// options.
     ///
     /// # Errors
     ///
@@ -318,7 +322,8 @@ impl Shared {
         self.read_with(rt::peeking(&mut &mut *buf)).unwrap_or_else(|| self.tcp.std().peek(buf))
     }
 
-    /// As the kernel does, it waits until all is written: less is for who does not wait, or not any longer.
+    /// As the kernel does, it waits until all is written: less is for who does not wait, or not any
+    /// longer.
     fn write(&self, buf: &[u8]) -> io::Result<usize> {
         let mut written = 0;
         loop {
@@ -435,16 +440,18 @@ impl Write for &SmcStream {
     }
 }
 
-// As std's TcpStream: a panic in one thread leaves the stream as it was, every step under its locks is whole.
+// As std's TcpStream: a panic in one thread leaves the stream as it was, every step under its locks
+// is whole.
 impl UnwindSafe for SmcStream {}
 impl RefUnwindSafe for SmcStream {}
 
-/// The TCP socket, for options. It is idle once the stream has moved to shared memory: reading from it or writing to it
-/// goes past the stream then, and waiting for it in poll(2) or epoll tells nothing of what is in the ring: that is
-/// what a readiness set is for. Shutting it down is noticed by both ends, soon.
+/// The TCP socket, for options. It is idle once the stream has moved to shared memory: reading from
+/// it or writing to it goes past the stream then, and waiting for it in poll(2) or epoll tells
+/// nothing of what is in the ring: that is what a readiness set is for. Shutting it down is noticed
+/// by both ends, soon.
 ///
-/// Bytes that are read or written on it *before* the upgrade, or urgent data, keep the stream on TCP
-/// ([`FallbackReason::Positions`]), and so do some options (`docs/options.md`).
+/// Bytes that are read or written on it *before* the upgrade, or urgent data, keep the stream on
+/// TCP ([`FallbackReason::Positions`]), and so do some options (`docs/options.md`).
 impl AsFd for SmcStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.tcp.as_fd()

@@ -31,27 +31,33 @@ impl SmcStream {
         self.shared.conn.counters()
     }
 
-    /// Whose process holds the other end, as the kernel told the link when it was made (`SO_PEERCRED`).
+    /// Whose process holds the other end, as the kernel told the link when it was made
+    /// (`SO_PEERCRED`).
     ///
     /// # Errors
     ///
-    /// `Unsupported`, with the [`FallbackReason`], while the stream runs on TCP, which does not tell.
+    /// `Unsupported`, with the [`FallbackReason`], while the stream runs on TCP, which does not
+    /// tell.
     pub fn peer_cred(&self) -> io::Result<UCred> {
         self.shared.conn.peer_cred().map_err(io::Error::from)
     }
 
-    /// Asks for the upgrade, where this end may ask, and waits until it is done or known not to happen.
+    /// Asks for the upgrade, where this end may ask, and waits until it is done or known not to
+    /// happen.
     ///
-    /// On an accepted stream, whose client does the asking, it only waits for an upgrade that is under way.
+    /// On an accepted stream, whose client does the asking, it only waits for an upgrade that is
+    /// under way.
     ///
-    /// It waits 5 seconds for each of the peer's two steps (to take the offer, to switch its own direction), so 10 in
-    /// total at most, and answers [`FallbackReason::NoAnswer`] then: the peer's process is stopped or busy, or its
-    /// application has not accepted the connection yet. The upgrade goes on in the background all the same.
+    /// It waits 5 seconds for each of the peer's two steps (to take the offer, to switch its own
+    /// direction), so 10 in total at most, and answers [`FallbackReason::NoAnswer`] then: the
+    /// peer's process is stopped or busy, or its application has not accepted the connection yet.
+    /// The upgrade goes on in the background all the same.
     pub fn upgrade(&self) -> Transport {
         self.shared.upgrade_until(None).unwrap_or_else(|| self.transport())
     }
 
-    /// Does what the policy wants of a stream that has just connected; where it waits, then not longer than `limit`.
+    /// Does what the policy wants of a stream that has just connected; where it waits, then not
+    /// longer than `limit`.
     pub(super) fn after_connect(&self, limit: Option<Duration>) -> io::Result<()> {
         let config = &self.shared.conn.config;
         let wait = match config.upgrade_policy {

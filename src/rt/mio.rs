@@ -1,9 +1,9 @@
-//! The glue to programs without a runtime: one engine thread per process and device directory, which waits in epoll
-//! through mio.
+//! The glue to programs without a runtime: one engine thread per process and device directory,
+//! which waits in epoll through mio.
 //!
-//! The first listener that publishes its port, or the first stream that begins an upgrade, starts the thread; each of
-//! them holds the [`Engine`], and with the last one the thread ends, and the endpoint with it. Nothing of the
-//! application runs there but wakers.
+//! The first listener that publishes its port, or the first stream that begins an upgrade, starts
+//! the thread; each of them holds the [`Engine`], and with the last one the thread ends, and the
+//! endpoint with it. Nothing of the application runs there but wakers.
 
 mod executor;
 mod ops;
@@ -30,7 +30,8 @@ pub(crate) use ops::{
 };
 pub(crate) use tcp::{MioTcp, SocketWaits, drain, noting_waits};
 
-/// For how long a thread may look for itself before it sleeps. With one CPU it would keep its peer from running.
+/// For how long a thread may look for itself before it sleeps. With one CPU it would keep its peer
+/// from running.
 pub(crate) fn busy_poll(config: &Config) -> Duration {
     static CPUS: OnceLock<usize> = OnceLock::new();
     if *CPUS.get_or_init(sys::usable_cpus) > 1 { config.busy_poll } else { Duration::ZERO }

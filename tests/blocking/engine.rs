@@ -1,5 +1,5 @@
-//! The engine thread: there when it is needed, gone when it is not. Counted in a process of its own, since threads
-//! and descriptors are its.
+//! The engine thread: there when it is needed, gone when it is not. Counted in a process of its
+//! own, since threads and descriptors are its.
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,6 +1,8 @@
-//! The front end for programs without a runtime: what a user of std's `TcpStream` sees, written once and mounted on
-//! std's own TCP, on SMC that stays on TCP, on SMC that may leave it, and on SMC in the ring; and the two front ends
-//! with each other.
+//! The front end for programs without a runtime: what a user of std's `TcpStream` sees, written
+//! once and mounted on std's own TCP, on SMC that stays on TCP, on SMC that may leave it, and on
+//! SMC in the ring; and the two front ends with each other.
+
+#![allow(clippy::disallowed_types, reason = "a test, which loom does not run")]
 
 #[allow(dead_code, reason = "not every test asks its child")]
 #[path = "../support/child.rs"]

@@ -1,4 +1,5 @@
-//! Two processes: a blocking end and a tokio end of one connection, and what one sees when the other is killed.
+//! Two processes: a blocking end and a tokio end of one connection, and what one sees when the
+//! other is killed.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -126,7 +127,7 @@ fn a_reader_sees_the_end_of_a_process_that_is_killed() {
             // All that was written was read: TCP would show a FIN.
             assert_eq!(reader.join().expect("the reader").expect("the end"), 0);
             let error = loop {
-                match stream.write(b"anyone?") {
+                match stream.send(b"anyone?") {
                     Ok(_) => thread::sleep(Duration::from_millis(1)),
                     Err(error) => break error,
                 }

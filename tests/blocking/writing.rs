@@ -100,7 +100,7 @@ pub(crate) fn threads_share_a_stream<N: Net>(net: &N) {
             });
         }
         let mut got = vec![0; words * 16];
-        (&mut Reader(&server)).read_exact(&mut got).expect("read");
+        Reader(&server).read_exact(&mut got).expect("read");
         // A small write is never torn.
         assert!(got.chunks(16).all(|word| word.iter().all(|byte| *byte == word[0])));
     });

@@ -1,4 +1,5 @@
-//! The engine thread: it polls the tasks of an endpoint, and sleeps in epoll when none of them has anything to do.
+//! The engine thread: it polls the tasks of an endpoint, and sleeps in epoll when none of them has
+//! anything to do.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -23,8 +24,8 @@ const WAKE_UP: Token = Token(usize::MAX);
 /// Events that are taken from the kernel at once.
 const EVENTS: usize = 256;
 
-/// Rounds of tasks that are ready at once, after which the descriptors have a turn all the same: the poller looks for
-/// a while without sleeping.
+/// Rounds of tasks that are ready at once, after which the descriptors have a turn all the same:
+/// the poller looks for a while without sleeping.
 const ROUNDS: u32 = 16;
 
 /// What the thread has to do.
@@ -178,8 +179,8 @@ impl Wake for TaskWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // AcqRel: pairs with the swap of the thread, before it polls. What led to this wake-up is seen by that poll, or
-        // this one queues the task again.
+        // AcqRel: pairs with the swap of the thread, before it polls. What led to this wake-up is
+        // seen by that poll, or this one queues the task again.
         if !self.queued.swap(true, Ordering::AcqRel) {
             self.executor.woken(self.number);
         }

@@ -1,5 +1,5 @@
-//! The ways to read and write that std's sockets have, as far as they ask TCP; the rest is in [`crate::conn::op`]. None
-//! of them waits.
+//! The ways to read and write that std's sockets have, as far as they ask TCP; the rest is in
+//! [`crate::conn::op`]. None of them waits.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::task::{Context, Poll};
@@ -12,8 +12,8 @@ use crate::conn::{receive as rx, send as tx};
 use crate::ism::ring::Violation;
 use crate::ism::sys;
 
-/// An operation after which readiness is what poll(2) would say, and not, as with tokio, what was so when somebody tried
-/// last: each one ends what was known, as a short one does.
+/// An operation after which readiness is what poll(2) would say, and not, as with tokio, what was
+/// so when somebody tried last: each one ends what was known, as a short one does.
 struct Exact<O>(O);
 
 impl<O: ReadOp<MioTcp>> ReadOp<MioTcp> for Exact<O> {

@@ -92,7 +92,8 @@ impl Registered {
         drop(waker);
     }
 
-    /// Waits in a waker slot for whatever epoll tells. Ready: nothing will come that is not there already.
+    /// Waits in a waker slot for whatever epoll tells. Ready: nothing will come that is not there
+    /// already.
     pub(super) fn poll_event(&self, interest: Interest, cx: &mut Context<'_>) -> Poll<()> {
         let waker = cx.waker().clone();
         let stale = {
@@ -157,7 +158,8 @@ impl Watched for Registered {
         if matches!(&answer, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
             let mut slots = lock(&self.slots);
             let slot = &mut slots[interest as usize];
-            // An event that came during the attempt tells of something the attempt may not have seen.
+            // An event that came during the attempt tells of something the attempt may not have
+            // seen.
             if slot.events == known {
                 slot.ready = false;
             }

@@ -20,8 +20,9 @@ use crate::sync::Arc;
 
 /// The socket of a stream. Its mode is its owner's business: what is done here never waits.
 ///
-/// Nobody waits for it but the threads that read and write, and they ask the kernel themselves. So a `Pending` keeps no
-/// waker; that it was the socket which has to be waited for is told by [`noting_waits`].
+/// Nobody waits for it but the threads that read and write, and they ask the kernel themselves. So
+/// a `Pending` keeps no waker; that it was the socket which has to be waited for is told by
+/// [`noting_waits`].
 pub(crate) struct MioTcp {
     tcp: Arc<TcpStream>,
     /// Who is asked for events, once the stream begins to be upgraded.

@@ -182,7 +182,8 @@ fn an_event_during_an_attempt_is_not_forgotten() {
     let (eventfd, registered) = thread.eventfd();
     let (woken, waker) = Woken::new();
     let mut cx = Context::from_waker(&waker);
-    // The attempt finds nothing, and then, before it has answered, there is an edge that the thread tells of.
+    // The attempt finds nothing, and then, before it has answered, there is an edge that the thread
+    // tells of.
     let _ = registered.attempt(Interest::Read, &mut || {
         assert!(!readable(&registered, &mut Context::from_waker(&waker)));
         sys::ring(eventfd.as_fd())?;
