@@ -33,6 +33,26 @@ pub(crate) enum Role {
     Adopted,
 }
 
+/// One connection, from its TCP handshake to its close: a TCP socket, and the rings that take over from it.
+///
+/// It does no work of its own. What drives it:
+///
+/// - The application's calls, by the stream that holds it: [`try_read`](Self::try_read), [`poll_read`](Self::poll_read)
+///   and their counterparts for writing, with an operation of [`op`](super::op); [`shutdown_write`](Self::shutdown_write);
+///   [`pin`](Self::pin) before anybody gets the socket itself. After each of them that was ready,
+///   [`triggered`](Self::triggered) tells whether to offer the upgrade now.
+/// - The link, by [`LinkedStream`](crate::link::stream::LinkedStream) and `GrowingStream`: what it attaches, what it is
+///   asked for, and the verdicts. It holds the connection weakly.
+/// - The peer's interrupts, by [`Waiters`], which wake whoever waits and touch nothing else.
+/// - The reactor, by the wakers it was given with TCP's `poll_` calls.
+///
+/// All of them may come at any time, from any thread and together: each direction has its lock, and nobody is called
+/// with one held. A waker is registered in `waiters` before the attempt that arms ([`OnPending::Arm`]); `poll_read` and
+/// `poll_write` do so themselves.
+///
+/// The stream owns it and ends it by [`close`](Self::close), after which every call answers that the stream is closed;
+/// what there was to tell last ([`transport`](Self::transport), [`counters`](Self::counters)) is kept for those who still
+/// hold it. [`take_socket`](Self::take_socket) is for a connection that is pinned both ways, instead of a close.
 pub(crate) struct Connection<T: Tcp> {
     pub(super) rx: Mutex<Receiver<T>>,
     pub(super) tx: Mutex<Sender<T>>,
@@ -143,7 +163,7 @@ impl<T: Tcp> Connection<T> {
 
     // ---- reading ----
 
-    /// One attempt; nobody is registered for a wake-up.
+    /// One attempt.
     #[inline]
     pub(crate) fn try_read<O: ReadOp<T>>(
         &self,
@@ -185,7 +205,7 @@ impl<T: Tcp> Connection<T> {
 
     // ---- writing ----
 
-    /// One attempt; nobody is registered for a wake-up.
+    /// One attempt.
     #[inline]
     pub(crate) fn try_write<O: WriteOp<T>>(
         &self,
