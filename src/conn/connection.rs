@@ -12,13 +12,13 @@ use super::receive::{self, Circumstances, Receiver, closed, consistent};
 use super::send::{self, Sender};
 use super::upgrade::{Phase, Upgrade};
 use super::waiters::Waiters;
-use super::{Directions, Effects, OnPending, Operation, Rare, Tcp, upgraded_error};
+use super::{Directions, Effects, OnPending, Operation, Tcp, upgraded_error};
 use crate::config::Config;
 use crate::ism::dmb::{Direction, Flags};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
 use crate::ism::sys::{self, PeerCred};
-use crate::link::stream::{Ask, Death};
+use crate::link::stream::Death;
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock};
 use crate::transport::{Counters, FallbackReason, LoopbackIsm, Transport, UCred};
 
@@ -451,53 +451,6 @@ impl<T: Tcp> Connection<T> {
         let link = lock(&self.tx).dmb.as_ref().map(|dmb| dmb.peer.link.clone());
         if let (Some(link), Some(this)) = (link, self.this.upgrade()) {
             link.grown(this);
-        }
-    }
-
-    /// Does what was collected under a lock.
-    #[inline]
-    pub(super) fn carry_out(&self, effects: Effects) {
-        if !effects.is_empty() {
-            self.carry_out_some(effects);
-        }
-    }
-
-    fn carry_out_some(&self, effects: Effects) {
-        let Effects { interrupts, reset, wake, socket_check, rare } = effects;
-        for (peer, undelivered) in interrupts.into_iter().flatten() {
-            peer.deliver(undelivered);
-        }
-        if reset {
-            self.reset();
-        }
-        if let Some(rare) = rare {
-            self.carry_out_rare(*rare);
-        }
-        if socket_check {
-            self.schedule_socket_check();
-        }
-        if wake {
-            self.waiters.readers.wake_all();
-            self.waiters.writers.wake_all();
-            self.upgrade.changed();
-        }
-    }
-
-    #[cold]
-    fn carry_out_rare(&self, rare: Rare) {
-        let Rare { violation, ask, pinned, unused, settled } = rare;
-        if let Some((peer, token, bytes)) = ask {
-            peer.link.send_ask(token, Ask { bytes, held: self.held_here() });
-        }
-        if let Some(dmb) = pinned {
-            dmb.pinned();
-        }
-        drop(unused);
-        if let Some(reason) = settled {
-            self.upgrade.settle(reason);
-        }
-        if let Some((peer, violation)) = violation {
-            peer.link.violated(&violation);
         }
     }
 }
