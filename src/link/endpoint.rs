@@ -25,9 +25,9 @@ use crate::peer::{PeerPolicy, is_same_user};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
 
-use links::Links;
 #[cfg(test)]
 pub(crate) use links::IDLE_LINK;
+use links::Links;
 pub(crate) use links::link_of_this_process;
 pub(crate) use upkeep::AcceptedEntry;
 
