@@ -194,6 +194,18 @@ fn move_in(listener: &TcpListener, config: &Config) -> Result<Arc<Home>, Option<
 }
 
 /// The connections of a listener; see [`SmcListener::incoming`].
+///
+/// ```
+/// use tokio_smc::blocking::{SmcListener, SmcStream};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let listener = SmcListener::bind("127.0.0.1:0")?;
+/// let clients = [(); 3].map(|()| SmcStream::connect(listener.local_addr().unwrap()));
+/// for (client, server) in clients.into_iter().zip(listener.incoming()) {
+///     assert_eq!(client?.local_addr()?, server?.peer_addr()?);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Incoming<'a> {
     listener: &'a SmcListener,

@@ -25,6 +25,17 @@ const BELL: u64 = 0;
 const EVENTS: usize = 256;
 
 /// What one waits for on a stream.
+///
+/// ```
+/// use tokio_smc::blocking::{Interest, ReadySet, SmcStream};
+///
+/// /// A stream is waited for to be written only while there is something to write.
+/// fn wait_for(set: &mut ReadySet, token: usize, unsent: &[u8]) -> std::io::Result<()> {
+///     set.modify(token, if unsent.is_empty() { Interest::Read } else { Interest::Both })
+/// }
+/// # let mut set = ReadySet::new().unwrap();
+/// # assert_eq!(wait_for(&mut set, 1, b"").unwrap_err().kind(), std::io::ErrorKind::NotFound);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Interest {
     /// Bytes, the end of the stream, or an error.
@@ -46,6 +57,25 @@ impl Interest {
 }
 
 /// A stream of a [`ReadySet`] that is ready.
+///
+/// ```
+/// use std::io::{ErrorKind, Read};
+/// use tokio_smc::blocking::{ReadySet, SmcStream};
+///
+/// /// Reads from non-blocking streams, which were added with their indices as tokens.
+/// fn read_all(set: &mut ReadySet, streams: &[SmcStream], got: &mut Vec<u8>) -> std::io::Result<()> {
+///     let mut events = Vec::new();
+///     set.events(&mut events)?;
+///     for event in events.iter().filter(|event| event.is_readable()) {
+///         match (&streams[event.token()]).read_to_end(got) {
+///             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+///             ended => drop(ended?),
+///         }
+///     }
+///     Ok(())
+/// }
+/// # read_all(&mut ReadySet::new().unwrap(), &[], &mut Vec::new()).unwrap();
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadyEvent {
     token: usize,

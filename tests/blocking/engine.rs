@@ -87,7 +87,7 @@ pub(crate) fn count() {
 
 #[test]
 fn no_thread_and_no_descriptor_is_left() {
-    watched("no_thread_and_no_descriptor_is_left", || {
+    watched(|| {
         let lab = Lab::new();
         let mut child = Child::start("count", lab.dir(), &[]);
         assert_eq!(child.hear(), "counted");
@@ -106,7 +106,7 @@ fn is_empty(dir: &Path) -> bool {
 
 #[test]
 fn a_device_that_can_not_be_used_leaves_plain_tcp() {
-    watched("a_device_that_can_not_be_used_leaves_plain_tcp", || {
+    watched(|| {
         let config = Config::new().device_dir("/proc/nowhere").upgrade_policy(UpgradePolicy::Eager);
         let (mut client, mut server) = smc_pair(&config);
         client.write_all(b"plain").expect("write");
@@ -121,7 +121,7 @@ fn a_device_that_can_not_be_used_leaves_plain_tcp() {
 
 #[test]
 fn into_std_gives_the_socket_while_it_is_tcp() {
-    watched("into_std_gives_the_socket_while_it_is_tcp", || {
+    watched(|| {
         let lab = Lab::new();
         let (client, mut server) = smc_pair(&lab.config(UpgradePolicy::Manual));
         let clone = client.try_clone().expect("a clone");
@@ -145,7 +145,7 @@ fn into_std_gives_the_socket_while_it_is_tcp() {
 
 #[test]
 fn a_socket_from_outside_is_upgraded_when_it_is_asked_to() {
-    watched("a_socket_from_outside_is_upgraded_when_it_is_asked_to", || {
+    watched(|| {
         let lab = Lab::new();
         let mut child = Child::start("adopt", lab.dir(), &[]);
         assert_eq!(child.hear(), "adopted");

@@ -2,11 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_smc::{UpgradePolicy, blocking};
 
 use crate::lab::Lab;
+use crate::net::{Stream as _, smc_pair};
+use crate::reading::bytes;
 use crate::watchdog::{Flavour, step, watched};
 
 const ROUNDS: u32 = 2_000;
@@ -49,7 +52,7 @@ async fn talk_tokio(mut stream: tokio_smc::SmcStream, begins: bool) {
 
 #[test]
 fn two_blocking_ends() {
-    watched("two_blocking_ends", || {
+    watched(|| {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let listener = blocking::SmcListener::bind_with("127.0.0.1:0", &config).expect("bind");
@@ -64,7 +67,7 @@ fn two_blocking_ends() {
 
 #[test]
 fn a_blocking_client_and_a_tokio_server() {
-    watched("a_blocking_client_and_a_tokio_server", || {
+    watched(|| {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let runtime = Flavour::MultiThread.runtime();
@@ -84,7 +87,7 @@ fn a_blocking_client_and_a_tokio_server() {
 
 #[test]
 fn a_tokio_client_and_a_blocking_server() {
-    watched("a_tokio_client_and_a_blocking_server", || {
+    watched(|| {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let runtime = Flavour::CurrentThread.runtime();
@@ -103,7 +106,7 @@ fn a_tokio_client_and_a_blocking_server() {
 
 #[test]
 fn connect_waits_for_the_upgrade_where_it_is_asked_to() {
-    watched("connect_waits_for_the_upgrade_where_it_is_asked_to", || {
+    watched(|| {
         for policy in [UpgradePolicy::Require, UpgradePolicy::Handshake] {
             let lab = Lab::new();
             let config = lab.config(policy);
@@ -125,6 +128,79 @@ fn connect_waits_for_the_upgrade_where_it_is_asked_to() {
             assert_eq!(stream.peer_cred().expect("credentials").pid(), Some(std::process::id() as i32));
             assert_eq!(stream.counters().tcp_bytes_written, 0);
             assert!(server.join().expect("the server").is_loopback_ism());
+        }
+    });
+}
+
+#[test]
+fn a_thread_that_waits_on_tcp_is_woken_in_the_ring() {
+    watched(|| {
+        let lab = Lab::new();
+        let (client, server) = smc_pair(&lab.config(UpgradePolicy::Manual));
+        std::thread::scope(|scope| {
+            let readers = [&client, &server].map(|stream| {
+                scope.spawn(move || {
+                    let mut got = [0; 16];
+                    let length = stream.recv(&mut got).expect("read");
+                    got[..length].to_vec()
+                })
+            });
+            std::thread::sleep(Duration::from_millis(30));
+            assert!(client.upgrade().is_loopback_ism(), "{}", client.transport());
+            std::thread::sleep(Duration::from_millis(30));
+            client.send(b"by the client").expect("write");
+            server.send(b"by the server").expect("write");
+            let [by_server, by_client] = readers.map(|reader| reader.join().expect("a reader"));
+            assert_eq!((&by_client[..], &by_server[..]), (&b"by the client"[..], &b"by the server"[..]));
+        });
+        assert_eq!(client.counters().ism_bytes_read, 13);
+        assert_eq!(server.counters().tcp_bytes_read, 0);
+    });
+}
+
+#[test]
+fn a_thread_that_waits_for_room_on_tcp_goes_on_in_the_ring() {
+    watched(|| {
+        let lab = Lab::new();
+        let (client, mut server) = smc_pair(&lab.config(UpgradePolicy::Manual));
+        let sent = bytes(20 << 20);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| client.send(&sent).expect("write"));
+            std::thread::sleep(Duration::from_millis(50));
+            scope.spawn(|| client.upgrade());
+            std::thread::sleep(Duration::from_millis(50));
+            let mut got = vec![0; sent.len()];
+            server.read_exact(&mut got).expect("read");
+            assert!(got == sent);
+            assert_eq!(writer.join().expect("the writer"), sent.len());
+        });
+        let counters = server.counters();
+        assert_eq!(counters.tcp_bytes_read + counters.ism_bytes_read, sent.len() as u64);
+    });
+}
+
+/// Also one whose client's CLC is still on its way in TCP.
+#[test]
+fn who_closes_at_once_leaves_a_clean_end() {
+    watched(|| {
+        let lab = Lab::new();
+        for policy in [UpgradePolicy::Handshake, UpgradePolicy::Eager, UpgradePolicy::Never] {
+            let config = lab.config(policy);
+            let listener = blocking::SmcListener::bind_with("127.0.0.1:0", &config).expect("bind");
+            let addr = listener.local_addr().expect("an address");
+            for round in 0..40 {
+                step(format!("{policy:?}, {round}"));
+                std::thread::scope(|scope| {
+                    let client = scope.spawn(|| {
+                        let mut stream = blocking::SmcStream::connect_with(addr, &config).expect("connect");
+                        stream.read(&mut [0]).expect("the end")
+                    });
+                    let server = listener.accept().expect("accept").0;
+                    std::thread::sleep(Duration::from_micros(100 * round));
+                    drop(server);
+                    assert_eq!(client.join().expect("the client"), 0);
+                });
+            }
         }
     });
 }

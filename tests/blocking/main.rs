@@ -26,7 +26,7 @@ macro_rules! bodies {
     ($net:ident; $($module:ident: $($body:ident),* $(,)?;)*) => {$($(
         #[test]
         fn $body() {
-            crate::watchdog::watched(concat!(stringify!($net), "::", stringify!($body)), || {
+            crate::watchdog::watched(|| {
                 crate::$module::$body(&<crate::net::$net as crate::net::Net>::new());
             });
         }

@@ -76,7 +76,7 @@ fn talk(addr: SocketAddr, config: &Config) {
 
 #[test]
 fn a_blocking_client_of_another_process() {
-    watched("a_blocking_client_of_another_process", || {
+    watched(|| {
         for role in ["blocking_echo", "tokio_echo"] {
             step(role);
             let lab = Lab::new();
@@ -93,7 +93,7 @@ fn a_blocking_client_of_another_process() {
 
 #[test]
 fn a_tokio_client_of_a_blocking_process() {
-    watched("a_tokio_client_of_a_blocking_process", || {
+    watched(|| {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let (_child, addr) = start("blocking_echo", &lab);
@@ -112,7 +112,7 @@ fn a_tokio_client_of_a_blocking_process() {
 
 #[test]
 fn a_reader_sees_the_end_of_a_process_that_is_killed() {
-    watched("a_reader_sees_the_end_of_a_process_that_is_killed", || {
+    watched(|| {
         for role in ["blocking_echo", "tokio_echo"] {
             let lab = Lab::new();
             let (mut child, addr) = start(role, &lab);
@@ -139,7 +139,7 @@ fn a_reader_sees_the_end_of_a_process_that_is_killed() {
 
 #[test]
 fn a_writer_sees_the_end_of_a_process_that_is_killed() {
-    watched("a_writer_sees_the_end_of_a_process_that_is_killed", || {
+    watched(|| {
         let lab = Lab::new();
         let (mut child, addr) = start("blocking_echo", &lab);
         let config = lab.config(UpgradePolicy::Require);

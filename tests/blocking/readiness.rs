@@ -139,14 +139,14 @@ fn echo_server(policy: UpgradePolicy, flags: EventFlags) {
 
 #[test]
 fn a_server_in_an_epoll_loop_crosses_the_switch() {
-    watched("a_server_in_an_epoll_loop_crosses_the_switch", || {
+    watched(|| {
         echo_server(UpgradePolicy::FirstTurn, EventFlags::empty());
     });
 }
 
 #[test]
 fn an_edge_triggered_loop_loses_nothing() {
-    watched("an_edge_triggered_loop_loses_nothing", || {
+    watched(|| {
         for policy in [UpgradePolicy::FirstTurn, UpgradePolicy::Eager, UpgradePolicy::Never] {
             echo_server(policy, EventFlags::ET);
         }
@@ -163,7 +163,7 @@ fn only(set: &mut ReadySet) -> Option<ReadyEvent> {
 
 #[test]
 fn what_is_read_is_not_ready_any_more() {
-    watched("what_is_read_is_not_ready_any_more", || {
+    watched(|| {
         for policy in POLICIES {
             let lab = Lab::new();
             let (client, server) = smc_pair(&lab.config(policy));
@@ -203,7 +203,7 @@ fn what_is_read_is_not_ready_any_more() {
 
 #[test]
 fn room_is_told() {
-    watched("room_is_told", || {
+    watched(|| {
         for policy in POLICIES {
             let lab = Lab::new();
             let (client, server) = smc_pair(&lab.config(policy));
@@ -231,7 +231,7 @@ fn room_is_told() {
 
 #[test]
 fn who_waits_for_tcp_is_told_in_the_ring() {
-    watched("who_waits_for_tcp_is_told_in_the_ring", || {
+    watched(|| {
         let lab = Lab::new();
         let (client, server) = smc_pair(&lab.config(UpgradePolicy::Manual));
         let mut set = ReadySet::new().expect("a set");
@@ -253,7 +253,7 @@ fn who_waits_for_tcp_is_told_in_the_ring() {
 
 #[test]
 fn a_stream_that_is_closed_has_left() {
-    watched("a_stream_that_is_closed_has_left", || {
+    watched(|| {
         for policy in POLICIES {
             let lab = Lab::new();
             let (client, server) = smc_pair(&lab.config(policy));

@@ -6,10 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
+use super::Engine;
 use super::executor::Executor;
 use super::registered::Registered;
+use crate::config::Config;
 use crate::ism::sys;
 use crate::link::reactor::{Interest, Reactor, Watched, yield_now};
+use crate::link::stream::Death;
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering};
 
 /// An engine thread that ends with the test.
@@ -224,4 +227,21 @@ fn a_descriptor_that_is_dropped_leaves_the_epoll() {
     assert!(!readable(&registered, &mut Context::from_waker(&waker)));
     sys::ring(eventfd.as_fd()).unwrap();
     eventually("the edge is told", || woken.times() == 1);
+}
+
+#[test]
+fn an_endpoint_that_failed_has_a_successor_on_the_same_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config::new().device_dir(dir.path());
+    let engine = Engine::hold(&config).unwrap();
+    assert!(Arc::ptr_eq(&engine, &Engine::hold(&config).unwrap()));
+    let first = engine.endpoint(&config).unwrap();
+    assert!(Arc::ptr_eq(&first, &engine.endpoint(&config).unwrap()));
+    first.shut_down(Death::Failed);
+    let second = engine.endpoint(&config).unwrap();
+    assert!(!second.is_dead() && !Arc::ptr_eq(&first, &second));
+    drop(engine);
+    eventually("it ends with its holder", || second.is_dead());
+    // The next one who needs it begins anew.
+    assert!(!Engine::hold(&config).unwrap().endpoint(&config).unwrap().is_dead());
 }
