@@ -105,29 +105,30 @@ impl Shared {
         if self.is_left_to_tcp(operation) {
             return None;
         }
-        if let Poll::Ready(answer) = attempt(OnPending::Return) {
-            return Some(answer);
+        let nonblocking = self.is_nonblocking();
+        if in_ring() || nonblocking {
+            if let Poll::Ready(answer) = attempt(OnPending::Return) {
+                return Some(answer);
+            }
+            return Some(if nonblocking { Err(would_block()) } else { self.wait(operation, attempt) });
         }
         if self.conn.is_left_to_tcp(operation) {
             self.direction(operation).left_to_tcp.store(true, Ordering::Relaxed);
             return None;
         }
-        if self.is_nonblocking() {
-            return Some(Err(would_block()));
-        }
-        Some(self.wait(operation, in_ring(), attempt))
+        // An attempt that finds nothing is a system call here: the one before the sleep is enough.
+        Some(self.sleep_for(operation, attempt))
     }
 
-    /// Looks for a while, then sleeps.
+    /// Waits for a ring: looks for a while, then sleeps.
     fn wait(
         &self,
         operation: Operation,
-        in_ring: bool,
         mut attempt: impl FnMut(OnPending) -> Poll<io::Result<usize>>,
     ) -> io::Result<usize> {
         // Of several threads that wait one looks, and the others sleep.
         let place = &self.direction(operation).looks;
-        let looks = if in_ring { lock(place).take() } else { None };
+        let looks = lock(place).take();
         let Some(mut looks) = looks else { return self.sleep_for(operation, attempt) };
         let began = looks.begin();
         let answer = match looks.look(&began, || attempt(OnPending::Return)) {
