@@ -66,7 +66,7 @@ enum Close {
 
 /// Hazards H14 (a close that loses data is a reset) and C1 (any other one loses nothing).
 #[test]
-fn hazard_h14_c1_a_close_is_a_reset_or_delivers_everything_in_every_mode() {
+fn hazard_h14_a_close_is_a_reset_or_delivers_everything_in_every_mode() {
     watched(|| {
         for (mode, how) in Mode::ALL
             .into_iter()
