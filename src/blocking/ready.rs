@@ -16,10 +16,10 @@ use super::stream::Shared;
 use crate::conn::OnPending;
 use crate::ism::sys;
 use crate::rt::mio::{SocketWaits, noting_waits, read_readiness, write_readiness};
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 
-/// Epoll's own data for the bell; members have their numbers, from 1 on.
-const BELL: u64 = 0;
+/// What epoll tells of the bell; of members it tells their tokens.
+const BELL: u64 = u64::MAX;
 
 /// Socket events that are taken from the kernel at once.
 const EVENTS: usize = 256;
@@ -134,10 +134,12 @@ pub struct ReadySet {
     /// Holds the bell, and the sockets of those that wait for TCP.
     epoll: OwnedFd,
     bell: Arc<Bell>,
-    members: HashMap<u64, Member>,
+    /// By their tokens.
+    members: HashMap<usize, Member>,
+    /// Tokens by the address of a stream, which nothing else gets as long as a member knows it.
+    tokens: HashMap<usize, usize>,
     /// Who was ready at the last look, and may be so still.
-    ready: Vec<u64>,
-    next: u64,
+    ready: Vec<usize>,
 }
 
 /// What wakers of the set ring.
@@ -148,8 +150,8 @@ struct Bell {
 
 #[derive(Default)]
 struct Rung {
-    /// Members that were woken.
-    woken: Vec<u64>,
+    /// Members that were woken, each once.
+    woken: Vec<usize>,
     /// The eventfd is readable.
     shows: bool,
 }
@@ -158,6 +160,7 @@ struct Member {
     token: usize,
     interest: Interest,
     stream: Weak<Shared>,
+    call: Arc<Call>,
     waker: Waker,
     reader: Option<u64>,
     writer: Option<u64>,
@@ -168,7 +171,9 @@ struct Member {
 /// The waker of a member.
 struct Call {
     bell: Arc<Bell>,
-    member: u64,
+    member: usize,
+    /// It is among the woken already.
+    waits: AtomicBool,
 }
 
 impl Wake for Call {
@@ -177,11 +182,13 @@ impl Wake for Call {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let mut rung = lock(&self.bell.rung);
-        if !rung.woken.contains(&self.member) {
+        // AcqRel: pairs with the swap before each look. What led to this call is seen by that look,
+        // or this one lists the member again.
+        if !self.waits.swap(true, Ordering::AcqRel) {
+            let mut rung = lock(&self.bell.rung);
             rung.woken.push(self.member);
+            self.bell.show(&mut rung);
         }
-        self.bell.show(&mut rung);
     }
 }
 
@@ -215,7 +222,8 @@ impl ReadySet {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let bell = Bell { eventfd: sys::eventfd()?, rung: Mutex::default() };
         epoll::add(&epoll, &bell.eventfd, EventData::new_u64(BELL), EventFlags::IN)?;
-        Ok(ReadySet { epoll, bell: Arc::new(bell), members: HashMap::new(), ready: Vec::new(), next: BELL })
+        let (members, tokens) = (HashMap::new(), HashMap::new());
+        Ok(ReadySet { epoll, bell: Arc::new(bell), members, tokens, ready: Vec::new() })
     }
 
     /// Adds a stream, under a token of the caller's choice. The set does not keep it open: a stream
@@ -224,25 +232,32 @@ impl ReadySet {
     ///
     /// # Errors
     ///
-    /// `AlreadyExists` when the set has that token, or that stream.
+    /// `AlreadyExists` when the set has that token, or that stream; `InvalidInput` for the token
+    /// `usize::MAX`.
     pub fn add(&mut self, stream: &SmcStream, token: usize, interest: Interest) -> io::Result<()> {
-        let is_here = |member: &Member| std::ptr::eq(member.stream.as_ptr(), Arc::as_ptr(&stream.shared));
-        if self.find(token).is_ok() || self.members.values().any(is_here) {
+        if token as u64 == BELL {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let place = Arc::as_ptr(&stream.shared).addr();
+        if self.lives(token) || self.tokens.get(&place).is_some_and(|token| self.lives(*token)) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        self.next += 1;
-        let call = Call { bell: self.bell.clone(), member: self.next };
+        // What had the token has been closed.
+        self.forget(token);
+        let call = Arc::new(Call { bell: self.bell.clone(), member: token, waits: AtomicBool::new(false) });
         let member = Member {
             token,
             interest,
             stream: Arc::downgrade(&stream.shared),
-            waker: Waker::from(Arc::new(call)),
+            waker: Waker::from(call.clone()),
+            call,
             reader: None,
             writer: None,
             in_epoll: SocketWaits::default(),
         };
-        self.members.insert(self.next, member);
-        self.look_at(self.next);
+        self.members.insert(token, member);
+        self.tokens.insert(place, token);
+        self.look_at(token);
         Ok(())
     }
 
@@ -252,11 +267,9 @@ impl ReadySet {
     ///
     /// `NotFound` when the set does not have that token.
     pub fn modify(&mut self, token: usize, interest: Interest) -> io::Result<()> {
-        let number = self.find(token)?;
-        if let Some(member) = self.members.get_mut(&number) {
-            member.interest = interest;
-        }
-        self.look_at(number);
+        let member = self.members.get_mut(&token).ok_or(io::ErrorKind::NotFound)?;
+        member.interest = interest;
+        self.look_at(token);
         Ok(())
     }
 
@@ -266,8 +279,10 @@ impl ReadySet {
     ///
     /// `NotFound` when the set does not have that token.
     pub fn remove(&mut self, token: usize) -> io::Result<()> {
-        let number = self.find(token)?;
-        self.forget(number);
+        if !self.members.contains_key(&token) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        self.forget(token);
         self.bell.settle(!self.ready.is_empty());
         Ok(())
     }
@@ -305,17 +320,15 @@ impl ReadySet {
         }
     }
 
-    fn find(&self, token: usize) -> io::Result<u64> {
-        let mut members = self.members.iter();
-        members
-            .find(|(_, member)| member.token == token)
-            .map(|(number, _)| *number)
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    /// Is there an open stream of that token?
+    fn lives(&self, token: usize) -> bool {
+        self.members.get(&token).is_some_and(|member| member.stream.strong_count() > 0)
     }
 
     /// The members that may be ready, each once.
-    fn possible(&mut self, timeout: Option<Duration>) -> io::Result<Vec<u64>> {
-        let mut told = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(BELL) }; EVENTS];
+    fn possible(&mut self, timeout: Option<Duration>) -> io::Result<Vec<usize>> {
+        let none = epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(BELL) };
+        let mut told = [none; EVENTS];
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
@@ -323,42 +336,44 @@ impl ReadySet {
         let count = epoll::wait(&self.epoll, &mut told[..], timeout.as_ref())?;
         let mut possible = std::mem::take(&mut self.ready);
         possible.append(&mut lock(&self.bell.rung).woken);
-        possible.extend(told[..count].iter().map(|event| event.data.u64()).filter(|number| *number != BELL));
+        let told = told[..count].iter().map(|event| event.data.u64()).filter(|data| *data != BELL);
+        possible.extend(told.map(|token| token as usize));
         possible.sort_unstable();
         possible.dedup();
         Ok(possible)
     }
 
     /// Looks at a member that has just come, or that waits for something else.
-    fn look_at(&mut self, number: u64) {
-        self.ready.retain(|ready| *ready != number);
-        let _ = self.look(number);
+    fn look_at(&mut self, token: usize) {
+        self.ready.retain(|ready| *ready != token);
+        let _ = self.look(token);
         self.bell.settle(!self.ready.is_empty());
     }
 
     /// One look at a member; what is not ready calls when it is.
-    fn look(&mut self, number: u64) -> Option<ReadyEvent> {
-        let member = self.members.get_mut(&number)?;
+    fn look(&mut self, token: usize) -> Option<ReadyEvent> {
+        let member = self.members.get_mut(&token)?;
         let Some(stream) = member.stream.upgrade() else {
-            self.members.remove(&number);
+            self.forget(token);
             return None;
         };
         let (event, waits) = member.look(&stream);
-        member.listen(&self.epoll, &stream, number, waits);
+        member.listen(&self.epoll, &stream, waits);
         if event.is_some() {
-            self.ready.push(number);
+            self.ready.push(token);
         }
         event
     }
 
-    fn forget(&mut self, number: u64) {
-        self.ready.retain(|ready| *ready != number);
-        let Some(mut member) = self.members.remove(&number) else { return };
+    fn forget(&mut self, token: usize) {
+        let Some(mut member) = self.members.remove(&token) else { return };
+        self.ready.retain(|ready| *ready != token);
+        self.tokens.remove(&member.stream.as_ptr().addr());
         if let Some(stream) = member.stream.upgrade() {
             member.delist(&stream);
-            member.listen(&self.epoll, &stream, number, SocketWaits::default());
+            member.listen(&self.epoll, &stream, SocketWaits::default());
         }
-        lock(&self.bell.rung).woken.retain(|woken| *woken != number);
+        lock(&self.bell.rung).woken.retain(|woken| *woken != token);
     }
 }
 
@@ -369,6 +384,7 @@ impl Member {
     }
 
     fn look(&mut self, stream: &Shared) -> (Option<ReadyEvent>, SocketWaits) {
+        self.call.waits.swap(false, Ordering::AcqRel);
         // Whoever was woken is not listed any more, whatever his key says.
         self.delist(stream);
         let Member { token, interest, .. } = *self;
@@ -402,14 +418,14 @@ impl Member {
 
     /// Lets the epoll tell of the socket what is waited for there, and no more: its end, which
     /// nobody can ask it not to tell, is not the stream's.
-    fn listen(&mut self, epoll: &OwnedFd, stream: &Shared, number: u64, waits: SocketWaits) {
+    fn listen(&mut self, epoll: &OwnedFd, stream: &Shared, waits: SocketWaits) {
         if waits == self.in_epoll {
             return;
         }
         let mut flags = EventFlags::empty();
         flags.set(EventFlags::IN | EventFlags::RDHUP, waits.reads);
         flags.set(EventFlags::OUT, waits.writes);
-        let (socket, data) = (stream.tcp.as_fd(), EventData::new_u64(number));
+        let (socket, data) = (stream.tcp.as_fd(), EventData::new_u64(self.token as u64));
         let none = SocketWaits::default();
         let changed = if waits == none {
             epoll::delete(epoll, socket)

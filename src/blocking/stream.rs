@@ -382,6 +382,8 @@ impl Shared {
     fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         if how != Shutdown::Read {
             self.conn.shutdown_write()?;
+            // Another thread may wait for room that it must not use any more.
+            self.conn.waiters.writers.wake_all();
         }
         if how != Shutdown::Write {
             self.tcp.std().shutdown(Shutdown::Read)?;

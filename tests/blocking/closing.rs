@@ -134,6 +134,24 @@ pub(crate) fn shutdown_wakes_a_waiting_reader<N: Net>(net: &N) {
     }
 }
 
+pub(crate) fn shutdown_wakes_a_waiting_writer<N: Net>(net: &N) {
+    for how in [Shutdown::Write, Shutdown::Both] {
+        let (client, server) = net.pair();
+        let waiting = client.try_clone().expect("a clone");
+        let much = bytes(48 << 20);
+        let length = much.len();
+        let writer = thread::spawn(move || waiting.send(&much));
+        thread::sleep(Duration::from_millis(100));
+        client.shutdown(how).expect("shutdown");
+        match writer.join().expect("the writer") {
+            Ok(written) => assert!(written < length),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::BrokenPipe),
+        }
+        assert_eq!(client.send(b"x").expect_err("its end was said").kind(), ErrorKind::BrokenPipe);
+        drop(server);
+    }
+}
+
 pub(crate) fn shutdown_of_a_descriptor_wakes_a_waiting_reader<N: Net>(net: &N) {
     let (client, server) = net.pair();
     let waiting = client.try_clone().expect("a clone");

@@ -45,7 +45,7 @@ macro_rules! mount {
                 closing: half_close_of_the_client, half_close_of_the_server, drop_is_the_end_of_the_stream,
                     data_before_the_end_is_delivered, drop_with_unread_data_resets, zero_linger_resets,
                     zero_linger_resets_a_waiting_reader, writes_after_the_peer_went_fail,
-                    write_after_shutdown_fails, shutdown_twice, shut_for_reading, shutdown_wakes_a_waiting_reader,
+                    write_after_shutdown_fails, shutdown_twice, shut_for_reading, shutdown_wakes_a_waiting_reader, shutdown_wakes_a_waiting_writer,
                     shutdown_of_a_descriptor_wakes_a_waiting_reader, end_is_sticky,
                     a_clone_keeps_the_connection_open;
                 waiting: a_read_times_out, a_write_times_out, timeouts_are_told, no_timeout_is_zero,

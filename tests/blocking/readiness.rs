@@ -269,3 +269,42 @@ fn a_stream_that_is_closed_has_left() {
         }
     });
 }
+
+#[test]
+fn streams_come_and_go_under_their_tokens() {
+    watched(|| {
+        fn is_send_and_sync<T: Send + Sync>(_: &T) {}
+        let lab = Lab::new();
+        let config = lab.config(UpgradePolicy::Manual);
+        let mut set = ReadySet::new().expect("a set");
+        is_send_and_sync(&set);
+        let pairs = (0..40).map(|_| smc_pair(&config)).collect::<Vec<_>>();
+        for (token, (_, server)) in pairs.iter().enumerate() {
+            set.add(server, token, Interest::Read).expect("added");
+        }
+        let error = set.add(&pairs[0].1, usize::MAX, Interest::Read).expect_err("reserved");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        let mut events = Vec::new();
+        for odd in [1, 0] {
+            for (client, _) in pairs.iter().skip(odd).step_by(2) {
+                client.send(b"x").expect("write");
+            }
+            while set.wait(&mut events, Some(SOON)).expect("events") < 20 {}
+            assert!(events.iter().all(|event| event.token() % 2 == odd), "{events:?}");
+            for event in &events {
+                assert_eq!(pairs[event.token()].1.recv(&mut [0; 4]).expect("read"), 1);
+            }
+        }
+        assert_eq!(set.events(&mut events).expect("none"), 0);
+        for (token, (_, server)) in pairs.iter().enumerate() {
+            set.remove(token).expect("removed");
+            set.add(server, 1000 + token, Interest::Read).expect("added");
+        }
+        assert_eq!(set.remove(0).expect_err("not here").kind(), ErrorKind::NotFound);
+        pairs[7].0.send(b"x").expect("write");
+        assert_eq!(set.wait(&mut events, None).expect("events"), 1);
+        assert_eq!(events[0].token(), 1007);
+        drop(pairs);
+        assert_eq!(set.events(&mut events).expect("none"), 0);
+    });
+}
