@@ -5,7 +5,9 @@
 //! end do, whichever of the two the peer uses. What has to be done in the background does a thread
 //! of this crate, one per process and device directory. It begins with the first listener or the
 //! first upgrade, and ends with the last stream and listener that had a use for it; a program that
-//! stays on plain TCP has no such thread, and no descriptor but its sockets.
+//! stays on plain TCP has no such thread, and no descriptor but its sockets. (To begin it costs
+//! half a millisecond: a client that upgrades one connection after the other does well to keep one
+//! of them open.)
 //!
 //! ```
 //! use std::io::{Read, Write};

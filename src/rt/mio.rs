@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::ism::sys;
 use crate::link::drive::{Ended, Parked};
 use crate::link::endpoint::Endpoint;
+use crate::link::stream::Death;
 use crate::sync::{Arc, Mutex, lock, rank};
 use executor::Executor;
 
@@ -102,6 +103,11 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        // At once: a program that ends now leaves nothing in the device directory.
+        let served = lock(&self.endpoint).take();
+        if let Some(endpoint) = served {
+            endpoint.shut_down(Death::Runtime);
+        }
         self.executor.end();
     }
 }

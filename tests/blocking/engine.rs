@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// What the child does; its words and answers.
 pub(crate) fn count() {
     let config = Config::from_env();
+    let dir = PathBuf::from(std::env::var_os("SMC_LO_DIR").expect("the parent has set it"));
     let (threads_before, before) = (threads().len(), descriptors());
 
     // Plain TCP has sockets, and nothing else.
@@ -69,9 +70,13 @@ pub(crate) fn count() {
     assert!(pairs.iter().all(|(client, _)| client.transport().is_loopback_ism()));
     assert_eq!(engine_threads(), 1);
     drop(listener);
+    assert!(!is_empty(&dir), "it is there as long as a stream is");
     drop(pairs);
+    // At once: the program might end here.
+    assert_eq!(fs::read_dir(dir.join("ep")).expect("endpoints").count(), 0);
     eventually("thread and descriptors go", || {
-        engine_threads() == 0 && descriptors() == before && threads().len() == threads_before
+        let gone = engine_threads() == 0 && threads().len() == threads_before;
+        gone && descriptors() == before && is_empty(&dir)
     });
 
     // And again.
