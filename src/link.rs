@@ -408,9 +408,7 @@ impl Link {
     /// Sends a message with a descriptor; an error says that it could not be, and that nothing has happened.
     /// Whom to wake then comes back, since a lock may be held.
     fn send_fd(&self, message: &Message, fd: OwnedFd) -> io::Result<Flusher> {
-        self.outbox.send_fd(self.socket(), message.encode(), fd).inspect_err(|error| {
-            crate::trace::debug!("a link's socket does not take a descriptor: {error}");
-        })
+        self.outbox.send_fd(self.socket(), message.encode(), fd)
     }
 
     /// Sends what is queued; `false` when the socket is full.

@@ -52,7 +52,7 @@ pub(crate) enum Role {
 ///
 /// The stream owns it and ends it by [`close`](Self::close), after which every call answers that the stream is closed;
 /// what there was to tell last ([`transport`](Self::transport), [`counters`](Self::counters)) is kept for those who still
-/// hold it. [`take_socket`](Self::take_socket) is for a connection that is pinned both ways, instead of a close.
+/// hold it. [`take_socket`](Self::take_socket) is for a connection that is pinned both ways, before its close.
 pub(crate) struct Connection<T: Tcp> {
     pub(super) rx: Mutex<Receiver<T>, rank::Receiver>,
     pub(super) tx: Mutex<Sender<T>, rank::Sender>,

@@ -1,4 +1,4 @@
-//! AcceptedStreams streams that may still be upgraded, and the offers and queries that wait for one.
+//! Accepted streams that may still be upgraded, and the offers and queries that wait for one.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
