@@ -8,6 +8,7 @@ pub(crate) mod connection;
 mod descriptor;
 pub(crate) mod growth;
 mod linked;
+mod listed;
 pub(crate) mod receive;
 pub(crate) mod send;
 #[cfg(test)]

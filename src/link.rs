@@ -20,11 +20,13 @@ pub(crate) mod message;
 pub(crate) mod outbox;
 pub(crate) mod proof;
 pub(crate) mod reactor;
+pub(crate) mod roster;
 pub(crate) mod search;
 mod serve;
 mod server;
 pub(crate) mod slots;
 pub(crate) mod stream;
+pub(crate) mod tally;
 pub(crate) mod timer;
 
 use std::collections::HashMap;
@@ -48,6 +50,7 @@ use crate::link::outbox::Outbox;
 use crate::link::reactor::Watched;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
 use crate::link::stream::{Death, Interrupt, LinkedStream};
+use crate::link::tally::WakeUp;
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock};
 use crate::transport::FallbackReason;
 
@@ -275,6 +278,7 @@ impl Link {
         }
         let here = self.peer.get().and_then(|peer| peer.here.as_ref());
         if let Some(link) = here.and_then(Weak::upgrade) {
+            tally::count_wake_up(self.id, index, WakeUp::Saved);
             link.interrupted(index, signal);
         }
     }
@@ -285,9 +289,12 @@ impl Link {
         let Some(peer) = self.peer.get().filter(|peer| peer.here.is_none()) else { return false };
         let page = peer.first_arena.signals();
         if page.raise(index, signal, sys::monotonic_ns, self.stale_after, &self.last_rung) {
+            tally::count_wake_up(self.id, index, WakeUp::Sent);
             if let Err(error) = sys::ring(peer.eventfd.as_fd()) {
                 crate::trace::debug!("ringing the peer's eventfd failed: {error}");
             }
+        } else {
+            tally::count_wake_up(self.id, index, WakeUp::Saved);
         }
         true
     }

@@ -1,5 +1,6 @@
 //! The upgrade as the application sees it: when it begins, how far it is, who waits for it.
 
+use std::sync::OnceLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use crate::ism::dmb::Direction;
 use crate::ism::ring::Memory;
 use crate::ism::sys;
 use crate::link::stream::Standing;
+use crate::link::tally;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
-use crate::transport::{FallbackReason, Transport};
+use crate::transport::{FallbackReason, LoopbackIsm, Transport};
 
 /// For how long the peer may leave a step unanswered before who waits is told so. Nothing else ends then.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -45,6 +47,9 @@ pub(super) struct State {
 impl State {
     /// A step further, which the peer has to answer.
     pub(super) fn go_on(&mut self, phase: Phase) {
+        if phase == Phase::Offering {
+            tally::count_tried();
+        }
         self.phase = phase;
         self.since = sys::monotonic();
     }
@@ -61,6 +66,8 @@ pub(crate) struct Upgrade {
     pending: AtomicBool,
     /// `upgrade()` calls that wait.
     watchers: Waiters,
+    /// When both directions had left TCP, and for what: noted once.
+    done: OnceLock<(Duration, LoopbackIsm)>,
 }
 
 impl Upgrade {
@@ -85,6 +92,7 @@ impl Upgrade {
             }),
             pending: AtomicBool::new(triggers),
             watchers: Waiters::default(),
+            done: OnceLock::new(),
         }
     }
 
@@ -128,19 +136,47 @@ impl Upgrade {
         begins
     }
 
+    /// Both directions have left TCP.
+    pub(super) fn is_done(&self, ism: LoopbackIsm) {
+        if self.done.get().is_none() && self.done.set((sys::monotonic(), ism)).is_ok() {
+            tally::count_done();
+        }
+    }
+
+    /// When that was (monotonic), and what the stream runs on since.
+    pub(super) fn done(&self) -> Option<(Duration, LoopbackIsm)> {
+        self.done.get().copied()
+    }
+
     /// It stays TCP. Says so once; an attached stream has its own story.
     pub(super) fn settle(&self, reason: FallbackReason) -> bool {
+        self.settle_as(reason, |_| reason)
+    }
+
+    /// The stream is closed. What it ran on until now is what counts.
+    pub(super) fn close(&self) {
+        self.settle_as(FallbackReason::HalfClosed, |phase| match phase {
+            Phase::Idle(reason) | Phase::Settled(reason) => reason,
+            Phase::Offering | Phase::Attached => FallbackReason::InProgress,
+        });
+    }
+
+    /// Settles for `reason`; the process counts the one that `counted` makes of the phase before.
+    fn settle_as(&self, reason: FallbackReason, counted: impl FnOnce(Phase) -> FallbackReason) -> bool {
         self.pending.store(false, Ordering::Relaxed);
-        let gone = {
+        let (before, gone) = {
             let mut state = lock(&self.state);
             if matches!(state.phase, Phase::Settled(_)) {
                 return false;
             }
-            state.phase = Phase::Settled(reason);
+            let before = std::mem::replace(&mut state.phase, Phase::Settled(reason));
             // The anchor stays: an offer for a stream that lives is refused, not kept waiting.
-            state.offer.take()
+            (before, state.offer.take())
         };
         drop(gone);
+        if self.done.get().is_none() {
+            tally::count_reason(counted(before));
+        }
         crate::trace::debug!("stays on tcp: {reason}");
         self.watchers.wake_all();
         true
