@@ -46,12 +46,12 @@ use crate::link::accepted::Key;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::link::message::{DmbPlace, Message, Subject};
-use crate::link::outbox::Outbox;
+use crate::link::outbox::{Flusher, Outbox};
 use crate::link::reactor::Watched;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
 use crate::link::stream::{Death, Interrupt, LinkedStream};
 use crate::link::tally::WakeUp;
-use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock};
+use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
 use crate::transport::FallbackReason;
 
 pub(crate) use idle::Hold;
@@ -140,7 +140,7 @@ pub(crate) struct Link {
     own_signals: Arc<ArenaMap>,
     peer: OnceLock<Peer>,
     entries: Mutex<Entries>,
-    state: Mutex<State>,
+    state: Mutex<State, rank::LinkState>,
     /// Of the descriptors that links may have.
     _place: LinkPlace,
     /// A fault or limit of this end made it hang up.
@@ -386,26 +386,29 @@ impl Link {
             return;
         }
         // The task of this link sees the same error or the end of the socket and buries the link.
-        if let Err(error) = self.outbox.send(self.socket(), message.encode()) {
-            crate::trace::debug!("a link's socket does not take messages: {error}");
-            if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
-                // What is not said costs slots and growth, no connection.
-                self.restrict();
-                return;
-            }
-            if !has_hung_up(&error) {
-                self.blame(match error.raw_os_error() {
-                    None => SmcError::Limit(error.to_string().into()),
-                    Some(_) => SmcError::OwnFailure(format!("its control socket: {error}").into()),
-                });
-                self.faulty.store(true, Ordering::Release);
-            }
-            let _ = sys::shutdown_socket(self.socket());
+        let error = match self.outbox.send(self.socket(), message.encode()) {
+            Ok(flusher) => return flusher.wake(),
+            Err(error) => error,
+        };
+        crate::trace::debug!("a link's socket does not take messages: {error}");
+        if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
+            // What is not said costs slots and growth, no connection.
+            self.restrict();
+            return;
         }
+        if !has_hung_up(&error) {
+            self.blame(match error.raw_os_error() {
+                None => SmcError::Limit(error.to_string().into()),
+                Some(_) => SmcError::OwnFailure(format!("its control socket: {error}").into()),
+            });
+            self.faulty.store(true, Ordering::Release);
+        }
+        let _ = sys::shutdown_socket(self.socket());
     }
 
     /// Sends a message with a descriptor; an error says that it could not be, and that nothing has happened.
-    fn send_fd(&self, message: &Message, fd: OwnedFd) -> io::Result<()> {
+    /// Whom to wake then comes back, since a lock may be held.
+    fn send_fd(&self, message: &Message, fd: OwnedFd) -> io::Result<Flusher> {
         self.outbox.send_fd(self.socket(), message.encode(), fd).inspect_err(|error| {
             crate::trace::debug!("a link's socket does not take a descriptor: {error}");
         })
@@ -451,8 +454,13 @@ impl Link {
     fn allocate(&self, stream: &Arc<dyn LinkedStream>) -> Result<NewDmb, FallbackReason> {
         let window = stream.dmb_size();
         // ARENA is sent under the lock, so that no other thread can name the arena first.
-        let announce = |slots: u32, fd: OwnedFd| self.send_fd(&Message::Arena { slots }, fd);
+        let mut flusher = Flusher::default();
+        let announce = |slots: u32, fd: OwnedFd| {
+            flusher = self.send_fd(&Message::Arena { slots }, fd)?;
+            Ok(())
+        };
         let allocated = lock(&self.state).own.allocate(Arc::downgrade(stream), announce);
+        flusher.wake();
         let Allocated { arena, slot, token, memory } = allocated.map_err(|error| {
             crate::trace::debug!("no DMB: {error}");
             match error.kind() {

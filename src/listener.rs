@@ -19,7 +19,7 @@ use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::rt::tokio as rt;
 use crate::stream::SmcStream;
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{Arc, Mutex, lock, rank};
 use crate::transport::FallbackReason;
 
 pub use incoming::SmcListenerStream;
@@ -47,7 +47,7 @@ pub struct SmcListener {
     listener: TcpListener,
     config: Config,
     /// Or why its streams stay on TCP, if that is not as the configuration wants it.
-    home: Mutex<Result<Arc<Home>, Option<FallbackReason>>>,
+    home: Mutex<Result<Arc<Home>, Option<FallbackReason>>, rank::ListenerHome>,
     handle: Handle,
 }
 

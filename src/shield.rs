@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::task::{Poll, Waker};
 
+use crate::sync::assert_unlocked;
+
 /// Something of ours, or a waker of the application's, has panicked; the panic hook has told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Panicked;
@@ -31,6 +33,7 @@ pub(crate) async fn guarded<F: Future>(task: F) -> Result<F::Output, Panicked> {
 /// Wakes all of them, whatever one of them does: a waker may be the application's own.
 pub(crate) fn wake_each(wakers: impl Iterator<Item = Waker>) {
     for waker in wakers {
+        assert_unlocked("a waker");
         let _ = shielded(|| waker.wake());
     }
 }

@@ -18,7 +18,7 @@ use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
 use crate::ism::sys::{self, PeerCred};
 use crate::link::stream::{Ask, Death, Interrupt};
-use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock};
+use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, rank};
 use crate::transport::{Counters, FallbackReason, Transport, UCred};
 
 /// Which part a stream plays in its upgrade.
@@ -49,8 +49,8 @@ impl Interrupt for Wakes {
 }
 
 pub(crate) struct Connection<T: Tcp> {
-    pub(super) rx: Mutex<Receiver<T>>,
-    pub(super) tx: Mutex<Sender<T>>,
+    pub(super) rx: Mutex<Receiver<T>, rank::Receiver>,
+    pub(super) tx: Mutex<Sender<T>, rank::Sender>,
     pub(crate) wakes: Wakes,
     pub(super) upgrade: Upgrade,
     pub(crate) role: Role,

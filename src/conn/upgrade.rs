@@ -14,7 +14,7 @@ use crate::ism::ring::Memory;
 use crate::ism::sys;
 use crate::link::stream::Standing;
 use crate::link::tally;
-use crate::sync::{AtomicBool, Mutex, Ordering, lock};
+use crate::sync::{AtomicBool, Mutex, Ordering, lock, rank};
 use crate::transport::{FallbackReason, LoopbackIsm, Transport};
 
 /// For how long the peer may leave a step unanswered before who waits is told so. Nothing else ends then.
@@ -61,7 +61,7 @@ impl State {
 }
 
 pub(crate) struct Upgrade {
-    pub(super) state: Mutex<State>,
+    pub(super) state: Mutex<State, rank::UpgradePhase>,
     /// The trigger is still to come: lets every read and write pass by with one load.
     pending: AtomicBool,
     /// `upgrade()` calls that wait.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::ism::sys::{canonical, monotonic};
 use crate::link::message::{Subject, Tuple};
 use crate::link::stream::LinkedStream;
-use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock};
+use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
 
 /// Port of the listener and address of the client; the rest of the tuple is checked live at MATCH, so that accept
@@ -62,7 +62,7 @@ impl Table {
 
 #[derive(Default)]
 pub(crate) struct Accepted {
-    table: Mutex<Table>,
+    table: Mutex<Table, rank::AcceptedStreams>,
     /// Number of entries in `waiting`: lets accept pass by without a look.
     waiting: AtomicUsize,
 }

@@ -22,7 +22,7 @@ use crate::link::timer::Timers;
 use crate::link::{Hold, Link};
 use crate::peer::{PeerPolicy, is_same_user};
 use crate::shield::{Panicked, guarded, shielded};
-use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock};
+use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
 
 /// Links an endpoint keeps at most.
@@ -50,7 +50,7 @@ pub(crate) struct Endpoint {
     accepted: Accepted,
     /// The peer policies of its listeners, and of the streams that have asked for an upgrade.
     let_in: Mutex<Vec<PeerPolicy>>,
-    links: Mutex<Links>,
+    links: Mutex<Links, rank::EndpointLinks>,
     /// Counts changes of `links`, so that the poller keeps its own list.
     generation: AtomicU64,
     /// Streams whose sending ring has left its first segment.

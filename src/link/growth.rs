@@ -64,9 +64,10 @@ impl Link {
     ) -> Result<(), Fault> {
         match answer {
             Answer::Grant { segment, bytes, fd } => {
-                if self.send_fd(&Message::Grant { token, segment, bytes }, fd).is_err() {
+                match self.send_fd(&Message::Grant { token, segment, bytes }, fd) {
+                    Ok(flusher) => flusher.wake(),
                     // Not a grant again, so that this ends.
-                    return self.answer(token, stream, stream.not_sent(segment));
+                    Err(_) => return self.answer(token, stream, stream.not_sent(segment)),
                 }
             }
             Answer::Deny(why) => self.send(&Message::Deny { token, why }),

@@ -14,7 +14,7 @@ use crate::link::endpoint::Endpoint;
 use crate::link::reactor::{Interest, Watched, forget_readiness};
 use crate::link::tally::Looks;
 use crate::shield::shielded;
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock, rank};
 
 /// A gap between two looks, in ns, from which the thread may have been preempted; only then the kernel is asked.
 const SUSPICIOUS_GAP: u64 = 10_000;
@@ -23,7 +23,7 @@ const SUSPICIOUS_GAP: u64 = 10_000;
 struct Poller {
     endpoint: Arc<Endpoint>,
     eventfd: Arc<dyn Watched>,
-    links: Mutex<Links>,
+    links: Mutex<Links, rank::PollerLinks>,
     watch: Mutex<Watch>,
     task: Mutex<Option<Waker>>,
     /// A look inside the reactor's turn has panicked.

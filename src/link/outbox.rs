@@ -8,7 +8,7 @@ use std::task::Waker;
 use rustix::io::Errno;
 
 use crate::ism::sys;
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, assert_unlocked, lock};
 
 /// A peer that lets this many bytes of control messages pile up is not working any more.
 const MOST_QUEUED: usize = 8 << 20;
@@ -24,6 +24,20 @@ struct Queue {
     flusher: Option<Waker>,
 }
 
+/// The task that has to flush what was queued; to be woken once no lock is held.
+#[must_use]
+#[derive(Debug, Default)]
+pub(crate) struct Flusher(Option<Waker>);
+
+impl Flusher {
+    pub(crate) fn wake(self) {
+        if let Some(waker) = self.0 {
+            assert_unlocked("the task of a link");
+            waker.wake();
+        }
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Outbox {
     queue: Mutex<Queue>,
@@ -31,7 +45,7 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     /// Sends or queues one message. An error means that the link can not go on.
-    pub(crate) fn send(&self, socket: BorrowedFd<'_>, bytes: Vec<u8>) -> io::Result<()> {
+    pub(crate) fn send(&self, socket: BorrowedFd<'_>, bytes: Vec<u8>) -> io::Result<Flusher> {
         self.send_or_queue(socket, bytes, None)
     }
 
@@ -41,34 +55,33 @@ impl Outbox {
     ///
     /// `WouldBlock` when too many of that kind wait; `ETOOMANYREFS` when too many descriptors of this user are on their
     /// way to others. Nothing has happened then. Else as [`Outbox::send`].
-    pub(crate) fn send_fd(&self, socket: BorrowedFd<'_>, bytes: Vec<u8>, fd: OwnedFd) -> io::Result<()> {
+    pub(crate) fn send_fd(&self, socket: BorrowedFd<'_>, bytes: Vec<u8>, fd: OwnedFd) -> io::Result<Flusher> {
         self.send_or_queue(socket, bytes, Some(fd))
     }
 
-    fn send_or_queue(&self, socket: BorrowedFd<'_>, bytes: Vec<u8>, fd: Option<OwnedFd>) -> io::Result<()> {
-        let flusher = {
-            let mut queue = lock(&self.queue);
-            if queue.waiting.is_empty() {
-                match transmit(socket, &bytes, fd.as_ref()) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock || lacks_memory(&error) => {}
-                    sent => return sent,
-                }
+    fn send_or_queue(
+        &self,
+        socket: BorrowedFd<'_>,
+        bytes: Vec<u8>,
+        fd: Option<OwnedFd>,
+    ) -> io::Result<Flusher> {
+        let mut queue = lock(&self.queue);
+        if queue.waiting.is_empty() {
+            match transmit(socket, &bytes, fd.as_ref()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock || lacks_memory(&error) => {}
+                sent => return sent.map(|()| Flusher::default()),
             }
-            if fd.is_some() && queue.fds == MOST_FDS_QUEUED {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            queue.bytes += bytes.len();
-            if queue.bytes > MOST_QUEUED {
-                return Err(io::Error::other("the peer does not read its control messages"));
-            }
-            queue.fds += usize::from(fd.is_some());
-            queue.waiting.push_back((bytes, fd));
-            queue.flusher.take()
-        };
-        if let Some(flusher) = flusher {
-            flusher.wake();
         }
-        Ok(())
+        if fd.is_some() && queue.fds == MOST_FDS_QUEUED {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        queue.bytes += bytes.len();
+        if queue.bytes > MOST_QUEUED {
+            return Err(io::Error::other("the peer does not read its control messages"));
+        }
+        queue.fds += usize::from(fd.is_some());
+        queue.waiting.push_back((bytes, fd));
+        Ok(Flusher(queue.flusher.take()))
     }
 
     /// Forgets what waits.
@@ -151,12 +164,12 @@ mod tests {
         let outbox = Outbox::default();
         let mut sent = 0_u32;
         while lock(&outbox.queue).waiting.is_empty() {
-            outbox.send(ours.as_fd(), sent.to_ne_bytes().to_vec()).unwrap();
+            outbox.send(ours.as_fd(), sent.to_ne_bytes().to_vec()).unwrap().wake();
             sent += 1;
         }
         let with_fd = |number: u32| {
             let eventfd = sys::eventfd().unwrap();
-            outbox.send_fd(ours.as_fd(), number.to_ne_bytes().to_vec(), eventfd)
+            outbox.send_fd(ours.as_fd(), number.to_ne_bytes().to_vec(), eventfd).map(Flusher::wake)
         };
         let first_fd = sent;
         for _ in 0..MOST_FDS_QUEUED {
@@ -164,7 +177,7 @@ mod tests {
             sent += 1;
         }
         assert_eq!(with_fd(sent).unwrap_err().kind(), io::ErrorKind::WouldBlock, "no more descriptors wait");
-        outbox.send(ours.as_fd(), sent.to_ne_bytes().to_vec()).unwrap();
+        outbox.send(ours.as_fd(), sent.to_ne_bytes().to_vec()).unwrap().wake();
         sent += 1;
 
         let mut buffer = [0; 8];

@@ -5,12 +5,13 @@
 //! is asked of the stream itself, when somebody looks. A look holds one shard at a time, only to copy weak handles,
 //! and waits for the locks of a stream no longer than [`Patience`] lets it: others hold them over system calls.
 
-use std::sync::{TryLockError, Weak};
+use std::sync::Weak;
 
 use crate::ism::sys;
 use crate::link::tally;
 use crate::stats::{Stats, StreamStats};
-use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering, lock};
+use crate::sync::rank::Rank;
+use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering, lock, try_lock};
 
 /// A stream as the roster sees it.
 pub(crate) trait Listed: Send + Sync {
@@ -145,13 +146,8 @@ impl Patience {
     }
 
     /// Locks `mutex` as [`lock`] does, or gives up.
-    pub(crate) fn lock<'a, T>(&mut self, mutex: &'a Mutex<T>) -> Option<MutexGuard<'a, T>> {
-        let attempt = || match mutex.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        };
-        if let Some(guard) = attempt() {
+    pub(crate) fn lock<'a, T, R: Rank>(&mut self, mutex: &'a Mutex<T, R>) -> Option<MutexGuard<'a, T>> {
+        if let Some(guard) = try_lock(mutex) {
             return Some(guard);
         }
         let most = self.left.min(Self::ONCE);
@@ -161,7 +157,7 @@ impl Patience {
             for _ in 0..16 {
                 std::hint::spin_loop();
             }
-            guard = attempt();
+            guard = try_lock(mutex);
             waited = sys::monotonic_ns().saturating_sub(begin);
             rounds += 1;
         }
@@ -329,7 +325,7 @@ mod tests {
 
     #[test]
     fn patience_ends() {
-        let held = Mutex::new(());
+        let held: Mutex<()> = Mutex::new(());
         let mut patience = Patience::new();
         let _guard = lock(&held);
         let begin = Instant::now();

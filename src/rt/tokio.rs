@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::link::drive::{Ended, Parked};
 use crate::link::endpoint::Endpoint;
 use crate::link::reactor::{Interest, Reactor, Task, Watched};
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{Arc, Mutex, lock, rank};
 
 pub(crate) use ops::{
     PeekBuf, ReadReady, ReadVectored, Reading, TryPeeking, TryReading, TryReadingBuf, TryWriting,
@@ -33,7 +33,7 @@ pub(crate) use tcp::{TokioTcp, drain, tcp_ready};
 
 type Key = (Id, Option<Arc<Path>>);
 
-static ENDPOINTS: Mutex<Option<HashMap<Key, Arc<Endpoint>>>> = Mutex::new(None);
+static ENDPOINTS: Mutex<Option<HashMap<Key, Arc<Endpoint>>>, rank::Endpoints> = Mutex::new(None);
 
 /// The endpoint of a runtime on the device of `config`, made when there is none.
 pub(crate) fn endpoint(handle: &Handle, config: &Config) -> io::Result<Arc<Endpoint>> {

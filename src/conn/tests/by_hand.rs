@@ -157,7 +157,8 @@ impl ByHand {
 
     /// Drops all tasks: they keep what keeps them.
     pub(super) fn end(&self) {
-        let gone = (std::mem::take(&mut *lock(&self.fresh)), std::mem::take(&mut *lock(&self.tasks)));
-        drop(gone);
+        let fresh = std::mem::take(&mut *lock(&self.fresh));
+        let begun = std::mem::take(&mut *lock(&self.tasks));
+        drop((fresh, begun));
     }
 }
