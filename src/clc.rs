@@ -13,7 +13,9 @@
 //!
 #![cfg_attr(feature = "unstable-engine", doc = "```")]
 #![cfg_attr(not(feature = "unstable-engine"), doc = "```text")]
-//! use tokio_smc::engine::clc::{Answer, ClientHandshake, Confirmation, Dmb, Eid, Gid, LocalDevice, ServerHandshake};
+//! use tokio_smc::engine::clc::{
+//!     Answer, ClientHandshake, Confirmation, Dmb, Eid, Gid, LocalDevice, ServerHandshake,
+//! };
 //!
 //! let device = LocalDevice { gid: Gid([7; 16]), eid: Eid::LOOPBACK, host: "node-a".into() };
 //! let (mut client, proposal) = ClientHandshake::new(&device);

@@ -14,6 +14,11 @@ use crate::sync::Arc;
 /// every policy but [`Never`](UpgradePolicy::Never).
 ///
 /// Written in `SMC_LO_UPGRADE` as `first-turn`, `eager`, `manual`, `require`, `handshake` or `never`.
+///
+/// ```
+/// use tokio_smc::UpgradePolicy;
+/// assert_eq!("first-turn".parse(), Ok(UpgradePolicy::default()));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum UpgradePolicy {
@@ -51,6 +56,12 @@ impl FromStr for UpgradePolicy {
 }
 
 /// A word that names no [`UpgradePolicy`].
+///
+/// ```
+/// use tokio_smc::UpgradePolicy;
+/// let error = "always".parse::<UpgradePolicy>().unwrap_err();
+/// assert!(error.to_string().starts_with("unknown upgrade policy \"always\": use first-turn,"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownPolicy(String);
 
@@ -95,8 +106,8 @@ const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(200);
 /// ```
 /// use std::time::Duration;
 /// use tokio_smc::{Config, UpgradePolicy};
-/// let config = Config::from_env().upgrade_policy(UpgradePolicy::Eager).busy_poll(Duration::from_micros(20));
-/// # let _ = config;
+/// let config = Config::new().upgrade_policy(UpgradePolicy::Eager).busy_poll(Duration::ZERO);
+/// assert_ne!(config, Config::default());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {

@@ -9,21 +9,24 @@ mod descriptor;
 pub(crate) mod growth;
 mod linked;
 mod listed;
+pub(crate) mod op;
+mod prelude;
 pub(crate) mod receive;
 pub(crate) mod send;
 #[cfg(test)]
 mod tests;
 pub(crate) mod upgrade;
 pub(crate) mod waiters;
+pub(crate) mod watch;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll};
 
 use crate::error::SmcError;
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Violation;
-use crate::link::stream::{Doorbell, ReceiveDmb, SendDmb};
+use crate::link::stream::{PeerInterrupt, ReceiveDmb, SendDmb, Undelivered};
 use crate::transport::FallbackReason;
 
 pub(crate) use connection::{Connection, Role};
@@ -40,6 +43,14 @@ pub(crate) trait Tcp: AsFd + Send + Sync + 'static {
     /// Writes from `bytes`.
     fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
 
+    /// Writes with `write`, which is asked at once; the reactor hears of it when that has to wait. For who writes after
+    /// what the reactor knew of the socket was given up for [`Tcp::poll_write_event`].
+    fn poll_direct(
+        &self,
+        cx: &mut Context<'_>,
+        write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>>;
+
     /// Waits for anything that the reactor tells of a socket that nobody else waits to write to: a FIN, a reset, a
     /// shutdown of the descriptor at this end. Nothing is taken off the socket. Ready is an end that lasts.
     fn poll_write_event(&self, cx: &mut Context<'_>) -> Poll<()>;
@@ -49,52 +60,6 @@ pub(crate) trait Tcp: AsFd + Send + Sync + 'static {
 
     /// Sends a FIN behind what was written.
     fn shutdown(&self) -> io::Result<()>;
-}
-
-/// One way to read, on either transport.
-pub(crate) trait ReadOp<T: Tcp> {
-    /// Bytes read; 0 is the end of the stream.
-    fn tcp(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
-
-    /// Bytes read; 0 is an empty ring.
-    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation>;
-
-    /// After a read: its buffer was not filled, so the ring it read from is known to be empty.
-    fn has_room(&self) -> bool {
-        false
-    }
-
-    /// Bytes it reports are gone from the stream (not so for peek and readiness).
-    const CONSUMES: bool = true;
-
-    /// It shows bytes and leaves them: at the switch both transports together hold what is next.
-    const PEEKS: bool = false;
-}
-
-/// One way to write, on either transport.
-pub(crate) trait WriteOp<T: Tcp> {
-    /// Bytes written.
-    fn tcp(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
-
-    /// Bytes written; 0 is a full ring.
-    fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation>;
-
-    /// As `tcp`, but asks the socket itself: what the reactor knows of its readiness was given up for
-    /// [`Tcp::poll_write_event`].
-    fn late(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
-
-    /// Was a write of `length` bytes a short one, so that the ring is known to be full?
-    fn is_short(&self, _length: usize) -> bool {
-        false
-    }
-
-    /// Is nothing to be written? Then a full ring is no reason to wait, nor is it a turn of the application.
-    fn is_empty(&self) -> bool {
-        false
-    }
-
-    /// Bytes it reports have entered the stream (not so for readiness).
-    const WRITES: bool = true;
 }
 
 /// What an attempt to read or write does when it has to wait.
@@ -124,14 +89,14 @@ pub(crate) enum Directions {
 /// What a step under a lock asks for once the lock is free.
 #[derive(Default)]
 pub(crate) struct Effects {
-    /// Interrupts for peers in this process, whose wakers they call.
-    bells: [Option<(Doorbell, Signal)>; 2],
+    /// Interrupts that are not delivered yet.
+    interrupts: [Option<(PeerInterrupt, Undelivered)>; 2],
     /// TCP carried other bytes than the switch allows: this connection is reset, its link lives.
     pub(crate) reset: bool,
     /// Everyone who waits looks again.
     pub(crate) wake: bool,
     /// A direction has left TCP: from now on somebody has to look at what is done to the idle socket.
-    pub(crate) heed: bool,
+    pub(crate) socket_check: bool,
     /// Kept apart, so that the common step builds and drops next to nothing.
     rare: Option<Box<Rare>>,
 }
@@ -140,9 +105,9 @@ pub(crate) struct Effects {
 #[derive(Default)]
 pub(crate) struct Rare {
     /// The peer broke a rule: its link ends.
-    pub(crate) violation: Option<(Doorbell, Violation)>,
+    pub(crate) violation: Option<(PeerInterrupt, Violation)>,
     /// The ring is full: the peer is to be asked for a segment of so many bytes for the DMB of that token.
-    pub(crate) wish: Option<(Doorbell, u64, u64)>,
+    pub(crate) ask: Option<(PeerInterrupt, u64, u64)>,
     /// This end has pinned the word of this DMB.
     pub(crate) pinned: Option<ReceiveDmb>,
     /// The sender will never use this DMB.
@@ -152,12 +117,12 @@ pub(crate) struct Rare {
 }
 
 impl Effects {
-    /// Interrupts the peer: one in another process at once, for that calls nobody; one in this process later.
+    /// Interrupts the peer. What that takes besides the bits in its memory is done later.
     #[inline]
-    pub(crate) fn ring(&mut self, doorbell: &Doorbell, signal: Signal) {
-        if !doorbell.ring_if_remote(signal) {
-            let free = usize::from(self.bells[0].is_some());
-            self.bells[free] = Some((doorbell.clone(), signal));
+    pub(crate) fn interrupt(&mut self, peer: &PeerInterrupt, signal: Signal) {
+        if let Some(undelivered) = peer.raise(signal) {
+            let free = usize::from(self.interrupts[0].is_some());
+            self.interrupts[free] = Some((peer.clone(), undelivered));
         }
     }
 
@@ -167,7 +132,7 @@ impl Effects {
 
     #[inline]
     fn is_empty(&self) -> bool {
-        !self.reset && !self.wake && !self.heed && self.rare.is_none() && self.bells[0].is_none()
+        !self.reset && !self.wake && !self.socket_check && self.rare.is_none() && self.interrupts[0].is_none()
     }
 }
 

@@ -1,7 +1,9 @@
-//! Parts of the engine for this project's own fuzz targets and benches, behind the feature `unstable-engine`.
+//! Parts of the engine for this project's own fuzz targets and benches, behind the feature
+//! `unstable-engine`.
 //!
-//! Not an API: what is here changes with any release, and no version number tells of it. The engine itself is
-//! crate-private; here it is wrapped as thinly as can be, so that what is measured is what runs.
+//! Not an API: what is here changes with any release, and no version number tells of it. The engine
+//! itself is crate-private; here it is wrapped as thinly as can be, so that what is measured is
+//! what runs.
 
 /// The CLC messages and the handshake.
 pub mod clc {

@@ -1,4 +1,5 @@
-//! Whose fault it was that a stream failed: what an `io::Error` of this crate carries as its source.
+//! Whose fault it was that a stream failed: what an `io::Error` of this crate carries as its
+//! source.
 
 use std::{error, fmt, io};
 
@@ -6,10 +7,11 @@ use crate::transport::UCred;
 
 /// Why a stream failed, and whose fault it was.
 ///
-/// The methods of a stream answer as TCP would: an [`io::Error`] of the same [`kind`](io::Error::kind). Where the error
-/// is about the peer, the link to it or this crate itself, and not the kernel's, this is what
-/// [`io::Error::get_ref`] returns. A connection that was never upgraded has the kernel's errors only, besides
-/// [`SmcError::Closed`]; why there is no upgrade says [`FallbackReason`](crate::FallbackReason).
+/// The methods of a stream answer as TCP would: an [`io::Error`] of the same
+/// [`kind`](io::Error::kind). Where the error is about the peer, the link to it or this crate
+/// itself, and not the kernel's, this is what [`io::Error::get_ref`] returns. A connection that was
+/// never upgraded has the kernel's errors only, besides [`SmcError::Closed`]; why there is no
+/// upgrade says [`FallbackReason`](crate::FallbackReason).
 ///
 /// ```
 /// use tokio_smc::SmcError;
@@ -31,22 +33,23 @@ use crate::transport::UCred;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SmcError {
-    /// The peer's fault: it broke a rule of shared memory or of the link. Every stream of that link that had left TCP is
-    /// reset; nothing else is touched.
+    /// The peer's fault: it broke a rule of shared memory or of the link. Every stream of that link
+    /// that had left TCP is reset; nothing else is touched.
     PeerMisbehaved(PeerMisbehaved),
-    /// The application at the other end has closed the connection, with bytes unread or while more were on their way:
-    /// what TCP tells by a reset.
+    /// The application at the other end has closed the connection, with bytes unread or while more
+    /// were on their way: what TCP tells by a reset.
     PeerClosed,
     /// The process at the other end, or its runtime, ended before it had read everything.
     PeerGone,
-    /// Nobody's fault that is known: TCP carried other bytes than both ends agreed on when they left it, so that nobody
-    /// can put them in order with those in shared memory. Somebody reads or writes past the stream: `SockRef`, splice(2),
-    /// a BPF program, another process with the same socket.
+    /// Nobody's fault that is known: TCP carried other bytes than both ends agreed on when they
+    /// left it, so that nobody can put them in order with those in shared memory. Somebody reads or
+    /// writes past the stream: `SockRef`, splice(2), a BPF program, another process with the same
+    /// socket.
     OutOfStep,
     /// A limit that guards this process was hit on the link to the peer.
     Limit(Box<str>),
-    /// This crate's own fault, in this process: a task that serves the link has panicked, or a system call failed that
-    /// has to succeed.
+    /// This crate's own fault, in this process: a task that serves the link has panicked, or a
+    /// system call failed that has to succeed.
     OwnFailure(Box<str>),
     /// The runtime that drives the stream has been shut down.
     RuntimeGone,
@@ -61,7 +64,7 @@ pub enum SmcError {
 /// Which rule a peer has broken, and who it is.
 ///
 /// ```
-/// use tokio_smc::{PeerMisbehaved, SmcError};
+/// use tokio_smc::SmcError;
 ///
 /// fn report(error: &std::io::Error) -> Option<String> {
 ///     let source = error.get_ref()?.downcast_ref::<SmcError>()?;

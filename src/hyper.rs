@@ -52,6 +52,24 @@ use dial::Settings;
 /// [`SmcConnector::new_with_resolver`]. Of several addresses those of the first one's family are tried in turn; after
 /// the happy-eyeballs timeout (300 ms) those of the other family are tried beside them, and the first connection wins
 /// (RFC 6555).
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tokio_smc::hyper::SmcConnector;
+/// use tower_service::Service;
+///
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = tokio_smc::SmcListener::bind("127.0.0.1:0").await?;
+/// # let port = listener.local_addr()?.port();
+/// let mut connector = SmcConnector::new();
+/// connector.set_nodelay(true);
+/// connector.set_connect_timeout(Some(Duration::from_secs(3)));
+/// // What the client does for each connection:
+/// let stream = connector.call(format!("http://127.0.0.1:{port}/").parse()?).await?.into_inner();
+/// assert!(stream.nodelay()?);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct SmcConnector<R = GaiResolver> {
     settings: Arc<Settings>,
@@ -189,7 +207,7 @@ where
 {
     type Response = TokioIo<SmcStream>;
     type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<SmcStream>, ConnectError>> + Send>>;
+    type Future = SmcConnecting;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
         ready!(self.resolver.poll_ready(cx)).map_err(|error| ConnectError::new("dns error", error))?;
@@ -208,7 +226,7 @@ where
             },
         });
         let looking_up = looking_up.map(|(target, looking_up)| (target.port, target.explicit, looking_up));
-        Box::pin(async move {
+        SmcConnecting(Box::pin(async move {
             let (port, explicit, looking_up) = looking_up?;
             let found: Vec<SocketAddr> = match looking_up {
                 LookUp::Known(address) => vec![address],
@@ -224,7 +242,40 @@ where
                 address
             });
             dial::dial(addresses.collect(), &settings).await.map(TokioIo::new)
-        })
+        }))
+    }
+}
+
+/// The future of [`SmcConnector`]: a connection on its way.
+///
+/// Dropping it closes what it has begun.
+///
+/// ```
+/// use tokio_smc::hyper::{SmcConnecting, SmcConnector};
+/// use tower_service::Service;
+///
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = tokio_smc::SmcListener::bind("127.0.0.1:0").await?;
+/// # let uri = format!("http://{}/", listener.local_addr()?);
+/// let connecting: SmcConnecting = SmcConnector::new().call(uri.parse()?);
+/// println!("{}", connecting.await?.inner().transport());
+/// # Ok(()) }
+/// ```
+#[must_use = "a future does nothing unless it is polled"]
+// Boxed, as hyper's own: its type is that of an `async` block, which has no name.
+pub struct SmcConnecting(Pin<Box<dyn Future<Output = Result<TokioIo<SmcStream>, ConnectError>> + Send>>);
+
+impl Future for SmcConnecting {
+    type Output = Result<TokioIo<SmcStream>, ConnectError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for SmcConnecting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SmcConnecting").finish_non_exhaustive()
     }
 }
 
@@ -266,6 +317,17 @@ fn target(uri: &Uri, enforce_http: bool) -> Result<Target<'_>, ConnectError> {
 ///
 /// It says what failed, with the address; why it did, often an [`io::Error`](std::io::Error), is its
 /// [`source`](Error::source). hyper-util's client hands it out as the source of its own error.
+///
+/// ```
+/// use tokio_smc::hyper::SmcConnector;
+/// use tower_service::Service;
+///
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let error = SmcConnector::new().call("https://127.0.0.1/".parse()?).await.unwrap_err();
+/// assert_eq!(error.address(), None, "it did not come that far");
+/// assert!(error.to_string().starts_with("invalid URL, scheme is not http"));
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct ConnectError {
     what: Cow<'static, str>,

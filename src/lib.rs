@@ -5,11 +5,12 @@
 //! host and to use this crate too, SMC-D's CLC handshake runs between the two, and the bytes move to shared-memory
 //! rings (DMBs) that eventfds wake. Otherwise it stays TCP, and [`SmcStream::transport`] says why.
 //!
-//! ```no_run
+#![cfg_attr(feature = "tokio", doc = "```")]
+#![cfg_attr(not(feature = "tokio"), doc = "```text")]
 //! use tokio::io::{AsyncReadExt, AsyncWriteExt};
 //! use tokio_smc::net::{TcpListener, TcpStream};
 //!
-//! # async fn example() -> std::io::Result<()> {
+//! # #[tokio::main] async fn main() -> std::io::Result<()> {
 //! let listener = TcpListener::bind("127.0.0.1:0").await?;
 //! let mut client = TcpStream::connect(listener.local_addr()?).await?;
 //! let (mut server, _) = listener.accept().await?;
@@ -23,9 +24,10 @@
 //!
 //! # Features
 //!
-//! On by default: `tokio`, the front end that is described here. Off by default: `hyper-util` (a connector for
-//! hyper-util's client), `axum08` (`axum::serve` and connect info), `tonic014` (servers and channels of tonic),
-//! `futures-io` (`SmcStream::compat`), `tracing` (events), `full` (all of them).
+//! On by default: `tokio`, the front end that is described here. Off by default: `hyper-util` (a
+//! connector for hyper-util's client), `axum08` (`axum::serve` and connect info), `tonic014`
+//! (servers and channels of tonic), `futures-io` (`SmcStream::compat`), `tracing` (events), `full`
+//! (all of them).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // The engine is complete, whoever uses it.
 #![cfg_attr(
@@ -112,6 +114,6 @@ pub use tonic::{SmcIncoming, SmcStreamWithInfo};
 pub use transport::{Counters, FallbackReason, LoopbackIsm, Transport, UCred};
 
 /// The examples of the README.
-#[cfg(all(doctest, not(loom)))]
+#[cfg(all(doctest, not(loom), feature = "tokio"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

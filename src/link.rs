@@ -49,7 +49,7 @@ use crate::link::message::{DmbPlace, Message, Subject};
 use crate::link::outbox::{Flusher, Outbox};
 use crate::link::reactor::Watched;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
-use crate::link::stream::{Death, Interrupt, LinkedStream};
+use crate::link::stream::{Death, InterruptHandler, LinkedStream, Undelivered};
 use crate::link::tally::WakeUp;
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
 use crate::transport::FallbackReason;
@@ -96,7 +96,7 @@ enum Incoming {
 }
 
 struct Registered {
-    interrupts: Arc<dyn Interrupt>,
+    handler: Arc<dyn InterruptHandler>,
     stream: Weak<dyn LinkedStream>,
 }
 
@@ -271,41 +271,48 @@ impl Link {
 
     // ---- interrupts ----
 
-    /// Tells the peer's reader or writer of connection `index` to look.
-    pub(crate) fn interrupt_peer(&self, index: u32, signal: Signal) {
-        if self.interrupt_remote_peer(index, signal) {
-            return;
-        }
-        let here = self.peer.get().and_then(|peer| peer.here.as_ref());
-        if let Some(link) = here.and_then(Weak::upgrade) {
-            tally::count_wake_up(self.id, index, WakeUp::Saved);
-            link.interrupted(index, signal);
-        }
-    }
-
-    /// The same, if the peer lives in another process, where no waker of ours is called.
+    /// Raises a signal for the peer's end of connection `index`. That calls nobody; what is left to do, once no lock is
+    /// held, is for [`Link::deliver_interrupt`].
     #[inline]
-    pub(crate) fn interrupt_remote_peer(&self, index: u32, signal: Signal) -> bool {
-        let Some(peer) = self.peer.get().filter(|peer| peer.here.is_none()) else { return false };
+    pub(crate) fn raise(&self, index: u32, signal: Signal) -> Option<Undelivered> {
+        let peer = self.peer.get()?;
+        if peer.here.is_some() {
+            return Some(Undelivered::Handler(signal));
+        }
         let page = peer.first_arena.signals();
         if page.raise(index, signal, sys::monotonic_ns, self.stale_after, &self.last_rung) {
-            tally::count_wake_up(self.id, index, WakeUp::Sent);
-            if let Err(error) = sys::ring(peer.eventfd.as_fd()) {
-                crate::trace::debug!("ringing the peer's eventfd failed: {error}");
-            }
-        } else {
-            tally::count_wake_up(self.id, index, WakeUp::Saved);
+            return Some(Undelivered::Eventfd);
         }
-        true
+        tally::count_wake_up(self.id, index, WakeUp::Saved);
+        None
+    }
+
+    /// Does what [`Link::raise`] has left to do.
+    pub(crate) fn deliver_interrupt(&self, index: u32, undelivered: Undelivered) {
+        let Some(peer) = self.peer.get() else { return };
+        match undelivered {
+            Undelivered::Eventfd => {
+                tally::count_wake_up(self.id, index, WakeUp::Sent);
+                if let Err(error) = sys::ring(peer.eventfd.as_fd()) {
+                    crate::trace::debug!("writing the peer's eventfd failed: {error}");
+                }
+            }
+            Undelivered::Handler(signal) => {
+                if let Some(link) = peer.here.as_ref().and_then(Weak::upgrade) {
+                    tally::count_wake_up(self.id, index, WakeUp::Saved);
+                    link.interrupted(index, signal);
+                }
+            }
+        }
     }
 
     fn interrupted(&self, index: u32, signal: Signal) {
-        let interrupts = {
+        let handler = {
             let entries = lock(&self.entries);
-            entries.table.get(index as usize).and_then(Option::as_ref).map(|entry| entry.interrupts.clone())
+            entries.table.get(index as usize).and_then(Option::as_ref).map(|entry| entry.handler.clone())
         };
-        if let Some(interrupts) = interrupts {
-            interrupts.interrupt(signal);
+        if let Some(handler) = handler {
+            handler.on_interrupt(signal);
         }
     }
 
@@ -316,7 +323,7 @@ impl Link {
         let mut batch: [(u32, Signal); BATCH] = [(0, Signal::Data); BATCH];
         let mut held = 0;
         let flush = |batch: &[(u32, Signal)]| {
-            let mut woken: [Option<(Arc<dyn Interrupt>, Signal)>; BATCH] = [const { None }; BATCH];
+            let mut woken: [Option<(Arc<dyn InterruptHandler>, Signal)>; BATCH] = [const { None }; BATCH];
             {
                 let entries = lock(&self.entries);
                 for (slot, (index, signal)) in woken.iter_mut().zip(batch) {
@@ -324,11 +331,11 @@ impl Link {
                         .table
                         .get(*index as usize)
                         .and_then(Option::as_ref)
-                        .map(|entry| (entry.interrupts.clone(), *signal));
+                        .map(|entry| (entry.handler.clone(), *signal));
                 }
             }
-            for (interrupts, signal) in woken.into_iter().take(batch.len()).flatten() {
-                interrupts.interrupt(signal);
+            for (handler, signal) in woken.into_iter().take(batch.len()).flatten() {
+                handler.on_interrupt(signal);
             }
         };
         let found = page.drain(|index, signal| {
@@ -346,7 +353,7 @@ impl Link {
     }
 
     fn register(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Option<u32> {
-        let registered = Registered { interrupts: stream.interrupts(), stream: Arc::downgrade(stream) };
+        let registered = Registered { handler: stream.interrupt_handler(), stream: Arc::downgrade(stream) };
         let mut entries = lock(&self.entries);
         let index = match entries.free.pop() {
             Some(index) => index,

@@ -28,20 +28,22 @@ pub use incoming::SmcListenerStream;
 ///
 /// It is used exactly like [`tokio::net::TcpListener`].
 ///
-/// ```no_run
+/// ```
 /// use tokio_smc::SmcListener;
 ///
-/// # async fn example() -> std::io::Result<()> {
-/// let listener = SmcListener::bind("127.0.0.1:8080").await?;
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// let listener = SmcListener::bind("127.0.0.1:0").await?;
+/// # let client = tokio_smc::SmcStream::connect(listener.local_addr()?).await?;
 /// loop {
 ///     let (mut stream, peer) = listener.accept().await?;
+///     println!("{peer} is here");
 ///     tokio::spawn(async move {
 ///         let (mut read, mut write) = stream.split();
 ///         tokio::io::copy(&mut read, &mut write).await
 ///     });
-/// #   let _ = peer;
+/// #   break;
 /// }
-/// # }
+/// # Ok(()) }
 /// ```
 pub struct SmcListener {
     listener: TcpListener,
@@ -69,6 +71,10 @@ impl SmcListener {
     /// # Panics
     ///
     /// Outside a tokio runtime with I/O enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is left behind when the future is dropped.
     pub async fn bind<A: ToSocketAddrs>(addr: A) -> io::Result<SmcListener> {
         Self::bind_with(addr, &Config::from_env()).await
     }
@@ -78,6 +84,14 @@ impl SmcListener {
     /// # Errors
     ///
     /// Those of [`tokio::net::TcpListener::bind`].
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is left behind when the future is dropped.
     pub async fn bind_with<A: ToSocketAddrs>(addr: A, config: &Config) -> io::Result<SmcListener> {
         Ok(Self::new(TcpListener::bind(addr).await?, config.clone()))
     }

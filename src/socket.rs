@@ -20,15 +20,15 @@ use crate::stream::SmcStream;
 /// It is used exactly like [`tokio::net::TcpSocket`], to set options before connecting or listening. The options act on
 /// the TCP socket; [`SmcSocket::set_recv_buffer_size`] also bounds the shared memory that is read from after an upgrade.
 ///
-/// ```no_run
+/// ```
 /// use tokio_smc::SmcSocket;
 ///
-/// # async fn example() -> std::io::Result<()> {
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let socket = SmcSocket::new_v4()?;
 /// socket.set_reuseaddr(true)?;
-/// socket.bind("127.0.0.1:8080".parse().unwrap())?;
+/// socket.bind("127.0.0.1:0".parse()?)?;
 /// let listener = socket.listen(1024)?;
-/// # drop(listener);
+/// assert_ne!(listener.local_addr()?.port(), 0);
 /// # Ok(()) }
 /// ```
 pub struct SmcSocket {
@@ -179,6 +179,14 @@ impl SmcSocket {
     /// # Errors
     ///
     /// Those of [`SmcStream::connect`].
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the socket.
     pub async fn connect_with(self, addr: SocketAddr, config: &Config) -> io::Result<SmcStream> {
         let stream = self.connect_tcp(addr, config).await?;
         // As with tokio: a panic leaves nothing half done, for the stream is then dropped.

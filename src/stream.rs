@@ -28,8 +28,8 @@ use crate::ism::device::PortEntry;
 use crate::ism::ring::fill_room;
 use crate::link::adopted::adopt;
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
-use crate::link::stream::LinkedStream;
-use crate::rt::tokio::{self as rt, PeekBuf, TokioTcp};
+use crate::link::stream::{LinkedStream, Verdict};
+use crate::rt::tokio::{self as rt, TokioTcp};
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
 use ready::Readiness;
@@ -45,18 +45,39 @@ pub use upgrade::TransportWatch;
 /// Dropping it closes the connection as TCP would: what was written still arrives, unless unread data makes it a
 /// reset.
 ///
-/// ```no_run
+/// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// use tokio_smc::SmcStream;
 ///
-/// # async fn example() -> std::io::Result<()> {
-/// let mut stream = SmcStream::connect("127.0.0.1:8080").await?;
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = tokio_smc::SmcListener::bind("127.0.0.1:0").await?;
+/// # let address = listener.local_addr()?;
+/// # tokio::spawn(async move {
+/// #     let (mut stream, _) = listener.accept().await?;
+/// #     let (mut read, mut write) = stream.split();
+/// #     tokio::io::copy(&mut read, &mut write).await
+/// # });
+/// let mut stream = SmcStream::connect(address).await?;
 /// stream.write_all(b"hello").await?;
 /// let mut answer = [0; 5];
 /// stream.read_exact(&mut answer).await?;
 /// println!("{} runs on {}", stream.peer_addr()?, stream.transport());
+/// # assert_eq!(&answer, b"hello");
 /// # Ok(()) }
 /// ```
+///
+/// # Errors
+///
+/// An error is what TCP would have shown, of the same [`kind`](io::ErrorKind), and says whose fault
+/// it was:
+///
+/// - An error of the TCP socket is the kernel's, as with tokio's stream.
+/// - Where a stream on shared memory fails, the error's source
+///   ([`get_ref`](io::Error::get_ref)) is an [`SmcError`](crate::SmcError): the peer broke a rule,
+///   closed early or died; a limit; this crate's own failure; something that this end has done
+///   itself.
+/// - Where there is no upgrade though one is needed (policy `Require`,
+///   [`SmcStream::peer_cred`]), the source is the [`FallbackReason`].
 pub struct SmcStream {
     /// Dropped first: it ends the connection while the socket is still open.
     conn: Open,
@@ -126,6 +147,14 @@ impl SmcStream {
     /// # Errors
     ///
     /// Those of [`SmcStream::connect`].
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the connection.
     pub async fn connect_with<A: ToSocketAddrs>(addr: A, config: &Config) -> io::Result<SmcStream> {
         let stream = SmcStream::new(TcpStream::connect(addr).await?, Role::Client, config.clone());
         stream.after_connect(None).await?;
@@ -143,7 +172,7 @@ impl SmcStream {
         let linked: Arc<dyn LinkedStream> = self.conn.conn.clone();
         let entry = home.endpoint.accept(port, client, &linked);
         let (endpoint, _port) = (home.endpoint.clone(), home.port.clone());
-        self.conn.anchor(Box::new(Accepted { endpoint, entry, _port }));
+        self.conn.keep_registration(Box::new(Accepted { endpoint, entry, _port }));
     }
 
     #[cfg(test)]
@@ -153,7 +182,7 @@ impl SmcStream {
 
     /// Its listener has no place where a client could find this stream.
     pub(crate) fn can_not_be_upgraded(&self, reason: FallbackReason) {
-        self.conn.refused(reason);
+        self.conn.verdict(Verdict::OfferRefused(reason));
     }
 
     /// Makes a stream of a connected std socket, which has to be in non-blocking mode.
@@ -176,8 +205,8 @@ impl SmcStream {
         if let Some(other) =
             linked.subject().ok().and_then(|ours| adopt(ours.cookie, Arc::downgrade(&linked)))
         {
-            linked.shared();
-            other.shared();
+            linked.verdict(Verdict::SocketShared);
+            other.verdict(Verdict::SocketShared);
         }
         Ok(stream)
     }
@@ -232,7 +261,7 @@ impl SmcStream {
         loop {
             self.readable().await?;
             let coop = poll_fn(poll_proceed).await;
-            match self.try_read_with(&mut rt::TryPeeking(&mut ReadBuf::new(buf))) {
+            match self.try_read_with(&mut rt::try_peeking(&mut ReadBuf::new(buf))) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 answer => {
                     coop.made_progress();
@@ -251,7 +280,7 @@ impl SmcStream {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(0));
         }
-        self.poll_read_with(cx, &mut PeekBuf(buf))
+        self.poll_read_with(cx, &mut rt::peeking(buf))
     }
 
     /// Waits until one of the asked-for operations can be tried; see [`tokio::net::TcpStream::ready`].
@@ -272,6 +301,10 @@ impl SmcStream {
     /// # Errors
     ///
     /// As [`SmcStream::ready`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
     pub async fn readable(&self) -> io::Result<()> {
         self.ready(Interest::READABLE).await.map(drop)
     }
@@ -281,6 +314,10 @@ impl SmcStream {
     /// # Errors
     ///
     /// As [`SmcStream::ready`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
     pub async fn writable(&self) -> io::Result<()> {
         self.ready(Interest::WRITABLE).await.map(drop)
     }
@@ -322,7 +359,7 @@ impl SmcStream {
         if buf.is_empty() {
             return Ok(0);
         }
-        self.try_read_with(&mut rt::TryReading(buf))
+        self.try_read_with(&mut rt::try_reading(&mut ReadBuf::new(buf)))
     }
 
     /// Reads what is there into several buffers; 0 is the end of the stream.
@@ -334,7 +371,7 @@ impl SmcStream {
         if bufs.iter().all(|buf| buf.is_empty()) {
             return Ok(0);
         }
-        self.try_read_with(&mut rt::ReadVectored(bufs))
+        self.try_read_with(&mut rt::try_reading_vectored(bufs))
     }
 
     /// Reads what is there and advances `buf`; 0 is the end of the stream.
@@ -347,7 +384,7 @@ impl SmcStream {
             if room.is_full() {
                 return Ok(0);
             }
-            self.try_read_with(&mut rt::TryReadingBuf(room))
+            self.try_read_with(&mut rt::try_reading_buf(room))
         })
     }
 
@@ -357,7 +394,7 @@ impl SmcStream {
     ///
     /// `WouldBlock` when nothing fits.
     pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
-        self.try_write_with(&mut rt::TryWriting(buf))
+        self.try_write_with(&mut rt::try_writing(buf))
     }
 
     /// Writes what fits of several buffers.
@@ -366,7 +403,7 @@ impl SmcStream {
     ///
     /// `WouldBlock` when nothing fits.
     pub fn try_write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.try_write_with(&mut rt::TryWritingVectored(bufs))
+        self.try_write_with(&mut rt::try_writing_vectored(bufs))
     }
 
     /// Tries I/O of one's own on the TCP socket; the directions of `interest` stay on TCP from then on.
@@ -392,6 +429,12 @@ impl SmcStream {
     /// # Errors
     ///
     /// `Unsupported` when one of them has moved to shared memory; else those of `f`.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future waits only when `f` has answered `WouldBlock`: dropped then, it loses nothing, as
+    /// long as `f` does nothing before it answers so. That the directions stay on TCP is not taken
+    /// back.
     pub async fn async_io<R>(
         &self,
         interest: Interest,
@@ -466,6 +509,26 @@ impl AsRawFd for SmcStream {
 }
 
 /// The stream whose socket [`SmcStream::into_std`] could not give out; the source of that error.
+///
+/// ```
+/// use tokio_smc::{Config, IntoStdError, SmcListener, SmcStream, UpgradePolicy};
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = SmcListener::bind("127.0.0.1:0").await?;
+/// # let config = Config::new().upgrade_policy(UpgradePolicy::Manual);
+/// let stream = SmcStream::connect_with(listener.local_addr()?, &config).await?;
+/// # let (_server, _) = listener.accept().await?;
+/// let upgraded = stream.upgrade().await.is_loopback_ism();
+/// match stream.into_std() {
+///     Ok(_socket) => assert!(!upgraded),
+///     Err(error) => {
+///         let source = error.into_inner().expect("a source");
+///         let stream = source.downcast::<IntoStdError>().expect("the only one").into_stream();
+///         assert!(upgraded && stream.transport().is_loopback_ism());
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct IntoStdError {
     error: io::Error,

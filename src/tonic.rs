@@ -11,6 +11,7 @@ use std::time::Duration;
 use ::tonic::transport::Endpoint;
 use ::tonic::transport::server::{Connected, TcpConnectInfo};
 use futures_core::Stream;
+use pin_project_lite::pin_project;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -63,32 +64,37 @@ impl From<&Endpoint> for SmcConnector {
     }
 }
 
-/// The connections of a tonic server, for `serve_with_incoming` and its siblings: as tonic's `TcpIncoming`.
-///
-/// tonic's server ignores its own settings for TCP where it is given the connections, so they are made here. As with
-/// `Server::serve`, `TCP_NODELAY` is set unless [`SmcIncoming::with_nodelay`] says otherwise; clients that stay on TCP
-/// would wait for the delays otherwise.
-///
-/// ```
-/// use std::convert::Infallible;
-/// # use tonic::body::Body;
-/// use tokio_smc::SmcIncoming;
-/// use tonic::transport::Server;
-///
-/// # async fn example<S>(greeter: S) -> Result<(), Box<dyn std::error::Error>>
-/// # where
-/// #     S: tower_service::Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
-/// #     S: Clone + Send + 'static, S::Future: Send,
-/// # {
-/// let incoming = SmcIncoming::bind("127.0.0.1:50051".parse()?)?;
-/// // With generated code: Server::builder().add_service(greeter).serve_with_incoming(incoming)
-/// Server::builder().serve_with_incoming(greeter, incoming).await?;
-/// # Ok(()) }
-/// ```
-pub struct SmcIncoming<S = SmcStream> {
-    inner: SmcListenerStream,
-    keepalive: Keepalive,
-    yields: PhantomData<fn() -> S>,
+pin_project! {
+    /// The connections of a tonic server, for `serve_with_incoming` and its siblings: as tonic's
+    /// `TcpIncoming`.
+    ///
+    /// tonic's server ignores its own settings for TCP where it is given the connections, so they
+    /// are made here. As with `Server::serve`, `TCP_NODELAY` is set unless
+    /// [`SmcIncoming::with_nodelay`] says otherwise; clients that stay on TCP would wait for the
+    /// delays otherwise.
+    ///
+    /// ```
+    /// use std::convert::Infallible;
+    /// # use tonic::body::Body;
+    /// use tokio_smc::SmcIncoming;
+    /// use tonic::transport::Server;
+    ///
+    /// # async fn example<S>(greeter: S) -> Result<(), Box<dyn std::error::Error>>
+    /// # where
+    /// #     S: tower_service::Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    /// #     S: Clone + Send + 'static, S::Future: Send,
+    /// # {
+    /// let incoming = SmcIncoming::bind("127.0.0.1:50051".parse()?)?;
+    /// // With generated code: Server::builder().add_service(greeter).serve_with_incoming(incoming)
+    /// Server::builder().serve_with_incoming(greeter, incoming).await?;
+    /// # Ok(()) }
+    /// ```
+    pub struct SmcIncoming<S = SmcStream> {
+        #[pin]
+        inner: SmcListenerStream,
+        keepalive: Keepalive,
+        yields: PhantomData<fn() -> S>,
+    }
 }
 
 impl SmcIncoming {
@@ -201,8 +207,8 @@ impl From<SmcListener> for SmcIncoming {
 impl<S: From<SmcStream>> Stream for SmcIncoming<S> {
     type Item = io::Result<S>;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<S>>> {
-        Pin::new(&mut self.inner).poll_next(cx).map(|accepted| accepted.map(|stream| stream.map(S::from)))
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<S>>> {
+        self.project().inner.poll_next(cx).map(|accepted| accepted.map(|stream| stream.map(S::from)))
     }
 }
 
@@ -212,26 +218,45 @@ impl<S> fmt::Debug for SmcIncoming<S> {
     }
 }
 
-/// An [`SmcStream`] whose requests tonic gives an [`SmcInfo`]; see [`SmcIncoming::with_info`].
-#[derive(Debug)]
-pub struct SmcStreamWithInfo(SmcStream);
+pin_project! {
+    /// An [`SmcStream`] whose requests tonic gives an [`SmcInfo`]; see [`SmcIncoming::with_info`].
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use tokio_smc::{SmcIncoming, SmcStream};
+    /// use tonic::transport::server::Connected;
+    ///
+    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut incoming = SmcIncoming::bind("127.0.0.1:0".parse()?)?.with_info();
+    /// let client = SmcStream::connect(incoming.local_addr()?).await?;
+    /// let accepted = incoming.next().await.expect("a connection")?;
+    /// // What tonic puts into the extensions of each request:
+    /// assert_eq!(accepted.connect_info().peer_addr(), Some(client.local_addr()?));
+    /// # Ok(()) }
+    /// ```
+    #[derive(Debug)]
+    pub struct SmcStreamWithInfo {
+        #[pin]
+        stream: SmcStream,
+    }
+}
 
 impl SmcStreamWithInfo {
     /// Gives the stream back.
     pub fn into_inner(self) -> SmcStream {
-        self.0
+        self.stream
     }
 }
 
 impl From<SmcStream> for SmcStreamWithInfo {
     fn from(stream: SmcStream) -> Self {
-        SmcStreamWithInfo(stream)
+        SmcStreamWithInfo { stream }
     }
 }
 
 impl AsRef<SmcStream> for SmcStreamWithInfo {
     fn as_ref(&self) -> &SmcStream {
-        &self.0
+        &self.stream
     }
 }
 
@@ -239,43 +264,39 @@ impl Connected for SmcStreamWithInfo {
     type ConnectInfo = SmcInfo;
 
     fn connect_info(&self) -> SmcInfo {
-        self.0.info()
+        self.stream.info()
     }
 }
 
 impl AsyncRead for SmcStreamWithInfo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.project().stream.poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for SmcStreamWithInfo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.project().stream.poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        self.project().stream.poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().stream.poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().stream.poll_shutdown(cx)
     }
 }
 

@@ -22,6 +22,21 @@ pub enum Transport {
 }
 
 /// Where the bytes of an upgraded stream move. It stays the same for the rest of the stream's life.
+///
+#[cfg_attr(feature = "tokio", doc = "```")]
+#[cfg_attr(not(feature = "tokio"), doc = "```text")]
+/// use tokio_smc::{Config, SmcListener, SmcStream, Transport, UpgradePolicy};
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = SmcListener::bind("127.0.0.1:0").await?;
+/// let config = Config::new().upgrade_policy(UpgradePolicy::Manual);
+/// let stream = SmcStream::connect_with(listener.local_addr()?, &config).await?;
+/// # let (_server, _) = listener.accept().await?;
+/// if let Transport::LoopbackIsm(ism) = stream.upgrade().await {
+///     println!("the peer may be {} bytes ahead; {ism}", ism.receive_window);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct LoopbackIsm {
@@ -43,6 +58,20 @@ impl fmt::Display for LoopbackIsm {
 }
 
 /// Bytes that the application has read from and written to a stream, over each transport.
+///
+#[cfg_attr(feature = "tokio", doc = "```")]
+#[cfg_attr(not(feature = "tokio"), doc = "```text")]
+/// use tokio::io::AsyncWriteExt;
+/// # use tokio_smc::{SmcListener, SmcStream};
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = SmcListener::bind("127.0.0.1:0").await?;
+/// # let mut stream = SmcStream::connect(listener.local_addr()?).await?;
+/// stream.write_all(b"ping").await?;
+/// let counters = stream.counters();
+/// assert_eq!(counters.tcp_bytes_written + counters.ism_bytes_written, 4);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Counters {
@@ -56,7 +85,24 @@ pub struct Counters {
     pub ism_bytes_written: u64,
 }
 
-/// Whose process holds the other end of an upgraded stream; as [`tokio::net::unix::UCred`].
+/// Whose process holds the other end of an upgraded stream; as tokio's `net::unix::UCred`.
+///
+#[cfg_attr(feature = "tokio", doc = "```")]
+#[cfg_attr(not(feature = "tokio"), doc = "```text")]
+/// use tokio_smc::{Config, SmcListener, SmcStream, UpgradePolicy};
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = SmcListener::bind("127.0.0.1:0").await?;
+/// let config = Config::new().upgrade_policy(UpgradePolicy::Manual);
+/// let stream = SmcStream::connect_with(listener.local_addr()?, &config).await?;
+/// # let (_server, _) = listener.accept().await?;
+/// if stream.upgrade().await.is_loopback_ism() {
+///     let peer = stream.peer_cred()?;
+///     // Both ends of this example are in one process.
+///     assert_eq!(peer.pid(), i32::try_from(std::process::id()).ok());
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct UCred {
     pub(crate) uid: u32,
@@ -110,7 +156,17 @@ macro_rules! reasons {
         /// Why a stream runs on TCP.
         ///
         /// Each reason maps to one of SMC's diagnosis codes (Linux `net/smc/smc_clc.h`, `SMC_CLC_DECL_*`), which
-        /// its `Display` shows in hexadecimal after the words.
+        /// its `Display` shows in hexadecimal after the words. As the source of an `io::Error` it
+        /// says why there is no upgrade where one is needed.
+        ///
+        /// ```
+        /// use tokio_smc::{Diagnosis, FallbackReason};
+        /// let reason = FallbackReason::NoSmcListener;
+        /// assert_eq!(reason.diagnosis(), Diagnosis::PEERNOSMC);
+        /// assert_eq!(reason.to_string(), "the peer does not speak SMC on this host (0x03010000)");
+        /// let error = std::io::Error::from(reason);
+        /// assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
+        /// ```
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum FallbackReason {

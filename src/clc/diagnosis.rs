@@ -3,6 +3,13 @@
 use std::fmt;
 
 /// The reason given in a Decline, or recorded locally; codes unknown here are kept.
+///
+/// ```
+/// use tokio_smc::Diagnosis;
+/// let diagnosis = Diagnosis::from_code(0x0301_0000);
+/// assert_eq!(diagnosis, Diagnosis::PEERNOSMC);
+/// assert_eq!(diagnosis.to_string(), "peer did not signal SMC (0x03010000)");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Diagnosis(u32);
 

@@ -5,6 +5,11 @@ use std::fmt;
 use super::{ClcError, Diagnosis};
 
 /// The identity of an emulated ISM device: a UUID in wire order. Equal GIDs mean the same device, hence the same host.
+///
+/// ```
+/// use tokio_smc::Gid;
+/// assert_eq!(Gid([7; 16]).to_string(), "07070707-0707-0707-0707-070707070707");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Gid(pub [u8; 16]);
 

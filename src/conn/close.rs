@@ -1,10 +1,6 @@
 //! The end of a connection, with what TCP would have shown (docs/protocol.md, "Closing").
 
-use super::receive::{self, Clc};
-use super::send;
-use std::task::Poll;
-
-use super::{Connection, Effects, Tcp};
+use super::{Connection, Effects, Tcp, receive, send};
 use crate::ism::dmb::Flags;
 use crate::ism::interrupt::Signal;
 use crate::ism::sys;
@@ -23,19 +19,16 @@ impl<T: Tcp> Connection<T> {
     pub(crate) fn close(&self) -> Option<Leftover<T>> {
         self.upgrade.withdraw();
         self.note_upgrade();
-        self.tell_last();
+        self.save_last_word();
         let mut effects = Effects::default();
         let (socket, receive_dmb, send_dmb, clc_left) = {
             let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
             // CLC that was promised goes out before the end.
-            let _ = tx.send_clc(|| self.stop_handshake());
+            let _ = tx.send_prelude();
             Self::pin_receiver(&mut rx, &mut effects);
             Self::pin_sender(&mut tx, &mut effects);
             let switched = rx.path != receive::Path::Tcp || tx.path == send::Path::Ring;
-            let mut clc_left = match (rx.strip_clc(), rx.clc) {
-                (Poll::Pending, Clc::Skip(left)) => left,
-                _ => 0,
-            };
+            let mut clc_left = rx.prelude_left();
             if switched {
                 let in_tcp = match rx.path {
                     // CLC that is still on its way is nobody's data.
@@ -61,12 +54,12 @@ impl<T: Tcp> Connection<T> {
                 if let Some(dmb) = rx.dmb.as_ref() {
                     dmb.consumer.set_flags(before);
                     dmb.consumer.set_flags(flags);
-                    effects.ring(&dmb.doorbell, Signal::Space);
+                    effects.interrupt(&dmb.peer, Signal::Space);
                 }
                 if let Some(dmb) = tx.dmb.as_ref() {
                     dmb.producer.set_flags(before);
                     dmb.producer.set_flags(flags);
-                    effects.ring(&dmb.doorbell, Signal::Data);
+                    effects.interrupt(&dmb.peer, Signal::Data);
                 }
                 if let (true, Ok(fd)) = (abort, rx.fd()) {
                     let _ = sys::set_zero_linger(fd);
@@ -87,7 +80,7 @@ impl<T: Tcp> Connection<T> {
         drop((receive_dmb, send_dmb));
         self.upgrade.close();
         self.record.listing.leave();
-        self.upgrade.weigh_anchor();
+        self.upgrade.end_registration();
         // Who watches the transport learns that the stream is gone.
         self.upgrade.changed();
         socket.filter(|_| clc_left > 0).map(|socket| Leftover { socket, clc_left })

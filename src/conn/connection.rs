@@ -5,19 +5,21 @@ use std::os::fd::BorrowedFd;
 use std::sync::{OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
-use super::descriptor::Heed;
+use super::descriptor::SocketCheck;
 use super::listed::Record;
-use super::receive::{self, Circumstances, Receiver, closed, whole};
+use super::op::{ReadOp, WriteOp};
+use super::prelude::Front;
+use super::receive::{self, Circumstances, Receiver, closed, consistent};
 use super::send::{self, Sender};
 use super::upgrade::Upgrade;
 use super::waiters::Waiters;
-use super::{Directions, Effects, OnPending, Operation, Rare, ReadOp, Tcp, WriteOp, upgraded_error};
+use super::{Directions, Effects, OnPending, Operation, Rare, Tcp, upgraded_error};
 use crate::config::Config;
-use crate::ism::dmb::{Direction, Flags, HandshakeWord};
+use crate::ism::dmb::{Direction, Flags};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
 use crate::ism::sys::{self, PeerCred};
-use crate::link::stream::{Ask, Death, Interrupt};
+use crate::link::stream::{Ask, Death};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, rank};
 use crate::transport::{Counters, FallbackReason, Transport, UCred};
 
@@ -32,26 +34,10 @@ pub(crate) enum Role {
     Adopted,
 }
 
-/// Both ends of the interrupts of one connection, kept apart from it so that a signal keeps no socket open.
-#[derive(Clone, Default)]
-pub(crate) struct Wakes {
-    pub(crate) readers: Arc<Waiters>,
-    pub(crate) writers: Arc<Waiters>,
-}
-
-impl Interrupt for Wakes {
-    fn interrupt(&self, signal: Signal) {
-        match signal {
-            Signal::Data => self.readers.wake_all(),
-            Signal::Space => self.writers.wake_all(),
-        }
-    }
-}
-
 pub(crate) struct Connection<T: Tcp> {
     pub(super) rx: Mutex<Receiver<T>, rank::Receiver>,
     pub(super) tx: Mutex<Sender<T>, rank::Sender>,
-    pub(crate) wakes: Wakes,
+    pub(crate) waiters: Waiters,
     pub(super) upgrade: Upgrade,
     pub(crate) role: Role,
     pub(crate) config: Config,
@@ -60,9 +46,9 @@ pub(crate) struct Connection<T: Tcp> {
     /// The peer died before it read all of our ring.
     pub(super) peer_left_unread: AtomicBool,
     /// A reset that a ring showed was reported, which happens once.
-    pub(super) reset_told: AtomicBool,
+    pub(super) reset_reported: AtomicBool,
     /// What looks at the socket, once a link serves the stream.
-    pub(super) heed: Heed,
+    pub(super) socket_check: SocketCheck,
     /// Hints for the callers of the fast paths, written under the locks.
     rx_in_ring: AtomicBool,
     tx_in_ring: AtomicBool,
@@ -82,11 +68,12 @@ fn history(fd: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
     let received = match sys::has_urgent(fd) {
         // Before the mark of urgent data the kernel does not tell how much is unread.
         Ok(true) | Err(_) => None,
-        Ok(false) => {
-            whole(|| sys::rx_counters(fd)).ok().flatten().and_then(|(look, queued)| look.rx_position(queued))
-        }
+        Ok(false) => consistent(|| sys::rx_counters(fd))
+            .ok()
+            .flatten()
+            .and_then(|(look, queued)| look.rx_position(queued)),
     };
-    let sent = whole(|| sys::tx_counters(fd)).ok().flatten();
+    let sent = consistent(|| sys::tx_counters(fd)).ok().flatten();
     let sent = sent.and_then(|(look, queued)| look.tx_position(queued, look.syn(queued)?));
     (received, sent)
 }
@@ -96,7 +83,7 @@ const MANY_BYTES: u64 = 64 << 10;
 
 impl<T: Tcp> Connection<T> {
     pub(crate) fn new(socket: Arc<T>, role: Role, config: Config) -> Arc<Self> {
-        let wakes = Wakes::default();
+        let waiters = Waiters::default();
         let upgrade = Upgrade::new(role, &config);
         let (read_before, written_before) = match role {
             Role::Client | Role::Server => (Some(0), Some(0)),
@@ -105,16 +92,16 @@ impl<T: Tcp> Connection<T> {
         };
         Arc::new_cyclic(|this| Connection {
             this: this.clone(),
-            rx: Mutex::new(Receiver::new(socket.clone(), read_before, Waker::from(wakes.readers.clone()))),
-            tx: Mutex::new(Sender::new(socket.clone(), written_before, Waker::from(wakes.writers.clone()))),
-            wakes,
+            rx: Mutex::new(Receiver::new(socket.clone(), read_before, Waker::from(waiters.readers.clone()))),
+            tx: Mutex::new(Sender::new(socket.clone(), written_before, Waker::from(waiters.writers.clone()))),
+            waiters,
             upgrade,
             role,
             config,
             death: AtomicU8::new(0),
             peer_left_unread: AtomicBool::new(false),
-            reset_told: AtomicBool::new(false),
-            heed: Heed::default(),
+            reset_reported: AtomicBool::new(false),
+            socket_check: SocketCheck::default(),
             rx_in_ring: AtomicBool::new(false),
             tx_in_ring: AtomicBool::new(false),
             read_bytes: AtomicU64::new(0),
@@ -153,7 +140,7 @@ impl<T: Tcp> Connection<T> {
         Circumstances {
             death: self.death(),
             peer_left_unread: self.peer_left_unread.load(Ordering::Relaxed),
-            reset_told: &self.reset_told,
+            reset_reported: &self.reset_reported,
         }
     }
 
@@ -173,7 +160,7 @@ impl<T: Tcp> Connection<T> {
             if rx.path == receive::Path::Ring {
                 if !self.reads_ring() {
                     self.rx_in_ring.store(true, Ordering::Relaxed);
-                    effects.heed = true;
+                    effects.socket_check = true;
                 }
             } else if let (true, Poll::Ready(Ok(length))) = (O::CONSUMES, &answer) {
                 self.read_bytes.fetch_add(*length as u64, Ordering::Relaxed);
@@ -195,7 +182,7 @@ impl<T: Tcp> Connection<T> {
             return Poll::Ready(answer);
         }
         // Registered before the last look, so that nothing can happen in between unheard.
-        self.wakes.readers.register(cx.waker());
+        self.waiters.readers.register(cx.waker());
         self.try_read(op, OnPending::Arm)
     }
 
@@ -211,8 +198,7 @@ impl<T: Tcp> Connection<T> {
         let mut effects = Effects::default();
         let answer = {
             let mut tx = lock(&self.tx);
-            let handshake = || self.stop_handshake();
-            let answer = tx.poll(op, on_pending, || self.circumstances(), handshake, &mut effects);
+            let answer = tx.poll(op, on_pending, || self.circumstances(), &mut effects);
             let in_ring = tx.path == send::Path::Ring && !tx.over;
             if in_ring != self.writes_ring() {
                 self.tx_in_ring.store(in_ring, Ordering::Relaxed);
@@ -236,20 +222,8 @@ impl<T: Tcp> Connection<T> {
         if let Poll::Ready(answer) = self.try_write(op, OnPending::Return) {
             return Poll::Ready(answer);
         }
-        self.wakes.writers.register(cx.waker());
+        self.waiters.writers.register(cx.waker());
         self.try_write(op, OnPending::Arm)
-    }
-
-    /// S: the application writes first, so the client may not go any more, unless it went.
-    pub(super) fn stop_handshake(&self) -> HandshakeWord {
-        match self.upgrade.hold() {
-            None => HandshakeWord::Off,
-            Some(memory) => {
-                let header = memory.header();
-                let _ = header.move_handshake(HandshakeWord::Held, HandshakeWord::Off);
-                header.handshake()
-            }
-        }
     }
 
     /// Ends the sending direction; what was written still arrives.
@@ -270,7 +244,7 @@ impl<T: Tcp> Connection<T> {
                     if let (false, Some(dmb)) = (tells_tcp, tx.dmb.as_ref()) {
                         dmb.producer.set_flags(if tx.stray { Flags::ABORT } else { Flags::DONE_WRITING });
                         dmb.producer.wake_reader();
-                        effects.ring(&dmb.doorbell, Signal::Data);
+                        effects.interrupt(&dmb.peer, Signal::Data);
                     }
                 }
                 match tx.socket.as_deref() {
@@ -279,7 +253,7 @@ impl<T: Tcp> Connection<T> {
                     _ => Ok(()),
                 }
             } else {
-                if let Poll::Ready(Err(error)) = tx.send_clc(|| self.stop_handshake()) {
+                if let Poll::Ready(Err(error)) = tx.send_prelude() {
                     return Err(error);
                 }
                 Self::pin_sender(&mut tx, &mut effects);
@@ -292,7 +266,7 @@ impl<T: Tcp> Connection<T> {
         self.carry_out(effects);
         if lock(&self.rx).over {
             // Ended both ways now.
-            self.obey_socket();
+            self.check_socket();
         }
         answer
     }
@@ -308,7 +282,7 @@ impl<T: Tcp> Connection<T> {
         if let Some(dmb) = tx.dmb.take() {
             // Only this end switches it, and it has not: the reader learns that it never will.
             dmb.producer.memory().header().pin();
-            effects.ring(&dmb.doorbell, Signal::Data);
+            effects.interrupt(&dmb.peer, Signal::Data);
             effects.rare().unused = Some(dmb);
         }
         true
@@ -319,7 +293,7 @@ impl<T: Tcp> Connection<T> {
         if rx.path != receive::Path::Tcp {
             return false;
         }
-        rx.resolve_handshake();
+        rx.resolve_prelude();
         if let (false, Some(dmb)) = (rx.pinned, rx.dmb.as_ref()) {
             if let Direction::Switched(until) = dmb.consumer.memory().header().pin() {
                 // A position that the kernel does not tell is found out by the reader.
@@ -344,12 +318,13 @@ impl<T: Tcp> Connection<T> {
         let read_pinned = directions == Directions::Write || {
             let mut rx = lock(&self.rx);
             // CLC that is promised to this socket must not be read by the application.
-            Self::pin_receiver(&mut rx, &mut effects) && matches!(rx.strip_clc(), Poll::Ready(Ok(true)))
+            Self::pin_receiver(&mut rx, &mut effects)
+                && matches!(rx.strip_prelude(), Poll::Ready(Ok(Front::Data)))
         };
         let write_pinned = directions == Directions::Read || {
             let mut tx = lock(&self.tx);
             // The application's bytes may be next: CLC that was promised goes first.
-            let sent = matches!(tx.send_clc(|| self.stop_handshake()), Poll::Ready(Ok(())));
+            let sent = matches!(tx.send_prelude(), Poll::Ready(Ok(())));
             Self::pin_sender(&mut tx, &mut effects) && sent
         };
         self.carry_out(effects);
@@ -369,7 +344,7 @@ impl<T: Tcp> Connection<T> {
     // ---- what runs ----
 
     /// Keeps what there is to tell, for those who ask after the close.
-    pub(super) fn tell_last(&self) {
+    pub(super) fn save_last_word(&self) {
         // Besides the stream itself nobody can begin to hold it now: who will ask holds it already.
         if self.this.strong_count() > 1 {
             let _ = self.last.set((self.transport(), self.counters()));
@@ -393,7 +368,7 @@ impl<T: Tcp> Connection<T> {
         }
         let tx = lock(&self.tx);
         let dmb = tx.dmb.as_ref().ok_or(FallbackReason::HalfClosed)?;
-        let PeerCred { pid, uid, gid } = dmb.doorbell.link.credentials;
+        let PeerCred { pid, uid, gid } = dmb.peer.link.credentials;
         Ok(UCred { uid, gid, pid: (pid != 0).then_some(pid) })
     }
 
@@ -417,7 +392,7 @@ impl<T: Tcp> Connection<T> {
     pub(crate) fn is_news(&self, error: &io::Error) -> bool {
         let switched = self.reads_ring() || self.writes_ring();
         let is_reset = switched && error.kind() == io::ErrorKind::ConnectionReset;
-        !is_reset || !self.reset_told.swap(true, Ordering::Relaxed)
+        !is_reset || !self.reset_reported.swap(true, Ordering::Relaxed)
     }
 
     /// Has the time come to offer the upgrade, after a successful read or write? Answers yes once.
@@ -435,7 +410,7 @@ impl<T: Tcp> Connection<T> {
 
     /// The sending ring is grown: it is looked at until it has been idle.
     pub(super) fn shrink_when_idle(&self) {
-        let link = lock(&self.tx).dmb.as_ref().map(|dmb| dmb.doorbell.link.clone());
+        let link = lock(&self.tx).dmb.as_ref().map(|dmb| dmb.peer.link.clone());
         if let (Some(link), Some(this)) = (link, self.this.upgrade()) {
             link.grown(this);
         }
@@ -450,9 +425,9 @@ impl<T: Tcp> Connection<T> {
     }
 
     fn carry_out_some(&self, effects: Effects) {
-        let Effects { bells, reset, wake, heed, rare } = effects;
-        for (doorbell, signal) in bells.into_iter().flatten() {
-            doorbell.ring(signal);
+        let Effects { interrupts, reset, wake, socket_check, rare } = effects;
+        for (peer, undelivered) in interrupts.into_iter().flatten() {
+            peer.deliver(undelivered);
         }
         if reset {
             self.reset();
@@ -460,24 +435,24 @@ impl<T: Tcp> Connection<T> {
         if let Some(rare) = rare {
             self.carry_out_rare(*rare);
         }
-        if heed || wake {
+        if socket_check || wake {
             self.note_upgrade();
         }
-        if heed {
-            self.heed_socket();
+        if socket_check {
+            self.schedule_socket_check();
         }
         if wake {
-            self.wakes.readers.wake_all();
-            self.wakes.writers.wake_all();
+            self.waiters.readers.wake_all();
+            self.waiters.writers.wake_all();
             self.upgrade.changed();
         }
     }
 
     #[cold]
     fn carry_out_rare(&self, rare: Rare) {
-        let Rare { violation, wish, pinned, unused, settled } = rare;
-        if let Some((doorbell, token, bytes)) = wish {
-            doorbell.link.send_ask(token, Ask { bytes, held: self.held_here() });
+        let Rare { violation, ask, pinned, unused, settled } = rare;
+        if let Some((peer, token, bytes)) = ask {
+            peer.link.send_ask(token, Ask { bytes, held: self.held_here() });
         }
         if let Some(dmb) = pinned {
             dmb.pinned();
@@ -486,8 +461,8 @@ impl<T: Tcp> Connection<T> {
         if let Some(reason) = settled {
             self.upgrade.settle(reason);
         }
-        if let Some((doorbell, violation)) = violation {
-            doorbell.link.violated(&violation);
+        if let Some((peer, violation)) = violation {
+            peer.link.violated(&violation);
         }
     }
 }

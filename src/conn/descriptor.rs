@@ -20,20 +20,20 @@ use crate::sync::{Arc, AtomicBool, Ordering, lock, try_lock};
 use crate::transport::FallbackReason;
 
 #[derive(Default)]
-pub(crate) struct Heed {
+pub(crate) struct SocketCheck {
     /// Somebody is on the way to look.
-    called: AtomicBool,
+    scheduled: AtomicBool,
     /// Whose runtime looks.
     pub(super) endpoint: OnceLock<Weak<Endpoint>>,
 }
 
 /// What the reactor calls.
-struct Ear<T: Tcp>(Weak<Connection<T>>);
+struct SocketEvent<T: Tcp>(Weak<Connection<T>>);
 
-impl<T: Tcp> Wake for Ear<T> {
+impl<T: Tcp> Wake for SocketEvent<T> {
     fn wake(self: Arc<Self>) {
         match self.0.upgrade() {
-            Some(conn) if !conn.hears_nothing() => conn.heed_socket(),
+            Some(conn) if !conn.nothing_has_ended() => conn.schedule_socket_check(),
             _ => {}
         }
     }
@@ -41,13 +41,13 @@ impl<T: Tcp> Wake for Ear<T> {
 
 impl<T: Tcp> Connection<T> {
     /// Looks at the socket soon. Not at once: the reactor, or a task that holds a lock, may be the caller.
-    pub(crate) fn heed_socket(&self) {
-        let Some(endpoint) = self.heed.endpoint.get().and_then(Weak::upgrade) else { return };
-        if !self.heed.called.swap(true, Ordering::AcqRel) {
+    pub(crate) fn schedule_socket_check(&self) {
+        let Some(endpoint) = self.socket_check.endpoint.get().and_then(Weak::upgrade) else { return };
+        if !self.socket_check.scheduled.swap(true, Ordering::AcqRel) {
             let this = self.this.clone();
             endpoint.run(move || {
                 let Some(conn) = this.upgrade() else { return };
-                if shielded(|| conn.obey_socket()).is_err() {
+                if shielded(|| conn.check_socket()).is_err() {
                     // Nobody looks any more.
                     conn.reset();
                 }
@@ -57,39 +57,39 @@ impl<T: Tcp> Connection<T> {
 
     /// Listens on where nothing has ended, for the reactor, which waits for nobody: while the other direction is on
     /// TCP each segment that comes is an event, and shall not cost a task.
-    fn hears_nothing(&self) -> bool {
+    fn nothing_has_ended(&self) -> bool {
         let (Some(mut rx), Some(mut tx)) = (try_lock(&self.rx), try_lock(&self.tx)) else { return false };
         if self.death().is_some() {
             // The socket is its users' again.
             return true;
         }
         let heard = shielded(|| {
-            self.listen(&mut rx, &mut tx);
+            self.arm_socket_event(&mut rx, &mut tx);
             rx.fd().and_then(sys::ended)
         });
         matches!(heard, Ok(Ok(Ended { reads: false, writes: false, reset: false, .. })))
     }
 
     /// Ends in the ring what has ended on the socket.
-    pub(super) fn obey_socket(&self) {
+    pub(super) fn check_socket(&self) {
         // Before the look: what happens after it calls again.
-        self.heed.called.store(false, Ordering::Release);
+        self.socket_check.scheduled.store(false, Ordering::Release);
         let mut effects = Effects::default();
         {
             let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-            self.obey(&mut rx, &mut tx, &mut effects);
+            self.carry_over_end(&mut rx, &mut tx, &mut effects);
         }
         self.carry_out(effects);
     }
 
-    fn obey(&self, rx: &mut Receiver<T>, tx: &mut Sender<T>, effects: &mut Effects) {
+    fn carry_over_end(&self, rx: &mut Receiver<T>, tx: &mut Sender<T>, effects: &mut Effects) {
         if self.death().is_some() || rx.socket.is_none() || (rx.dmb.is_none() && tx.dmb.is_none()) {
             return;
         }
         // Who has not read since the peer switched does not know of it yet.
         let _ = rx.latch(effects);
         // First listen, then look.
-        self.listen(rx, tx);
+        self.arm_socket_event(rx, tx);
         let Ok(Ended { reads, writes, reset, acked }) = rx.fd().and_then(sys::ended) else { return };
         // The end of a stream is in the ring before its socket shows it, so it is looked for after that.
         let said = [
@@ -105,7 +105,7 @@ impl<T: Tcp> Connection<T> {
         let last = tx.own.zip(tx.syn).map(|(own, syn)| own + syn);
         let cut_off = acked.is_some_and(|acked| last.is_some_and(|last| acked <= last));
         if reset || cut_off {
-            self.obey_reset(rx, tx, effects);
+            self.carry_over_reset(rx, tx, effects);
             return;
         }
         // What the stream ended in the ring alone TCP has to know now: it refuses what is sent to who has ended both ways.
@@ -121,7 +121,7 @@ impl<T: Tcp> Connection<T> {
             // As the kernel answers what the peer sends from now on by a reset, so the peer shall send it there: it
             // knows before it reads our end.
             dmb.consumer.set_flags(Flags::SHUT);
-            effects.ring(&dmb.doorbell, Signal::Space);
+            effects.interrupt(&dmb.peer, Signal::Space);
         }
         if writes && tx.path == send::Path::Ring && !tx.over {
             // The socket itself refuses what is written, with its own error.
@@ -129,7 +129,7 @@ impl<T: Tcp> Connection<T> {
             if let Some(dmb) = tx.dmb.as_ref() {
                 dmb.producer.set_flags(Flags::DONE_WRITING);
                 dmb.producer.wake_reader();
-                effects.ring(&dmb.doorbell, Signal::Data);
+                effects.interrupt(&dmb.peer, Signal::Data);
             }
             effects.wake = true;
         } else if writes && !tx.shut && Self::pin_sender(tx, effects) {
@@ -140,28 +140,28 @@ impl<T: Tcp> Connection<T> {
     }
 
     /// The connection was reset under the ring: what was written is delivered, then TCP tells what it was.
-    fn obey_reset(&self, rx: &mut Receiver<T>, tx: &mut Sender<T>, effects: &mut Effects) {
+    fn carry_over_reset(&self, rx: &mut Receiver<T>, tx: &mut Sender<T>, effects: &mut Effects) {
         if rx.path != receive::Path::Tcp {
             rx.over = true;
             if let Some(dmb) = rx.dmb.as_ref() {
                 dmb.consumer.set_flags(Flags::ABORT);
-                effects.ring(&dmb.doorbell, Signal::Space);
+                effects.interrupt(&dmb.peer, Signal::Space);
             }
         }
         if tx.path == send::Path::Ring {
             (tx.over, tx.reset) = (true, true);
             if let Some(dmb) = tx.dmb.as_ref() {
                 dmb.producer.set_flags(Flags::ABORT);
-                effects.ring(&dmb.doorbell, Signal::Data);
+                effects.interrupt(&dmb.peer, Signal::Data);
             }
         }
         effects.wake = true;
     }
 
     /// Asks the reactor for the next event, by a direction that does not use the socket.
-    fn listen(&self, rx: &mut Receiver<T>, tx: &mut Sender<T>) {
-        let ear = Waker::from(Arc::new(Ear(self.this.clone())));
-        let mut cx = std::task::Context::from_waker(&ear);
+    fn arm_socket_event(&self, rx: &mut Receiver<T>, tx: &mut Sender<T>) {
+        let event = Waker::from(Arc::new(SocketEvent(self.this.clone())));
+        let mut cx = std::task::Context::from_waker(&event);
         // Ready is an end that lasts: then this is the last look. Where writing has ended nobody waits to write.
         if tx.path == send::Path::Ring && (tx.shut || !tx.over) {
             if let Some(socket) = tx.socket.as_deref() {

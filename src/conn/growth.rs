@@ -15,7 +15,7 @@ use crate::ism::dmb::SMALLEST_SEGMENT;
 use crate::ism::ring::{Refusal, Shrunk};
 use crate::ism::sys;
 use crate::link::stream::{Answer, Ask, Granted, GrowingStream};
-use crate::sync::{Ordering, lock};
+use crate::sync::{Ordering, assert_unlocked, lock};
 
 /// A stalled reader is lent what is missing to TCP's buffers in about so many steps, of at most so many bytes.
 const STALL_STEPS: u64 = 8;
@@ -49,6 +49,7 @@ struct Step {
 
 impl<T: Tcp> GrowingStream for Connection<T> {
     fn shrink(&self) -> bool {
+        assert_unlocked("a stream");
         let given_back = {
             let mut tx = lock(&self.tx);
             if tx.path != super::send::Path::Ring || self.death().is_some() {
@@ -60,7 +61,7 @@ impl<T: Tcp> GrowingStream for Connection<T> {
                 return false;
             }
             match dmb.producer.shrink() {
-                Ok(Shrunk::GaveBack(number)) => Some((dmb.doorbell.link.clone(), dmb.token, number)),
+                Ok(Shrunk::GaveBack(number)) => Some((dmb.peer.link.clone(), dmb.token, number)),
                 // A violation is the business of the next write, which sees it too.
                 Ok(Shrunk::Small) | Err(_) => None,
                 // What is unread is read some time.
@@ -74,6 +75,7 @@ impl<T: Tcp> GrowingStream for Connection<T> {
     }
 
     fn asked(&self, ask: Ask) -> Answer {
+        assert_unlocked("a stream");
         let step = {
             let mut rx = lock(&self.rx);
             if rx.stall.is_some() {
@@ -88,6 +90,7 @@ impl<T: Tcp> GrowingStream for Connection<T> {
     }
 
     fn ask_again(&self) -> Option<Answer> {
+        assert_unlocked("a stream");
         let (step, ask, tries) = {
             let mut rx = lock(&self.rx);
             let Stall { ask, position, tries } = rx.stall.take()?;
@@ -103,6 +106,7 @@ impl<T: Tcp> GrowingStream for Connection<T> {
     }
 
     fn not_sent(&self, segment: u64) -> Answer {
+        assert_unlocked("a stream");
         let granted = {
             let mut rx = lock(&self.rx);
             if let Some(dmb) = rx.dmb.as_mut() {
@@ -114,10 +118,11 @@ impl<T: Tcp> GrowingStream for Connection<T> {
     }
 
     fn returned(&self, segment: u64) {
+        assert_unlocked("a stream");
         let mut effects = Effects::default();
         if let Some(dmb) = lock(&self.rx).dmb.as_mut() {
             if let Err(violation) = dmb.consumer.take_back(segment) {
-                effects.rare().violation = Some((dmb.doorbell.clone(), violation));
+                effects.rare().violation = Some((dmb.peer.clone(), violation));
             }
         }
         self.carry_out(effects);
@@ -131,6 +136,7 @@ impl<T: Tcp> GrowingStream for Connection<T> {
     }
 
     fn granted(&self, number: u64, segment: Option<DmbSegment>) -> Granted {
+        assert_unlocked("a stream");
         let (granted, first) = {
             let mut tx = lock(&self.tx);
             let Some(dmb) = tx.dmb.as_mut() else { return Granted::Gone };
@@ -142,12 +148,12 @@ impl<T: Tcp> GrowingStream for Connection<T> {
             if !expected {
                 return Granted::NotAsked;
             }
-            dmb.doorbell.link.has_needed(dmb.producer.needed());
+            dmb.peer.link.has_needed(dmb.producer.needed());
             (outcome, outcome == Granted::Taken && !was_grown)
         };
         if granted == Granted::Taken {
             // Whoever waits for space has it.
-            self.wakes.writers.wake_all();
+            self.waiters.writers.wake_all();
         }
         if first {
             self.shrink_when_idle();
@@ -156,12 +162,13 @@ impl<T: Tcp> GrowingStream for Connection<T> {
     }
 
     fn denied(&self, why: Refusal) {
+        assert_unlocked("a stream");
         if let Some(dmb) = lock(&self.tx).dmb.as_mut() {
             dmb.producer.refused(why);
         }
         if why == Refusal::NotNeeded {
             // Who waits on may find the ring full again, and has to ask again.
-            self.wakes.writers.wake_all();
+            self.waiters.writers.wake_all();
         }
     }
 }

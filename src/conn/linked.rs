@@ -2,26 +2,29 @@
 
 use std::io::ErrorKind;
 
-use super::receive::{self, Receiver, whole};
+use super::receive::{self, Receiver, consistent};
 use super::send::{self, Sender};
 use super::upgrade::Phase;
-use super::{Connection, Directions, Effects, Role, Tcp};
+use super::{Connection, Directions, Effects, Tcp};
 use crate::clc::Diagnosis;
-use crate::config::{UpgradePolicy, usable_dmb_size};
+use crate::config::usable_dmb_size;
 use crate::ism::arena::DmbMemory;
-use crate::ism::dmb::{Direction, Flags, HandshakeWord};
+use crate::ism::dmb::{Direction, Flags};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
 use crate::ism::sys;
 use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
-use crate::link::stream::{ClcOverTcp, Death, Interrupt, LinkedStream, ReceiveDmb, SendDmb, Standing};
+use crate::link::stream::{
+    Death, InterruptHandler, LinkedStream, Prelude, ReceiveDmb, SendDmb, Standing, Verdict,
+};
 use crate::peer::PeerPolicy;
-use crate::sync::{Arc, Ordering, lock};
+use crate::sync::{Arc, Ordering, assert_unlocked, lock};
 use crate::transport::FallbackReason;
 
 impl<T: Tcp> LinkedStream for Connection<T> {
     fn subject(&self) -> Result<Subject, FallbackReason> {
+        assert_unlocked("a stream");
         let rx = lock(&self.rx);
         let fd = rx.fd().map_err(|_| FallbackReason::HalfClosed)?;
         let gone = |error| reason_of(&error, FallbackReason::Unproved);
@@ -59,15 +62,16 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         &self.config.peer_policy
     }
 
-    fn wants_clc_over_tcp(&self) -> bool {
-        self.role == Role::Client && self.config.upgrade_policy == UpgradePolicy::Handshake
+    fn wants_prelude(&self) -> bool {
+        self.has_prelude()
     }
 
-    fn interrupts(&self) -> Arc<dyn Interrupt> {
-        Arc::new(self.wakes.clone())
+    fn interrupt_handler(&self) -> Arc<dyn InterruptHandler> {
+        Arc::new(self.waiters.clone())
     }
 
     fn offered(&self, offer: Standing) {
+        assert_unlocked("a stream");
         let gone = {
             let mut state = lock(&self.upgrade.state);
             // Closed or pinned meanwhile: dropping the offer takes it back.
@@ -76,7 +80,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         drop(gone);
     }
 
-    fn attach_receive(&self, dmb: ReceiveDmb, hold: Option<&[u8]>) -> Result<(), FallbackReason> {
+    fn attach_receive(&self, dmb: ReceiveDmb, accept: Option<&[u8]>) -> Result<(), FallbackReason> {
+        assert_unlocked("a stream");
         let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
         if rx.socket.is_none() || tx.socket.is_none() || tx.shut {
             return Err(FallbackReason::HalfClosed);
@@ -88,7 +93,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             return Err(FallbackReason::Pinned);
         }
         let fd = tx.fd().map_err(|_| FallbackReason::HalfClosed)?;
-        let (look, queued) = match whole(|| sys::tx_counters(fd)) {
+        let (look, queued) = match consistent(|| sys::tx_counters(fd)) {
             Ok(Some(look)) => look,
             Ok(None) => return Err(FallbackReason::Positions),
             Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
@@ -107,39 +112,30 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         {
             let mut state = lock(&self.upgrade.state);
             match state.phase {
-                Phase::Idle(_) => state.go_on(Phase::Offering),
+                Phase::Idle(_) => state.advance(Phase::Offering),
                 Phase::Offering | Phase::Attached => {}
                 // Closed or pinned in this moment.
                 Phase::Settled(reason) => return Err(reason),
             }
         }
         tx.syn = Some(syn);
-        let untouched = received == 0 && sent == 0;
-        if let (Some(accept), true) = (hold, untouched) {
-            let unread = rx.fd().and_then(sys::queued_in).unwrap_or(1);
-            if unread == 0 {
-                let memory = dmb.consumer.memory().clone();
-                if memory.header().move_handshake(HandshakeWord::None, HandshakeWord::Held).is_ok() {
-                    // The Confirm mirrors the Accept, field by field.
-                    rx.clc = receive::Clc::Held(crate::clc::PROPOSAL_BYTES + accept.len());
-                    tx.clc = send::Clc::Held(accept.to_vec());
-                    lock(&self.upgrade.state).hold = Some(memory);
-                }
-            }
+        if let (Some(accept), 0, 0) = (accept, received, sent) {
+            Self::hold_prelude(&mut rx, &mut tx, dmb.consumer.memory(), accept);
         }
         // Also where our own direction never leaves TCP.
-        let _ = self.heed.endpoint.set(dmb.doorbell.link.endpoint().clone());
+        let _ = self.socket_check.endpoint.set(dmb.peer.link.endpoint().clone());
         rx.dmb = Some(dmb);
         Ok(())
     }
 
     fn attach_send(&self, dmb: SendDmb) {
-        let _ = self.heed.endpoint.set(dmb.doorbell.link.endpoint().clone());
+        assert_unlocked("a stream");
+        let _ = self.socket_check.endpoint.set(dmb.peer.link.endpoint().clone());
         let mut effects = Effects::default();
         {
             let mut state = lock(&self.upgrade.state);
             if state.phase == Phase::Offering {
-                state.go_on(Phase::Attached);
+                state.advance(Phase::Attached);
             }
         }
         {
@@ -147,7 +143,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             if tx.pinned || tx.shut || tx.socket.is_none() {
                 // A pin made before the DMB was known is put into its word; its DETACH goes out at once.
                 dmb.producer.memory().header().pin();
-                effects.ring(&dmb.doorbell, Signal::Data);
+                effects.interrupt(&dmb.peer, Signal::Data);
                 effects.rare().unused = Some(dmb);
                 effects.rare().settled = Some(FallbackReason::Pinned);
             } else {
@@ -157,67 +153,61 @@ impl<T: Tcp> LinkedStream for Connection<T> {
                 if let (send::Path::Ring, Some(dmb)) = (tx.path, tx.dmb.as_mut()) {
                     // Whoever wrote much at once will do so again, as will one like those before it: asked now, the
                     // segment is there in time.
-                    dmb.producer.expect(largest.max(dmb.doorbell.link.expected()));
-                    Sender::<T>::note_wish(dmb, &mut effects);
+                    dmb.producer.expect(largest.max(dmb.peer.link.expected()));
+                    Sender::<T>::note_ask(dmb, &mut effects);
                 }
             }
         }
         effects.wake = true;
-        effects.heed = false;
+        effects.socket_check = false;
         self.carry_out(effects);
-        self.upgrade.weigh_anchor();
+        self.upgrade.end_registration();
         // What was done to the socket until now did not concern the ring.
-        self.obey_socket();
+        self.check_socket();
     }
 
-    fn go(&self, server: &DmbMemory, clc: ClcOverTcp) {
-        let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-        if rx.pinned || tx.pinned || tx.shut || (rx.own, tx.own) != (Some(0), Some(0)) {
-            return;
-        }
-        let untouched = tx.syn.is_some_and(|syn| {
-            let Ok(fd) = tx.fd() else { return false };
-            let sent = whole(|| sys::tx_counters(fd)).ok().flatten();
-            sent.and_then(|(look, queued)| look.tx_position(queued, syn)) == Some(0)
-        });
-        let unread = rx.fd().and_then(sys::queued_in).unwrap_or(1);
-        if !untouched || unread != 0 || !matches!(rx.look(), Ok(Some(0))) {
-            return;
-        }
-        if server.header().move_handshake(HandshakeWord::Held, HandshakeWord::Go).is_err() {
-            return;
-        }
-        rx.clc = receive::Clc::Skip(clc.accept.len());
-        let proposal = clc.proposal.len();
-        let mut bytes = clc.proposal;
-        bytes.extend(clc.confirm);
-        tx.clc = send::Clc::Send(bytes, 0);
-        // The Confirm waits for the Accept, unless the application is faster.
-        let _ = tx.send_clc_until(proposal, || HandshakeWord::Off);
+    fn start_prelude(&self, word: &DmbMemory, messages: Prelude) {
+        assert_unlocked("a stream");
+        self.begin_prelude(word, messages);
     }
 
-    fn gone(&self) {
-        let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-        rx.resolve_handshake();
-        // At once: the client waits for the Accept. What does not fit goes before the application's first byte.
-        let _ = tx.send_clc(|| self.stop_handshake());
+    fn prelude_decided(&self) {
+        assert_unlocked("a stream");
+        self.end_prelude();
     }
+
+    fn verdict(&self, verdict: Verdict) {
+        assert_unlocked("a stream");
+        match verdict {
+            Verdict::StayOnTcp(reason) => self.stay_on_tcp(reason),
+            Verdict::OfferRefused(reason) => self.offer_refused(reason),
+            Verdict::CanNotSend(reason) => self.can_not_send(reason),
+            Verdict::SocketShared => self.socket_shared(),
+            Verdict::PeerPinned => self.peer_pinned(),
+            Verdict::PeerDetached => self.peer_detached(),
+            Verdict::LinkDied { link, death } => self.link_died(link, death),
+        }
+    }
+}
+
+impl<T: Tcp> Connection<T> {
+    // ---- the verdicts ----
 
     fn can_not_send(&self, reason: FallbackReason) {
         lock(&self.tx).pinned = true;
         self.upgrade.settle(reason);
         // As in `attach_send`.
-        self.obey_socket();
+        self.check_socket();
     }
 
-    fn refused(&self, reason: FallbackReason) {
+    fn offer_refused(&self, reason: FallbackReason) {
         let mut state = lock(&self.upgrade.state);
         if let Phase::Idle(_) = state.phase {
             state.phase = Phase::Idle(reason);
         }
     }
 
-    fn shared(&self) {
+    fn socket_shared(&self) {
         // A direction that has switched already goes on in its ring.
         let _ = self.pin("a shared socket", Directions::Both);
         self.upgrade.settle(FallbackReason::Pinned);
@@ -227,7 +217,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         let unused = {
             let mut rx = lock(&self.rx);
             // Before the DMB with the word is given back.
-            lock(&self.tx).resolve_handshake(|| self.stop_handshake());
+            lock(&self.tx).resolve_prelude();
             self.abandon_receiver(&mut rx)
         };
         drop(unused);
@@ -264,9 +254,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         let mut unused = (None, None);
         {
             let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
-            let doorbells =
-                [rx.dmb.as_ref().map(|dmb| &dmb.doorbell), tx.dmb.as_ref().map(|dmb| &dmb.doorbell)];
-            if !doorbells.into_iter().flatten().any(|doorbell| doorbell.link.id == link) {
+            let peers = [rx.dmb.as_ref().map(|dmb| &dmb.peer), tx.dmb.as_ref().map(|dmb| &dmb.peer)];
+            if !peers.into_iter().flatten().any(|peer| peer.link.id == link) {
                 return;
             }
             if rx.path == receive::Path::Tcp && !rx.pinned {
@@ -281,8 +270,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
                 tx.pinned = true;
             }
             // GO is final, whatever becomes of the link.
-            rx.resolve_handshake();
-            tx.resolve_handshake(|| self.stop_handshake());
+            rx.resolve_prelude();
+            tx.resolve_prelude();
             if rx.path == receive::Path::Tcp && tx.path == send::Path::Tcp {
                 unused = (rx.dmb.take(), tx.dmb.take());
             } else {
@@ -308,9 +297,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         }
         drop(unused);
     }
-}
 
-impl<T: Tcp> Connection<T> {
     /// Resets a connection whose rings or positions can not be trusted, on both transports.
     pub(super) fn reset(&self) {
         let mut effects = Effects::default();
@@ -319,11 +306,11 @@ impl<T: Tcp> Connection<T> {
             tx.reset = true;
             if let Some(dmb) = rx.dmb.as_ref() {
                 dmb.consumer.set_flags(Flags::ABORT);
-                effects.ring(&dmb.doorbell, Signal::Space);
+                effects.interrupt(&dmb.peer, Signal::Space);
             }
             if let Some(dmb) = tx.dmb.as_ref() {
                 dmb.producer.set_flags(Flags::ABORT);
-                effects.ring(&dmb.doorbell, Signal::Data);
+                effects.interrupt(&dmb.peer, Signal::Data);
             }
             if let Ok(fd) = tx.fd() {
                 let _ = sys::reset_connection(fd);
@@ -341,7 +328,7 @@ impl<T: Tcp> Connection<T> {
         if rx.path != receive::Path::Tcp {
             return None;
         }
-        rx.resolve_handshake();
+        rx.resolve_prelude();
         rx.pinned = true;
         let dmb = rx.dmb.take()?;
         dmb.consumer.memory().header().pin();

@@ -73,7 +73,7 @@ impl<T: Tcp> Sender<T> {
     /// The ring, once this end has switched to it.
     pub(super) fn sending_ring(&self) -> Option<SendingRing> {
         let dmb = self.dmb.as_ref().filter(|_| self.path == send::Path::Ring)?;
-        let link = &dmb.doorbell.link;
+        let link = &dmb.peer.link;
         Some((link.device, link.shared_id(), dmb.window))
     }
 }

@@ -5,10 +5,12 @@ use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
 use super::growth::Stall;
-use super::{Effects, OnPending, ReadOp, Tcp};
+use super::op::ReadOp;
+use super::prelude::{Front, Incoming};
+use super::{Effects, OnPending, Tcp};
 use crate::error::SmcError;
 use crate::ism::arena::DmbMemory;
-use crate::ism::dmb::{Direction, Flags, HandshakeWord};
+use crate::ism::dmb::{Direction, Flags};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Consumer, Memory, Violation};
 use crate::ism::sys;
@@ -31,16 +33,6 @@ pub(crate) enum Path {
     Ring,
 }
 
-/// CLC bytes at the front of the TCP stream (policy Handshake).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Clc {
-    None,
-    /// S: the client may still go; then this many bytes are CLC.
-    Held(usize),
-    /// This many bytes are CLC.
-    Skip(usize),
-}
-
 pub(crate) struct Receiver<T: Tcp> {
     /// `None` once the stream is closed or its socket was taken out.
     pub(crate) socket: Option<Arc<T>>,
@@ -48,7 +40,7 @@ pub(crate) struct Receiver<T: Tcp> {
     pub(crate) dmb: Option<ReceiveDmb>,
     /// The word will never be, or is not any more, obeyed.
     pub(crate) pinned: bool,
-    pub(crate) clc: Clc,
+    pub(super) prelude: Incoming,
     /// The position by our own count: what the stream began with, and every byte that passed through it. `None` when
     /// the beginning is not known.
     pub(crate) own: Option<u64>,
@@ -58,7 +50,7 @@ pub(crate) struct Receiver<T: Tcp> {
     /// call says WouldBlock.
     ready: bool,
     /// An error (errno) that a look of ours took off the socket, which tells it once: the next read's.
-    taken: Option<i32>,
+    saved: Option<i32>,
     /// A request for more than the window that is not answered yet.
     pub(crate) stall: Option<Stall>,
     /// What the latest grant answers, and how often something was lacking for it.
@@ -68,7 +60,7 @@ pub(crate) struct Receiver<T: Tcp> {
     /// Something ended TCP under the ring: once that is empty, TCP tells how.
     pub(crate) over: bool,
     /// Wakes everyone who waits to read.
-    pub(crate) waiters: Waker,
+    pub(crate) waker: Waker,
 }
 
 /// What else a reader has to know of its connection.
@@ -78,26 +70,26 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) peer_left_unread: bool,
     /// The reset of a connection was reported, to a reader or a writer; from then on there is only the end, as with
     /// TCP.
-    pub(crate) reset_told: &'a AtomicBool,
+    pub(crate) reset_reported: &'a AtomicBool,
 }
 
 impl<T: Tcp> Receiver<T> {
-    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waiters: Waker) -> Self {
+    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waker: Waker) -> Self {
         Receiver {
             socket: Some(socket),
             own: began_at,
             path: Path::Tcp,
             dmb: None,
             pinned: false,
-            clc: Clc::None,
+            prelude: Incoming::None,
             last_position: None,
             ready: false,
-            taken: None,
+            saved: None,
             stall: None,
             granted: None,
             stalled_at: None,
             over: false,
-            waiters,
+            waker,
         }
     }
 
@@ -146,7 +138,7 @@ impl<T: Tcp> Receiver<T> {
         if asks && self.ready && answer.is_pending() {
             return Poll::Ready(Ok(1));
         }
-        self.ready = answer.is_ready() && (asks || !op.has_room());
+        self.ready = answer.is_ready() && (asks || !op.is_short());
         answer
     }
 
@@ -175,20 +167,20 @@ impl<T: Tcp> Receiver<T> {
         if matches!(self.path, Path::Draining { at, until } if at >= until) {
             return None;
         }
-        match self.strip_clc() {
-            Poll::Ready(Ok(true)) => {}
-            Poll::Ready(Ok(false)) => {
-                let end = self.hand_on::<O>().map_or(Ok(0), Err);
-                return self.believe(Poll::Ready(end), effects);
+        match self.strip_prelude() {
+            Poll::Ready(Ok(Front::Data)) => {}
+            Poll::Ready(Ok(Front::End)) => {
+                let end = self.saved_error::<O>().map_or(Ok(0), Err);
+                return self.confirm_end(Poll::Ready(end), effects);
             }
-            Poll::Ready(Err(error)) => return self.believe(Poll::Ready(Err(error)), effects),
-            Poll::Pending => return self.believe_pending(on_pending),
+            Poll::Ready(Err(error)) => return self.confirm_end(Poll::Ready(Err(error)), effects),
+            Poll::Pending => return self.confirm_pending(on_pending),
         }
-        if let Some(error) = self.hand_on::<O>() {
-            return self.believe(Poll::Ready(Err(error)), effects);
+        if let Some(error) = self.saved_error::<O>() {
+            return self.confirm_end(Poll::Ready(Err(error)), effects);
         }
         let Some(socket) = self.socket.as_deref() else { return Some(Poll::Ready(Err(closed()))) };
-        match op.tcp(socket, &mut Context::from_waker(&self.waiters)) {
+        match op.tcp(socket, &mut Context::from_waker(&self.waker)) {
             Poll::Ready(Ok(length)) if length > 0 => {
                 if O::CONSUMES {
                     self.count(length as u64);
@@ -198,34 +190,43 @@ impl<T: Tcp> Receiver<T> {
             }
             Poll::Ready(Ok(_)) if circumstances().peer_left_unread => {
                 // The peer died with bytes of ours unread, which TCP would have told by a reset.
-                self.believe(Poll::Ready(Err(SmcError::PeerGone.of(io::ErrorKind::ConnectionReset))), effects)
+                self.confirm_end(
+                    Poll::Ready(Err(SmcError::PeerGone.of(io::ErrorKind::ConnectionReset))),
+                    effects,
+                )
             }
-            Poll::Ready(end) => self.believe(Poll::Ready(end), effects),
-            Poll::Pending => self.believe_pending(on_pending),
+            Poll::Ready(end) => self.confirm_end(Poll::Ready(end), effects),
+            Poll::Pending => self.confirm_pending(on_pending),
         }
     }
 
     /// An error that the socket will not tell again. Who only asks for readiness leaves it to the next read.
-    fn hand_on<O: ReadOp<T>>(&mut self) -> Option<io::Error> {
-        let code = if O::CONSUMES || O::PEEKS { self.taken.take() } else { self.taken };
+    fn saved_error<O: ReadOp<T>>(&mut self) -> Option<io::Error> {
+        let code = if O::CONSUMES || O::PEEKS { self.saved.take() } else { self.saved };
         code.map(io::Error::from_raw_os_error)
     }
 
-    /// Waits until TCP has a byte or its end (0). An error of the socket counts as the end; [`Receiver::hand_on`] has it.
-    fn look_at_tcp(&mut self) -> Poll<io::Result<usize>> {
-        if self.taken.is_some() {
+    /// Keeps an error that a look of ours took off the socket.
+    ///
+    /// # Errors
+    ///
+    /// That one, if it is not the kernel's: such a one is told again and again.
+    pub(super) fn save_error(&mut self, error: io::Error) -> io::Result<()> {
+        self.saved = error.raw_os_error();
+        if self.saved.is_some() { Ok(()) } else { Err(error) }
+    }
+
+    /// Waits until TCP has a byte or its end (0). An error of the socket counts as the end; [`Receiver::saved_error`]
+    /// has it.
+    pub(super) fn look_at_tcp(&mut self) -> Poll<io::Result<usize>> {
+        if self.saved.is_some() {
             return Poll::Ready(Ok(0));
         }
         let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-        let looked = socket.poll_peek(&mut Context::from_waker(&self.waiters));
-        if let Poll::Ready(Err(error)) = &looked {
-            // Another error than the kernel's is told again and again.
-            self.taken = error.raw_os_error();
-            if self.taken.is_some() {
-                return Poll::Ready(Ok(0));
-            }
+        match socket.poll_peek(&mut Context::from_waker(&self.waker)) {
+            Poll::Ready(Err(error)) => Poll::Ready(self.save_error(error).map(|()| 0)),
+            looked => looked,
         }
-        looked
     }
 
     /// What a peek sees behind TCP's last byte: who waits for more by peeking must not wait for ever.
@@ -239,7 +240,7 @@ impl<T: Tcp> Receiver<T> {
         }
     }
 
-    fn count(&mut self, length: u64) {
+    pub(super) fn count(&mut self, length: u64) {
         if let Path::Draining { at, .. } = &mut self.path {
             *at += length;
         }
@@ -258,7 +259,7 @@ impl<T: Tcp> Receiver<T> {
 
     /// TCP says that the stream has ended: true only if the word agrees. Whoever switched before he closed has left
     /// the rest in the ring.
-    fn believe(
+    fn confirm_end(
         &mut self,
         end: Poll<io::Result<usize>>,
         effects: &mut Effects,
@@ -269,7 +270,7 @@ impl<T: Tcp> Receiver<T> {
         let Path::Draining { until, .. } = self.path else { return Some(end) };
         if !self.is_drained(until) {
             // Short of the switch: the descriptor was shut down, perhaps unheard.
-            effects.heed = true;
+            effects.socket_check = true;
             return Some(end);
         }
         self.path = Path::Draining { at: until, until };
@@ -277,7 +278,7 @@ impl<T: Tcp> Receiver<T> {
     }
 
     /// TCP has nothing now. A word that changed, or bytes that someone else read, change the answer.
-    fn believe_pending(&mut self, on_pending: OnPending) -> Option<Poll<io::Result<usize>>> {
+    fn confirm_pending(&mut self, on_pending: OnPending) -> Option<Poll<io::Result<usize>>> {
         match self.path {
             Path::Draining { until, .. } => {
                 if self.is_drained(until) {
@@ -331,49 +332,12 @@ impl<T: Tcp> Receiver<T> {
     /// Bytes taken from TCP so far, from the kernel; after CLOSE from the last valid look and what was read since.
     pub(crate) fn look(&mut self) -> io::Result<Option<u64>> {
         let fd = self.fd()?;
-        let position = whole(|| sys::rx_counters(fd))?.and_then(|(look, queued)| look.rx_position(queued));
+        let position =
+            consistent(|| sys::rx_counters(fd))?.and_then(|(look, queued)| look.rx_position(queued));
         if position.is_some() {
             self.last_position = position;
         }
         Ok(self.last_position)
-    }
-
-    /// Takes the CLC messages off the front of the stream. `Ok(false)`: the stream ended inside them, or failed;
-    /// [`Receiver::hand_on`] has the error.
-    pub(crate) fn strip_clc(&mut self) -> Poll<io::Result<bool>> {
-        loop {
-            match self.clc {
-                Clc::None => return Poll::Ready(Ok(true)),
-                Clc::Held(_) => {
-                    let word = self.handshake_word();
-                    if word == HandshakeWord::Held && self.look_at_tcp().is_pending() {
-                        return Poll::Pending;
-                    }
-                    // GO comes before the client's first CLC byte, so what is there without it is data.
-                    self.resolve_handshake();
-                }
-                Clc::Skip(0) => self.clc = Clc::None,
-                Clc::Skip(left) => {
-                    let mut scratch = [0; 512];
-                    let wanted = left.min(scratch.len());
-                    let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-                    let mut cx = Context::from_waker(&self.waiters);
-                    match socket.poll_read(&mut cx, &mut scratch[..wanted]) {
-                        Poll::Pending => return Poll::Pending,
-                        Poll::Ready(Err(error)) => {
-                            // Also who only waits for the CLC to pass may be the one that the socket tells.
-                            self.taken = error.raw_os_error();
-                            return Poll::Ready(if self.taken.is_some() { Ok(false) } else { Err(error) });
-                        }
-                        Poll::Ready(Ok(0)) => return Poll::Ready(Ok(false)),
-                        Poll::Ready(Ok(length)) => {
-                            self.clc = Clc::Skip(left - length);
-                            self.count(length as u64);
-                        }
-                    }
-                }
-            }
-        }
     }
 
     /// Takes an urgent byte off the socket, which no read gets to any more.
@@ -382,29 +346,7 @@ impl<T: Tcp> Receiver<T> {
             (self.fd().and_then(sys::is_at_mark).unwrap_or(false), self.socket.as_deref())
         {
             // In line it is read, out of line it is passed over.
-            let _ = socket.poll_read(&mut Context::from_waker(&self.waiters), &mut [0]);
-        }
-    }
-
-    fn handshake_word(&self) -> HandshakeWord {
-        self.dmb.as_ref().map_or(HandshakeWord::Off, |dmb| dmb.consumer.memory().header().handshake())
-    }
-
-    /// S: decides the word now, and with it which bytes are CLC.
-    pub(crate) fn resolve_handshake(&mut self) {
-        self.settle_handshake();
-        if let Clc::Held(length) = self.clc {
-            self.clc = match self.handshake_word() {
-                HandshakeWord::Go => Clc::Skip(length),
-                _ => Clc::None,
-            };
-        }
-    }
-
-    /// S: no CLC over TCP any more, unless the client went already.
-    fn settle_handshake(&mut self) {
-        if let (Clc::Held(_), Some(dmb)) = (self.clc, self.dmb.as_ref()) {
-            let _ = dmb.consumer.memory().header().move_handshake(HandshakeWord::Held, HandshakeWord::Off);
+            let _ = socket.poll_read(&mut Context::from_waker(&self.waker), &mut [0]);
         }
     }
 
@@ -420,7 +362,7 @@ impl<T: Tcp> Receiver<T> {
             match Self::ring_step(dmb, op, on_pending, self.over, &circumstances) {
                 Ok(Step::Read(length)) => {
                     if O::CONSUMES && dmb.consumer.wake_writer() {
-                        effects.ring(&dmb.doorbell, Signal::Space);
+                        effects.interrupt(&dmb.peer, Signal::Space);
                     }
                     return Poll::Ready(Ok(length));
                 }
@@ -430,35 +372,35 @@ impl<T: Tcp> Receiver<T> {
                 Ok(Step::Reset) => {
                     let now = circumstances();
                     let why = match now.death {
-                        Some(Death::Fault) => dmb.doorbell.link.fault(),
+                        Some(Death::Fault) => dmb.peer.link.fault(),
                         _ => SmcError::PeerClosed,
                     };
-                    return Poll::Ready(tell_reset::<T, O>(now.reset_told, why));
+                    return Poll::Ready(report_reset::<T, O>(now.reset_reported, why));
                 }
                 Ok(Step::Tcp) => {
-                    if let Some(error) = self.hand_on::<O>() {
+                    if let Some(error) = self.saved_error::<O>() {
                         return Poll::Ready(Err(error));
                     }
                     let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-                    return op.tcp(socket, &mut Context::from_waker(&self.waiters));
+                    return op.tcp(socket, &mut Context::from_waker(&self.waker));
                 }
                 Ok(Step::Failed) => return Poll::Ready(Err(failed())),
                 Ok(Step::AskTcp { peer_died, left_unread }) => {
                     let looked = self.look_at_tcp();
-                    return match (looked, self.hand_on::<O>()) {
+                    return match (looked, self.saved_error::<O>()) {
                         (Poll::Pending, _) => Poll::Pending,
                         (_, Some(error)) if !peer_died => Poll::Ready(Err(error)),
                         (Poll::Ready(Err(error)), None) if !peer_died => Poll::Ready(Err(error)),
                         (Poll::Ready(Ok(0)), None) if peer_died && !left_unread => Poll::Ready(Ok(0)),
                         _ => {
                             let why = if peer_died { SmcError::PeerGone } else { SmcError::RuntimeGone };
-                            Poll::Ready(tell_reset::<T, O>(circumstances().reset_told, why))
+                            Poll::Ready(report_reset::<T, O>(circumstances().reset_reported, why))
                         }
                     };
                 }
                 Err(violation) => {
-                    effects.rare().violation = Some((dmb.doorbell.clone(), violation));
-                    return Poll::Ready(Err(dmb.doorbell.violated(&violation)));
+                    effects.rare().violation = Some((dmb.peer.clone(), violation));
+                    return Poll::Ready(Err(dmb.peer.violated(&violation)));
                 }
             }
         }
@@ -539,7 +481,7 @@ enum Step {
 
 /// Linux tells of a reset once, whoever asks first; then there is the end. Who only asks for readiness takes nothing.
 #[cold]
-fn tell_reset<T: Tcp, O: ReadOp<T>>(told: &AtomicBool, why: SmcError) -> io::Result<usize> {
+fn report_reset<T: Tcp, O: ReadOp<T>>(told: &AtomicBool, why: SmcError) -> io::Result<usize> {
     let takes = O::CONSUMES || O::PEEKS;
     if if takes { told.swap(true, Ordering::Relaxed) } else { told.load(Ordering::Relaxed) } {
         return Ok(0);
@@ -550,8 +492,8 @@ fn tell_reset<T: Tcp, O: ReadOp<T>>(told: &AtomicBool, why: SmcError) -> io::Res
 /// Looks that may be torn before a position counts as unknown; each costs three system calls.
 const LOOKS: usize = 64;
 
-/// Repeats a look until it is whole.
-pub(crate) fn whole<L>(mut look: impl FnMut() -> io::Result<Option<L>>) -> io::Result<Option<L>> {
+/// Repeats a look until it is not torn.
+pub(crate) fn consistent<L>(mut look: impl FnMut() -> io::Result<Option<L>>) -> io::Result<Option<L>> {
     for _ in 0..LOOKS {
         if let Some(look) = look()? {
             return Ok(Some(look));

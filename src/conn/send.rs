@@ -4,11 +4,13 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, Waker};
 
-use super::receive::{Circumstances, closed, failed, whole};
-use super::{Effects, OnPending, Tcp, WriteOp};
+use super::op::WriteOp;
+use super::prelude::Outgoing;
+use super::receive::{Circumstances, closed, consistent, failed};
+use super::{Effects, OnPending, Tcp};
 use crate::error::SmcError;
 use crate::ism::arena::DmbMemory;
-use crate::ism::dmb::{Flags, HandshakeWord};
+use crate::ism::dmb::Flags;
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Memory, Producer, Violation};
 use crate::ism::sys;
@@ -24,16 +26,6 @@ pub(crate) type Ring = Producer<DmbMemory>;
 pub(crate) enum Path {
     Tcp,
     Ring,
-}
-
-/// CLC bytes that go out before the application's first one (policy Handshake).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Clc {
-    None,
-    /// S: the client may still go; then these bytes come first.
-    Held(Vec<u8>),
-    /// These bytes, from this index on.
-    Send(Vec<u8>, usize),
 }
 
 pub(crate) struct Sender<T: Tcp> {
@@ -62,7 +54,7 @@ pub(crate) struct Sender<T: Tcp> {
     pub(crate) stray: bool,
     /// The peer died before it read everything: what TCP would tell.
     pub(crate) lost: Option<io::ErrorKind>,
-    pub(crate) clc: Clc,
+    pub(super) prelude: Outgoing,
     /// The most that one write has given to TCP: what the ring has to expect.
     pub(crate) largest_write: u64,
     /// The position by our own count, as `Receiver::own`.
@@ -70,11 +62,11 @@ pub(crate) struct Sender<T: Tcp> {
     /// What the SYN adds to the kernel's counter; known from the moment a DMB of ours was given away.
     pub(crate) syn: Option<u64>,
     /// Wakes everyone who waits to write.
-    pub(crate) waiters: Waker,
+    pub(crate) waker: Waker,
 }
 
 impl<T: Tcp> Sender<T> {
-    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waiters: Waker) -> Self {
+    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waker: Waker) -> Self {
         Sender {
             socket: Some(socket),
             largest_write: 0,
@@ -91,9 +83,9 @@ impl<T: Tcp> Sender<T> {
             silent: false,
             stray: false,
             lost: None,
-            clc: Clc::None,
+            prelude: Outgoing::None,
             syn: None,
-            waiters,
+            waker,
         }
     }
 
@@ -107,7 +99,6 @@ impl<T: Tcp> Sender<T> {
         op: &mut O,
         on_pending: OnPending,
         circumstances: impl Fn() -> Circumstances<'a>,
-        handshake: impl Fn() -> HandshakeWord,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         if self.path == Path::Tcp {
@@ -117,14 +108,14 @@ impl<T: Tcp> Sender<T> {
             if self.path == Path::Tcp {
                 // To ask whether one could write is not to write: it leaves the client free to go.
                 if O::WRITES && !op.is_empty() {
-                    match self.send_clc(&handshake) {
+                    match self.send_prelude() {
                         Poll::Ready(Ok(())) => {}
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                         Poll::Pending => return Poll::Pending,
                     }
                 }
                 let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-                let answer = op.tcp(socket, &mut Context::from_waker(&self.waiters));
+                let answer = op.tcp(socket, &mut Context::from_waker(&self.waker));
                 if let (true, Poll::Ready(Ok(length))) = (O::WRITES, &answer) {
                     self.count(*length);
                 }
@@ -154,7 +145,7 @@ impl<T: Tcp> Sender<T> {
             return Poll::Ready(Err(self.reader_fault().of(io::ErrorKind::BrokenPipe)));
         }
         if self.over {
-            return self.poll_late(op);
+            return self.poll_direct(op);
         }
         let Some(dmb) = self.dmb.as_mut() else { return Poll::Ready(Err(closed())) };
         let now = circumstances();
@@ -171,7 +162,7 @@ impl<T: Tcp> Sender<T> {
                 (Some(gone), _) => gone,
             })),
             Some(Death::Fault) => {
-                return Poll::Ready(Err(dmb.doorbell.link.fault().of(io::ErrorKind::ConnectionReset)));
+                return Poll::Ready(Err(dmb.peer.link.fault().of(io::ErrorKind::ConnectionReset)));
             }
             Some(Death::Failed) => return Poll::Ready(Err(failed())),
             Some(Death::Runtime) => return Poll::Ready(self.runtime_error()),
@@ -183,9 +174,9 @@ impl<T: Tcp> Sender<T> {
                 // Linux tells of a reset once, whoever asks first.
                 let told = kind == io::ErrorKind::ConnectionReset
                     && if O::WRITES {
-                        now.reset_told.swap(true, Ordering::Relaxed)
+                        now.reset_reported.swap(true, Ordering::Relaxed)
                     } else {
-                        now.reset_told.load(Ordering::Relaxed)
+                        now.reset_reported.load(Ordering::Relaxed)
                     };
                 let kind = if told { io::ErrorKind::BrokenPipe } else { kind };
                 Poll::Ready(Err(self.reader_fault().of(kind)))
@@ -199,19 +190,19 @@ impl<T: Tcp> Sender<T> {
                 self.over = true;
                 self.closed = matches!(gone, Gone::Closed);
                 self.silent = matches!(gone, Gone::Silent);
-                self.poll_late(op)
+                self.poll_direct(op)
             }
             Err(violation) => {
-                effects.rare().violation = Some((dmb.doorbell.clone(), violation));
-                Poll::Ready(Err(dmb.doorbell.violated(&violation)))
+                effects.rare().violation = Some((dmb.peer.clone(), violation));
+                Poll::Ready(Err(dmb.peer.violated(&violation)))
             }
         }
     }
 
     /// The way of what is written when the ring is over.
-    fn poll_late<O: WriteOp<T>>(&mut self, op: &mut O) -> Poll<io::Result<usize>> {
+    fn poll_direct<O: WriteOp<T>>(&mut self, op: &mut O) -> Poll<io::Result<usize>> {
         let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-        match op.late(socket, &mut Context::from_waker(&self.waiters)) {
+        match op.direct(socket, &mut Context::from_waker(&self.waker)) {
             // It has closed, but its socket was still open when our bytes came there. To who writes that is one event.
             Poll::Ready(Err(error))
                 if error.kind() == io::ErrorKind::ConnectionReset
@@ -238,7 +229,8 @@ impl<T: Tcp> Sender<T> {
         matches!(self.gone(), Some(Gone::Shut))
     }
 
-    /// Who is to blame that nobody reads any more: the application at the other end, or the end of its process.
+    /// Who is to blame that nobody reads any more: the application at the other end, or its
+    /// process's end.
     fn reader_fault(&self) -> SmcError {
         if self.gone().is_none() && self.lost.is_some() { SmcError::PeerGone } else { SmcError::PeerClosed }
     }
@@ -259,10 +251,10 @@ impl<T: Tcp> Sender<T> {
                 return Ok(Err(gone));
             }
             let length = op.ring(&mut dmb.producer)?;
-            Self::note_wish(dmb, effects);
+            Self::note_ask(dmb, effects);
             if length > 0 {
                 if O::WRITES && dmb.producer.wake_reader() {
-                    effects.ring(&dmb.doorbell, Signal::Data);
+                    effects.interrupt(&dmb.peer, Signal::Data);
                 }
                 return Ok(Ok(Poll::Ready(Ok(length))));
             }
@@ -273,9 +265,9 @@ impl<T: Tcp> Sender<T> {
                 return Ok(Ok(Poll::Pending));
             }
             let waits = dmb.producer.wait()?;
-            Self::note_wish(dmb, effects);
+            Self::note_ask(dmb, effects);
             if waits {
-                // Its flags are published before its bell, and we have armed: look once more.
+                // Its flags are published before its interrupt, and we have armed: look once more.
                 return Ok(reader_gone(&dmb.producer).map_or(Ok(Poll::Pending), Err));
             }
         }
@@ -283,16 +275,16 @@ impl<T: Tcp> Sender<T> {
 
     /// A full ring wishes to be larger.
     #[inline]
-    pub(crate) fn note_wish(dmb: &mut SendDmb, effects: &mut Effects) {
+    pub(crate) fn note_ask(dmb: &mut SendDmb, effects: &mut Effects) {
         if let Some(bytes) = dmb.producer.take_wish() {
-            effects.rare().wish = Some((dmb.doorbell.clone(), dmb.token, bytes));
+            effects.rare().ask = Some((dmb.peer.clone(), dmb.token, bytes));
         }
     }
 
     /// The error of a socket whose runtime is gone, as tokio words it if it does.
     fn runtime_error(&mut self) -> io::Result<usize> {
         if let Some(socket) = self.socket.as_deref() {
-            let mut cx = Context::from_waker(&self.waiters);
+            let mut cx = Context::from_waker(&self.waker);
             if let Poll::Ready(Err(error)) = socket.poll_write(&mut cx, &[]) {
                 return Err(error);
             }
@@ -300,7 +292,7 @@ impl<T: Tcp> Sender<T> {
         Err(SmcError::RuntimeGone.of(io::ErrorKind::Other))
     }
 
-    fn count(&mut self, length: usize) {
+    pub(super) fn count(&mut self, length: usize) {
         self.largest_write = self.largest_write.max(length as u64);
         if let Some(own) = &mut self.own {
             *own += length as u64;
@@ -311,7 +303,7 @@ impl<T: Tcp> Sender<T> {
     /// has another number of bytes than passed through here (urgent data, `SockRef`, splice(2), a BPF program that
     /// redirects or changes them), nobody knows what the reader gets: the direction stays on TCP.
     pub(crate) fn try_switch(&mut self, effects: &mut Effects) {
-        if self.path == Path::Ring || self.pinned || self.shut || !matches!(self.clc, Clc::None) {
+        if self.path == Path::Ring || self.pinned || self.shut || !self.is_past_prelude() {
             return;
         }
         let (Some(syn), Some(dmb), Some(socket)) = (self.syn, self.dmb.as_ref(), self.socket.as_deref())
@@ -319,7 +311,7 @@ impl<T: Tcp> Sender<T> {
             return;
         };
         let fd = socket.as_fd();
-        let (look, queued) = match whole(|| sys::tx_counters(fd)) {
+        let (look, queued) = match consistent(|| sys::tx_counters(fd)) {
             Ok(Some(found)) => found,
             Ok(None) => return,
             Err(error) => {
@@ -327,7 +319,7 @@ impl<T: Tcp> Sender<T> {
                 if reason_of(&error, FallbackReason::Positions) == FallbackReason::Denied {
                     self.pinned = true;
                     dmb.producer.memory().header().pin();
-                    effects.ring(&dmb.doorbell, Signal::Data);
+                    effects.interrupt(&dmb.peer, Signal::Data);
                     effects.rare().unused = self.dmb.take();
                     effects.rare().settled = Some(FallbackReason::Denied);
                 }
@@ -341,7 +333,7 @@ impl<T: Tcp> Sender<T> {
         if self.own != Some(position) {
             self.pinned = true;
             dmb.producer.memory().header().pin();
-            effects.ring(&dmb.doorbell, Signal::Data);
+            effects.interrupt(&dmb.peer, Signal::Data);
             effects.rare().unused = self.dmb.take();
             effects.rare().settled = Some(FallbackReason::Positions);
             return;
@@ -354,61 +346,15 @@ impl<T: Tcp> Sender<T> {
             return;
         }
         self.path = Path::Ring;
-        effects.heed = true;
+        effects.socket_check = true;
         // What Nagle's algorithm or a cork hold back would be waited for until the next acknowledgement.
         if queued > 0 && sys::unsent_out(fd).is_ok_and(|unsent| unsent > 0) {
             let _ = sys::push_unsent(fd);
         }
         if dmb.producer.wake_reader() {
-            effects.ring(&dmb.doorbell, Signal::Data);
+            effects.interrupt(&dmb.peer, Signal::Data);
         }
         effects.wake = true;
-    }
-
-    /// Sends the CLC messages that come first; `handshake` tells S whether the client went.
-    pub(crate) fn send_clc(&mut self, handshake: impl Fn() -> HandshakeWord) -> Poll<io::Result<()>> {
-        self.send_clc_until(usize::MAX, handshake)
-    }
-
-    /// S: obeys the word, which `handshake` has decided.
-    pub(crate) fn resolve_handshake(&mut self, handshake: impl Fn() -> HandshakeWord) {
-        if let Clc::Held(bytes) = &mut self.clc {
-            let bytes = std::mem::take(bytes);
-            self.clc = match handshake() {
-                HandshakeWord::Go => Clc::Send(bytes, 0),
-                _ => Clc::None,
-            };
-        }
-    }
-
-    /// Sends the first `limit` bytes of them.
-    pub(crate) fn send_clc_until(
-        &mut self,
-        limit: usize,
-        handshake: impl Fn() -> HandshakeWord,
-    ) -> Poll<io::Result<()>> {
-        self.resolve_handshake(handshake);
-        loop {
-            let Clc::Send(bytes, at) = &mut self.clc else { return Poll::Ready(Ok(())) };
-            if *at == bytes.len() {
-                self.clc = Clc::None;
-                return Poll::Ready(Ok(()));
-            }
-            let end = bytes.len().min(limit);
-            if *at >= end {
-                return Poll::Ready(Ok(()));
-            }
-            let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-            let mut cx = Context::from_waker(&self.waiters);
-            match socket.poll_write(&mut cx, &bytes[*at..end]) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Ready(Ok(length)) => {
-                    *at += length;
-                    self.count(length);
-                }
-            }
-        }
     }
 }
 

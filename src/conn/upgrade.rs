@@ -1,21 +1,16 @@
-//! The upgrade as the application sees it: when it begins, how far it is, who waits for it.
+//! The phases of an upgrade: when it begins, how far it is, and that it ends.
 
 use std::sync::OnceLock;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::send;
-use super::waiters::Waiters;
-use super::{Connection, Effects, Role, Tcp};
+use super::waiters::WakerSet;
+use super::{Connection, Role, Tcp};
 use crate::config::{Config, UpgradePolicy};
-use crate::ism::arena::DmbMemory;
-use crate::ism::dmb::Direction;
-use crate::ism::ring::Memory;
 use crate::ism::sys;
 use crate::link::stream::Standing;
 use crate::link::tally;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock, rank};
-use crate::transport::{FallbackReason, LoopbackIsm, Transport};
+use crate::transport::{FallbackReason, LoopbackIsm};
 
 /// For how long the peer may leave a step unanswered before who waits is told so. Nothing else ends then.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -38,15 +33,13 @@ pub(super) struct State {
     /// When the peer's turn came.
     since: Duration,
     pub(super) offer: Option<Standing>,
-    /// S with policy Handshake: where the word is that the client may turn to GO.
-    pub(super) hold: Option<DmbMemory>,
     /// What lets a client find this stream, as long as it may still be upgraded.
-    anchor: Option<Standing>,
+    registration: Option<Standing>,
 }
 
 impl State {
     /// A step further, which the peer has to answer.
-    pub(super) fn go_on(&mut self, phase: Phase) {
+    pub(super) fn advance(&mut self, phase: Phase) {
         if phase == Phase::Offering {
             tally::count_tried();
         }
@@ -55,7 +48,7 @@ impl State {
     }
 
     /// By when the peer should have answered; `None` when nothing is to be answered.
-    fn due(&self) -> Option<Duration> {
+    pub(super) fn due(&self) -> Option<Duration> {
         matches!(self.phase, Phase::Offering | Phase::Attached).then_some(self.since + ANSWER_WITHIN)
     }
 }
@@ -64,8 +57,8 @@ pub(crate) struct Upgrade {
     pub(super) state: Mutex<State, rank::UpgradePhase>,
     /// The trigger is still to come: lets every read and write pass by with one load.
     pending: AtomicBool,
-    /// `upgrade()` calls that wait.
-    watchers: Waiters,
+    /// Those who wait for a change of it.
+    pub(super) watchers: WakerSet,
     /// When both directions had left TCP, and for what: noted once.
     done: OnceLock<(Duration, LoopbackIsm)>,
 }
@@ -87,11 +80,10 @@ impl Upgrade {
                 phase: Phase::Idle(idle),
                 since: Duration::ZERO,
                 offer: None,
-                hold: None,
-                anchor: None,
+                registration: None,
             }),
             pending: AtomicBool::new(triggers),
-            watchers: Waiters::default(),
+            watchers: WakerSet::default(),
             done: OnceLock::new(),
         }
     }
@@ -112,7 +104,7 @@ impl Upgrade {
 
     /// Makes the peer late.
     #[cfg(test)]
-    pub(super) fn grow_old(&self) {
+    pub(super) fn make_overdue(&self) {
         lock(&self.state).since -= ANSWER_WITHIN;
     }
 
@@ -127,7 +119,7 @@ impl Upgrade {
         let mut state = lock(&self.state);
         let begins = matches!(state.phase, Phase::Idle(FallbackReason::NotYet));
         if begins {
-            state.go_on(Phase::Offering);
+            state.advance(Phase::Offering);
         }
         drop(state);
         if begins {
@@ -170,7 +162,7 @@ impl Upgrade {
                 return false;
             }
             let before = std::mem::replace(&mut state.phase, Phase::Settled(reason));
-            // The anchor stays: an offer for a stream that lives is refused, not kept waiting.
+            // The registration stays: an offer for a stream that lives is refused, not kept waiting.
             (before, state.offer.take())
         };
         drop(gone);
@@ -183,13 +175,9 @@ impl Upgrade {
     }
 
     /// Nobody needs to find this stream any more.
-    pub(super) fn weigh_anchor(&self) {
-        let anchor = lock(&self.state).anchor.take();
-        drop(anchor);
-    }
-
-    pub(super) fn hold(&self) -> Option<DmbMemory> {
-        lock(&self.state).hold.clone()
+    pub(super) fn end_registration(&self) {
+        let registration = lock(&self.state).registration.take();
+        drop(registration);
     }
 
     /// Something that an upgrade waits for has changed.
@@ -205,11 +193,11 @@ impl Upgrade {
 }
 
 impl<T: Tcp> Connection<T> {
-    /// `anchor` lets a client find this stream, until it is upgraded or closed.
-    pub(crate) fn anchor(&self, anchor: Standing) {
+    /// Keeps what lets a client find this stream, until it is upgraded or closed.
+    pub(crate) fn keep_registration(&self, registration: Standing) {
         let mut state = lock(&self.upgrade.state);
         if state.phase != Phase::Attached {
-            state.anchor = Some(anchor);
+            state.registration = Some(registration);
         }
     }
 
@@ -217,108 +205,4 @@ impl<T: Tcp> Connection<T> {
     pub(crate) fn begin_upgrade(&self) -> bool {
         self.role != Role::Server && self.upgrade.begin()
     }
-
-    /// When who waits for the upgrade, or for a change, has to look again, though nothing happened.
-    pub(crate) fn answer_due(&self) -> Option<Duration> {
-        lock(&self.upgrade.state).due().filter(|due| *due > sys::monotonic())
-    }
-
-    /// Waits until the stream is upgraded, or is known to stay on TCP, or the peer has left its turn unanswered for too
-    /// long (see [`Connection::answer_due`]).
-    pub(crate) fn poll_upgraded(&self, cx: &mut Context<'_>, key: &mut WatchKey) -> Poll<Transport> {
-        self.upgrade.watchers.enlist(&mut key.changed, cx.waker());
-        // The peer's switch of our receiving direction comes as an interrupt for data.
-        self.wakes.readers.enlist(&mut key.readers, cx.waker());
-        self.drive_clc();
-        let transport = self.transport();
-        let runs = matches!(self.upgrade.phase(), Phase::Offering | Phase::Attached)
-            && !transport.is_loopback_ism()
-            && self.death().is_none();
-        if runs {
-            let decided = {
-                let rx = lock(&self.rx);
-                rx.pinned
-                    || rx.dmb.as_ref().is_some_and(|dmb| {
-                        dmb.consumer.arm();
-                        dmb.consumer.memory().header().direction() != Direction::Open
-                    })
-            };
-            let sends = {
-                let tx = lock(&self.tx);
-                tx.path == send::Path::Ring || tx.pinned || tx.shut
-            };
-            let over = decided && sends && self.upgrade.phase() == Phase::Attached;
-            if !over && !self.upgrade.is_overdue() {
-                return Poll::Pending;
-            }
-            if over && !self.transport().is_loopback_ism() {
-                // One of the two directions will never leave TCP.
-                self.upgrade.settle(FallbackReason::Pinned);
-            }
-        }
-        self.forget_watch(key);
-        Poll::Ready(self.transport())
-    }
-
-    /// Waits until the transport is not `seen` any more; `None` when the stream is closed.
-    pub(crate) fn poll_changed(
-        &self,
-        cx: &mut Context<'_>,
-        key: &mut WatchKey,
-        seen: Transport,
-    ) -> Poll<Option<Transport>> {
-        self.upgrade.watchers.enlist(&mut key.changed, cx.waker());
-        if matches!(self.upgrade.phase(), Phase::Offering | Phase::Attached) && !seen.is_loopback_ism() {
-            // The peer's switch of our receiving direction comes as an interrupt for data.
-            self.wakes.readers.enlist(&mut key.readers, cx.waker());
-            if let Some(dmb) = lock(&self.rx).dmb.as_ref() {
-                dmb.consumer.arm();
-            }
-        }
-        if self.is_closed() {
-            self.forget_watch(key);
-            return Poll::Ready(None);
-        }
-        let now = self.transport();
-        if now == seen {
-            return Poll::Pending;
-        }
-        self.forget_watch(key);
-        Poll::Ready(Some(now))
-    }
-
-    /// C: takes the Accept off the stream, then sends the Confirm and switches.
-    fn drive_clc(&self) {
-        if self.role != Role::Client || self.config.upgrade_policy != UpgradePolicy::Handshake {
-            return;
-        }
-        let mut effects = Effects::default();
-        {
-            let mut rx = lock(&self.rx);
-            if rx.socket.is_none() || !rx.strip_clc().is_ready() {
-                return;
-            }
-            let mut tx = lock(&self.tx);
-            if tx.socket.is_some() && tx.send_clc(|| self.stop_handshake()).is_ready() {
-                tx.try_switch(&mut effects);
-            }
-        }
-        let switched = std::mem::take(&mut effects.wake);
-        self.carry_out(effects);
-        if switched {
-            self.wakes.writers.wake_all();
-        }
-    }
-
-    pub(crate) fn forget_watch(&self, key: &mut WatchKey) {
-        self.upgrade.watchers.delist(&mut key.changed);
-        self.wakes.readers.delist(&mut key.readers);
-    }
-}
-
-/// Where a waiting `upgrade()` is listed.
-#[derive(Debug, Default)]
-pub(crate) struct WatchKey {
-    changed: Option<u64>,
-    readers: Option<u64>,
 }

@@ -5,6 +5,8 @@
 
 use std::task::{Wake, Waker};
 
+use crate::ism::interrupt::Signal;
+use crate::link::stream::InterruptHandler;
 use crate::shield::wake_each;
 use crate::sync::{Arc, Mutex, lock};
 
@@ -17,12 +19,13 @@ struct Set {
     next: u64,
 }
 
+/// Those who wait for one direction.
 #[derive(Default)]
-pub(crate) struct Waiters {
+pub(crate) struct WakerSet {
     set: Mutex<Set>,
 }
 
-impl Waiters {
+impl WakerSet {
     /// The latest `poll_*` call waits.
     pub(crate) fn register(&self, waker: &Waker) {
         if lock(&self.set).polled.as_ref().is_some_and(|polled| polled.will_wake(waker)) {
@@ -34,7 +37,7 @@ impl Waiters {
         drop(stale);
     }
 
-    /// One more task waits, until [`Waiters::delist`] or a wake-up.
+    /// One more task waits, until [`WakerSet::delist`] or a wake-up.
     pub(crate) fn enlist(&self, key: &mut Option<u64>, waker: &Waker) {
         let is_listed = |(listed, known): &(u64, Waker)| Some(*listed) == *key && known.will_wake(waker);
         if key.is_some() && lock(&self.set).listed.iter().any(is_listed) {
@@ -73,7 +76,23 @@ impl Waiters {
     }
 }
 
-impl Wake for Waiters {
+/// Those who wait for either direction of a stream, kept apart from it so that an interrupt keeps no socket open.
+#[derive(Clone, Default)]
+pub(crate) struct Waiters {
+    pub(crate) readers: Arc<WakerSet>,
+    pub(crate) writers: Arc<WakerSet>,
+}
+
+impl InterruptHandler for Waiters {
+    fn on_interrupt(&self, signal: Signal) {
+        match signal {
+            Signal::Data => self.readers.wake_all(),
+            Signal::Space => self.writers.wake_all(),
+        }
+    }
+}
+
+impl Wake for WakerSet {
     fn wake(self: Arc<Self>) {
         self.wake_all();
     }
@@ -99,7 +118,7 @@ mod tests {
 
     #[test]
     fn the_last_poll_wins_and_every_listed_task_wakes() {
-        let waiters = Waiters::default();
+        let waiters = WakerSet::default();
         let counts: Vec<_> = (0..4).map(|_| std::sync::Arc::new(Count::default())).collect();
         let wakers: Vec<Waker> = counts.iter().cloned().map(Waker::from).collect();
         waiters.register(&wakers[0]);

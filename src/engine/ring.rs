@@ -1,4 +1,5 @@
-//! A ring of one direction, both ends in one process, in the memory that connections use: a slot of an arena.
+//! A ring of one direction, both ends in one process, in the memory that connections use: a slot of
+//! an arena.
 
 use std::io::{self, IoSlice};
 
@@ -65,7 +66,8 @@ impl Producer {
         self.0.wake_reader()
     }
 
-    /// Arms the flag by which the reader knows that this end waits. True when there is room after all.
+    /// Arms the flag by which the reader knows that this end waits. True when there is room after
+    /// all.
     ///
     /// # Errors
     ///
@@ -112,7 +114,8 @@ impl Consumer {
         self.0.wake_writer()
     }
 
-    /// Arms the flag by which the writer knows that this end waits. True when there are bytes after all.
+    /// Arms the flag by which the writer knows that this end waits. True when there are bytes after
+    /// all.
     ///
     /// # Errors
     ///

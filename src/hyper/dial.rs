@@ -111,17 +111,12 @@ async fn first_of(mut addresses: Vec<SocketAddr>, settings: &Settings) -> Result
     let others_share = share(others.len());
     let mut one = pin!(in_turn(&preferred, preferred_share, settings));
     // RFC 6555, section 4: the other family begins when the preferred one has failed, or has not answered in time.
-    let mut patience = pin!(tokio::time::sleep(delay));
-    let early = poll_fn(|cx| match one.as_mut().poll(cx) {
-        Poll::Pending => patience.as_mut().poll(cx).map(|()| None),
-        answer => answer.map(Some),
-    })
-    .await;
+    let early = tokio::time::timeout(delay, one.as_mut()).await;
     let other = pin!(in_turn(&others, others_share, settings));
     match early {
-        Some(Ok(stream)) => Ok(stream),
-        Some(Err(_)) => other.await,
-        None => either([Some(one), Some(other)]).await,
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(_)) => other.await,
+        Err(_elapsed) => either([Some(one), Some(other)]).await,
     }
 }
 

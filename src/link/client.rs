@@ -7,7 +7,7 @@ use crate::ism::ring::{Consumer, Producer};
 use crate::link::message::{DmbPlace, Message};
 use crate::link::proof::{self, Evidence, Ours};
 use crate::link::slots::NoDmb;
-use crate::link::stream::{ClcOverTcp, Doorbell, LinkedStream, ReceiveDmb, SendDmb};
+use crate::link::stream::{LinkedStream, PeerInterrupt, Prelude, ReceiveDmb, SendDmb, Verdict};
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -75,7 +75,7 @@ impl Link {
             return Err(FallbackReason::NoAnswer);
         }
         let subject = stream.subject()?;
-        let handshake = stream.wants_clc_over_tcp();
+        let handshake = stream.wants_prelude();
         // Before OFFER leaves: from then on the peer may raise this signal.
         let signal = self.register(stream).ok_or(FallbackReason::Limit)?;
         let (clc, proposal) = ClientHandshake::new(endpoint.clc_device());
@@ -210,10 +210,10 @@ impl Link {
             return Err(Fault("the CLC handshake is out of order"));
         };
         let ready = Message::Ready { id, dmb: allocated.place, clc: confirm.clone() };
-        let doorbell = Doorbell { link: self.clone(), index: matched.signal };
+        let peer = PeerInterrupt { link: self.clone(), index: matched.signal };
         let receive = ReceiveDmb {
             consumer: Consumer::new(allocated.memory),
-            doorbell: doorbell.clone(),
+            peer: peer.clone(),
             token,
             window: allocated.window,
             _entry: entry.clone(),
@@ -226,21 +226,21 @@ impl Link {
         }
         lock(&self.state).received.insert(accepted.token, Arc::downgrade(&stream));
         if outgoing.handshake {
-            stream.go(
+            stream.start_prelude(
                 &server_dmb,
-                ClcOverTcp { proposal: outgoing.proposal, accept: accept.to_vec(), confirm },
+                Prelude { proposal: outgoing.proposal, accept: accept.to_vec(), confirm },
             );
         }
         // READY before the first CAS of the word: the server learns of the DMB before it hears of a switch.
         self.send(&ready);
         if self.restricted.load(Ordering::Relaxed) {
             // The peer does not hear of it, and neither of a switch then.
-            stream.can_not_send(FallbackReason::Denied);
+            stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
             return Ok(());
         }
         stream.attach_send(SendDmb {
             producer: Producer::new(server_dmb, window),
-            doorbell,
+            peer,
             token: accepted.token,
             window,
             _entry: entry,

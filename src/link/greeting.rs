@@ -1,10 +1,8 @@
 //! How a connection to an endpoint begins: with HELLO, which makes a link of it, or with a QUERY, which is answered.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use crate::ism::budget::{self, Need};
@@ -69,15 +67,8 @@ async fn greet(socket: OwnedFd, endpoint: &Arc<Endpoint>, place: Place) -> io::R
         let _ = sys::send(socket.as_fd(), &no_link(FallbackReason::Descriptors).encode(), &[]);
     })?;
     let socket = endpoint.reactor().watch(socket)?;
-    let first = {
-        let mut patience = pin!(endpoint.timers().sleep(PATIENCE));
-        let mut first = pin!(first_message(&*socket));
-        poll_fn(|cx| match first.as_mut().poll(cx) {
-            Poll::Pending => patience.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
-            answer => answer,
-        })
-        .await
-    };
+    let first = endpoint.timers().timeout(PATIENCE, first_message(&*socket)).await;
+    let first = first.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
     let first = first.inspect_err(|error| {
         let lack = reason_of(error, FallbackReason::LinkDown);
         if lack != FallbackReason::LinkDown {

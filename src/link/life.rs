@@ -13,7 +13,7 @@ use crate::error::SmcError;
 use crate::ism::sys::{self, Carried};
 use crate::link::lack::{NO_LINK, no_link, reason_of, silence_of};
 use crate::link::message::{LONGEST, MOST_FDS, Message};
-use crate::link::stream::{Ask, Death, LinkedStream};
+use crate::link::stream::{Ask, Death, LinkedStream, Verdict};
 use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::{FallbackReason, UCred};
@@ -124,7 +124,7 @@ impl Link {
                 // Unknown when it crossed our DETACH or CANCEL.
                 let stream = lock(&self.state).received.get(&token).and_then(|stream| stream.upgrade());
                 if let Some(stream) = stream {
-                    stream.peer_pinned();
+                    stream.verdict(Verdict::PeerPinned);
                 }
                 Ok(())
             }
@@ -132,7 +132,7 @@ impl Link {
                 let stream = lock(&self.state).own.stream(token).and_then(|stream| stream.upgrade());
                 // Before the slot is free: the stream may still look at the word in it.
                 if let Some(stream) = stream {
-                    stream.peer_detached();
+                    stream.verdict(Verdict::PeerDetached);
                 }
                 if lock(&self.state).own.detached(token) {
                     self.close_if_idle();
@@ -225,7 +225,7 @@ impl Link {
         };
         // Their READY will not be heard.
         for stream in matched.iter().filter_map(Weak::upgrade) {
-            stream.can_not_send(FallbackReason::Denied);
+            stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
         }
         for id in outgoing {
             self.end_offer(id, FallbackReason::Denied);
@@ -265,7 +265,7 @@ impl Link {
         };
         for stream in &streams {
             // One stream's trouble is not to hide the news from the others.
-            let _ = shielded(|| stream.link_died(self.id, death));
+            let _ = shielded(|| stream.verdict(Verdict::LinkDied { link: self.id, death }));
         }
         let (outgoing, incoming, before_hello) = {
             let mut state = lock(&self.state);
@@ -310,7 +310,7 @@ impl Link {
     /// A stream that was attached while the link died has missed the news.
     pub(super) fn bury_late(&self, stream: &Arc<dyn LinkedStream>) {
         if let Some(death) = self.death() {
-            stream.link_died(self.id, death);
+            stream.verdict(Verdict::LinkDied { link: self.id, death });
         }
     }
 
@@ -338,7 +338,8 @@ impl Link {
         SmcError::misbehaved(UCred { uid, gid, pid: (pid != 0).then_some(pid) }, rule)
     }
 
-    /// Why a stream of this link was reset. A link that lives, or that ended otherwise, has nothing to do with it.
+    /// Why a stream of this link was reset. A link that lives, or that ended otherwise, has nothing
+    /// to do with it.
     #[cold]
     pub(crate) fn fault(&self) -> SmcError {
         self.fault.get().cloned().unwrap_or(SmcError::OutOfStep)

@@ -8,7 +8,7 @@ use crate::link::accepted::{Found, Key};
 use crate::link::message::{DmbPlace, Message, Subject};
 use crate::link::proof::{self, Evidence, Ours};
 use crate::link::slots::NoDmb;
-use crate::link::stream::{Death, Doorbell, LinkedStream, ReceiveDmb, SendDmb};
+use crate::link::stream::{Death, LinkedStream, PeerInterrupt, ReceiveDmb, SendDmb, Verdict};
 use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
@@ -142,7 +142,7 @@ impl Link {
             crate::trace::debug!("offer refused: {reason}");
             lock(&self.state).incoming.remove(&proposed.offered.id);
             self.refuse(proposed.offered.id, &mut proposed.clc, reason);
-            stream.refused(reason);
+            stream.verdict(Verdict::OfferRefused(reason));
         }
     }
 
@@ -179,10 +179,10 @@ impl Link {
             return Err(FallbackReason::Limit);
         };
         let entry = Arc::new(SignalEntry { link: self.clone(), index: signal });
-        let doorbell = Doorbell { link: self.clone(), index: offered.signal };
+        let peer = PeerInterrupt { link: self.clone(), index: offered.signal };
         let receive = ReceiveDmb {
             consumer: Consumer::new(allocated.memory),
-            doorbell,
+            peer,
             token,
             window: allocated.window,
             _entry: entry.clone(),
@@ -225,7 +225,7 @@ impl Link {
         });
         if self.restricted.load(Ordering::Relaxed) {
             // `restrict` sets the mark before it looks for matches, and may have looked before this one was there.
-            stream.can_not_send(FallbackReason::Denied);
+            stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
         }
         self.bury_late(stream);
         Ok(())
@@ -252,7 +252,7 @@ impl Link {
         }
         let stream = stream.upgrade();
         if let (true, Some(stream)) = (handshake, &stream) {
-            stream.gone();
+            stream.prelude_decided();
         }
         let client_dmb = match client_dmb {
             Ok(dmb) => dmb,
@@ -260,7 +260,7 @@ impl Link {
             Err(NoDmb::Lacking(reason)) => {
                 self.detach(dmb.token);
                 if let Some(stream) = stream {
-                    stream.can_not_send(reason);
+                    stream.verdict(Verdict::CanNotSend(reason));
                 }
                 return Ok(());
             }
@@ -268,7 +268,7 @@ impl Link {
         // Dropped unused it sends the DETACH that every received token is owed.
         let send = SendDmb {
             producer: Producer::new(client_dmb, window),
-            doorbell: Doorbell { link: self.clone(), index: peer_signal },
+            peer: PeerInterrupt { link: self.clone(), index: peer_signal },
             token: dmb.token,
             window,
             _entry: entry,

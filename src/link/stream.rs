@@ -50,17 +50,17 @@ impl Death {
     }
 }
 
-/// The side of a stream that an interrupt reaches.
-pub(crate) trait Interrupt: Send + Sync {
-    fn interrupt(&self, signal: Signal);
+/// Whom the peer's interrupts for a stream reach.
+pub(crate) trait InterruptHandler: Send + Sync {
+    fn on_interrupt(&self, signal: Signal);
 }
 
 /// Something that stands for a stream until it is dropped: an offer, or the search for whom to offer to.
 pub(crate) type Standing = Box<dyn Send + Sync>;
 
-/// CLC messages of a connection whose policy sends them over TCP (docs/protocol.md, "Policy Handshake").
+/// The CLC messages of a connection that go over TCP before its first byte (docs/protocol.md, "Policy Handshake").
 #[derive(Clone, Debug)]
-pub(crate) struct ClcOverTcp {
+pub(crate) struct Prelude {
     pub(crate) proposal: Vec<u8>,
     pub(crate) accept: Vec<u8>,
     pub(crate) confirm: Vec<u8>,
@@ -129,6 +129,25 @@ pub(crate) trait GrowingStream {
     fn denied(&self, why: Refusal);
 }
 
+/// What ends an upgrade, or a part of it, or what came of it. What has switched is not turned back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The upgrade ends before READY: this stream stays on TCP.
+    StayOnTcp(FallbackReason),
+    /// S: an offer for this stream was refused; another one may come.
+    OfferRefused(FallbackReason),
+    /// The peer named a DMB that this end can not use, or nothing can be said on the link: the sender stays on TCP.
+    CanNotSend(FallbackReason),
+    /// Another stream of the same socket exists: neither can know what passes through it.
+    SocketShared,
+    /// The peer will never read from its DMB: the sender stays on TCP if it has not switched.
+    PeerPinned,
+    /// The peer will never write to our DMB: the receiver stays on TCP if it has not switched.
+    PeerDetached,
+    /// The link of that number ended; it need not be the one this stream is attached to.
+    LinkDied { link: u64, death: Death },
+}
+
 /// A connection as its link sees it. No lock of the link is held during any of these calls, but for `has_ended`.
 pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     /// Live facts from the kernel, or why this stream can not be upgraded.
@@ -144,67 +163,67 @@ pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     fn peer_policy(&self) -> &PeerPolicy;
 
     /// Where the peer's interrupts for this stream go.
-    fn interrupts(&self) -> Arc<dyn Interrupt>;
+    fn interrupt_handler(&self) -> Arc<dyn InterruptHandler>;
 
     /// Has connect asked for CLC over TCP?
-    fn wants_clc_over_tcp(&self) -> bool;
+    fn wants_prelude(&self) -> bool;
 
     /// An offer for this stream stands, until `offer` is dropped.
     fn offered(&self, offer: Standing);
 
-    /// S: an offer for this stream was refused; another one may come.
-    fn refused(&self, reason: FallbackReason);
-
-    /// From here on the reader obeys the word in `dmb`. With `hold` the client asks for CLC over TCP; if it goes,
+    /// From here on the reader obeys the word in `dmb`. With `accept` the client asks for CLC over TCP; if it goes,
     /// the Accept is that message.
-    fn attach_receive(&self, dmb: ReceiveDmb, hold: Option<&[u8]>) -> Result<(), FallbackReason>;
+    fn attach_receive(&self, dmb: ReceiveDmb, accept: Option<&[u8]>) -> Result<(), FallbackReason>;
 
     /// From here on the sender may switch to `dmb`.
     fn attach_send(&self, dmb: SendDmb);
 
-    /// C with policy Handshake, between MATCH and READY: go, with these messages. The DMB is the server's.
-    fn go(&self, server: &DmbMemory, clc: ClcOverTcp);
+    /// C with policy Handshake, between MATCH and READY: sends these messages over TCP, if the word in the server's DMB
+    /// lets it.
+    fn start_prelude(&self, word: &DmbMemory, messages: Prelude);
 
-    /// S with policy Handshake, at READY: the client went or never will.
-    fn gone(&self);
+    /// S with policy Handshake, at READY: the client has started its prelude or never will.
+    fn prelude_decided(&self);
 
-    /// The peer named a DMB that this end can not use: the sender stays on TCP.
-    fn can_not_send(&self, reason: FallbackReason);
+    /// It stays on TCP, one direction of it does, or its link has ended.
+    fn verdict(&self, verdict: Verdict);
+}
 
-    /// Another stream of the same socket exists: neither can know what passes through it.
-    fn shared(&self);
-
-    /// The upgrade ends before READY: this stream stays on TCP.
-    fn stay_on_tcp(&self, reason: FallbackReason);
-
-    /// The peer will never read from its DMB.
-    fn peer_pinned(&self);
-
-    /// The peer will never write to our DMB: it stays on TCP if it has not switched.
-    fn peer_detached(&self);
-
-    /// The link of that number ended; it need not be the one this stream is attached to.
-    fn link_died(&self, link: u64, death: Death);
+impl dyn LinkedStream {
+    /// [`Verdict::StayOnTcp`]
+    pub(crate) fn stay_on_tcp(&self, reason: FallbackReason) {
+        self.verdict(Verdict::StayOnTcp(reason));
+    }
 }
 
 /// How a stream interrupts its peer.
 #[derive(Clone)]
-pub(crate) struct Doorbell {
+pub(crate) struct PeerInterrupt {
     pub(crate) link: Arc<Link>,
     /// The peer's number for this connection.
     pub(crate) index: u32,
 }
 
-impl Doorbell {
-    /// Wakes the peer's reader (`Data`) or writer (`Space`).
-    pub(crate) fn ring(&self, signal: Signal) {
-        self.link.interrupt_peer(self.index, signal);
+/// What an interrupt takes besides the bits in the peer's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Undelivered {
+    /// The peer's process sleeps: its eventfd has to be written.
+    Eventfd,
+    /// The peer is in this process: its handler has to be called.
+    Handler(Signal),
+}
+
+impl PeerInterrupt {
+    /// Interrupts the peer's reader (`Data`) or writer (`Space`), as far as that calls nobody: what is left is for
+    /// [`PeerInterrupt::deliver`], once no lock is held.
+    #[inline]
+    pub(crate) fn raise(&self, signal: Signal) -> Option<Undelivered> {
+        self.link.raise(self.index, signal)
     }
 
-    /// The same, if the peer lives in another process: `false` means that its wakers would be called here.
-    #[inline]
-    pub(crate) fn ring_if_remote(&self, signal: Signal) -> bool {
-        self.link.interrupt_remote_peer(self.index, signal)
+    /// Does what [`PeerInterrupt::raise`] has left.
+    pub(crate) fn deliver(&self, undelivered: Undelivered) {
+        self.link.deliver_interrupt(self.index, undelivered);
     }
 
     /// What the application is told of a rule that the peer broke in its ring.
@@ -217,7 +236,7 @@ impl Doorbell {
 /// The DMB that a stream reads from. Dropping it says that the stream is done with it.
 pub(crate) struct ReceiveDmb {
     pub(crate) consumer: Consumer<DmbMemory>,
-    pub(crate) doorbell: Doorbell,
+    pub(crate) peer: PeerInterrupt,
     pub(crate) token: u64,
     /// Bytes of the largest segment that its sender may ask for while the reader reads.
     pub(crate) window: usize,
@@ -228,20 +247,20 @@ pub(crate) struct ReceiveDmb {
 impl ReceiveDmb {
     /// Ends the use of a DMB whose word this end has pinned: the producer has nothing to wait for.
     pub(crate) fn pinned(self) {
-        self.doorbell.link.send_pinned(self.token);
+        self.peer.link.send_pinned(self.token);
     }
 }
 
 impl Drop for ReceiveDmb {
     fn drop(&mut self) {
-        self.doorbell.link.stream_done(self.token);
+        self.peer.link.stream_done(self.token);
     }
 }
 
 /// The peer's DMB that a stream writes to. Dropping it sends the one DETACH of its token.
 pub(crate) struct SendDmb {
     pub(crate) producer: Producer<DmbMemory>,
-    pub(crate) doorbell: Doorbell,
+    pub(crate) peer: PeerInterrupt,
     pub(crate) token: u64,
     /// Bytes of the largest segment that the receiver lends while it reads.
     pub(crate) window: usize,
@@ -251,7 +270,7 @@ pub(crate) struct SendDmb {
 
 impl Drop for SendDmb {
     fn drop(&mut self) {
-        self.doorbell.link.learn(self.producer.needed());
-        self.doorbell.link.detach(self.token);
+        self.peer.link.learn(self.producer.needed());
+        self.peer.link.detach(self.token);
     }
 }

@@ -8,6 +8,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
+
 use crate::ism::sys;
 use crate::link::reactor::{Interest, Reactor, Watched};
 use crate::shield::wake_each;
@@ -46,6 +48,11 @@ impl Timers {
     /// Waits for `duration`.
     pub(crate) fn sleep(self: &Arc<Self>, duration: Duration) -> Sleep {
         self.sleep_until(sys::monotonic().saturating_add(duration))
+    }
+
+    /// Waits for `future`, but not longer than `limit`: `None` then.
+    pub(crate) fn timeout<F: Future>(self: &Arc<Self>, limit: Duration, future: F) -> Timeout<F> {
+        Timeout { future, sleep: self.sleep(limit) }
     }
 
     /// Waits until `deadline`.
@@ -161,6 +168,28 @@ impl Drop for Sleep {
             gone
         };
         drop(gone);
+    }
+}
+
+pin_project! {
+    /// See [`Timers::timeout`].
+    pub(crate) struct Timeout<F> {
+        #[pin]
+        future: F,
+        #[pin]
+        sleep: Sleep,
+    }
+}
+
+impl<F: Future> Future for Timeout<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<F::Output>> {
+        let this = self.project();
+        match this.future.poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending => this.sleep.poll(cx).map(|()| None),
+        }
     }
 }
 

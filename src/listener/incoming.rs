@@ -13,14 +13,16 @@ use crate::stream::SmcStream;
 ///
 /// A failed accept is an item, too; the next one may succeed.
 ///
-/// ```no_run
+/// ```
 /// use futures::StreamExt;
 /// use tokio_smc::{SmcListener, SmcListenerStream};
 ///
-/// # async fn example() -> std::io::Result<()> {
-/// let mut incoming = SmcListenerStream::new(SmcListener::bind("127.0.0.1:8080").await?);
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// let mut incoming = SmcListenerStream::new(SmcListener::bind("127.0.0.1:0").await?);
+/// # let client = tokio_smc::SmcStream::connect(incoming.as_ref().local_addr()?).await?;
 /// while let Some(stream) = incoming.next().await {
 ///     println!("{}", stream?.peer_addr()?);
+/// #   break;
 /// }
 /// # Ok(()) }
 /// ```

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use super::SmcStream;
 use crate::conn::OnPending;
 use crate::ism::sys;
-use crate::rt::tokio::{ReadReady, WriteReady, tcp_ready};
+use crate::rt::tokio::{read_readiness, tcp_ready, write_readiness};
 
 /// Forgets a readiness that the kernel does not confirm any more.
 pub(super) fn clear_stale(tcp: &TcpStream, interest: Interest) -> io::Result<()> {
@@ -31,7 +31,7 @@ pub(super) fn clear_stale(tcp: &TcpStream, interest: Interest) -> io::Result<()>
 
 /// Reading: `None` when it has to wait.
 fn read_ready(stream: &SmcStream, on_pending: OnPending) -> io::Result<Option<Ready>> {
-    match stream.conn.try_read(&mut ReadReady, on_pending) {
+    match stream.conn.try_read(&mut read_readiness(), on_pending) {
         Poll::Pending => Ok(None),
         Poll::Ready(Ok(0)) => Ok(Some(Ready::READABLE | Ready::READ_CLOSED)),
         Poll::Ready(Ok(_)) if stream.conn.reads_ring() => {
@@ -45,7 +45,7 @@ fn read_ready(stream: &SmcStream, on_pending: OnPending) -> io::Result<Option<Re
             let goes_on = stream.conn.is_draining() && !stream.conn.sender_is_done();
             if goes_on && ready.is_read_closed() {
                 // Unless the descriptor was shut down.
-                stream.conn.heed_socket();
+                stream.conn.schedule_socket_check();
             }
             Ok(Some(if goes_on { ready - Ready::READ_CLOSED } else { ready }))
         }
@@ -58,7 +58,7 @@ fn read_ready(stream: &SmcStream, on_pending: OnPending) -> io::Result<Option<Re
 
 /// Writing: `None` when it has to wait.
 fn write_ready(stream: &SmcStream, on_pending: OnPending) -> io::Result<Option<Ready>> {
-    match stream.conn.try_write(&mut WriteReady, on_pending) {
+    match stream.conn.try_write(&mut write_readiness(), on_pending) {
         Poll::Pending => Ok(None),
         Poll::Ready(Ok(_)) if stream.conn.writes_ring() => Ok(Some(Ready::WRITABLE)),
         Poll::Ready(Ok(_)) => Ok(Some(tcp_ready(&stream.tcp, Interest::WRITABLE)? | Ready::WRITABLE)),
@@ -75,7 +75,7 @@ pub(super) fn poll_read_ready(stream: &SmcStream, cx: &mut Context<'_>) -> Poll<
     if read_ready(stream, OnPending::Return)?.is_some() {
         return Poll::Ready(Ok(()));
     }
-    stream.conn.wakes.readers.register(cx.waker());
+    stream.conn.waiters.readers.register(cx.waker());
     read_ready(stream, OnPending::Arm)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
 }
 
@@ -83,7 +83,7 @@ pub(super) fn poll_write_ready(stream: &SmcStream, cx: &mut Context<'_>) -> Poll
     if write_ready(stream, OnPending::Return)?.is_some() {
         return Poll::Ready(Ok(()));
     }
-    stream.conn.wakes.writers.register(cx.waker());
+    stream.conn.waiters.writers.register(cx.waker());
     write_ready(stream, OnPending::Arm)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
 }
 
@@ -122,10 +122,10 @@ impl Future for Readiness<'_> {
             return Poll::Ready(Ok(ready));
         }
         if this.interest.is_readable() {
-            this.stream.conn.wakes.readers.enlist(&mut this.reader, cx.waker());
+            this.stream.conn.waiters.readers.enlist(&mut this.reader, cx.waker());
         }
         if this.interest.is_writable() {
-            this.stream.conn.wakes.writers.enlist(&mut this.writer, cx.waker());
+            this.stream.conn.waiters.writers.enlist(&mut this.writer, cx.waker());
         }
         let ready = this.look(OnPending::Arm)?;
         if ready.is_empty() { Poll::Pending } else { Poll::Ready(Ok(ready)) }
@@ -134,7 +134,7 @@ impl Future for Readiness<'_> {
 
 impl Drop for Readiness<'_> {
     fn drop(&mut self) {
-        self.stream.conn.wakes.readers.delist(&mut self.reader);
-        self.stream.conn.wakes.writers.delist(&mut self.writer);
+        self.stream.conn.waiters.readers.delist(&mut self.reader);
+        self.stream.conn.waiters.writers.delist(&mut self.writer);
     }
 }

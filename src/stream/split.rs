@@ -11,10 +11,41 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use super::SmcStream;
 
 /// The half of an [`SmcStream`] to read from, borrowed by [`SmcStream::split`].
+///
+/// ```
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// # use tokio_smc::{SmcListener, SmcStream};
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = SmcListener::bind("127.0.0.1:0").await?;
+/// # let mut stream = SmcStream::connect(listener.local_addr()?).await?;
+/// # let (mut peer, _) = listener.accept().await?;
+/// peer.write_all(b"ping").await?;
+/// let (mut read, _write) = stream.split();
+/// let mut got = [0; 4];
+/// read.read_exact(&mut got).await?;
+/// assert_eq!(&got, b"ping");
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct ReadHalf<'a>(&'a SmcStream);
 
 /// The half of an [`SmcStream`] to write to, borrowed by [`SmcStream::split`].
+///
+/// ```
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// # use tokio_smc::{SmcListener, SmcStream};
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = SmcListener::bind("127.0.0.1:0").await?;
+/// # let mut stream = SmcStream::connect(listener.local_addr()?).await?;
+/// # let (mut peer, _) = listener.accept().await?;
+/// let (_read, mut write) = stream.split();
+/// write.write_all(b"ping").await?;
+/// write.shutdown().await?; // dropping it would not
+/// assert_eq!(peer.read_to_end(&mut Vec::new()).await?, 4);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct WriteHalf<'a>(&'a SmcStream);
 
@@ -51,6 +82,10 @@ macro_rules! half_methods {
         /// # Errors
         ///
         /// As a read.
+        ///
+        /// # Cancel safety
+        ///
+        /// Nothing is lost when the future is dropped.
         pub async fn peek(&mut self, buf: &mut [u8]) -> io::Result<usize> {
             self.as_ref().peek(buf).await
         }
@@ -60,6 +95,10 @@ macro_rules! half_methods {
         /// # Errors
         ///
         /// As [`SmcStream::ready`].
+        ///
+        /// # Cancel safety
+        ///
+        /// Nothing is lost when the future is dropped.
         pub async fn readable(&self) -> io::Result<()> {
             self.as_ref().readable().await
         }
@@ -99,6 +138,10 @@ macro_rules! half_methods {
         /// # Errors
         ///
         /// As [`SmcStream::ready`].
+        ///
+        /// # Cancel safety
+        ///
+        /// Nothing is lost when the future is dropped.
         pub async fn writable(&self) -> io::Result<()> {
             self.as_ref().writable().await
         }
@@ -129,6 +172,10 @@ macro_rules! half_methods {
         /// # Errors
         ///
         /// As [`SmcStream::ready`].
+        ///
+        /// # Cancel safety
+        ///
+        /// Nothing is lost when the future is dropped.
         pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
             self.as_ref().ready(interest).await
         }

@@ -15,6 +15,22 @@ use super::split::half_methods;
 use crate::sync::Arc;
 
 /// The half of an [`SmcStream`] to read from, made by [`SmcStream::into_split`].
+///
+/// ```
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// # use tokio_smc::{SmcListener, SmcStream};
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = SmcListener::bind("127.0.0.1:0").await?;
+/// # let stream = SmcStream::connect(listener.local_addr()?).await?;
+/// # let (mut peer, _) = listener.accept().await?;
+/// let (mut read, write) = stream.into_split();
+/// let reader = tokio::spawn(async move { read.read_u8().await });
+/// peer.write_u8(7).await?;
+/// assert_eq!(reader.await.expect("no panic")?, 7);
+/// # drop(write);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct OwnedReadHalf {
     stream: Arc<SmcStream>,
@@ -23,6 +39,22 @@ pub struct OwnedReadHalf {
 /// The half of an [`SmcStream`] to write to, made by [`SmcStream::into_split`].
 ///
 /// Dropping it shuts down the sending direction, unless it is reunited or [forgotten](OwnedWriteHalf::forget).
+///
+/// ```
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// # use tokio_smc::{SmcListener, SmcStream};
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = SmcListener::bind("127.0.0.1:0").await?;
+/// # let stream = SmcStream::connect(listener.local_addr()?).await?;
+/// # let (mut peer, _) = listener.accept().await?;
+/// let (_read, mut write) = stream.into_split();
+/// tokio::spawn(async move { write.write_all(b"all there is").await }); // and dropped
+/// let mut got = String::new();
+/// peer.read_to_string(&mut got).await?;
+/// assert_eq!(got, "all there is");
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct OwnedWriteHalf {
     stream: Arc<SmcStream>,
@@ -35,6 +67,22 @@ pub(super) fn split_owned(stream: SmcStream) -> (OwnedReadHalf, OwnedWriteHalf) 
 }
 
 /// Two halves of different streams can not be reunited; both are given back.
+///
+/// ```
+/// # use tokio_smc::{SmcListener, SmcStream};
+/// use tokio_smc::net::tcp::ReuniteError;
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = SmcListener::bind("127.0.0.1:0").await?;
+/// # let one = SmcStream::connect(listener.local_addr()?).await?;
+/// # let other = SmcStream::connect(listener.local_addr()?).await?;
+/// let (read, write) = one.into_split();
+/// let (other_read, other_write) = other.into_split();
+/// let ReuniteError(read, other_write) = read.reunite(other_write).unwrap_err();
+/// let _one = read.reunite(write).expect("halves of one stream");
+/// let _other = other_read.reunite(other_write).expect("halves of the other");
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct ReuniteError(pub OwnedReadHalf, pub OwnedWriteHalf);
 

@@ -8,8 +8,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::poll_proceed;
 
 use super::SmcStream;
-use crate::conn::{OnPending, Operation, ReadOp, WriteOp};
-use crate::rt::tokio::{Reading, TokioTcp, Writing, WritingVectored};
+use crate::conn::op::{ReadOp, WriteOp};
+use crate::conn::{OnPending, Operation};
+use crate::rt::tokio::{TokioTcp, reading, writing, writing_vectored};
 
 impl SmcStream {
     #[inline]
@@ -78,11 +79,11 @@ impl SmcStream {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        self.poll_read_with(cx, &mut Reading(buf)).map_ok(drop)
+        self.poll_read_with(cx, &mut reading(buf)).map_ok(drop)
     }
 
     pub(crate) fn poll_write_priv(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, &mut Writing(buf))
+        self.poll_write_with(cx, &mut writing(buf))
     }
 
     pub(crate) fn poll_write_vectored_priv(
@@ -90,7 +91,7 @@ impl SmcStream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, &mut WritingVectored(bufs))
+        self.poll_write_with(cx, &mut writing_vectored(bufs))
     }
 
     pub(crate) fn shutdown_write(&self) -> io::Result<()> {

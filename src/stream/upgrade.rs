@@ -13,11 +13,11 @@ use tokio::runtime::Handle;
 use super::SmcStream;
 use crate::config::UpgradePolicy;
 use crate::conn::Connection;
-use crate::conn::upgrade::WatchKey;
+use crate::conn::watch::WatchKey;
 use crate::info::SmcInfo;
 use crate::link::lack::reason_of;
 use crate::link::search::Unsettled;
-use crate::link::stream::LinkedStream;
+use crate::link::stream::{LinkedStream, Verdict};
 use crate::link::timer::Sleep;
 use crate::rt::tokio::{self as rt, TokioTcp};
 use crate::sync::Arc;
@@ -97,7 +97,8 @@ impl SmcStream {
                 Ok(endpoint) => endpoint.offer(conn),
                 Err(error) => {
                     crate::trace::warning!("no loopback-ism device: {error}");
-                    conn.stay_on_tcp(reason_of(&error, FallbackReason::NoDevice));
+                    let reason = reason_of(&error, FallbackReason::NoDevice);
+                    conn.verdict(Verdict::StayOnTcp(reason));
                 }
             }
         });
@@ -133,15 +134,7 @@ impl SmcStream {
             Ok(endpoint) => endpoint,
             Err(error) => return Some(Transport::Tcp(reason_of(&error, FallbackReason::NoDevice))),
         };
-        let mut timeout = std::pin::pin!(endpoint.timers().sleep(wait));
-        let mut upgrade = std::pin::pin!(self.upgrade());
-        poll_fn(|cx| {
-            if let Poll::Ready(transport) = upgrade.as_mut().poll(cx) {
-                return Poll::Ready(Some(transport));
-            }
-            timeout.as_mut().poll(cx).map(|()| None)
-        })
-        .await
+        endpoint.timers().timeout(wait, self.upgrade()).await
     }
 }
 

@@ -13,7 +13,7 @@ use crate::conn::{Directions, OnPending};
 use crate::ism::dmb::{DmbHeader, Flags};
 use crate::ism::ring::Memory;
 use crate::ism::sys;
-use crate::link::stream::{Death, LinkedStream};
+use crate::link::stream::{Death, LinkedStream, Verdict};
 use crate::sync::{Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -123,8 +123,7 @@ fn a_shut_descriptor_is_an_end_in_the_ring() {
                 pair.end(other).unwrap_or_else(|error| panic!("mode {mode}, side {kicked}: {error}"));
                 pair.expect(kicked, &bytes(0, 100));
                 pair.end(kicked).unwrap_or_else(|error| panic!("mode {mode}, side {kicked}: {error}"));
-                let refused =
-                    pair.conns[kicked].try_write(&mut super::ops::WriteSlice(b"x"), OnPending::Return);
+                let refused = pair.conns[kicked].try_write(&mut super::ops::writing(b"x"), OnPending::Return);
                 let Poll::Ready(Err(error)) = refused else { panic!("mode {mode}, side {kicked} writes") };
                 assert_eq!(error.kind(), ErrorKind::BrokenPipe, "mode {mode}, side {kicked}");
             }
@@ -202,7 +201,7 @@ fn a_reset_of_a_mixed_stream_is_left_to_who_asks_first() {
             socket.turn();
             lab.hosts[kicked].run();
             let write =
-                || match pair.conns[kicked].try_write(&mut super::ops::WriteSlice(b"x"), OnPending::Return) {
+                || match pair.conns[kicked].try_write(&mut super::ops::writing(b"x"), OnPending::Return) {
                     Poll::Ready(Err(error)) => error.kind(),
                     answer => panic!("{answer:?}"),
                 };
@@ -304,7 +303,7 @@ fn who_can_not_send_heeds_its_descriptor_too() {
         while lock(&pair.conns[SERVER].rx).dmb.is_none() {
             assert!(lab.hosts[SERVER].step() || lab.hosts[CLIENT].step(), "MATCH");
         }
-        pair.conns[SERVER].can_not_send(FallbackReason::Memory);
+        pair.conns[SERVER].verdict(Verdict::CanNotSend(FallbackReason::Memory));
         lab.hosts[CLIENT].run();
         assert!(pair.writes_ring(CLIENT));
         pair.settle();
@@ -456,7 +455,9 @@ fn hazard_h12_the_death_of_a_peer_ends_as_tcp_would() {
                 }
                 // To ask for readiness takes nothing away from the read that follows.
                 patiently("readiness", || {
-                    pair.conns[lives].try_read(&mut super::ops::AskReadable, OnPending::Return).is_ready()
+                    pair.conns[lives]
+                        .try_read(&mut super::ops::read_readiness(), OnPending::Return)
+                        .is_ready()
                 });
                 let end = pair.end(lives);
                 assert_eq!(end.is_err(), leaves_unread, "mode {mode}, side {dies} dies: {end:?}");
@@ -498,7 +499,7 @@ fn hazard_m8_hostile_cursors_cost_the_link_and_only_the_switched_streams() {
                     let mut error = None;
                     patiently("the writer looks", || {
                         let data = vec![0; 60_000];
-                        let answer = conn.try_write(&mut super::ops::WriteSlice(&data), OnPending::Return);
+                        let answer = conn.try_write(&mut super::ops::writing(&data), OnPending::Return);
                         if let std::task::Poll::Ready(Err(refused)) = answer {
                             error = Some(refused);
                         }

@@ -5,7 +5,7 @@ use std::task::Poll;
 
 use super::bytes;
 use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
-use super::ops::WriteSlice;
+use super::ops::writing;
 use super::watched;
 use crate::conn::{Directions, OnPending, receive};
 use crate::error::SmcError;
@@ -33,7 +33,7 @@ fn read(pair: &Pair, side: usize) -> (ErrorKind, SmcError) {
 fn write(pair: &Pair, side: usize) -> (ErrorKind, SmcError) {
     let mut error = None;
     patiently("an error of a write", || {
-        match pair.conns[side].try_write(&mut WriteSlice(b"x"), OnPending::Return) {
+        match pair.conns[side].try_write(&mut writing(b"x"), OnPending::Return) {
             Poll::Ready(Err(refused)) => error = Some(refused),
             Poll::Ready(Ok(_)) | Poll::Pending => {}
         }

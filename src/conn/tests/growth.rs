@@ -3,7 +3,7 @@
 use std::task::Poll;
 
 use super::hosts::{CLIENT, Lab, Pair, SERVER};
-use super::ops::WriteSlice;
+use super::ops::writing;
 use super::{bytes, watched};
 use crate::config::UpgradePolicy;
 use crate::conn::OnPending;
@@ -26,14 +26,12 @@ fn fill(lab: &mut Lab, pair: &Pair, side: usize, from: u64) -> u64 {
     let mut written = 0;
     loop {
         let more = bytes(from + written, 10_000);
-        match pair.conns[side].try_write(&mut WriteSlice(&more), OnPending::Arm) {
+        match pair.conns[side].try_write(&mut writing(&more), OnPending::Arm) {
             Poll::Ready(Ok(length)) => written += length as u64,
             Poll::Ready(Err(error)) => panic!("{error}"),
             Poll::Pending => {
                 lab.run();
-                if pair.conns[side].try_write(&mut WriteSlice(&[]), OnPending::Return).is_pending()
-                    && !lock(&pair.conns[side].tx).dmb.as_mut().unwrap().producer.is_writable().unwrap()
-                {
+                if !lock(&pair.conns[side].tx).dmb.as_mut().unwrap().producer.is_writable().unwrap() {
                     return written;
                 }
             }
@@ -123,7 +121,7 @@ fn a_writer_that_waits_goes_on_when_a_segment_is_granted() {
         let waker = std::task::Waker::from(task.clone());
         let mut cx = std::task::Context::from_waker(&waker);
         let more = bytes(4096, 100);
-        assert!(pair.conns[CLIENT].poll_write(&mut cx, &mut WriteSlice(&more)).is_pending());
+        assert!(pair.conns[CLIENT].poll_write(&mut cx, &mut writing(&more)).is_pending());
         assert!(!task.is_woken());
         lab.run();
         assert!(task.is_woken());
@@ -225,7 +223,7 @@ fn a_return_that_comes_behind_its_detach_harms_nobody() {
         let (link, token) = {
             let tx = lock(&pair.conns[CLIENT].tx);
             let dmb = tx.dmb.as_ref().expect("a DMB");
-            (dmb.doorbell.link.clone(), dmb.token)
+            (dmb.peer.link.clone(), dmb.token)
         };
         // The one who shrinks the ring was overtaken by the application's close.
         pair.close(CLIENT);
@@ -244,11 +242,11 @@ fn a_grant_that_crosses_the_readers_close_harms_nobody() {
         let mut lab = Lab::new();
         let (bystander, pair) = (lab.upgraded(), lab.upgraded());
         pair.write(CLIENT, &bytes(0, 4096));
-        let answer = pair.conns[CLIENT].try_write(&mut WriteSlice(b"more"), OnPending::Arm);
+        let answer = pair.conns[CLIENT].try_write(&mut writing(b"more"), OnPending::Arm);
         assert!(answer.is_pending(), "full, and it has asked");
         while lab.hosts[SERVER].step() {}
         assert_eq!(lent(&pair, SERVER), 32 << 10, "which the client does not know yet");
-        let link = lock(&pair.conns[CLIENT].tx).dmb.as_ref().expect("a DMB").doorbell.link.clone();
+        let link = lock(&pair.conns[CLIENT].tx).dmb.as_ref().expect("a DMB").peer.link.clone();
         pair.expect(SERVER, &bytes(0, 4096));
         // It takes its memory back at once.
         pair.close(SERVER);
@@ -267,7 +265,7 @@ fn a_grant_is_no_larger_than_any_answer() {
         let lab = &mut Lab::new();
         let pair = lab.upgraded();
         pair.write(CLIENT, &bytes(0, 4096));
-        let answer = pair.conns[CLIENT].try_write(&mut WriteSlice(b"more"), OnPending::Arm);
+        let answer = pair.conns[CLIENT].try_write(&mut writing(b"more"), OnPending::Arm);
         assert!(answer.is_pending(), "full, and it has asked");
         let conn = &pair.conns[CLIENT];
         assert_eq!(conn.awaits(1, 64 << 10), Granted::Taken);

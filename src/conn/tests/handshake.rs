@@ -10,7 +10,7 @@ use super::watched;
 use crate::clc::PROPOSAL_BYTES;
 use crate::config::UpgradePolicy;
 use crate::conn::Directions;
-use crate::conn::upgrade::WatchKey;
+use crate::conn::watch::WatchKey;
 use crate::ism::dmb::HandshakeWord;
 use crate::ism::ring::Memory;
 use crate::ism::sys;

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::by_hand::ByHand;
-use super::ops::{PeekSlice, ReadSlice, Task, WriteSlice};
+use super::ops::{Task, peeking, reading, writing};
 use super::socket::{StdTcp, drain};
 use crate::config::{Config, UpgradePolicy};
 use crate::conn::close::Leftover;
@@ -167,7 +167,7 @@ impl Lab {
     pub(super) fn write(&mut self, pair: &Pair, side: usize, bytes: &[u8]) {
         let mut rest = bytes;
         patiently("room", || {
-            match pair.conns[side].try_write(&mut WriteSlice(rest), OnPending::Return) {
+            match pair.conns[side].try_write(&mut writing(rest), OnPending::Return) {
                 Poll::Ready(Ok(length)) => rest = &rest[length..],
                 Poll::Pending => self.run(),
                 Poll::Ready(Err(error)) => panic!("write: {error}"),
@@ -315,7 +315,7 @@ impl Pair {
     /// Lets both readers see that the peer has switched.
     pub(super) fn settle(&self) {
         for conn in &self.conns {
-            let _ = conn.try_read(&mut PeekSlice(&mut [0], 0), OnPending::Return);
+            let _ = conn.try_read(&mut peeking(&mut &mut [0][..]), OnPending::Return);
         }
     }
 
@@ -329,7 +329,7 @@ impl Pair {
 
     /// Writes all of it at once.
     pub(super) fn write(&self, side: usize, bytes: &[u8]) {
-        match self.conns[side].try_write(&mut WriteSlice(bytes), OnPending::Return) {
+        match self.conns[side].try_write(&mut writing(bytes), OnPending::Return) {
             Poll::Ready(Ok(length)) => assert_eq!(length, bytes.len(), "all at once"),
             answer => panic!("write: {answer:?}"),
         }
@@ -338,7 +338,8 @@ impl Pair {
     /// One read of at most `length` bytes; `None` when there is nothing.
     pub(super) fn try_read(&self, side: usize, length: usize) -> Option<io::Result<Vec<u8>>> {
         let mut buffer = vec![0; length];
-        match self.conns[side].try_read(&mut ReadSlice(&mut buffer), OnPending::Return) {
+        let answer = self.conns[side].try_read(&mut reading(&mut &mut buffer[..]), OnPending::Return);
+        match answer {
             Poll::Pending => None,
             Poll::Ready(Ok(length)) => {
                 buffer.truncate(length);
@@ -384,7 +385,7 @@ impl Pair {
         let task = Task::new();
         let waker = Waker::from(task.clone());
         let answer =
-            self.conns[side].poll_read(&mut Context::from_waker(&waker), &mut PeekSlice(&mut [0], 0));
+            self.conns[side].poll_read(&mut Context::from_waker(&waker), &mut peeking(&mut &mut [0][..]));
         assert!(answer.is_pending(), "{answer:?}");
         task
     }

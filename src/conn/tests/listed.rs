@@ -99,10 +99,10 @@ fn a_look_waits_for_nobody_s_lock() {
     });
 }
 
-/// An anchor that takes its stream out of the table of accepted ones.
-struct Anchor(Arc<Endpoint>, AcceptedEntry);
+/// A registration that takes its stream out of the table of accepted ones.
+struct Registration(Arc<Endpoint>, AcceptedEntry);
 
-impl Drop for Anchor {
+impl Drop for Registration {
     fn drop(&mut self) {
         self.0.forget_accepted(self.1);
     }
@@ -123,7 +123,7 @@ fn the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table() {
             let linked: Arc<dyn LinkedStream> = conn.clone();
             let entry = endpoint.accept(remote.port(), local, &linked);
             drop(linked);
-            conn.anchor(Box::new(Anchor(endpoint.clone(), entry)));
+            conn.keep_registration(Box::new(Registration(endpoint.clone(), entry)));
             // It has ended, and its owner lets go of it without a close while somebody looks for it.
             drop(conn.take_socket());
             let alive = Arc::downgrade(&conn);

@@ -1,6 +1,6 @@
 //! One connection whose both ends do whatever they are told, and what has to be true of it at each step.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSliceMut};
 use std::os::fd::AsFd;
 use std::task::{Context, Poll, Waker};
 
@@ -8,9 +8,9 @@ use socket2::SockRef;
 
 use super::bytes;
 use super::hosts::{CLIENT, Lab, Pair, SERVER};
-use super::ops::{PeekSlice, ReadBoth, ReadSlice, Task, WriteParts, WriteSlice};
+use super::ops::{Task, parts, peeking, reading, reading_vectored, writing, writing_vectored};
 use crate::config::UpgradePolicy;
-use crate::conn::upgrade::WatchKey;
+use crate::conn::watch::WatchKey;
 use crate::conn::{Directions, OnPending};
 use crate::ism::sys;
 use crate::link::stream::Death;
@@ -166,12 +166,16 @@ impl Model {
             Act::Read(length) => self.read_waiting(side, length),
             Act::TryRead(length) => {
                 let mut buffer = vec![0; length];
-                let answer = self.pair.conns[side].try_read(&mut ReadSlice(&mut buffer), OnPending::Return);
+                let answer =
+                    self.pair.conns[side].try_read(&mut reading(&mut &mut buffer[..]), OnPending::Return);
                 self.judge_read(side, &buffer, answer);
             }
             Act::ReadBoth(first, second) => {
                 let (mut a, mut b) = (vec![0; first], vec![0; second]);
-                let answer = self.pair.conns[side].try_read(&mut ReadBoth(&mut a, &mut b), OnPending::Return);
+                let answer = self.pair.conns[side].try_read(
+                    &mut reading_vectored(&mut [IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)]),
+                    OnPending::Return,
+                );
                 a.extend(b);
                 self.judge_read(side, &a, answer);
             }
@@ -241,9 +245,9 @@ impl Model {
         let waker = Waker::from(task.clone());
         let mut cx = Context::from_waker(&waker);
         let answer = match waits {
-            Some(false) => conn.poll_write(&mut cx, &mut WriteSlice(&buffer)),
-            Some(true) => conn.poll_write(&mut cx, &mut WriteParts(&buffer)),
-            None => conn.try_write(&mut WriteSlice(&buffer), OnPending::Return),
+            Some(false) => conn.poll_write(&mut cx, &mut writing(&buffer)),
+            Some(true) => conn.poll_write(&mut cx, &mut writing_vectored(&parts(&buffer))),
+            None => conn.try_write(&mut writing(&buffer), OnPending::Return),
         };
         let this = &mut self.sides[side];
         if waits.is_some() {
@@ -270,15 +274,15 @@ impl Model {
         let mut buffer = vec![0; length];
         let task = Task::new();
         let waker = Waker::from(task.clone());
-        let answer =
-            self.pair.conns[side].poll_read(&mut Context::from_waker(&waker), &mut ReadSlice(&mut buffer));
+        let answer = self.pair.conns[side]
+            .poll_read(&mut Context::from_waker(&waker), &mut reading(&mut &mut buffer[..]));
         self.sides[side].reader = answer.is_pending().then_some(Waiting { task, length });
         self.judge_read(side, &buffer, answer);
     }
 
     fn peek(&mut self, side: usize, length: usize) {
         let mut buffer = vec![0; length];
-        let answer = self.pair.conns[side].try_read(&mut PeekSlice(&mut buffer, 0), OnPending::Return);
+        let answer = self.pair.conns[side].try_read(&mut peeking(&mut &mut buffer[..]), OnPending::Return);
         if let Poll::Ready(Err(_)) = answer {
             self.sides[side].told = true;
         }
@@ -411,7 +415,7 @@ impl Model {
             |side: &Side| !side.gone && side.reader.as_ref().is_none_or(|reader| !reader.task.is_woken());
         let Some(side) = self.sides.iter().position(waits) else { return false };
         if self.sides[side].end.is_none() {
-            let answer = self.pair.conns[side].try_read(&mut PeekSlice(&mut [0], 0), OnPending::Return);
+            let answer = self.pair.conns[side].try_read(&mut peeking(&mut &mut [0][..]), OnPending::Return);
             if answer.is_ready() {
                 // Written by a peer that had not heard of the death, after this end had: TCP's end would tell.
                 self.sides[side].reader = None;
@@ -490,8 +494,8 @@ impl Model {
                 tx.path,
                 rx.pinned,
                 tx.pinned,
-                rx.clc,
-                tx.clc,
+                rx.prelude,
+                tx.prelude,
                 this.end,
                 this.shut,
                 this.gone,

@@ -1,117 +1,57 @@
-//! Ways to read and write, on either transport.
+//! Ways to read and write, on either transport, that never wait for a reactor.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::task::{Context, Poll, Wake, ready};
+use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
+use std::task::Wake;
 
 use super::socket::StdTcp;
-use crate::conn::{ReadOp, WriteOp, receive, send};
-use crate::ism::ring::Violation;
+use crate::conn::op::{Peek, Read, ReadOp, ReadVectored, Readable, Try, Write, WriteOp, WriteVectored};
 use crate::sync::{Arc, AtomicBool, Ordering};
 
-pub(super) struct ReadSlice<'a>(pub(super) &'a mut [u8]);
-
-impl ReadOp<StdTcp> for ReadSlice<'_> {
-    fn tcp(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        socket.reading(cx, |mut tcp| tcp.read(self.0))
-    }
-
-    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
-        ring.read(&mut &mut self.0[..])
-    }
+/// Reads into the slice, which is then what is left of it.
+pub(super) fn reading(buffer: &mut &mut [u8]) -> impl ReadOp<StdTcp> {
+    Try(Read::new(buffer, |socket: &StdTcp, cx, buffer| socket.reading(cx, |mut tcp| tcp.read(buffer))))
 }
 
-/// Looks at what is next; the second field says how much of it is there.
-pub(super) struct PeekSlice<'a>(pub(super) &'a mut [u8], pub(super) usize);
-
-impl ReadOp<StdTcp> for PeekSlice<'_> {
-    fn tcp(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let peeked = ready!(socket.reading(cx, |tcp| tcp.peek(&mut self.0[self.1..])))?;
-        self.1 += peeked;
-        Poll::Ready(Ok(peeked))
-    }
-
-    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
-        let peeked = ring.peek(&mut &mut self.0[self.1..])?;
-        self.1 += peeked;
-        Ok(peeked)
-    }
-
-    const CONSUMES: bool = false;
-    const PEEKS: bool = true;
+/// Looks at what is next; the slice is then what is left of it.
+pub(super) fn peeking(buffer: &mut &mut [u8]) -> impl ReadOp<StdTcp> {
+    Peek::new(buffer, |socket: &StdTcp, cx, buffer: &mut &mut [u8]| {
+        socket.reading(cx, |tcp| {
+            let length = tcp.peek(buffer)?;
+            *buffer = &mut std::mem::take(buffer)[length..];
+            Ok(length)
+        })
+    })
 }
 
 /// Asks whether a read would answer, as a reactor does: nothing is taken off the socket.
-pub(super) struct AskReadable;
-
-impl ReadOp<StdTcp> for AskReadable {
-    fn tcp(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        socket
-            .reading(cx, |_| if socket.is_readable() { Ok(1) } else { Err(io::ErrorKind::WouldBlock.into()) })
-    }
-
-    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
-        ring.is_readable().map(usize::from)
-    }
-
-    const CONSUMES: bool = false;
+pub(super) fn read_readiness() -> impl ReadOp<StdTcp> {
+    Readable::new(|socket: &StdTcp, cx| {
+        let ready = if socket.is_readable() { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) };
+        socket.reading(cx, |_| ready)
+    })
 }
 
-/// Reads into two buffers.
-pub(super) struct ReadBoth<'a>(pub(super) &'a mut [u8], pub(super) &'a mut [u8]);
-
-impl ReadOp<StdTcp> for ReadBoth<'_> {
-    fn tcp(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut slices = [IoSliceMut::new(self.0), IoSliceMut::new(self.1)];
-        socket.reading(cx, |mut tcp| tcp.read_vectored(&mut slices))
-    }
-
-    fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
-        let first = ring.read(&mut &mut self.0[..])?;
-        if first < self.0.len() {
-            return Ok(first);
-        }
-        Ok(first + ring.read(&mut &mut self.1[..])?)
-    }
+/// Reads into several buffers.
+pub(super) fn reading_vectored(buffers: &mut [IoSliceMut<'_>]) -> impl ReadOp<StdTcp> {
+    ReadVectored::new(buffers, |socket: &StdTcp, cx, buffers| {
+        socket.reading(cx, |mut tcp| tcp.read_vectored(buffers))
+    })
 }
 
-pub(super) struct WriteSlice<'a>(pub(super) &'a [u8]);
-
-impl WriteOp<StdTcp> for WriteSlice<'_> {
-    fn tcp(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        socket.writing(cx, |mut tcp| tcp.write(self.0))
-    }
-
-    fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
-        ring.write(self.0)
-    }
-
-    fn late(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.tcp(socket, cx)
-    }
+pub(super) fn writing(bytes: &[u8]) -> impl WriteOp<StdTcp> {
+    Try(Write::new(bytes, |socket: &StdTcp, cx, bytes| socket.writing(cx, |mut tcp| tcp.write(bytes))))
 }
 
-/// Writes from three buffers, one of them empty.
-pub(super) struct WriteParts<'a>(pub(super) &'a [u8]);
-
-impl WriteParts<'_> {
-    fn slices(&self) -> [IoSlice<'_>; 3] {
-        let (first, second) = self.0.split_at(self.0.len() / 3);
-        [IoSlice::new(first), IoSlice::new(&[]), IoSlice::new(second)]
-    }
+/// Three buffers, one of them empty.
+pub(super) fn parts(bytes: &[u8]) -> [IoSlice<'_>; 3] {
+    let (first, second) = bytes.split_at(bytes.len() / 3);
+    [IoSlice::new(first), IoSlice::new(&[]), IoSlice::new(second)]
 }
 
-impl WriteOp<StdTcp> for WriteParts<'_> {
-    fn tcp(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        socket.writing(cx, |mut tcp| tcp.write_vectored(&self.slices()))
-    }
-
-    fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
-        ring.write_vectored(&self.slices())
-    }
-
-    fn late(&mut self, socket: &StdTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.tcp(socket, cx)
-    }
+pub(super) fn writing_vectored(buffers: &[IoSlice<'_>]) -> impl WriteOp<StdTcp> {
+    WriteVectored::new(buffers, |socket: &StdTcp, cx, buffers| {
+        socket.writing(cx, |mut tcp| tcp.write_vectored(buffers))
+    })
 }
 
 /// A task that waits: whether it was woken.

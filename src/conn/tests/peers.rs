@@ -328,7 +328,7 @@ impl Impostor {
     fn is_unharmed(&mut self, reason: FallbackReason) {
         let conn = &self.client.conns[CLIENT];
         assert_eq!(conn.transport(), Transport::Tcp(reason));
-        let mut key = crate::conn::upgrade::WatchKey::default();
+        let mut key = crate::conn::watch::WatchKey::default();
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(conn.poll_upgraded(&mut cx, &mut key).is_ready(), "upgrade() ends");
         self.client.write(CLIENT, b"hello");

@@ -8,7 +8,7 @@ use socket2::SockRef;
 
 use super::bytes;
 use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER, patiently};
-use super::ops::WriteSlice;
+use super::ops::writing;
 use super::watched;
 use crate::config::UpgradePolicy;
 use crate::conn::{OnPending, Role};
@@ -159,7 +159,7 @@ fn hazard_h3_a_switch_behind_a_full_socket() {
         }
         let mut written = 0;
         while let Poll::Ready(Ok(length)) =
-            pair.conns[CLIENT].try_write(&mut WriteSlice(&bytes(written, 5000)), OnPending::Return)
+            pair.conns[CLIENT].try_write(&mut writing(&bytes(written, 5000)), OnPending::Return)
         {
             written += length as u64;
         }

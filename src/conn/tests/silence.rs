@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Waker};
 use super::hosts::{CLIENT, Lab, Pair, SERVER};
 use super::watched;
 use crate::config::UpgradePolicy;
-use crate::conn::upgrade::WatchKey;
+use crate::conn::watch::WatchKey;
 use crate::link::stream::LinkedStream;
 use crate::transport::{FallbackReason, Transport};
 
@@ -26,7 +26,7 @@ fn waits_but_not_for_ever(pair: &Pair, side: usize) {
     assert_eq!(upgrade(pair, side), None);
     assert_eq!(conn.transport(), Transport::Tcp(FallbackReason::InProgress));
     assert!(conn.answer_due().is_some(), "somebody wakes it");
-    conn.upgrade.grow_old();
+    conn.upgrade.make_overdue();
     assert_eq!(upgrade(pair, side), Some(Transport::Tcp(FallbackReason::NoAnswer)));
     assert_eq!(conn.transport(), Transport::Tcp(FallbackReason::NoAnswer));
     assert_eq!(conn.answer_due(), None);

@@ -7,6 +7,7 @@ use super::watched;
 use crate::conn::Directions;
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Memory, Segment};
+use crate::link::Link;
 use crate::sync::{Ordering, lock};
 
 #[test]
@@ -87,6 +88,13 @@ fn hazard_c5_an_end_at_every_moment_frees_every_slot() {
     });
 }
 
+/// As a stream's end does it.
+fn interrupt(link: &Link, index: u32, signal: Signal) {
+    if let Some(undelivered) = link.raise(index, signal) {
+        link.deliver_interrupt(index, undelivered);
+    }
+}
+
 #[test]
 fn hazard_m13_the_entry_of_a_signal_is_there_before_its_token_leaves() {
     watched("hazard_m13_the_entry_of_a_signal_is_there_before_its_token_leaves", || {
@@ -101,7 +109,7 @@ fn hazard_m13_the_entry_of_a_signal_is_there_before_its_token_leaves() {
             }
             // The first connection of a link has the first number.
             if let Some(link) = lab.hosts[SERVER].links().first() {
-                link.interrupt_peer(0, Signal::Data);
+                interrupt(link, 0, Signal::Data);
             }
         }
         assert!(reader.is_woken(), "the signal in OFFER has its entry");
@@ -111,7 +119,7 @@ fn hazard_m13_the_entry_of_a_signal_is_there_before_its_token_leaves() {
         // Signals of connections that are gone or never were wake nobody and hurt nobody.
         for index in [1, 77, u32::MAX] {
             for host in &lab.hosts {
-                host.links()[0].interrupt_peer(index, Signal::Space);
+                interrupt(&host.links()[0], index, Signal::Space);
             }
         }
         assert!(!reader.is_woken());

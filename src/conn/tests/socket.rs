@@ -146,6 +146,14 @@ impl Tcp for StdTcp {
         self.writing(cx, |mut tcp| tcp.write(bytes))
     }
 
+    fn poll_direct(
+        &self,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        self.writing(cx, |tcp| write(tcp.as_fd()))
+    }
+
     fn poll_write_event(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.wait_for_event(0, cx)
     }

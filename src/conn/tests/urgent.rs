@@ -9,7 +9,7 @@ use std::task::Poll;
 use socket2::SockRef;
 
 use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER, patiently};
-use super::ops::WriteSlice;
+use super::ops::writing;
 use super::{bytes, note, watched};
 use crate::conn::{Directions, OnPending, Role};
 use crate::ism::sys;
@@ -147,7 +147,7 @@ fn an_urgent_byte_left_behind_resets_no_direction_that_is_on_tcp() {
             met += 1;
             let mut written = 0;
             while let Poll::Ready(Ok(length)) =
-                pair.conns[SERVER].try_write(&mut WriteSlice(&bytes(written, 50_000)), OnPending::Return)
+                pair.conns[SERVER].try_write(&mut writing(&bytes(written, 50_000)), OnPending::Return)
             {
                 written += length as u64;
             }

@@ -4,9 +4,9 @@ use std::task::{Context, Waker};
 
 use super::bytes;
 use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER};
-use super::ops::{Task, WriteSlice};
+use super::ops::{Task, writing};
 use super::watched;
-use crate::conn::upgrade::WatchKey;
+use crate::conn::watch::WatchKey;
 use crate::conn::{Directions, OnPending};
 use crate::link::stream::Death;
 use crate::sync::{Arc, lock};
@@ -18,7 +18,7 @@ fn park_writer(pair: &Pair, side: usize) -> (Arc<Task>, u64) {
         let task = Task::new();
         let waker = Waker::from(task.clone());
         let data = bytes(written, 64 << 10);
-        match pair.conns[side].poll_write(&mut Context::from_waker(&waker), &mut WriteSlice(&data)) {
+        match pair.conns[side].poll_write(&mut Context::from_waker(&waker), &mut writing(&data)) {
             std::task::Poll::Ready(length) => written += length.unwrap() as u64,
             std::task::Poll::Pending => return (task, written),
         }
@@ -76,7 +76,7 @@ fn hazard_h13_a_death_between_look_and_sleep_wakes_readers_and_writers() {
                 let (writer, _) = park_writer(&pair, side);
                 lab.hosts[side].links()[0].bury(death);
                 assert!(reader.is_woken() && writer.is_woken(), "{death:?}, side {side}");
-                let answer = pair.conns[side].try_write(&mut WriteSlice(b"x"), OnPending::Return);
+                let answer = pair.conns[side].try_write(&mut writing(b"x"), OnPending::Return);
                 assert!(matches!(answer, std::task::Poll::Ready(Err(_))), "{death:?}: {answer:?}");
             }
         }

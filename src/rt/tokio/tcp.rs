@@ -75,31 +75,6 @@ pub(super) fn poll_write(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) ->
     }
 }
 
-/// Writes without asking the reactor first; it hears of it when that has to wait.
-pub(super) fn poll_late(
-    tcp: &TcpStream,
-    cx: &mut Context<'_>,
-    mut write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
-) -> Poll<io::Result<usize>> {
-    let mut waits = false;
-    loop {
-        match write(tcp.as_fd()) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if waits {
-                    return Poll::Pending;
-                }
-                // Room that came since the write is forgotten here, too: once this waits, it tries again.
-                let _ = tcp.try_io(Interest::WRITABLE, || Err::<(), _>(error));
-                match without_budget(cx, |cx| tcp.poll_write_ready(cx)) {
-                    Poll::Ready(ready) => ready?,
-                    Poll::Pending => waits = true,
-                }
-            }
-            answer => return Poll::Ready(answer),
-        }
-    }
-}
-
 /// What the socket is ready for at this moment, as tokio knows it.
 pub(crate) fn tcp_ready(tcp: &TcpStream, interest: Interest) -> io::Result<Ready> {
     match pin!(tcp.ready(interest)).poll(&mut Context::from_waker(Waker::noop())) {
@@ -139,6 +114,30 @@ impl Tcp for TokioTcp {
 
     fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         poll_write(self, cx, bytes)
+    }
+
+    fn poll_direct(
+        &self,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let mut waits = false;
+        loop {
+            match write(self.as_fd()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if waits {
+                        return Poll::Pending;
+                    }
+                    // Room that came since the write is forgotten here, too: once this waits, it tries again.
+                    let _ = self.try_io(Interest::WRITABLE, || Err::<(), _>(error));
+                    match without_budget(cx, |cx| self.poll_write_ready(cx)) {
+                        Poll::Ready(ready) => ready?,
+                        Poll::Pending => waits = true,
+                    }
+                }
+                answer => return Poll::Ready(answer),
+            }
+        }
     }
 
     fn poll_write_event(&self, cx: &mut Context<'_>) -> Poll<()> {

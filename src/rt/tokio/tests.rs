@@ -19,8 +19,8 @@ use crate::link::look;
 use crate::link::message::Subject;
 use crate::link::search::Unsettled;
 use crate::link::stream::{
-    Answer, Ask, ClcOverTcp, Death, Granted, GrowingStream, Interrupt, LinkedStream, ReceiveDmb, SendDmb,
-    Standing,
+    Answer, Ask, Death, Granted, GrowingStream, InterruptHandler, LinkedStream, Prelude, ReceiveDmb, SendDmb,
+    Standing, Verdict,
 };
 use crate::listener::SmcListener;
 use crate::peer::PeerPolicy;
@@ -281,25 +281,17 @@ impl LinkedStream for Faulty {
         self.0.peer_policy()
     }
 
-    fn interrupts(&self) -> Arc<dyn Interrupt> {
-        self.0.interrupts()
+    fn interrupt_handler(&self) -> Arc<dyn InterruptHandler> {
+        self.0.interrupt_handler()
     }
 
-    fn wants_clc_over_tcp(&self) -> bool {
+    fn wants_prelude(&self) -> bool {
         false
     }
 
     fn offered(&self, offer: Standing) {
         // It stands as long as the test runs.
         std::mem::forget(offer);
-    }
-
-    fn refused(&self, _: FallbackReason) {
-        fail();
-    }
-
-    fn peer_detached(&self) {
-        fail();
     }
 
     fn attach_receive(&self, _: ReceiveDmb, _: Option<&[u8]>) -> Result<(), FallbackReason> {
@@ -311,31 +303,15 @@ impl LinkedStream for Faulty {
         fail();
     }
 
-    fn go(&self, _: &crate::ism::arena::DmbMemory, _: ClcOverTcp) {
+    fn start_prelude(&self, _: &crate::ism::arena::DmbMemory, _: Prelude) {
         fail();
     }
 
-    fn gone(&self) {
+    fn prelude_decided(&self) {
         fail();
     }
 
-    fn can_not_send(&self, _: FallbackReason) {
-        fail();
-    }
-
-    fn shared(&self) {
-        fail();
-    }
-
-    fn stay_on_tcp(&self, _: FallbackReason) {
-        fail();
-    }
-
-    fn peer_pinned(&self) {
-        fail();
-    }
-
-    fn link_died(&self, _: u64, _: Death) {
+    fn verdict(&self, _: Verdict) {
         fail();
     }
 }
@@ -470,7 +446,7 @@ fn room_that_comes_while_a_late_write_begins_to_wait_is_found() {
         }
         answer
     };
-    let answer = tcp::poll_late(&tcp, &mut Context::from_waker(Waker::noop()), write);
+    let answer = tcp.poll_direct(&mut Context::from_waker(Waker::noop()), write);
     assert!(matches!(answer, Poll::Ready(Ok(4))), "{answer:?}");
 }
 
