@@ -10,8 +10,8 @@ use crate::transport::{Counters, FallbackReason, Transport};
 
 /// The counters of this process since it began: see [`stats`](crate::stats).
 ///
-/// Each end of a connection counts for itself, so a connection of a process with itself counts twice. Its `Display` has a
-/// line for each number: the name, a blank, the number.
+/// Each end of a connection counts for itself, so a connection of a process with itself counts
+/// twice. Its `Display` has a line for each number: the name, a blank, the number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -19,19 +19,23 @@ pub struct Stats {
     pub streams_created: u64,
     /// Those of them that are open.
     pub streams_open: u64,
-    /// Streams whose upgrade has begun: this end began to look for its peer to make an offer, or has taken the offer of a
-    /// client that was proved to hold the other end.
+    /// Streams whose upgrade has begun: this end began to look for its peer to make an offer, or
+    /// has taken the offer of a client that was proved to hold the other end.
     pub upgrades_tried: u64,
     /// Streams that have left TCP in both directions, as far as this end has noticed.
     pub upgrades_done: u64,
-    /// Wake-ups of a peer in another process for which its eventfd was written: a system call here, and one or more there.
+    /// Wake-ups of a peer in another process for which its eventfd was written: a system call here,
+    /// and one or more there.
     pub wakeups_sent: u64,
-    /// Wake-ups of a waiting peer without a system call, since its poller was looking anyway, or was rung already, or since
-    /// the peer lives in this process. (For a peer that does not wait there is no wake-up, and nothing is counted.)
+    /// Wake-ups of a waiting peer without a system call, since its poller was looking anyway, or
+    /// was rung already, or since the peer lives in this process. (For a peer that does not wait
+    /// there is no wake-up, and nothing is counted.)
     pub wakeups_saved: u64,
-    /// Looks of a poller that did not sleep, within [`Config::busy_poll`](crate::Config::busy_poll), and found work.
+    /// Looks of a poller that did not sleep, within
+    /// [`Config::busy_poll`](crate::Config::busy_poll), and found work.
     pub polls_paid: u64,
-    /// Looks of a poller that did not sleep and found nothing; those of a poller that still goes on are not in it yet.
+    /// Looks of a poller that did not sleep and found nothing; those of a poller that still goes on
+    /// are not in it yet.
     pub polls_in_vain: u64,
     pub(crate) reasons: Vec<(FallbackReason, u64)>,
 }
@@ -39,10 +43,10 @@ pub struct Stats {
 impl Stats {
     /// The streams that stayed on TCP, by reason; reasons without a stream are left out.
     ///
-    /// A stream is counted once: when it is known to stay on TCP, or else when it is closed, with the reason that it gave
-    /// then ([`NotYet`](FallbackReason::NotYet) if nothing had asked for an upgrade). One that was upgraded is not.
-    /// Of the diagnoses of peers that declined 63 different ones are kept apart; more count as
-    /// [`PEERDECL`](crate::Diagnosis::PEERDECL).
+    /// A stream is counted once: when it is known to stay on TCP, or else when it is closed, with
+    /// the reason that it gave then ([`NotYet`](FallbackReason::NotYet) if nothing had asked for an
+    /// upgrade). One that was upgraded is not. Of the diagnoses of peers that declined 63 different
+    /// ones are kept apart; more count as [`PEERDECL`](crate::Diagnosis::PEERDECL).
     pub fn reasons(&self) -> impl Iterator<Item = (FallbackReason, u64)> + '_ {
         self.reasons.iter().copied()
     }
@@ -100,7 +104,8 @@ pub struct StreamStats {
     pub id: u64,
     /// The address of this end; `None` when it could not be asked in this moment.
     pub local_addr: Option<SocketAddr>,
-    /// The address of the other end; `None` also when the connection had ended before it could be asked.
+    /// The address of the other end; `None` also when the connection had ended before it could be
+    /// asked.
     pub peer_addr: Option<SocketAddr>,
     /// How the stream was made.
     pub role: StreamRole,

@@ -1,4 +1,5 @@
-//! What can be seen of a process from within: every stream from its creation to its end, and the counters.
+//! What can be seen of a process from within: every stream from its creation to its end, and the
+//! counters.
 
 #[path = "support/agree.rs"]
 mod agree;
@@ -62,7 +63,8 @@ fn stayed(stats: &Stats) -> u64 {
     stats.reasons().map(|(_, streams)| streams).sum()
 }
 
-/// Not a test of its own: the door through which this binary becomes a second process, which sends back what it reads.
+/// Not a test of its own: the door through which this binary becomes a second process, which sends
+/// back what it reads.
 #[test]
 fn child_process() {
     if role().is_none() {

@@ -1,4 +1,5 @@
-//! The connection as the roster sees it: what it is and has done, told without waiting for its directions.
+//! The connection as the roster sees it: what it is and has done, told without waiting for its
+//! directions.
 
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;

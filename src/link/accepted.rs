@@ -114,8 +114,8 @@ impl Accepted {
     /// accepted.
     pub(crate) fn find_or_wait(&self, theirs: &Subject, waiting: impl FnOnce() -> Waiting) -> Found {
         let key = Key::of_client(theirs.tuple);
-        // Declared before the lock is taken, and so dropped after it: it may have become the last handle, and what a
-        // stream drops comes back here.
+        // Declared before the lock is taken, and so dropped after it: it may have become the last
+        // handle, and what a stream drops comes back here.
         let found;
         let mut table = lock(&self.table);
         found = table.streams.get(&key).and_then(|(_, stream)| stream.upgrade());

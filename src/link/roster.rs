@@ -1,9 +1,11 @@
-//! The roster: every stream of this process from its creation to its end, for whoever wants to see them.
+//! The roster: every stream of this process from its creation to its end, for whoever wants to see
+//! them.
 //!
-//! A stream enters when it is made and leaves when it is closed, whether it ever needs an endpoint or not. Either costs
-//! one lock of a shard, which is held for a few moves of memory, and no system call: what there is to tell of a stream
-//! is asked of the stream itself, when somebody looks. A look holds one shard at a time, only to copy weak handles,
-//! and waits for the locks of a stream no longer than [`Patience`] lets it: others hold them over system calls.
+//! A stream enters when it is made and leaves when it is closed, whether it ever needs an endpoint
+//! or not. Either costs one lock of a shard, which is held for a few moves of memory, and no system
+//! call: what there is to tell of a stream is asked of the stream itself, when somebody looks. A
+//! look holds one shard at a time, only to copy weak handles, and waits for the locks of a stream
+//! no longer than [`Patience`] lets it: others hold them over system calls.
 
 use std::sync::Weak;
 
@@ -15,7 +17,8 @@ use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering, lock, try_lock};
 
 /// A stream as the roster sees it.
 pub(crate) trait Listed: Send + Sync {
-    /// What there is to tell of it under this number; `None` when it has ended meanwhile. No waker is called.
+    /// What there is to tell of it under this number; `None` when it has ended meanwhile. No waker
+    /// is called.
     fn tell(&self, id: u64, patience: &mut Patience) -> Option<StreamStats>;
 }
 
@@ -58,9 +61,11 @@ pub(crate) struct Listing {
 }
 
 impl Listing {
-    /// Enters a stream. It may still be under construction: it is seen once its handle can be upgraded.
+    /// Enters a stream. It may still be under construction: it is seen once its handle can be
+    /// upgraded.
     pub(crate) fn enter(stream: Weak<dyn Listed>) -> Listing {
-        // Spread by address, which costs nothing that threads share. Bits above those that all allocations have alike.
+        // Spread by address, which costs nothing that threads share. Bits above those that all
+        // allocations have alike.
         let address = stream.as_ptr().cast::<u8>().addr() as u64;
         let shard = ((address >> 6).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 60) as usize % SHARDS;
         let mut places = lock(&SHARD[shard].0);
@@ -127,8 +132,8 @@ impl Places {
     }
 }
 
-/// How long a look waits for locks that others hold: as long as somebody copies or calls the system, and not as long as
-/// somebody is stopped.
+/// How long a look waits for locks that others hold: as long as somebody copies or calls the
+/// system, and not as long as somebody is stopped.
 pub(crate) struct Patience {
     /// Nanoseconds left for this look.
     left: u64,
@@ -166,13 +171,13 @@ impl Patience {
     }
 }
 
-/// Every stream of this process that is open now, the oldest first: connected, accepted and adopted ones, on TCP and on
-/// loopback-ism.
+/// Every stream of this process that is open now, the oldest first: connected, accepted and adopted
+/// ones, on TCP and on loopback-ism.
 ///
-/// A stream is there from the moment in which it was made until it is closed. Taking the snapshot stops nobody, and waits
-/// for nobody: of a stream whose application is in the middle of a read or write, and does not get on with it, the
-/// snapshot has the bytes that were counted at the snapshot before. Streams that are opened and closed meanwhile may or
-/// may not be in it.
+/// A stream is there from the moment in which it was made until it is closed. Taking the snapshot
+/// stops nobody, and waits for nobody: of a stream whose application is in the middle of a read or
+/// write, and does not get on with it, the snapshot has the bytes that were counted at the snapshot
+/// before. Streams that are opened and closed meanwhile may or may not be in it.
 ///
 /// Each stream that is seen for the first time costs two system calls, for its addresses.
 ///
@@ -198,7 +203,8 @@ pub fn streams() -> Vec<StreamStats> {
             // The handles have their room already: nothing is allocated under the lock.
             from = lock(&shard.0).copy(at, &mut handles);
             for (id, stream) in handles.drain(..) {
-                // Our own handle may turn out to be the last one: it is dropped here, where no lock is held.
+                // Our own handle may turn out to be the last one: it is dropped here, where no lock
+                // is held.
                 if let Some(stream) = stream.upgrade() {
                     seen.extend(stream.tell(id, &mut patience));
                 }
@@ -211,8 +217,8 @@ pub fn streams() -> Vec<StreamStats> {
 
 /// What has happened in this process since it began, in numbers.
 ///
-/// The counters are read one after the other, while they go on: two that belong together may differ by what happens in
-/// between.
+/// The counters are read one after the other, while they go on: two that belong together may differ
+/// by what happens in between.
 ///
 /// ```
 /// let before = tokio_smc::stats();

@@ -1,8 +1,9 @@
 //! The counters of this process: upgrades and reasons, wake-ups, looks of the pollers.
 //!
-//! What happens once for a stream is counted in one place. What happens with every message is counted on one of several
-//! lines, by link and connection or by endpoint, so that two threads seldom write the same one; who reads adds them up.
-//! All of them are Relaxed: nothing follows from a number but the number.
+//! What happens once for a stream is counted in one place. What happens with every message is
+//! counted on one of several lines, by link and connection or by endpoint, so that two threads
+//! seldom write the same one; who reads adds them up. All of them are Relaxed: nothing follows from
+//! a number but the number.
 
 use crate::clc::Diagnosis;
 use crate::stats::Stats;
@@ -49,8 +50,8 @@ pub(crate) fn count_wake_up(link: u64, index: u32, what: WakeUp) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The looks of one poller while it does not sleep. They are added to those of the process when one has found
-/// something, or the poller stops: a look in vain costs nothing.
+/// The looks of one poller while it does not sleep. They are added to those of the process when one
+/// has found something, or the poller stops: a look in vain costs nothing.
 #[derive(Debug)]
 pub(crate) struct Looks {
     line: usize,

@@ -124,7 +124,8 @@ fn the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table() {
             let entry = endpoint.accept(remote.port(), local, &linked);
             drop(linked);
             conn.keep_registration(Box::new(Registration(endpoint.clone(), entry)));
-            // It has ended, and its owner lets go of it without a close while somebody looks for it.
+            // It has ended, and its owner lets go of it without a close while somebody looks for
+            // it.
             drop(conn.take_socket());
             let alive = Arc::downgrade(&conn);
             std::thread::scope(|scope| {
@@ -133,7 +134,8 @@ fn the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table() {
                     let found = endpoint.accepted().find_or_wait(&theirs, || Box::new(|_| ()));
                     assert!(!matches!(found, Found::Stream(_)));
                 });
-                // The finder has a handle, and waits for the lock to ask whether the stream has ended.
+                // The finder has a handle, and waits for the lock to ask whether the stream has
+                // ended.
                 patiently("the finder", || alive.strong_count() > 1);
                 drop(held);
                 drop(conn);
