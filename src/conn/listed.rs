@@ -25,7 +25,7 @@ pub(super) struct Record {
     /// Monotonic.
     created: Duration,
     /// Our own and the peer's, once both were asked. They stay what they are.
-    addresses: OnceLock<(SocketAddr, SocketAddr)>,
+    addresses: OnceLock<Box<(SocketAddr, SocketAddr)>>,
     /// Positions of the rings when the roster last got to see them.
     read: AtomicU64,
     written: AtomicU64,
@@ -45,13 +45,13 @@ impl Record {
 
     /// Both addresses, or what can be asked of them.
     fn addresses(&self, fd: Option<BorrowedFd<'_>>) -> (Option<SocketAddr>, Option<SocketAddr>) {
-        if let Some((local, peer)) = self.addresses.get() {
-            return (Some(*local), Some(*peer));
+        if let Some((local, peer)) = self.addresses.get().map(|both| **both) {
+            return (Some(local), Some(peer));
         }
         let Some(fd) = fd else { return (None, None) };
         let (local, peer) = (sys::local_addr(fd).ok(), sys::peer_addr(fd).ok());
         if let (Some(local), Some(peer)) = (local, peer) {
-            let _ = self.addresses.set((local, peer));
+            let _ = self.addresses.set(Box::new((local, peer)));
         }
         (local, peer)
     }

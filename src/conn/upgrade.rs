@@ -59,8 +59,8 @@ pub(crate) struct Upgrade {
     pending: AtomicBool,
     /// Those who wait for a change of it.
     pub(super) watchers: WakerSet,
-    /// When both directions had left TCP, and for what: noted once.
-    done: OnceLock<(Duration, LoopbackIsm)>,
+    /// When both directions had left TCP, and for what: noted once, and boxed, for few streams have it.
+    done: OnceLock<Box<(Duration, LoopbackIsm)>>,
 }
 
 impl Upgrade {
@@ -130,14 +130,14 @@ impl Upgrade {
 
     /// Both directions have left TCP.
     pub(super) fn is_done(&self, ism: LoopbackIsm) {
-        if self.done.get().is_none() && self.done.set((sys::monotonic(), ism)).is_ok() {
+        if self.done.get().is_none() && self.done.set(Box::new((sys::monotonic(), ism))).is_ok() {
             tally::count_done();
         }
     }
 
     /// When that was (monotonic), and what the stream runs on since.
     pub(super) fn done(&self) -> Option<(Duration, LoopbackIsm)> {
-        self.done.get().copied()
+        self.done.get().map(|done| **done)
     }
 
     /// It stays TCP. Says so once; an attached stream has its own story.
