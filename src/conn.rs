@@ -1,11 +1,13 @@
 //! One connection: its two directions, each on TCP, switching, or in a ring; the close rules; the upgrade.
 //!
 //! Nothing here knows tokio: the TCP socket comes behind [`Tcp`], and whoever waits does so with a plain `Waker`. Locks are taken receiver before sender; no waker, no link and no other stream is called with one
-//! held, so every step collects its [`Effects`] and carries them out afterwards.
+//! held, so every step collects its [`Effects`] and carries them out afterwards. (An interrupt sets its bits in shared
+//! memory at once. That calls nobody.)
 
 pub(crate) mod close;
 pub(crate) mod connection;
 mod descriptor;
+mod effects;
 pub(crate) mod growth;
 mod linked;
 mod listed;
@@ -24,12 +26,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll};
 
 use crate::error::SmcError;
-use crate::ism::interrupt::Signal;
-use crate::ism::ring::Violation;
-use crate::link::stream::{PeerInterrupt, ReceiveDmb, SendDmb, Undelivered};
-use crate::transport::FallbackReason;
 
 pub(crate) use connection::{Connection, Role};
+pub(crate) use effects::Effects;
 
 /// The TCP socket under a connection. Dropping it closes it without a word of its own: no FIN that would turn a reset
 /// into an end.
@@ -84,56 +83,6 @@ pub(crate) enum Directions {
     Read,
     Write,
     Both,
-}
-
-/// What a step under a lock asks for once the lock is free.
-#[derive(Default)]
-pub(crate) struct Effects {
-    /// Interrupts that are not delivered yet.
-    interrupts: [Option<(PeerInterrupt, Undelivered)>; 2],
-    /// TCP carried other bytes than the switch allows: this connection is reset, its link lives.
-    pub(crate) reset: bool,
-    /// Everyone who waits looks again.
-    pub(crate) wake: bool,
-    /// A direction has left TCP: from now on somebody has to look at what is done to the idle socket.
-    pub(crate) socket_check: bool,
-    /// Kept apart, so that the common step builds and drops next to nothing.
-    rare: Option<Box<Rare>>,
-}
-
-/// The effects that few steps have.
-#[derive(Default)]
-pub(crate) struct Rare {
-    /// The peer broke a rule: its link ends.
-    pub(crate) violation: Option<(PeerInterrupt, Violation)>,
-    /// The ring is full: the peer is to be asked for a segment of so many bytes for the DMB of that token.
-    pub(crate) ask: Option<(PeerInterrupt, u64, u64)>,
-    /// This end has pinned the word of this DMB.
-    pub(crate) pinned: Option<ReceiveDmb>,
-    /// The sender will never use this DMB.
-    pub(crate) unused: Option<SendDmb>,
-    /// One direction will never leave TCP.
-    pub(crate) settled: Option<FallbackReason>,
-}
-
-impl Effects {
-    /// Interrupts the peer. What that takes besides the bits in its memory is done later.
-    #[inline]
-    pub(crate) fn interrupt(&mut self, peer: &PeerInterrupt, signal: Signal) {
-        if let Some(undelivered) = peer.raise(signal) {
-            let free = usize::from(self.interrupts[0].is_some());
-            self.interrupts[free] = Some((peer.clone(), undelivered));
-        }
-    }
-
-    pub(crate) fn rare(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
-    }
-
-    #[inline]
-    fn is_empty(&self) -> bool {
-        !self.reset && !self.wake && !self.socket_check && self.rare.is_none() && self.interrupts[0].is_none()
-    }
 }
 
 /// How an application learns that it can not have the TCP socket of an upgraded stream.

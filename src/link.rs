@@ -70,7 +70,7 @@ struct Peer {
 }
 
 /// C: an offer from OFFER to READY or its end.
-struct Outgoing {
+struct OurOffer {
     stream: Weak<dyn LinkedStream>,
     subject: Subject,
     clc: ClientHandshake,
@@ -80,7 +80,7 @@ struct Outgoing {
 }
 
 /// S: an offer from its arrival to READY, CANCEL or REFUSE.
-enum Incoming {
+enum TheirOffer {
     /// Its stream is not accepted yet.
     Waiting { key: Key, number: u64 },
     /// Its stream is being proved; CANCEL may come meanwhile.
@@ -118,8 +118,8 @@ struct State {
     next_offer: u64,
     /// The CLC name of this link, once a connection of it was confirmed; the first one is its first contact.
     met: bool,
-    outgoing: HashMap<u64, Outgoing>,
-    incoming: HashMap<u64, Incoming>,
+    our_offers: HashMap<u64, OurOffer>,
+    their_offers: HashMap<u64, TheirOffer>,
     /// Tokens of the peer that we owe a DETACH, with the stream that writes there.
     received: HashMap<u64, Weak<dyn LinkedStream>>,
     /// Streams that want to offer, until the peer's HELLO.
@@ -202,8 +202,8 @@ impl Link {
                 theirs: PeerArenas::default(),
                 next_offer: 1,
                 met: false,
-                outgoing: HashMap::new(),
-                incoming: HashMap::new(),
+                our_offers: HashMap::new(),
+                their_offers: HashMap::new(),
                 received: HashMap::new(),
                 before_hello: Vec::new(),
             }),

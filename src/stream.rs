@@ -108,14 +108,14 @@ impl Drop for Open {
 }
 
 /// What lets the client of an accepted stream find it, as long as it may still be upgraded.
-struct Accepted {
+struct ListedAsAccepted {
     endpoint: Arc<Endpoint>,
     entry: AcceptedEntry,
     /// The port stays listed as long as a stream of it may need it.
     _port: Arc<PortEntry>,
 }
 
-impl Drop for Accepted {
+impl Drop for ListedAsAccepted {
     fn drop(&mut self) {
         self.endpoint.forget_accepted(self.entry);
     }
@@ -172,7 +172,7 @@ impl SmcStream {
         let linked: Arc<dyn LinkedStream> = self.conn.conn.clone();
         let entry = home.endpoint.accept(port, client, &linked);
         let (endpoint, _port) = (home.endpoint.clone(), home.port.clone());
-        self.conn.keep_registration(Box::new(Accepted { endpoint, entry, _port }));
+        self.conn.keep_registration(Box::new(ListedAsAccepted { endpoint, entry, _port }));
     }
 
     #[cfg(test)]

@@ -13,13 +13,13 @@ use super::receive::{self, Circumstances, Receiver, closed, consistent};
 use super::send::{self, Sender};
 use super::upgrade::Upgrade;
 use super::waiters::Waiters;
-use super::{Directions, Effects, OnPending, Operation, Rare, Tcp, upgraded_error};
+use super::{Directions, Effects, OnPending, Operation, Tcp, upgraded_error};
 use crate::config::Config;
 use crate::ism::dmb::{Direction, Flags};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
 use crate::ism::sys::{self, PeerCred};
-use crate::link::stream::{Ask, Death};
+use crate::link::stream::Death;
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, rank};
 use crate::transport::{Counters, FallbackReason, Transport, UCred};
 
@@ -34,6 +34,26 @@ pub(crate) enum Role {
     Adopted,
 }
 
+/// One connection, from its TCP handshake to its close: a TCP socket, and the rings that take over from it.
+///
+/// It does no work of its own. What drives it:
+///
+/// - The application's calls, by the stream that holds it: [`try_read`](Self::try_read), [`poll_read`](Self::poll_read)
+///   and their counterparts for writing, with an operation of [`op`](super::op); [`shutdown_write`](Self::shutdown_write);
+///   [`pin`](Self::pin) before anybody gets the socket itself. After each of them that was ready,
+///   [`triggered`](Self::triggered) tells whether to offer the upgrade now.
+/// - The link, by [`LinkedStream`](crate::link::stream::LinkedStream) and `GrowingStream`: what it attaches, what it is
+///   asked for, and the verdicts. It holds the connection weakly.
+/// - The peer's interrupts, by [`Waiters`], which wake whoever waits and touch nothing else.
+/// - The reactor, by the wakers it was given with TCP's `poll_` calls.
+///
+/// All of them may come at any time, from any thread and together: each direction has its lock, and nobody is called
+/// with one held. A waker is registered in `waiters` before the attempt that arms ([`OnPending::Arm`]); `poll_read` and
+/// `poll_write` do so themselves.
+///
+/// The stream owns it and ends it by [`close`](Self::close), after which every call answers that the stream is closed;
+/// what there was to tell last ([`transport`](Self::transport), [`counters`](Self::counters)) is kept for those who still
+/// hold it. [`take_socket`](Self::take_socket) is for a connection that is pinned both ways, instead of a close.
 pub(crate) struct Connection<T: Tcp> {
     pub(super) rx: Mutex<Receiver<T>, rank::Receiver>,
     pub(super) tx: Mutex<Sender<T>, rank::Sender>,
@@ -146,7 +166,7 @@ impl<T: Tcp> Connection<T> {
 
     // ---- reading ----
 
-    /// One attempt; nobody is registered for a wake-up.
+    /// One attempt.
     #[inline]
     pub(crate) fn try_read<O: ReadOp<T>>(
         &self,
@@ -188,7 +208,7 @@ impl<T: Tcp> Connection<T> {
 
     // ---- writing ----
 
-    /// One attempt; nobody is registered for a wake-up.
+    /// One attempt.
     #[inline]
     pub(crate) fn try_write<O: WriteOp<T>>(
         &self,
@@ -413,56 +433,6 @@ impl<T: Tcp> Connection<T> {
         let link = lock(&self.tx).dmb.as_ref().map(|dmb| dmb.peer.link.clone());
         if let (Some(link), Some(this)) = (link, self.this.upgrade()) {
             link.grown(this);
-        }
-    }
-
-    /// Does what was collected under a lock.
-    #[inline]
-    pub(super) fn carry_out(&self, effects: Effects) {
-        if !effects.is_empty() {
-            self.carry_out_some(effects);
-        }
-    }
-
-    fn carry_out_some(&self, effects: Effects) {
-        let Effects { interrupts, reset, wake, socket_check, rare } = effects;
-        for (peer, undelivered) in interrupts.into_iter().flatten() {
-            peer.deliver(undelivered);
-        }
-        if reset {
-            self.reset();
-        }
-        if let Some(rare) = rare {
-            self.carry_out_rare(*rare);
-        }
-        if socket_check || wake {
-            self.note_upgrade();
-        }
-        if socket_check {
-            self.schedule_socket_check();
-        }
-        if wake {
-            self.waiters.readers.wake_all();
-            self.waiters.writers.wake_all();
-            self.upgrade.changed();
-        }
-    }
-
-    #[cold]
-    fn carry_out_rare(&self, rare: Rare) {
-        let Rare { violation, ask, pinned, unused, settled } = rare;
-        if let Some((peer, token, bytes)) = ask {
-            peer.link.send_ask(token, Ask { bytes, held: self.held_here() });
-        }
-        if let Some(dmb) = pinned {
-            dmb.pinned();
-        }
-        drop(unused);
-        if let Some(reason) = settled {
-            self.upgrade.settle(reason);
-        }
-        if let Some((peer, violation)) = violation {
-            peer.link.violated(&violation);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Accepted streams that may still be upgraded, and the offers and queries that wait for one.
+//! AcceptedStreams streams that may still be upgraded, and the offers and queries that wait for one.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -61,7 +61,7 @@ impl Table {
 }
 
 #[derive(Default)]
-pub(crate) struct Accepted {
+pub(crate) struct AcceptedStreams {
     table: Mutex<Table, rank::AcceptedStreams>,
     /// Number of entries in `waiting`: lets accept pass by without a look.
     waiting: AtomicUsize,
@@ -88,7 +88,7 @@ pub(crate) enum Found {
     Full,
 }
 
-impl Accepted {
+impl AcceptedStreams {
     /// Enters a stream; the newest of a key wins. Returns its number and what waited for it.
     pub(crate) fn insert(&self, key: Key, stream: Weak<dyn LinkedStream>) -> (u64, Vec<Waiting>) {
         let mut table = lock(&self.table);
@@ -236,7 +236,7 @@ mod tests {
     }
 
     /// Lets something wait; what it has been told.
-    fn wait(table: &Accepted, theirs: &Subject) -> (u64, bool, std::sync::mpsc::Receiver<bool>) {
+    fn wait(table: &AcceptedStreams, theirs: &Subject) -> (u64, bool, std::sync::mpsc::Receiver<bool>) {
         let (tell, told) = std::sync::mpsc::channel();
         let waiting = || -> Waiting { Box::new(move |stream| tell.send(stream.is_ok()).unwrap()) };
         match table.find_or_wait(theirs, waiting) {
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn who_waits_in_vain_is_told_at_the_second_look() {
-        let table = Accepted::default();
+        let table = AcceptedStreams::default();
         let (number, sweep, told) = wait(&table, &theirs(1));
         assert!(sweep);
         let (_, sweep, patient) = wait(&table, &theirs(2));
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_doubt_is_not_kept() {
-        let table = Accepted::default();
+        let table = AcceptedStreams::default();
         let (_, _, told) = wait(&table, &theirs(1));
         let mut at = monotonic() + FIRST_LOOK;
         for to_come in [false, true, true, false, true, true] {
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn who_waits_for_long_is_looked_at_ever_more_rarely() {
-        let table = Accepted::default();
+        let table = AcceptedStreams::default();
         let _told = wait(&table, &theirs(1));
         let mut at = monotonic() + FIRST_LOOK;
         for pause in [2, 4, 8, 16, 16, 16] {
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn who_comes_while_the_sweeper_sleeps_long_gets_another_one() {
-        let table = Accepted::default();
+        let table = AcceptedStreams::default();
         let _told = wait(&table, &theirs(1));
         let soon = monotonic() + FIRST_LOOK;
         // Its next look is two seconds away, and there is one to come in a second.
@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn many_are_looked_at_in_turns() {
-        let (table, looks) = (Accepted::default(), std::cell::Cell::new(0));
+        let (table, looks) = (AcceptedStreams::default(), std::cell::Cell::new(0));
         let _told: Vec<_> = (0..MOST_LOOKS as u16 + 1).map(|port| wait(&table, &theirs(port))).collect();
         let now = monotonic() + FIRST_LOOK;
         let look = |_: &Subject| {
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn who_is_accepted_during_a_look_is_not_told_by_the_sweep() {
-        let table = Accepted::default();
+        let table = AcceptedStreams::default();
         let (_, _, told) = wait(&table, &theirs(1));
         let at = table.sweep(monotonic() + FIRST_LOOK, |_| if_so(false)).unwrap();
         table.sweep(at, |theirs| {

@@ -1,6 +1,6 @@
 //! The client's side of an upgrade: OFFER, MATCH, READY, CANCEL.
 
-use super::{Fault, Link, Outgoing, SignalEntry, usable_window};
+use super::{Fault, Link, OurOffer, SignalEntry, usable_window};
 use crate::clc::{Answer, ClientHandshake, Dmb};
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Producer};
@@ -15,19 +15,19 @@ use crate::transport::FallbackReason;
 const MOST_BEFORE_HELLO: usize = 4096;
 
 /// An offer that stands; dropping it takes it back with CANCEL, unless the upgrade went on meanwhile.
-struct Offer {
+struct StandingOffer {
     link: Arc<Link>,
     id: u64,
 }
 
-impl Drop for Offer {
+impl Drop for StandingOffer {
     fn drop(&mut self) {
         self.link.cancel(self.id);
     }
 }
 
 /// What MATCH says, besides its CLC Accept.
-pub(super) struct Matched {
+pub(super) struct MatchMessage {
     pub(super) id: u64,
     pub(super) signal: u32,
     pub(super) cookie: u64,
@@ -79,7 +79,7 @@ impl Link {
         // Before OFFER leaves: from then on the peer may raise this signal.
         let signal = self.register(stream).ok_or(FallbackReason::Limit)?;
         let (clc, proposal) = ClientHandshake::new(endpoint.clc_device());
-        let outgoing = Outgoing {
+        let offer = OurOffer {
             stream: Arc::downgrade(stream),
             subject,
             clc,
@@ -91,12 +91,12 @@ impl Link {
             let mut state = lock(&self.state);
             let id = state.next_offer;
             state.next_offer += 1;
-            state.outgoing.insert(id, outgoing);
+            state.our_offers.insert(id, offer);
             id
         };
         self.send(&Message::Offer { id, signal, handshake, subject, clc: proposal });
         // After OFFER, for dropping it sends CANCEL. If MATCH was faster, dropping it does nothing.
-        stream.offered(Box::new(Offer { link: self.clone(), id }));
+        stream.offered(Box::new(StandingOffer { link: self.clone(), id }));
         if let Some(death) = self.death() {
             // The burial may have passed by before the entry was there.
             self.end_offer(id, self.reason_after(death));
@@ -110,52 +110,52 @@ impl Link {
 
     /// Takes an offer back, if it still stands.
     fn cancel(&self, id: u64) {
-        let outgoing = lock(&self.state).outgoing.remove(&id);
-        if let Some(outgoing) = outgoing {
-            self.unregister(outgoing.signal);
+        let offer = lock(&self.state).our_offers.remove(&id);
+        if let Some(offer) = offer {
+            self.unregister(offer.signal);
             self.send(&Message::Cancel { id });
         }
     }
 
     pub(super) fn end_offer(&self, id: u64, reason: FallbackReason) {
-        let outgoing = lock(&self.state).outgoing.remove(&id);
-        if let Some(outgoing) = outgoing {
-            self.unregister(outgoing.signal);
-            if let Some(stream) = outgoing.stream.upgrade() {
+        let offer = lock(&self.state).our_offers.remove(&id);
+        if let Some(offer) = offer {
+            self.unregister(offer.signal);
+            if let Some(stream) = offer.stream.upgrade() {
                 stream.stay_on_tcp(reason);
             }
         }
     }
 
     pub(super) fn on_refuse(&self, id: u64, clc: &[u8]) -> Result<(), Fault> {
-        let outgoing = {
+        let offer = {
             let mut state = lock(&self.state);
-            match state.outgoing.remove(&id) {
-                Some(outgoing) => outgoing,
+            match state.our_offers.remove(&id) {
+                Some(offer) => offer,
                 // It crossed our CANCEL.
                 None if id < state.next_offer => return Ok(()),
                 None => return Err(Fault("REFUSE of an offer never made")),
             }
         };
-        self.unregister(outgoing.signal);
-        let mut handshake = outgoing.clc;
+        self.unregister(offer.signal);
+        let mut handshake = offer.clc;
         let Ok(Answer::Declined(diagnosis)) = handshake.on_answer(clc) else {
-            if let Some(stream) = outgoing.stream.upgrade() {
+            if let Some(stream) = offer.stream.upgrade() {
                 stream.stay_on_tcp(FallbackReason::Protocol);
             }
             return Err(Fault("REFUSE carries no CLC Decline"));
         };
-        if let Some(stream) = outgoing.stream.upgrade() {
+        if let Some(stream) = offer.stream.upgrade() {
             stream.stay_on_tcp(FallbackReason::Declined(diagnosis));
         }
         Ok(())
     }
 
-    pub(super) fn on_match(self: &Arc<Self>, matched: &Matched, accept: &[u8]) -> Result<(), Fault> {
+    pub(super) fn on_match(self: &Arc<Self>, matched: &MatchMessage, accept: &[u8]) -> Result<(), Fault> {
         let id = matched.id;
-        let (mut outgoing, server_dmb) = {
+        let (mut offer, server_dmb) = {
             let mut state = lock(&self.state);
-            let Some(outgoing) = state.outgoing.remove(&id) else {
+            let Some(offer) = state.our_offers.remove(&id) else {
                 // It crossed our CANCEL, which stands for the DETACH of its token.
                 return if id < state.next_offer {
                     Ok(())
@@ -163,21 +163,21 @@ impl Link {
                     Err(Fault("MATCH of an offer never made"))
                 };
             };
-            (outgoing, state.theirs.dmb(matched.dmb.arena, matched.dmb.slot))
+            (offer, state.theirs.dmb(matched.dmb.arena, matched.dmb.slot))
         };
-        let entry = Arc::new(SignalEntry { link: self.clone(), index: outgoing.signal });
-        let (answer, window) = (outgoing.clc.on_answer(accept), usable_window(matched.dmb.window));
+        let entry = Arc::new(SignalEntry { link: self.clone(), index: offer.signal });
+        let (answer, window) = (offer.clc.on_answer(accept), usable_window(matched.dmb.window));
         let (Ok(Answer::Accepted { dmb: accepted, .. }), Some(window), true) =
             (answer, window, matched.signal < CONNECTIONS)
         else {
-            if let Some(stream) = outgoing.stream.upgrade() {
+            if let Some(stream) = offer.stream.upgrade() {
                 stream.stay_on_tcp(FallbackReason::Protocol);
             }
             return Err(Fault(
                 "MATCH carries no CLC Accept for its Proposal, an impossible window or a signal that does not exist",
             ));
         };
-        let Some(stream) = outgoing.stream.upgrade() else {
+        let Some(stream) = offer.stream.upgrade() else {
             self.send(&Message::Cancel { id });
             return Ok(());
         };
@@ -193,7 +193,7 @@ impl Link {
                 return Ok(());
             }
         };
-        let (ours, evidence) = (Ours::Told(outgoing.subject), Evidence::Cookie(matched.cookie));
+        let (ours, evidence) = (Ours::Told(offer.subject), Evidence::Cookie(matched.cookie));
         let proved = proof::prove(&*stream, ours, evidence, &self.credentials);
         let allocated = proved.and_then(|_| self.allocate(&stream));
         let allocated = match allocated {
@@ -205,7 +205,7 @@ impl Link {
             }
         };
         let (token, linkid) = (allocated.token, self.linkid());
-        let Ok(confirm) = outgoing.clc.confirm(Dmb { token, bytes: allocated.window as u32 }, linkid) else {
+        let Ok(confirm) = offer.clc.confirm(Dmb { token, bytes: allocated.window as u32 }, linkid) else {
             stream.stay_on_tcp(FallbackReason::Protocol);
             return Err(Fault("the CLC handshake is out of order"));
         };
@@ -225,10 +225,10 @@ impl Link {
             return Ok(());
         }
         lock(&self.state).received.insert(accepted.token, Arc::downgrade(&stream));
-        if outgoing.handshake {
+        if offer.handshake {
             stream.start_prelude(
                 &server_dmb,
-                Prelude { proposal: outgoing.proposal, accept: accept.to_vec(), confirm },
+                Prelude { proposal: offer.proposal, accept: accept.to_vec(), confirm },
             );
         }
         // READY before the first CAS of the word: the server learns of the DMB before it hears of a switch.

@@ -1,9 +1,11 @@
 //! One runtime of one process on a device: its links, its accepted streams and its entries in the directory.
 
-use std::collections::HashMap;
+mod links;
+mod upkeep;
+
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -11,35 +13,37 @@ use crate::clc::{Eid, Gid, LocalDevice};
 use crate::config::Config;
 use crate::ism::device::{Device, EndpointEntry, EndpointId, PortEntry};
 use crate::ism::sys;
-use crate::link::accepted::{Accepted, FIRST_LOOK, Found, Key};
+use crate::link::accepted::AcceptedStreams;
 use crate::link::lack::{no_link, reason_of};
 use crate::link::message::Subject;
 use crate::link::proof;
-use crate::link::reactor::{Reactor, Watched, cancellable, yield_now};
+use crate::link::reactor::{Reactor, cancellable};
 use crate::link::search::{self, Unsettled};
 use crate::link::stream::{Death, LinkedStream};
 use crate::link::timer::Timers;
-use crate::link::{Hold, Link};
 use crate::peer::{PeerPolicy, is_same_user};
-use crate::shield::{Panicked, guarded, shielded};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
 
-/// Links an endpoint keeps at most.
-const MOST_LINKS: usize = 1024;
+#[cfg(test)]
+pub(crate) use links::IDLE_LINK;
+use links::Links;
+pub(crate) use links::link_of_this_process;
+pub(crate) use upkeep::AcceptedEntry;
 
-/// For how long a link may be of no use before it is closed.
-pub(crate) const IDLE_LINK: Duration = Duration::from_secs(10);
-
-/// For how long a grown ring has to be idle before its memory is given back.
-const SHRINK_AFTER: Duration = Duration::from_secs(10);
-
-#[derive(Default)]
-struct Links {
-    by_peer: HashMap<[u8; 16], Arc<Link>>,
-    all: Vec<Arc<Link>>,
-}
-
+/// One runtime of one process on a device.
+///
+/// A runtime opens it for the first listener that publishes a port, or the first stream that begins an upgrade, and
+/// keeps it in its table; it holds the runtime only as a [`Reactor`]. Its tasks ([`drive`](super::drive)) accept what
+/// connects to its control socket, look for interrupts and serve its timer; each of its links has one more. When one
+/// of them ends, so does the endpoint ([`Endpoint::shut_down`]): every link dies, and nothing starts any more.
+///
+/// - Clients call [`Endpoint::offer`], which looks in the device directory for who listens on the peer's port, asks
+///   ([`search`]) where several do, and offers over the link to that endpoint.
+/// - Servers call [`Endpoint::publish`] and [`Endpoint::accept`]; offers and queries for a stream that is not accepted
+///   yet wait in [`AcceptedStreams`].
+/// - Everything may be called from any thread, with no lock held, and by whoever is not a stream inside a step of its
+///   own: an offer may end in a call of a stream.
 pub(crate) struct Endpoint {
     device: Device,
     id: EndpointId,
@@ -47,7 +51,7 @@ pub(crate) struct Endpoint {
     entry: Mutex<Option<EndpointEntry>>,
     clc: LocalDevice,
     eventfd: OwnedFd,
-    accepted: Accepted,
+    accepted: AcceptedStreams,
     /// The peer policies of its listeners, and of the streams that have asked for an upgrade.
     let_in: Mutex<Vec<PeerPolicy>>,
     links: Mutex<Links, rank::EndpointLinks>,
@@ -77,7 +81,7 @@ impl Endpoint {
             entry: Mutex::new(Some(entry)),
             clc,
             eventfd: sys::eventfd()?,
-            accepted: Accepted::default(),
+            accepted: AcceptedStreams::default(),
             let_in: Mutex::default(),
             links: Mutex::default(),
             generation: AtomicU64::new(1),
@@ -143,7 +147,7 @@ impl Endpoint {
         &self.eventfd
     }
 
-    pub(crate) fn accepted(&self) -> &Accepted {
+    pub(crate) fn accepted(&self) -> &AcceptedStreams {
         &self.accepted
     }
 
@@ -252,295 +256,6 @@ impl Endpoint {
         })
     }
 
-    /// The link to that endpoint, made when there is none.
-    pub(crate) fn link_to(self: &Arc<Self>, peer: EndpointId) -> Result<Hold, FallbackReason> {
-        let mut links = lock(&self.links);
-        if let Some(link) = links.by_peer.get(&peer.0) {
-            return Ok(link.hold());
-        }
-        let link = self.new_link(&mut links, self.watch(self.connect(peer)?)?)?;
-        links.by_peer.insert(peer.0, link.clone());
-        let link = link.hold();
-        drop(links);
-        link.serve();
-        Ok(link)
-    }
-
-    fn watch(&self, socket: OwnedFd) -> Result<Arc<dyn Watched>, FallbackReason> {
-        self.reactor.watch(socket).map_err(|error| {
-            crate::trace::warning!("a link's socket can not be watched: {error}");
-            reason_of(&error, FallbackReason::LinkDown)
-        })
-    }
-
-    /// A peer's connection that begins with HELLO; to be served once that is delivered.
-    pub(crate) fn accept_link(
-        self: &Arc<Self>,
-        socket: Arc<dyn Watched>,
-    ) -> Result<Arc<Link>, FallbackReason> {
-        let made = {
-            let mut links = lock(&self.links);
-            self.new_link(&mut links, socket.clone())
-        };
-        made.inspect_err(|reason| {
-            if *reason != FallbackReason::PeerPolicy {
-                let _ = sys::send(socket.as_fd(), &no_link(*reason).encode(), &[]);
-            }
-        })
-    }
-
-    fn new_link(
-        self: &Arc<Self>,
-        links: &mut Links,
-        socket: Arc<dyn Watched>,
-    ) -> Result<Arc<Link>, FallbackReason> {
-        if links.all.len() >= MOST_LINKS {
-            return Err(FallbackReason::Limit);
-        }
-        self.check_life()?;
-        // Before HELLO: it carries descriptors.
-        self.check_user(socket.as_fd()).map_err(|error| {
-            crate::trace::warning!("no link: {error}");
-            reason_of(&error, FallbackReason::PeerPolicy)
-        })?;
-        let link = Link::new(self, socket).map_err(|error| {
-            crate::trace::warning!("no link: {error}");
-            reason_of(&error, FallbackReason::Memory)
-        })?;
-        lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
-        links.all.push(link.clone());
-        // Perhaps nobody ever uses it.
-        self.close_idle_links_later();
-        self.generation.fetch_add(1, Ordering::Release);
-        Ok(link)
-    }
-
-    /// HELLO of `peer` came: from now on this link serves our own offers too.
-    pub(crate) fn greeted(&self, link: &Arc<Link>, peer: [u8; 16]) {
-        let mut links = lock(&self.links);
-        // A link dies before it is taken out of here, under this lock.
-        if peer != self.id().0 && link.death().is_none() {
-            links.by_peer.entry(peer).or_insert_with(|| link.clone());
-        }
-    }
-
-    pub(crate) fn link_ended(&self, link: &Link) {
-        lock(&LINKS).get_or_insert_default().remove(&link.id);
-        let gone = {
-            let mut links = lock(&self.links);
-            let peer = links.by_peer.iter().find(|(_, other)| other.id == link.id).map(|(peer, _)| *peer);
-            let mut gone = Vec::from_iter(peer.and_then(|peer| links.by_peer.remove(&peer)));
-            if let Some(at) = links.all.iter().position(|other| other.id == link.id) {
-                gone.push(links.all.swap_remove(at));
-            }
-            gone
-        };
-        self.generation.fetch_add(1, Ordering::Release);
-        drop(gone);
-        // The poller has a list of its own, which keeps the memory of the dead.
-        let _ = sys::ring(self.eventfd.as_fd());
-    }
-
-    /// Some link has lost its last connection: it is closed when it has been idle for a while.
-    pub(crate) fn close_idle_links_later(self: &Arc<Self>) {
-        if self.looks_for_idle.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let this = Arc::downgrade(self);
-        let work = move || {
-            if let Some(this) = this.upgrade() {
-                this.looks_for_idle.store(false, Ordering::Release);
-                if this.close_idle_links() {
-                    this.close_idle_links_later();
-                }
-            }
-        };
-        self.run_after(IDLE_LINK, work);
-    }
-
-    /// Closes the links that were of no use since the last call; `true` while some may become so.
-    pub(crate) fn close_idle_links(&self) -> bool {
-        let mut again = false;
-        for link in self.links() {
-            let mut links = lock(&self.links);
-            if !link.is_idle() {
-                // Whoever ends its use comes here again; of one without HELLO nobody may.
-                again |= link.peer_endpoint().is_none();
-                continue;
-            }
-            if !link.is_unused() {
-                again = true;
-                continue;
-            }
-            // Nobody gets it for an offer any more, unless the peer has a use for it.
-            links.by_peer.retain(|_, other| other.id != link.id);
-            drop(links);
-            match link.peer_endpoint() {
-                Some(_) => link.say_bye(),
-                None => link.bury(Death::Peer),
-            }
-        }
-        again
-    }
-
-    /// The peer has no use for the link: whether this end has none either, and will have none.
-    pub(crate) fn lets_go(&self, link: &Link) -> bool {
-        let mut links = lock(&self.links);
-        let idle = link.is_idle();
-        if idle {
-            links.by_peer.retain(|_, other| other.id != link.id);
-        }
-        idle
-    }
-
-    /// Changes whenever [`Endpoint::links`] would answer something else.
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn links(&self) -> Vec<Arc<Link>> {
-        lock(&self.links).all.clone()
-    }
-
-    /// Enters an accepted stream; offers that waited for it go on in the background.
-    pub(crate) fn accept(
-        &self,
-        port: u16,
-        client: std::net::SocketAddr,
-        stream: &Arc<dyn LinkedStream>,
-    ) -> AcceptedEntry {
-        let key = Key::accepted(port, client);
-        let (number, waited) = self.accepted.insert(key, Arc::downgrade(stream));
-        if !waited.is_empty() {
-            let stream = stream.clone();
-            self.run(move || {
-                for waiting in waited {
-                    let _ = shielded(|| waiting(Ok(stream.clone())));
-                }
-            });
-        }
-        AcceptedEntry { key, number }
-    }
-
-    pub(crate) fn forget_accepted(&self, entry: AcceptedEntry) {
-        self.accepted.remove(entry.key, entry.number);
-    }
-
-    /// Something waits in the table of accepted streams, and no sweep comes soon.
-    pub(crate) fn sweep_later(self: &Arc<Self>) {
-        let (timers, this) = (self.timers.clone(), Arc::downgrade(self));
-        let sweeping = this.clone();
-        let sweeps = async move {
-            timers.sleep(FIRST_LOOK).await;
-            loop {
-                let next = this.upgrade().and_then(|endpoint| endpoint.sweep(sys::monotonic()));
-                let Some(next) = next else { return };
-                match next.saturating_sub(sys::monotonic()) {
-                    // More is due already: after the others had their turn.
-                    Duration::ZERO => yield_now().await,
-                    pause => timers.sleep(pause).await,
-                }
-            }
-        };
-        self.spawn(async move {
-            if let (Err(Panicked), Some(endpoint)) = (guarded(sweeps).await, sweeping.upgrade()) {
-                endpoint.accepted.sweep_failed();
-            }
-        });
-    }
-
-    /// Tells offers and queries that wait for a stream which will not come; see [`Accepted::sweep`].
-    pub(crate) fn sweep(&self, now: Duration) -> Option<Duration> {
-        self.accepted.sweep(now, proof::waits_for_accept)
-    }
-
-    /// S: calls `answer` once it is known whether the other end of the client's connection is here. Returns what to
-    /// forget when nobody wants to know any more, or `None` when the answer was given.
-    pub(crate) fn on_query(
-        self: &Arc<Self>,
-        theirs: Subject,
-        answer: impl FnOnce(bool) + Send + 'static,
-    ) -> Option<AcceptedEntry> {
-        let answer = move |stream: Result<Arc<dyn LinkedStream>, FallbackReason>| {
-            let ours = stream.and_then(|stream| stream.subject());
-            answer(ours.is_ok_and(|ours| proof::same_place(&ours, &theirs).is_ok()));
-        };
-        let mut answer = Some(answer);
-        let found = self.accepted.find_or_wait(&theirs, || {
-            let answer = answer.take();
-            Box::new(move |stream| {
-                if let Some(answer) = answer {
-                    answer(stream);
-                }
-            })
-        });
-        let stream = match found {
-            Found::Waits { number, sweep } => {
-                if sweep {
-                    self.sweep_later();
-                }
-                return Some(AcceptedEntry { key: Key::of_client(theirs.tuple), number });
-            }
-            Found::Stream(stream) => Ok(stream),
-            Found::Full => Err(FallbackReason::Limit),
-        };
-        if let Some(answer) = answer {
-            answer(stream);
-        }
-        None
-    }
-
-    pub(crate) fn forget_query(&self, entry: AcceptedEntry) {
-        self.accepted.forget(entry.key, entry.number);
-    }
-
-    /// A stream's sending ring has left its first segment: [`Endpoint::shrink`] comes once it was idle for a while.
-    pub(crate) fn grown(self: &Arc<Self>, stream: Weak<dyn LinkedStream>) {
-        let first = {
-            let mut grown = lock(&self.grown);
-            grown.push(stream);
-            grown.len() == 1
-        };
-        if first {
-            self.shrink_later();
-        }
-    }
-
-    fn shrink_later(self: &Arc<Self>) {
-        let (timers, this) = (self.timers.clone(), Arc::downgrade(self));
-        let shrinking = this.clone();
-        let shrinks = async move {
-            loop {
-                timers.sleep(SHRINK_AFTER).await;
-                if !this.upgrade().is_some_and(|endpoint| endpoint.shrink()) {
-                    return;
-                }
-            }
-        };
-        self.spawn(async move {
-            if let (Err(Panicked), Some(endpoint)) = (guarded(shrinks).await, shrinking.upgrade()) {
-                // The next ring that grows begins anew.
-                let forgotten = std::mem::take(&mut *lock(&endpoint.grown));
-                drop(forgotten);
-            }
-        });
-    }
-
-    /// Gives back the memory of rings that were idle since the last call; `true` while some are left.
-    pub(crate) fn shrink(&self) -> bool {
-        let (looked_at, streams) = {
-            let grown = lock(&self.grown);
-            (grown.len(), grown.iter().filter_map(Weak::upgrade).collect::<Vec<_>>())
-        };
-        let busy: Vec<_> = streams.iter().filter(|stream| !stream.shrink()).map(Arc::downgrade).collect();
-        let mut grown = lock(&self.grown);
-        // What came while we looked stays, behind those still in use.
-        let fresh = grown.split_off(looked_at);
-        *grown = busy;
-        grown.extend(fresh);
-        !grown.is_empty()
-    }
-
     /// The runtime is gone, or a task has failed: every link dies, and nothing starts any more.
     pub(crate) fn shut_down(&self, death: Death) {
         if self.dead.compare_exchange(0, death as u8, Ordering::AcqRel, Ordering::Acquire).is_err() {
@@ -554,19 +269,4 @@ impl Endpoint {
         // Those of links are forgotten already: what is left are queries.
         self.accepted.give_up();
     }
-}
-
-/// An entry in the table of accepted streams.
-#[derive(Clone, Copy)]
-pub(crate) struct AcceptedEntry {
-    key: Key,
-    number: u64,
-}
-
-/// All links of this process by their number, so that two ends that meet here wake each other directly.
-static LINKS: Mutex<Option<HashMap<u64, Weak<Link>>>> = Mutex::new(None);
-
-/// The link of that number, if it is one of this process.
-pub(crate) fn link_of_this_process(id: u64) -> Option<Weak<Link>> {
-    lock(&LINKS).as_ref()?.get(&id).cloned()
 }

@@ -39,8 +39,8 @@ impl Link {
         let state = lock(&self.state);
         state.own.is_idle()
             && state.received.is_empty()
-            && state.outgoing.is_empty()
-            && state.incoming.is_empty()
+            && state.our_offers.is_empty()
+            && state.their_offers.is_empty()
             // One that has gone waits for nothing.
             && state.before_hello.iter().all(|stream| stream.strong_count() == 0)
     }

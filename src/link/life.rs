@@ -5,9 +5,9 @@ use std::sync::Weak;
 use std::task::Waker;
 use std::{fmt, io};
 
-use super::client::Matched;
-use super::server::Offered;
-use super::{Fault, Incoming, Link, Peer};
+use super::client::MatchMessage;
+use super::server::OfferMessage;
+use super::{Fault, Link, Peer, TheirOffer};
 use crate::clc::Decline;
 use crate::error::SmcError;
 use crate::ism::sys::{self, Carried};
@@ -112,10 +112,10 @@ impl Link {
                 })
             }
             Message::Offer { id, signal, handshake, subject, clc } => {
-                self.on_offer(Offered { id, signal, handshake, subject, clc })
+                self.on_offer(OfferMessage { id, signal, handshake, subject, clc })
             }
             Message::Match { id, signal, dmb, cookie, clc } => {
-                self.on_match(&Matched { id, signal, cookie, dmb }, &clc)
+                self.on_match(&MatchMessage { id, signal, cookie, dmb }, &clc)
             }
             Message::Ready { id, dmb, clc } => self.on_ready(id, dmb, &clc),
             Message::Refuse { id, clc } => self.on_refuse(id, &clc),
@@ -213,21 +213,21 @@ impl Link {
         if self.restricted.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (outgoing, matched, before_hello) = {
+        let (ours, matched, before_hello) = {
             let mut state = lock(&self.state);
-            let matched = state.incoming.values().filter_map(|incoming| match incoming {
-                Incoming::Matched { stream, .. } => Some(stream.clone()),
+            let matched = state.their_offers.values().filter_map(|theirs| match theirs {
+                TheirOffer::Matched { stream, .. } => Some(stream.clone()),
                 _ => None,
             });
             let matched = Vec::from_iter(matched);
-            let outgoing = Vec::from_iter(state.outgoing.keys().copied());
-            (outgoing, matched, std::mem::take(&mut state.before_hello))
+            let ours = Vec::from_iter(state.our_offers.keys().copied());
+            (ours, matched, std::mem::take(&mut state.before_hello))
         };
         // Their READY will not be heard.
         for stream in matched.iter().filter_map(Weak::upgrade) {
             stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
         }
-        for id in outgoing {
+        for id in ours {
             self.end_offer(id, FallbackReason::Denied);
         }
         for stream in before_hello.iter().filter_map(Weak::upgrade) {
@@ -267,18 +267,18 @@ impl Link {
             // One stream's trouble is not to hide the news from the others.
             let _ = shielded(|| stream.verdict(Verdict::LinkDied { link: self.id, death }));
         }
-        let (outgoing, incoming, before_hello) = {
+        let (ours, theirs, before_hello) = {
             let mut state = lock(&self.state);
-            let outgoing: Vec<u64> = state.outgoing.keys().copied().collect();
-            (outgoing, std::mem::take(&mut state.incoming), std::mem::take(&mut state.before_hello))
+            let ours: Vec<u64> = state.our_offers.keys().copied().collect();
+            (ours, std::mem::take(&mut state.their_offers), std::mem::take(&mut state.before_hello))
         };
         let reason = self.reason_after(death);
-        for id in outgoing {
+        for id in ours {
             let _ = shielded(|| self.end_offer(id, reason));
         }
         if let Some(endpoint) = self.endpoint.upgrade() {
-            for incoming in incoming.into_values() {
-                if let Incoming::Waiting { key, number } = incoming {
+            for theirs in theirs.into_values() {
+                if let TheirOffer::Waiting { key, number } = theirs {
                     endpoint.accepted().forget(key, number);
                 }
             }

@@ -1,6 +1,6 @@
 //! The server's side of an upgrade: OFFER, MATCH, READY, REFUSE.
 
-use super::{Fault, Incoming, Link, SignalEntry, usable_window};
+use super::{Fault, Link, SignalEntry, TheirOffer, usable_window};
 use crate::clc::{Confirmation, Diagnosis, Dmb, ServerHandshake};
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Producer};
@@ -17,7 +17,7 @@ use crate::transport::FallbackReason;
 const MOST_WAITING_OFFERS: usize = 256;
 
 /// What OFFER says.
-pub(super) struct Offered {
+pub(super) struct OfferMessage {
     pub(super) id: u64,
     pub(super) signal: u32,
     pub(super) handshake: bool,
@@ -27,12 +27,12 @@ pub(super) struct Offered {
 
 /// An OFFER whose CLC Proposal is understood.
 struct Proposed {
-    offered: Offered,
+    offered: OfferMessage,
     clc: ServerHandshake,
 }
 
 impl Link {
-    pub(super) fn on_offer(self: &Arc<Self>, offered: Offered) -> Result<(), Fault> {
+    pub(super) fn on_offer(self: &Arc<Self>, offered: OfferMessage) -> Result<(), Fault> {
         if offered.signal >= CONNECTIONS {
             return Err(Fault("OFFER names a signal that does not exist"));
         }
@@ -43,10 +43,10 @@ impl Link {
         }
         let waiting = {
             let state = lock(&self.state);
-            if state.incoming.contains_key(&offered.id) {
+            if state.their_offers.contains_key(&offered.id) {
                 return Err(Fault("OFFER repeats a number"));
             }
-            state.incoming.values().filter(|incoming| matches!(incoming, Incoming::Waiting { .. })).count()
+            state.their_offers.values().filter(|offer| matches!(offer, TheirOffer::Waiting { .. })).count()
         };
         let mut clc = match ServerHandshake::on_proposal(endpoint.clc_device(), &offered.clc) {
             Ok(clc) => clc,
@@ -79,11 +79,11 @@ impl Link {
         });
         match found {
             Found::Waits { number, sweep } => {
-                state.incoming.insert(id, Incoming::Waiting { key, number });
+                state.their_offers.insert(id, TheirOffer::Waiting { key, number });
                 // The burial may have passed by already.
                 let buried = self.death().is_some();
                 if buried {
-                    state.incoming.remove(&id);
+                    state.their_offers.remove(&id);
                 }
                 drop(state);
                 if buried {
@@ -96,7 +96,7 @@ impl Link {
             Found::Stream(stream) => {
                 drop(state);
                 if let Some(proposed) = proposed.take() {
-                    lock(&self.state).incoming.insert(id, Incoming::Matching { cancelled: false });
+                    lock(&self.state).their_offers.insert(id, TheirOffer::Matching { cancelled: false });
                     self.match_stream(proposed, &stream);
                 }
             }
@@ -119,10 +119,10 @@ impl Link {
         let id = proposed.offered.id;
         {
             let mut state = lock(&self.state);
-            let Some(Incoming::Waiting { .. }) = state.incoming.get(&id) else { return };
+            let Some(TheirOffer::Waiting { .. }) = state.their_offers.get(&id) else { return };
             match &stream {
-                Ok(_) => state.incoming.insert(id, Incoming::Matching { cancelled: false }),
-                Err(_) => state.incoming.remove(&id),
+                Ok(_) => state.their_offers.insert(id, TheirOffer::Matching { cancelled: false }),
+                Err(_) => state.their_offers.remove(&id),
             };
         }
         match stream {
@@ -140,7 +140,7 @@ impl Link {
     fn match_stream(self: &Arc<Self>, mut proposed: Proposed, stream: &Arc<dyn LinkedStream>) {
         if let Err(reason) = self.try_match(&mut proposed, stream) {
             crate::trace::debug!("offer refused: {reason}");
-            lock(&self.state).incoming.remove(&proposed.offered.id);
+            lock(&self.state).their_offers.remove(&proposed.offered.id);
             self.refuse(proposed.offered.id, &mut proposed.clc, reason);
             stream.verdict(Verdict::OfferRefused(reason));
         }
@@ -191,7 +191,7 @@ impl Link {
             self.take_back(token);
             return Err(reason);
         }
-        let incoming = Incoming::Matched {
+        let offer = TheirOffer::Matched {
             stream: Arc::downgrade(stream),
             clc: proposed.clc.clone(),
             token,
@@ -201,19 +201,19 @@ impl Link {
         };
         {
             let mut state = lock(&self.state);
-            if let Some(Incoming::Matching { cancelled: true }) = state.incoming.get(&offered.id) {
-                state.incoming.remove(&offered.id);
+            if let Some(TheirOffer::Matching { cancelled: true }) = state.their_offers.get(&offered.id) {
+                state.their_offers.remove(&offered.id);
                 drop(state);
                 // Before the slot is free: the stream may still look at the word in it.
                 stream.stay_on_tcp(FallbackReason::Declined(Diagnosis::PEERDECL));
                 self.take_back(token);
                 return Ok(());
             }
-            state.incoming.insert(offered.id, incoming);
+            state.their_offers.insert(offered.id, offer);
         }
         if self.death().is_some() {
             // The burial has passed by: what it left here would keep the link for ever.
-            let late = lock(&self.state).incoming.remove(&offered.id);
+            let late = lock(&self.state).their_offers.remove(&offered.id);
             drop(late);
         }
         self.send(&Message::Match {
@@ -233,11 +233,11 @@ impl Link {
 
     pub(super) fn on_ready(self: &Arc<Self>, id: u64, place: DmbPlace, confirm: &[u8]) -> Result<(), Fault> {
         let window = usable_window(place.window).ok_or(Fault("READY names an impossible window"))?;
-        let (incoming, client_dmb) = {
+        let (offer, client_dmb) = {
             let mut state = lock(&self.state);
-            (state.incoming.remove(&id), state.theirs.dmb(place.arena, place.slot))
+            (state.their_offers.remove(&id), state.theirs.dmb(place.arena, place.slot))
         };
-        let Some(Incoming::Matched { stream, mut clc, peer_signal, handshake, entry, .. }) = incoming else {
+        let Some(TheirOffer::Matched { stream, mut clc, peer_signal, handshake, entry, .. }) = offer else {
             return Err(Fault("READY without MATCH"));
         };
         let Ok(Confirmation::Confirmed { dmb, .. }) = clc.on_confirm(confirm) else {
@@ -281,25 +281,25 @@ impl Link {
     }
 
     pub(super) fn on_cancel(&self, id: u64) -> Result<(), Fault> {
-        let incoming = {
+        let offer = {
             let mut state = lock(&self.state);
-            match state.incoming.get_mut(&id) {
-                Some(Incoming::Matching { cancelled }) => {
+            match state.their_offers.get_mut(&id) {
+                Some(TheirOffer::Matching { cancelled }) => {
                     *cancelled = true;
                     None
                 }
-                _ => state.incoming.remove(&id),
+                _ => state.their_offers.remove(&id),
             }
         };
-        match incoming {
+        match offer {
             // It crossed our REFUSE, or the match in progress will see it.
-            None | Some(Incoming::Matching { .. }) => {}
-            Some(Incoming::Waiting { key, number }) => {
+            None | Some(TheirOffer::Matching { .. }) => {}
+            Some(TheirOffer::Waiting { key, number }) => {
                 if let Some(endpoint) = self.endpoint.upgrade() {
                     endpoint.accepted().forget(key, number);
                 }
             }
-            Some(Incoming::Matched { stream, token, .. }) => {
+            Some(TheirOffer::Matched { stream, token, .. }) => {
                 if let Some(stream) = stream.upgrade() {
                     stream.stay_on_tcp(FallbackReason::Declined(Diagnosis::PEERDECL));
                 }

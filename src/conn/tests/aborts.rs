@@ -17,84 +17,87 @@ use crate::link::stream::{Death, LinkedStream, Verdict};
 use crate::sync::{Ordering, lock};
 use crate::transport::FallbackReason;
 
-/// A connection of which one direction has switched and the other one never will: with `server_reads_tcp` the
-/// client's bytes go through TCP and the server's through the ring, else the other way round.
-pub(super) fn mixed(lab: &mut Lab, server_reads_tcp: bool) -> Pair {
+/// How far the upgrade of a connection has come.
+#[derive(Clone, Copy, Debug)]
+enum Mode {
+    Tcp,
+    /// The bytes that this side writes go through TCP, those of the other one through the ring.
+    MixedByTcp(usize),
+    Ring,
+}
+
+impl Mode {
+    const ALL: [Mode; 4] = [Mode::Tcp, Mode::MixedByTcp(SERVER), Mode::MixedByTcp(CLIENT), Mode::Ring];
+
+    fn pair(self, lab: &mut Lab) -> Pair {
+        match self {
+            Mode::Tcp => lab.pair(),
+            Mode::MixedByTcp(side) => mixed(lab, side),
+            Mode::Ring => lab.upgraded(),
+        }
+    }
+}
+
+/// A connection of which one direction has switched and the other one never will: what `by_tcp` writes goes through TCP.
+pub(super) fn mixed(lab: &mut Lab, by_tcp: usize) -> Pair {
     let pair = lab.pair();
     pair.offer(lab);
     // Until MATCH is on its way.
     while lock(&pair.conns[SERVER].rx).dmb.is_none() {
         assert!(lab.hosts[SERVER].step() || lab.hosts[CLIENT].step(), "MATCH");
     }
-    let pinned = if server_reads_tcp { Directions::Read } else { Directions::Write };
+    let pinned = if by_tcp == CLIENT { Directions::Read } else { Directions::Write };
     pair.conns[SERVER].pin("a test", pinned).expect("nothing has switched");
     lab.run();
-    assert_eq!((pair.writes_ring(CLIENT), pair.writes_ring(SERVER)), (!server_reads_tcp, server_reads_tcp));
+    assert!(pair.writes_ring(1 - by_tcp) && !pair.writes_ring(by_tcp));
     pair
 }
 
-#[test]
-fn hazard_h14_a_close_with_unread_bytes_is_a_reset_in_every_mode() {
-    watched("hazard_h14_a_close_with_unread_bytes_is_a_reset_in_every_mode", || {
-        for mode in 0..4 {
-            for closer in [CLIENT, SERVER] {
-                let mut lab = Lab::new();
-                let pair = match mode {
-                    0 => lab.pair(),
-                    1 => mixed(&mut lab, false),
-                    2 => mixed(&mut lab, true),
-                    _ => lab.upgraded(),
-                };
-                let other = 1 - closer;
-                pair.write(other, &bytes(0, 100));
-                pair.expect(closer, &bytes(0, 60));
-                pair.close(closer);
-                let error = pair.end(other).expect_err("a reset");
-                assert_eq!(error.kind(), ErrorKind::ConnectionReset, "mode {mode}, side {closer} closes");
-            }
-        }
-    });
+/// What is done before a close, and what the other end has to see of it.
+#[derive(Clone, Copy, Debug)]
+enum Close {
+    /// All was read: what the closer wrote arrives, then the end.
+    AllRead,
+    /// Some was not: a reset.
+    Unread,
+    /// `SO_LINGER` of no time: a reset, whatever was read.
+    ZeroLinger,
 }
 
+/// Hazards H14 (a close that loses data is a reset) and C1 (any other one loses nothing).
 #[test]
-fn hazard_c1_a_close_with_nothing_unread_delivers_everything_in_every_mode() {
-    watched("hazard_c1_a_close_with_nothing_unread_delivers_everything_in_every_mode", || {
-        for mode in 0..4 {
+fn hazard_h14_c1_a_close_is_a_reset_or_delivers_everything_in_every_mode() {
+    watched("hazard_h14_c1_a_close_is_a_reset_or_delivers_everything_in_every_mode", || {
+        for (mode, how) in Mode::ALL
+            .into_iter()
+            .flat_map(|mode| [Close::AllRead, Close::Unread, Close::ZeroLinger].map(|how| (mode, how)))
+        {
             for closer in [CLIENT, SERVER] {
+                let story = format!("{mode:?}, {how:?}, side {closer} closes");
                 let mut lab = Lab::new();
-                let pair = match mode {
-                    0 => lab.pair(),
-                    1 => mixed(&mut lab, false),
-                    2 => mixed(&mut lab, true),
-                    _ => lab.upgraded(),
-                };
+                let pair = mode.pair(&mut lab);
                 let other = 1 - closer;
-                pair.write(other, &bytes(0, 100));
-                pair.expect(closer, &bytes(0, 100));
-                pair.write(closer, &bytes(0, 3000));
+                match how {
+                    Close::AllRead => {
+                        pair.write(other, &bytes(0, 100));
+                        pair.expect(closer, &bytes(0, 100));
+                        pair.write(closer, &bytes(0, 3000));
+                    }
+                    Close::Unread => {
+                        pair.write(other, &bytes(0, 100));
+                        pair.expect(closer, &bytes(0, 60));
+                    }
+                    Close::ZeroLinger => sys::set_zero_linger(pair.tcp(closer).tcp.as_fd()).unwrap(),
+                }
                 pair.close(closer);
-                pair.expect(other, &bytes(0, 3000));
-                pair.end(other).unwrap_or_else(|error| panic!("mode {mode}, side {closer}: {error}"));
+                if let Close::AllRead = how {
+                    pair.expect(other, &bytes(0, 3000));
+                    pair.end(other).unwrap_or_else(|error| panic!("{story}: {error}"));
+                } else {
+                    let error = pair.end(other).expect_err(&story);
+                    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{story}");
+                }
             }
-        }
-    });
-}
-
-#[test]
-fn hazard_h14_zero_linger_resets_in_every_mode() {
-    watched("hazard_h14_zero_linger_resets_in_every_mode", || {
-        for mode in 0..4 {
-            let mut lab = Lab::new();
-            let pair = match mode {
-                0 => lab.pair(),
-                1 => mixed(&mut lab, false),
-                2 => mixed(&mut lab, true),
-                _ => lab.upgraded(),
-            };
-            sys::set_zero_linger(pair.tcp(SERVER).tcp.as_fd()).unwrap();
-            pair.close(SERVER);
-            let error = pair.end(CLIENT).expect_err("a reset");
-            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "mode {mode}");
         }
     });
 }
@@ -102,15 +105,10 @@ fn hazard_h14_zero_linger_resets_in_every_mode() {
 #[test]
 fn a_shut_descriptor_is_an_end_in_the_ring() {
     watched("a_shut_descriptor_is_an_end_in_the_ring", || {
-        for mode in 0..4 {
+        for mode in Mode::ALL {
             for kicked in [CLIENT, SERVER] {
                 let mut lab = Lab::new();
-                let pair = match mode {
-                    0 => lab.pair(),
-                    1 => mixed(&mut lab, false),
-                    2 => mixed(&mut lab, true),
-                    _ => lab.upgraded(),
-                };
+                let pair = mode.pair(&mut lab);
                 pair.settle();
                 let other = 1 - kicked;
                 lab.run();
@@ -120,12 +118,12 @@ fn a_shut_descriptor_is_an_end_in_the_ring() {
                 pair.turn();
                 lab.run();
                 pair.expect(other, &bytes(0, 100));
-                pair.end(other).unwrap_or_else(|error| panic!("mode {mode}, side {kicked}: {error}"));
+                pair.end(other).unwrap_or_else(|error| panic!("{mode:?}, side {kicked}: {error}"));
                 pair.expect(kicked, &bytes(0, 100));
-                pair.end(kicked).unwrap_or_else(|error| panic!("mode {mode}, side {kicked}: {error}"));
+                pair.end(kicked).unwrap_or_else(|error| panic!("{mode:?}, side {kicked}: {error}"));
                 let refused = pair.conns[kicked].try_write(&mut super::ops::writing(b"x"), OnPending::Return);
-                let Poll::Ready(Err(error)) = refused else { panic!("mode {mode}, side {kicked} writes") };
-                assert_eq!(error.kind(), ErrorKind::BrokenPipe, "mode {mode}, side {kicked}");
+                let Poll::Ready(Err(error)) = refused else { panic!("{mode:?}, side {kicked} writes") };
+                assert_eq!(error.kind(), ErrorKind::BrokenPipe, "{mode:?}, side {kicked}");
             }
         }
     });
@@ -189,7 +187,7 @@ fn a_reset_of_a_mixed_stream_is_left_to_who_asks_first() {
         for (kicked, reads_first) in [(CLIENT, false), (CLIENT, true), (SERVER, false), (SERVER, true)] {
             let mut lab = Lab::new();
             // It reads the ring and writes to TCP.
-            let pair = mixed(&mut lab, kicked == CLIENT);
+            let pair = mixed(&mut lab, kicked);
             pair.settle();
             lab.run();
             pair.write(1 - kicked, &bytes(0, 100));
@@ -221,7 +219,7 @@ fn what_comes_over_tcp_to_a_mixed_stream_needs_no_task() {
     watched("what_comes_over_tcp_to_a_mixed_stream_needs_no_task", || {
         for reads_tcp in [CLIENT, SERVER] {
             let mut lab = Lab::new();
-            let pair = mixed(&mut lab, reads_tcp == SERVER);
+            let pair = mixed(&mut lab, 1 - reads_tcp);
             pair.settle();
             lab.run();
             for turn in 0..5 {
@@ -433,15 +431,10 @@ fn hazard_h15_a_link_that_dies_at_every_moment_resets_only_what_has_switched() {
 #[test]
 fn hazard_h12_the_death_of_a_peer_ends_as_tcp_would() {
     watched("hazard_h12_the_death_of_a_peer_ends_as_tcp_would", || {
-        for (mode, leaves_unread) in (0..4).flat_map(|mode| [(mode, false), (mode, true)]) {
+        for (mode, leaves_unread) in Mode::ALL.into_iter().flat_map(|mode| [(mode, false), (mode, true)]) {
             for dies in [CLIENT, SERVER] {
                 let mut lab = Lab::new();
-                let pair = match mode {
-                    0 => lab.pair(),
-                    1 => mixed(&mut lab, false),
-                    2 => mixed(&mut lab, true),
-                    _ => lab.upgraded(),
-                };
+                let pair = mode.pair(&mut lab);
                 let lives = 1 - dies;
                 pair.write(lives, &bytes(0, 100));
                 pair.expect(dies, &bytes(0, if leaves_unread { 50 } else { 100 }));
@@ -460,7 +453,7 @@ fn hazard_h12_the_death_of_a_peer_ends_as_tcp_would() {
                         .is_ready()
                 });
                 let end = pair.end(lives);
-                assert_eq!(end.is_err(), leaves_unread, "mode {mode}, side {dies} dies: {end:?}");
+                assert_eq!(end.is_err(), leaves_unread, "{mode:?}, side {dies} dies: {end:?}");
             }
         }
     });

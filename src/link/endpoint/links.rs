@@ -1,0 +1,188 @@
+//! The links of an endpoint: made for the first stream that needs one, closed when none has needed it for a while.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Weak;
+use std::time::Duration;
+
+use super::Endpoint;
+use crate::ism::device::EndpointId;
+use crate::ism::sys;
+use crate::link::lack::{no_link, reason_of};
+use crate::link::reactor::Watched;
+use crate::link::stream::Death;
+use crate::link::{Hold, Link};
+use crate::sync::{Arc, Mutex, Ordering, lock};
+use crate::transport::FallbackReason;
+
+/// Links an endpoint keeps at most.
+const MOST_LINKS: usize = 1024;
+
+/// For how long a link may be of no use before it is closed.
+pub(crate) const IDLE_LINK: Duration = Duration::from_secs(10);
+
+#[derive(Default)]
+pub(super) struct Links {
+    pub(super) by_peer: HashMap<[u8; 16], Arc<Link>>,
+    pub(super) all: Vec<Arc<Link>>,
+}
+
+impl Endpoint {
+    /// The link to that endpoint, made when there is none.
+    pub(crate) fn link_to(self: &Arc<Self>, peer: EndpointId) -> Result<Hold, FallbackReason> {
+        let mut links = lock(&self.links);
+        if let Some(link) = links.by_peer.get(&peer.0) {
+            return Ok(link.hold());
+        }
+        let link = self.new_link(&mut links, self.watch(self.connect(peer)?)?)?;
+        links.by_peer.insert(peer.0, link.clone());
+        let link = link.hold();
+        drop(links);
+        link.serve();
+        Ok(link)
+    }
+
+    fn watch(&self, socket: OwnedFd) -> Result<Arc<dyn Watched>, FallbackReason> {
+        self.reactor.watch(socket).map_err(|error| {
+            crate::trace::warning!("a link's socket can not be watched: {error}");
+            reason_of(&error, FallbackReason::LinkDown)
+        })
+    }
+
+    /// A peer's connection that begins with HELLO; to be served once that is delivered.
+    pub(crate) fn accept_link(
+        self: &Arc<Self>,
+        socket: Arc<dyn Watched>,
+    ) -> Result<Arc<Link>, FallbackReason> {
+        let made = {
+            let mut links = lock(&self.links);
+            self.new_link(&mut links, socket.clone())
+        };
+        made.inspect_err(|reason| {
+            if *reason != FallbackReason::PeerPolicy {
+                let _ = sys::send(socket.as_fd(), &no_link(*reason).encode(), &[]);
+            }
+        })
+    }
+
+    fn new_link(
+        self: &Arc<Self>,
+        links: &mut Links,
+        socket: Arc<dyn Watched>,
+    ) -> Result<Arc<Link>, FallbackReason> {
+        if links.all.len() >= MOST_LINKS {
+            return Err(FallbackReason::Limit);
+        }
+        self.check_life()?;
+        // Before HELLO: it carries descriptors.
+        self.check_user(socket.as_fd()).map_err(|error| {
+            crate::trace::warning!("no link: {error}");
+            reason_of(&error, FallbackReason::PeerPolicy)
+        })?;
+        let link = Link::new(self, socket).map_err(|error| {
+            crate::trace::warning!("no link: {error}");
+            reason_of(&error, FallbackReason::Memory)
+        })?;
+        lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
+        links.all.push(link.clone());
+        // Perhaps nobody ever uses it.
+        self.close_idle_links_later();
+        self.generation.fetch_add(1, Ordering::Release);
+        Ok(link)
+    }
+
+    /// HELLO of `peer` came: from now on this link serves our own offers too.
+    pub(crate) fn greeted(&self, link: &Arc<Link>, peer: [u8; 16]) {
+        let mut links = lock(&self.links);
+        // A link dies before it is taken out of here, under this lock.
+        if peer != self.id().0 && link.death().is_none() {
+            links.by_peer.entry(peer).or_insert_with(|| link.clone());
+        }
+    }
+
+    pub(crate) fn link_ended(&self, link: &Link) {
+        lock(&LINKS).get_or_insert_default().remove(&link.id);
+        let gone = {
+            let mut links = lock(&self.links);
+            let peer = links.by_peer.iter().find(|(_, other)| other.id == link.id).map(|(peer, _)| *peer);
+            let mut gone = Vec::from_iter(peer.and_then(|peer| links.by_peer.remove(&peer)));
+            if let Some(at) = links.all.iter().position(|other| other.id == link.id) {
+                gone.push(links.all.swap_remove(at));
+            }
+            gone
+        };
+        self.generation.fetch_add(1, Ordering::Release);
+        drop(gone);
+        // The poller has a list of its own, which keeps the memory of the dead.
+        let _ = sys::ring(self.eventfd.as_fd());
+    }
+
+    /// Some link has lost its last connection: it is closed when it has been idle for a while.
+    pub(crate) fn close_idle_links_later(self: &Arc<Self>) {
+        if self.looks_for_idle.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let this = Arc::downgrade(self);
+        let work = move || {
+            if let Some(this) = this.upgrade() {
+                this.looks_for_idle.store(false, Ordering::Release);
+                if this.close_idle_links() {
+                    this.close_idle_links_later();
+                }
+            }
+        };
+        self.run_after(IDLE_LINK, work);
+    }
+
+    /// Closes the links that were of no use since the last call; `true` while some may become so.
+    pub(crate) fn close_idle_links(&self) -> bool {
+        let mut again = false;
+        for link in self.links() {
+            let mut links = lock(&self.links);
+            if !link.is_idle() {
+                // Whoever ends its use comes here again; of one without HELLO nobody may.
+                again |= link.peer_endpoint().is_none();
+                continue;
+            }
+            if !link.is_unused() {
+                again = true;
+                continue;
+            }
+            // Nobody gets it for an offer any more, unless the peer has a use for it.
+            links.by_peer.retain(|_, other| other.id != link.id);
+            drop(links);
+            match link.peer_endpoint() {
+                Some(_) => link.say_bye(),
+                None => link.bury(Death::Peer),
+            }
+        }
+        again
+    }
+
+    /// The peer has no use for the link: whether this end has none either, and will have none.
+    pub(crate) fn lets_go(&self, link: &Link) -> bool {
+        let mut links = lock(&self.links);
+        let idle = link.is_idle();
+        if idle {
+            links.by_peer.retain(|_, other| other.id != link.id);
+        }
+        idle
+    }
+
+    /// Changes whenever [`Endpoint::links`] would answer something else.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn links(&self) -> Vec<Arc<Link>> {
+        lock(&self.links).all.clone()
+    }
+}
+
+/// All links of this process by their number, so that two ends that meet here wake each other directly.
+static LINKS: Mutex<Option<HashMap<u64, Weak<Link>>>> = Mutex::new(None);
+
+/// The link of that number, if it is one of this process.
+pub(crate) fn link_of_this_process(id: u64) -> Option<Weak<Link>> {
+    lock(&LINKS).as_ref()?.get(&id).cloned()
+}
