@@ -115,7 +115,7 @@ entries=$(grep -oP '^### \K[A-Z]\d+(?=: )' docs/hazards.md | sort)
 hits=$(comm -23 <(grep -oP ':hazard_\K[a-z]\d+(?=_)' <<<"$tests" | tr '[:lower:]' '[:upper:]' | sort -u) <(echo "$entries"))
 broken "docs/hazards.md has an entry for every code in the name of a test" "$hits"
 named=$(awk '/^- `.*`:$/ { file = $2; gsub(/[`:]/, "", file) } /^  - `hazard_/ { gsub(/`/, ""); print file ":" $2 }' \
-    docs/hazards.md | sort)
+    docs/hazards.md | sort -u)
 broken "docs/hazards.md names tests that exist" "$(comm -23 <(echo "$named") <(echo "$tests"))"
 hits=$(comm -23 <(echo "$entries") <(grep -oP ':hazard_\K[a-z]\d+(?=_)' <<<"$named" | tr '[:lower:]' '[:upper:]' | sort -u))
 broken "every entry of docs/hazards.md names a test" "$hits"

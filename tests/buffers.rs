@@ -69,7 +69,7 @@ async fn pair(lab: &Lab, policy: UpgradePolicy) -> (SmcStream, SmcStream) {
 
 #[test]
 fn a_buffer_may_use_the_stream_that_fills_it() {
-    watched("a_buffer_may_use_the_stream_that_fills_it", || {
+    watched(|| {
         Flavour::CurrentThread.runtime().block_on(async {
             for policy in [UpgradePolicy::Never, UpgradePolicy::Eager] {
                 step(format!("{policy:?}"));
@@ -99,7 +99,7 @@ fn a_buffer_may_use_the_stream_that_fills_it() {
 
 #[test]
 fn a_buffer_without_room_takes_nothing() {
-    watched("a_buffer_without_room_takes_nothing", || {
+    watched(|| {
         Flavour::CurrentThread.runtime().block_on(async {
             for policy in [UpgradePolicy::Never, UpgradePolicy::Eager] {
                 let lab = Lab::new();
@@ -140,7 +140,7 @@ static NOSY: RawWakerVTable = RawWakerVTable::new(
 
 #[test]
 fn a_waker_may_use_the_stream_that_keeps_it() {
-    watched("a_waker_may_use_the_stream_that_keeps_it", || {
+    watched(|| {
         Flavour::MultiThread.runtime().block_on(async {
             let lab = Lab::new();
             let (_client, server) = pair(&lab, UpgradePolicy::Eager).await;

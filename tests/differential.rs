@@ -471,8 +471,9 @@ async fn smc_pair(lab: &Lab, policy: UpgradePolicy) -> [SmcStream; 2] {
     [client.expect("connect"), server.expect("accept").0]
 }
 
-fn differ(name: &str, flavour: Flavour, policy: UpgradePolicy) {
-    watched(name, move || {
+#[track_caller]
+fn differ(flavour: Flavour, policy: UpgradePolicy) {
+    watched(move || {
         let runtime = flavour.runtime();
         let lab = Lab::new();
         let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(200);
@@ -511,25 +512,25 @@ fn short(answers: &[Answer]) -> Vec<String> {
 
 #[test]
 fn tcp_and_smc_upgraded_by_hand_current_thread() {
-    differ("tcp_and_smc_upgraded_by_hand_current_thread", Flavour::CurrentThread, UpgradePolicy::Manual);
+    differ(Flavour::CurrentThread, UpgradePolicy::Manual);
 }
 
 #[test]
 fn tcp_and_smc_upgraded_by_hand_multi_thread() {
-    differ("tcp_and_smc_upgraded_by_hand_multi_thread", Flavour::MultiThread, UpgradePolicy::Manual);
+    differ(Flavour::MultiThread, UpgradePolicy::Manual);
 }
 
 #[test]
 fn tcp_and_smc_upgraded_in_the_background() {
-    differ("tcp_and_smc_upgraded_in_the_background", Flavour::MultiThread, UpgradePolicy::Eager);
+    differ(Flavour::MultiThread, UpgradePolicy::Eager);
 }
 
 #[test]
 fn tcp_and_smc_upgraded_at_the_first_turn() {
-    differ("tcp_and_smc_upgraded_at_the_first_turn", Flavour::MultiThread, UpgradePolicy::FirstTurn);
+    differ(Flavour::MultiThread, UpgradePolicy::FirstTurn);
 }
 
 #[test]
 fn tcp_and_smc_that_stays_on_tcp() {
-    differ("tcp_and_smc_that_stays_on_tcp", Flavour::CurrentThread, UpgradePolicy::Never);
+    differ(Flavour::CurrentThread, UpgradePolicy::Never);
 }

@@ -195,14 +195,14 @@ async fn many_listeners() -> String {
 
 #[test]
 fn an_ordinary_program_upgrades_at_its_first_turns() {
-    watched("an_ordinary_program_upgrades_at_its_first_turns", || {
+    watched(|| {
         assert_eq!(answer("turns", &[]), "loopback-ism loopback-ism");
     });
 }
 
 #[test]
 fn smc_lo_off_keeps_everything_on_tcp() {
-    watched("smc_lo_off_keeps_everything_on_tcp", || {
+    watched(|| {
         assert_eq!(answer("turns", &[("SMC_LO", "off")]), "tcp tcp");
         assert_eq!(answer("turns", &[("SMC_LO", "off"), ("SMC_LO_UPGRADE", "eager")]), "tcp tcp");
     });
@@ -210,7 +210,7 @@ fn smc_lo_off_keeps_everything_on_tcp() {
 
 #[test]
 fn smc_lo_upgrade_names_the_policy() {
-    watched("smc_lo_upgrade_names_the_policy", || {
+    watched(|| {
         for (policy, runs_on) in [
             ("first-turn", "loopback-ism loopback-ism"),
             ("eager", "loopback-ism loopback-ism"),
@@ -226,7 +226,7 @@ fn smc_lo_upgrade_names_the_policy() {
 
 #[test]
 fn smc_lo_dmb_size_and_busy_poll_are_taken() {
-    watched("smc_lo_dmb_size_and_busy_poll_are_taken", || {
+    watched(|| {
         for (size, busy_poll) in [
             ("65536", "0"),
             ("4096", "50"),
@@ -245,28 +245,28 @@ fn smc_lo_dmb_size_and_busy_poll_are_taken() {
 /// A device directory that cannot be trusted is no error of the program: it stays on TCP.
 #[test]
 fn an_unusable_device_directory_leaves_tcp() {
-    watched("an_unusable_device_directory_leaves_tcp", || {
+    watched(|| {
         assert_eq!(answer("turns", &[("SMC_LO_DIR", "/proc/no/such/place")]), "tcp tcp");
     });
 }
 
 #[test]
 fn hazard_c3_bytes_read_before_from_std_are_counted() {
-    watched("hazard_c3_bytes_read_before_from_std_are_counted", || {
+    watched(|| {
         assert_eq!(answer("after a header", &[]), "loopback-ism loopback-ism");
     });
 }
 
 #[test]
 fn hazard_c3_two_streams_of_one_connection_stay_exact() {
-    watched("hazard_c3_two_streams_of_one_connection_stay_exact", || {
+    watched(|| {
         assert_eq!(answer("two of one", &[]), "tcp tcp");
     });
 }
 
 #[test]
 fn hazard_m14_a_user_timeout_keeps_tcp() {
-    watched("hazard_m14_a_user_timeout_keeps_tcp", || {
+    watched(|| {
         let said = answer("user timeout", &[]);
         assert!(said.starts_with("tcp: "), "{said}");
     });
@@ -274,7 +274,7 @@ fn hazard_m14_a_user_timeout_keeps_tcp() {
 
 #[test]
 fn hazard_m6_the_owner_among_many_listeners_is_found() {
-    watched("hazard_m6_the_owner_among_many_listeners_is_found", || {
+    watched(|| {
         assert_eq!(answer("many listeners", &[]), "40 of 40");
     });
 }

@@ -77,7 +77,7 @@ async fn smc() -> io::Result<[SmcStream; 2]> {
 
 #[test]
 fn whatever_tcp_absorbs_the_ring_absorbs() {
-    watched("whatever_tcp_absorbs_the_ring_absorbs", || {
+    watched(|| {
         for flavour in [Flavour::CurrentThread, Flavour::MultiThread] {
             flavour.runtime().block_on(compare());
         }

@@ -15,13 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_smc::{SmcListener, SmcStream, Transport, UpgradePolicy};
 
 use lab::Lab;
-use watchdog::{Flavour, step, watched};
-
-fn on_both(name: &'static str, body: impl AsyncFn() + Copy + Send + 'static) {
-    for flavour in [Flavour::CurrentThread, Flavour::MultiThread] {
-        watched(name, move || flavour.runtime().block_on(body()));
-    }
-}
+use watchdog::{Flavour, on_both_schedulers, step, watched};
 
 /// Bytes of the TCP connection as the kernel counted them at this end: (sent, received).
 fn tcp_bytes(local: SocketAddr, peer: SocketAddr) -> (u64, u64) {
@@ -51,7 +45,7 @@ async fn connected(lab: &Lab) -> (SmcStream, SmcStream) {
 
 #[test]
 fn the_three_messages_and_nothing_else_travel_over_tcp() {
-    on_both("the_three_messages_and_nothing_else_travel_over_tcp", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (mut client, mut server) = connected(&lab).await;
         assert!(client.transport().is_loopback_ism(), "from the first byte on");
@@ -73,7 +67,7 @@ fn the_three_messages_and_nothing_else_travel_over_tcp() {
 
 #[test]
 fn a_server_that_speaks_first_loses_nothing() {
-    on_both("a_server_that_speaks_first_loses_nothing", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::Handshake).handshake_timeout(Duration::from_secs(60));
         let listener = SmcListener::bind_with("127.0.0.1:0", &config).await.expect("bind");
@@ -108,7 +102,7 @@ fn a_server_that_speaks_first_loses_nothing() {
 
 #[test]
 fn a_client_that_leaves_at_once_is_an_end_and_no_reset() {
-    on_both("a_client_that_leaves_at_once_is_an_end_and_no_reset", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         // Too short to be answered in: the client goes on while the handshake is under way.
         for micros in [0, 20, 50, 100, 200, 400, 1000] {
@@ -136,7 +130,7 @@ fn a_client_that_leaves_at_once_is_an_end_and_no_reset() {
 
 #[test]
 fn a_plain_server_gets_no_byte_and_costs_no_wait() {
-    watched("a_plain_server_gets_no_byte_and_costs_no_wait", || {
+    watched(|| {
         let runtime = Flavour::MultiThread.runtime();
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::Handshake).handshake_timeout(Duration::from_secs(3600));
@@ -154,7 +148,7 @@ fn a_plain_server_gets_no_byte_and_costs_no_wait() {
 
 #[test]
 fn require_fails_with_the_reason_where_there_is_no_upgrade() {
-    on_both("require_fails_with_the_reason_where_there_is_no_upgrade", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::Require);
         let plain = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");

@@ -47,8 +47,9 @@ impl Scene {
 }
 
 /// Runs `test` on both schedulers with a rising number, by which it picks the moment of the interleaving.
-fn moments(name: &str, count: usize, test: impl AsyncFn(&Scene, usize) + Send + Copy + 'static) {
-    watched(name, move || {
+#[track_caller]
+fn moments(count: usize, test: impl AsyncFn(&Scene, usize) + Send + Copy + 'static) {
+    watched(move || {
         for flavour in [Flavour::CurrentThread, Flavour::MultiThread] {
             flavour.runtime().block_on(async {
                 let scene = Scene::new().await;
@@ -76,7 +77,7 @@ async fn expect_rest(stream: &mut SmcStream, from: usize, total: usize) {
 
 #[test]
 fn hazard_c1_a_close_during_the_upgrade_loses_nothing() {
-    moments("hazard_c1_a_close_during_the_upgrade_loses_nothing", 30, async |scene, moment| {
+    moments(30, async |scene, moment| {
         const TOTAL: usize = 2 << 20;
         let (mut client, mut server) = scene.pair(UpgradePolicy::Eager).await;
         client.write_all(b"request").await.expect("write");
@@ -100,7 +101,7 @@ fn hazard_c1_a_close_during_the_upgrade_loses_nothing() {
 
 #[test]
 fn hazard_c2_no_foreign_byte_in_any_kind_of_read() {
-    moments("hazard_c2_no_foreign_byte_in_any_kind_of_read", 40, async |scene, moment| {
+    moments(40, async |scene, moment| {
         const TOTAL: usize = 200_000;
         let (mut client, mut server) = scene.pair(UpgradePolicy::Eager).await;
         let writing = tokio::spawn(async move {
@@ -157,7 +158,7 @@ fn hazard_c2_no_foreign_byte_in_any_kind_of_read() {
 /// `&self` methods let safe code run two producers and two consumers at once; no byte may be lost or doubled.
 #[test]
 fn hazard_c4_two_producers_and_two_consumers() {
-    moments("hazard_c4_two_producers_and_two_consumers", 4, async |scene, _| {
+    moments(4, async |scene, _| {
         const EACH: usize = 20_000;
         let (client, server) = scene.pair(UpgradePolicy::Eager).await;
         let (client, server) = (Arc::new(client), Arc::new(server));
@@ -205,7 +206,7 @@ fn hazard_c4_two_producers_and_two_consumers() {
 /// The reader goes while the peer writes, and the next connection takes what it had: none of the old bytes show up.
 #[test]
 fn hazard_c5_a_late_producer_never_writes_into_the_next_connection() {
-    moments("hazard_c5_a_late_producer_never_writes_into_the_next_connection", 150, async |scene, moment| {
+    moments(150, async |scene, moment| {
         let (client, mut server) = scene.pair(UpgradePolicy::Eager).await;
         let mark = moment as u8;
         let writing = tokio::spawn(async move {
@@ -226,7 +227,7 @@ fn hazard_c5_a_late_producer_never_writes_into_the_next_connection() {
 /// Every way to wait, begun before the switch; the byte comes after it.
 #[test]
 fn hazard_h1_a_waiter_from_before_the_switch_wakes_after_it() {
-    moments("hazard_h1_a_waiter_from_before_the_switch_wakes_after_it", 60, async |scene, moment| {
+    moments(60, async |scene, moment| {
         let (mut client, server) = scene.pair(UpgradePolicy::Manual).await;
         let waiting = tokio::spawn(async move {
             let mut server = server;
@@ -270,7 +271,7 @@ fn hazard_h1_a_waiter_from_before_the_switch_wakes_after_it() {
 /// One half's task drives the switch while the other half's waits: neither takes the other's waker.
 #[test]
 fn hazard_h2_halves_keep_their_wakers_through_the_switch() {
-    moments("hazard_h2_halves_keep_their_wakers_through_the_switch", 6, async |scene, moment| {
+    moments(6, async |scene, moment| {
         const TOTAL: usize = 3 << 20;
         let (client, server) = scene.pair(UpgradePolicy::Eager).await;
         let mut tasks = tokio::task::JoinSet::new();
@@ -296,7 +297,7 @@ fn hazard_h2_halves_keep_their_wakers_through_the_switch() {
 /// The server only ever writes and leaves the client's bytes unread: they are all still there at the end.
 #[test]
 fn hazard_h4_a_stream_that_is_only_written_reads_nothing_ahead() {
-    moments("hazard_h4_a_stream_that_is_only_written_reads_nothing_ahead", 4, async |scene, _| {
+    moments(4, async |scene, _| {
         const UNREAD: usize = 100_000;
         const TOTAL: usize = 4 << 20;
         let (mut client, mut server) = scene.pair(UpgradePolicy::Eager).await;
@@ -317,7 +318,7 @@ fn hazard_h4_a_stream_that_is_only_written_reads_nothing_ahead() {
 /// `into_std` at any moment: either it is still TCP and every byte passes through std, or it says `Unsupported`.
 #[test]
 fn hazard_h9_into_std_races_the_switch() {
-    moments("hazard_h9_into_std_races_the_switch", 60, async |scene, moment| {
+    moments(60, async |scene, moment| {
         let (mut client, mut server) = scene.pair(UpgradePolicy::Eager).await;
         client.write_all(b"before").await.expect("write");
         server.read_exact(&mut [0; 6]).await.expect("read");
@@ -360,7 +361,7 @@ fn hazard_h9_into_std_races_the_switch() {
 /// Both write what TCP absorbs before either reads, with the switch anywhere in between.
 #[test]
 fn hazard_h10_both_write_before_they_read_during_the_switch() {
-    moments("hazard_h10_both_write_before_they_read_during_the_switch", 10, async |scene, moment| {
+    moments(10, async |scene, moment| {
         const TOTAL: usize = 1 << 20;
         let (mut client, mut server) = scene.pair(UpgradePolicy::Eager).await;
         for stream in [&mut client, &mut server] {
@@ -383,7 +384,7 @@ fn hazard_h10_both_write_before_they_read_during_the_switch() {
 /// A waiter on either side of every turn: one lost wake-up in 100,000 is a hang, and the watchdog names it.
 #[test]
 fn hazard_h13_no_wakeup_is_lost_between_look_and_sleep() {
-    moments("hazard_h13_no_wakeup_is_lost_between_look_and_sleep", 4, async |scene, _| {
+    moments(4, async |scene, _| {
         let (mut client, mut server) = scene.pair(UpgradePolicy::Eager).await;
         let echo = tokio::spawn(async move {
             while let Ok(value) = server.read_u16().await {

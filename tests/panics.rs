@@ -128,7 +128,7 @@ async fn on(policy: UpgradePolicy) {
 
 #[test]
 fn a_waker_that_panics_hurts_nobody_else() {
-    watched("a_waker_that_panics_hurts_nobody_else", || {
+    watched(|| {
         for flavour in [Flavour::CurrentThread, Flavour::MultiThread] {
             for policy in [UpgradePolicy::Manual, UpgradePolicy::Eager] {
                 flavour.runtime().block_on(on(policy));

@@ -188,8 +188,9 @@ async fn plain_server(first: First, policy: UpgradePolicy) {
     serving.await.expect("no foreign byte at the server");
 }
 
-fn run(name: &str, test: impl AsyncFn(UpgradePolicy) + Send + Copy + 'static) {
-    watched(name, move || {
+#[track_caller]
+fn run(test: impl AsyncFn(UpgradePolicy) + Send + Copy + 'static) {
+    watched(move || {
         for policy in POLICIES {
             for flavour in [Flavour::CurrentThread, Flavour::MultiThread] {
                 flavour.runtime().block_on(test(policy));
@@ -200,28 +201,28 @@ fn run(name: &str, test: impl AsyncFn(UpgradePolicy) + Send + Copy + 'static) {
 
 #[test]
 fn plain_clients_that_speak_first() {
-    run("plain_clients_that_speak_first", async |policy| plain_clients(First::Client, policy).await);
+    run(async |policy| plain_clients(First::Client, policy).await);
 }
 
 #[test]
 fn plain_clients_that_listen_first() {
-    run("plain_clients_that_listen_first", async |policy| plain_clients(First::Server, policy).await);
+    run(async |policy| plain_clients(First::Server, policy).await);
 }
 
 #[test]
 fn plain_servers_that_speak_first() {
-    run("plain_servers_that_speak_first", async |policy| plain_server(First::Server, policy).await);
+    run(async |policy| plain_server(First::Server, policy).await);
 }
 
 #[test]
 fn plain_servers_that_listen_first() {
-    run("plain_servers_that_listen_first", async |policy| plain_server(First::Client, policy).await);
+    run(async |policy| plain_server(First::Client, policy).await);
 }
 
 /// A byte-moving proxy joins two TCP connections into one talk; neither end may take the other for its own peer.
 #[test]
 fn hazard_h5_a_plain_proxy_between_two_of_ours() {
-    watched("hazard_h5_a_plain_proxy_between_two_of_ours", || {
+    watched(|| {
         Flavour::MultiThread.runtime().block_on(async {
             let lab = Lab::new();
             let config = lab.config(UpgradePolicy::Eager);
@@ -251,7 +252,7 @@ fn hazard_h5_a_plain_proxy_between_two_of_ours() {
 /// device directory still names the port, and the plain server must not notice.
 #[test]
 fn hazard_h7_the_port_now_belongs_to_a_plain_server() {
-    watched("hazard_h7_the_port_now_belongs_to_a_plain_server", || {
+    watched(|| {
         Flavour::MultiThread.runtime().block_on(async {
             let lab = Lab::new();
             let config = lab.config(UpgradePolicy::Eager);
@@ -277,7 +278,7 @@ fn hazard_h7_the_port_now_belongs_to_a_plain_server() {
 /// The client's port is used again for a second connection while the server still holds the first, long dead one.
 #[test]
 fn hazard_h7_the_tuple_is_used_again() {
-    watched("hazard_h7_the_tuple_is_used_again", || {
+    watched(|| {
         Flavour::MultiThread.runtime().block_on(async {
             let lab = Lab::new();
             let config = lab.config(UpgradePolicy::Eager);

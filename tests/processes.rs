@@ -218,8 +218,9 @@ async fn peer(lab: &Lab, (policy, name): (UpgradePolicy, &str), child_listens: b
 }
 
 /// Runs `test` on TCP and on the ring, with the child on either side.
-fn either_side(name: &str, test: impl AsyncFn(Child, SmcStream) + Send + Copy + 'static) {
-    watched(name, move || {
+#[track_caller]
+fn either_side(test: impl AsyncFn(Child, SmcStream) + Send + Copy + 'static) {
+    watched(move || {
         for policy in BOTH {
             for (flavour, child_listens) in [(Flavour::MultiThread, true), (Flavour::CurrentThread, false)] {
                 flavour.runtime().block_on(async {
@@ -235,7 +236,7 @@ fn either_side(name: &str, test: impl AsyncFn(Child, SmcStream) + Send + Copy + 
 
 #[test]
 fn data_and_half_close() {
-    either_side("data_and_half_close", async |_child, mut stream| {
+    either_side(async |_child, mut stream| {
         const TOTAL: usize = 4 << 20;
         stream.write_u8(b'e').await.expect("write");
         let (mut reader, mut writer) = stream.into_split();
@@ -253,7 +254,7 @@ fn data_and_half_close() {
 /// Everything the dead process wrote, then a clean end: nothing of ours was left unread.
 #[test]
 fn hazard_h12_process_death_is_eof() {
-    either_side("hazard_h12_process_death_is_eof", async |mut child, mut stream| {
+    either_side(async |mut child, mut stream| {
         stream.write_u8(b's').await.expect("write");
         let mut got = vec![0; 1 << 20];
         stream.read_exact(&mut got).await.expect("read");
@@ -266,7 +267,7 @@ fn hazard_h12_process_death_is_eof() {
 
 #[test]
 fn hazard_h12_process_death_with_unread_data_is_a_reset() {
-    either_side("hazard_h12_process_death_with_unread_data_is_a_reset", async |mut child, mut stream| {
+    either_side(async |mut child, mut stream| {
         stream.write_u8(b'h').await.expect("write");
         assert_eq!(stream.read_u8().await.expect("read"), b'h');
         stream.write_all(&bytes(0, 1000)).await.expect("write");
@@ -278,7 +279,7 @@ fn hazard_h12_process_death_with_unread_data_is_a_reset() {
 
 #[test]
 fn hazard_h12_process_death_wakes_a_waiting_reader() {
-    either_side("hazard_h12_process_death_wakes_a_waiting_reader", async |mut child, mut stream| {
+    either_side(async |mut child, mut stream| {
         stream.write_u8(b'h').await.expect("write");
         assert_eq!(stream.read_u8().await.expect("read"), b'h');
         let reading = tokio::spawn(async move { stream.read(&mut [0; 8]).await });
@@ -303,9 +304,9 @@ async fn hung_up(stream: &SmcStream) {
 /// The first write to a peer that is gone succeeds, as its answer comes later, and the next one fails.
 #[test]
 fn writes_after_the_end_of_a_stream_or_its_process() {
-    either_side("a stream is dropped", async |child, stream| write_after(b'd', child, stream).await);
-    either_side("a process exits", async |child, stream| write_after(b'x', child, stream).await);
-    either_side("a process is killed", async |child, stream| write_after(b'h', child, stream).await);
+    either_side(async |child, stream| write_after(b'd', child, stream).await);
+    either_side(async |child, stream| write_after(b'x', child, stream).await);
+    either_side(async |child, stream| write_after(b'h', child, stream).await);
 }
 
 async fn write_after(wish: u8, mut child: Child, mut stream: SmcStream) {
@@ -326,7 +327,7 @@ async fn write_after(wish: u8, mut child: Child, mut stream: SmcStream) {
 
 #[test]
 fn a_process_that_dies_with_unread_data_resets_once() {
-    either_side("a_process_that_dies_with_unread_data_resets_once", async |mut child, mut stream| {
+    either_side(async |mut child, mut stream| {
         stream.write_u8(b'h').await.expect("write");
         assert_eq!(stream.read_u8().await.expect("read"), b'h');
         stream.write_all(&bytes(0, 1000)).await.expect("write");
@@ -345,7 +346,7 @@ fn a_process_that_dies_with_unread_data_resets_once() {
 /// A watchdog of either process shuts the descriptor down, and both hear of it.
 #[test]
 fn a_shut_descriptor_ends_the_stream_of_the_other_process() {
-    either_side("a_shut_descriptor_ends_the_stream_of_the_other_process", async |_child, mut stream| {
+    either_side(async |_child, mut stream| {
         stream.write_u8(b'e').await.expect("write");
         stream.write_all(b"echo").await.expect("write");
         let mut got = [0; 4];
@@ -363,7 +364,7 @@ fn a_shut_descriptor_ends_the_stream_of_the_other_process() {
 
 #[test]
 fn process_death_wakes_a_blocked_writer() {
-    either_side("process_death_wakes_a_blocked_writer", async |mut child, mut stream| {
+    either_side(async |mut child, mut stream| {
         stream.write_u8(b'h').await.expect("write");
         assert_eq!(stream.read_u8().await.expect("read"), b'h');
         let (mut reader, mut writer) = stream.into_split();
@@ -382,7 +383,7 @@ fn process_death_wakes_a_blocked_writer() {
 /// Death while connections are on their way to the ring; those to another process do not notice.
 #[test]
 fn hazard_h15_a_link_dies_in_the_middle_of_upgrades() {
-    watched("hazard_h15_a_link_dies_in_the_middle_of_upgrades", || {
+    watched(|| {
         Flavour::MultiThread.runtime().block_on(async {
             let lab = Lab::new();
             let (_other, mut stays) = peer(&lab, UPGRADED, true).await;
@@ -454,7 +455,7 @@ fn memory([server, clients]: &[Usage; 2]) -> u64 {
 
 #[test]
 fn a_thousand_connections_cost_16_kib_and_one_fd_each() {
-    watched("a_thousand_connections_cost_16_kib_and_one_fd_each", || {
+    watched(|| {
         const COUNT: usize = 1000;
         let lab = Lab::new();
         let [tcp, smc] = ["never", "eager"].map(|policy| {
@@ -476,7 +477,7 @@ fn a_thousand_connections_cost_16_kib_and_one_fd_each() {
 
 #[test]
 fn ten_thousand_connections_leave_nothing_behind() {
-    watched("ten_thousand_connections_leave_nothing_behind", || {
+    watched(|| {
         let lab = Lab::new();
         let (mut server, addr) = start_server(&lab, "eager");
         let mut clients = Child::start(&format!("clients {addr}"), lab.dir(), &[("SMC_LO_UPGRADE", "eager")]);
@@ -508,7 +509,7 @@ fn ten_thousand_connections_leave_nothing_behind() {
 
 #[test]
 fn a_thousand_idle_connections_make_no_system_call() {
-    watched("a_thousand_idle_connections_make_no_system_call", || {
+    watched(|| {
         let strace = Command::new("strace").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
         if strace.is_err() {
             let how = "strace is missing: install it (apt-get install strace) so that idleness can be seen";

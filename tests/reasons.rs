@@ -137,7 +137,7 @@ const DENIED: [(&str, i32, FallbackReason); 10] = [
 
 #[test]
 fn a_client_that_is_denied_a_call_names_it_as_its_own_lack() {
-    watched("a_client_that_is_denied_a_call_names_it_as_its_own_lack", || {
+    watched(|| {
         let more = [
             ("eventfd2", libc::EPERM, FallbackReason::Denied),
             ("timerfd_create", libc::EPERM, FallbackReason::Denied),
@@ -156,7 +156,7 @@ fn a_client_that_is_denied_a_call_names_it_as_its_own_lack() {
 
 #[test]
 fn a_server_that_is_denied_a_call_tells_the_client() {
-    watched("a_server_that_is_denied_a_call_tells_the_client", || {
+    watched(|| {
         for (call, errno, reason) in DENIED {
             let (heard, said) = of_server(&format!("deny {call} {errno}"));
             let declined = FallbackReason::Declined(reason.diagnosis());
@@ -171,7 +171,7 @@ fn a_server_that_is_denied_a_call_tells_the_client() {
 
 #[test]
 fn a_server_without_a_place_on_the_device_says_why() {
-    watched("a_server_without_a_place_on_the_device_says_why", || {
+    watched(|| {
         for (lack, reason) in [
             (format!("early deny eventfd2 {}", libc::EPERM), FallbackReason::Denied),
             (format!("early deny unix {}", libc::EMFILE), FallbackReason::Descriptors),
@@ -187,7 +187,7 @@ fn a_server_without_a_place_on_the_device_says_why() {
 
 #[test]
 fn a_client_on_a_read_only_directory_blames_the_directory() {
-    watched("a_client_on_a_read_only_directory_blames_the_directory", || {
+    watched(|| {
         assert_eq!(of_client("read-only"), "Some(NoDevice)");
     });
 }
@@ -197,7 +197,7 @@ const FEW_TO_ENOUGH: [usize; 14] = [0, 1, 2, 3, 4, 6, 8, 10, 14, 20, 40, 64, 80,
 
 #[test]
 fn a_server_without_descriptors_is_one_that_lacks_something_and_no_broken_one() {
-    watched("a_server_without_descriptors_is_one_that_lacks_something_and_no_broken_one", || {
+    watched(|| {
         // With too few it can not even take the link's connection: the client waits as long as one does.
         let all: Vec<_> = FEW_TO_ENOUGH
             .into_iter()
@@ -217,7 +217,7 @@ fn a_server_without_descriptors_is_one_that_lacks_something_and_no_broken_one() 
 
 #[test]
 fn a_client_without_descriptors_says_so_until_they_suffice() {
-    watched("a_client_without_descriptors_says_so_until_they_suffice", || {
+    watched(|| {
         let mut enough = None;
         for count in FEW_TO_ENOUGH {
             match of_client(&format!("descriptors {count}")).as_str() {

@@ -31,8 +31,9 @@ use watchdog::{Flavour, step, watched};
 /// The counters are the process's: here one test runs at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-fn alone(name: &'static str, body: impl AsyncFn() + Copy + Send + 'static) {
-    watched(name, move || {
+#[track_caller]
+fn alone(body: impl AsyncFn() + Copy + Send + 'static) {
+    watched(move || {
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         for flavour in [Flavour::CurrentThread, Flavour::MultiThread] {
             flavour.runtime().block_on(body());
@@ -84,7 +85,7 @@ fn child_process() {
 
 #[test]
 fn every_stream_is_there_from_its_creation_to_its_end() {
-    alone("every_stream_is_there_from_its_creation_to_its_end", async || {
+    alone(async || {
         let lab = Lab::new();
         let began = SystemTime::now();
         let config = lab.config(UpgradePolicy::Manual);
@@ -131,7 +132,7 @@ fn every_stream_is_there_from_its_creation_to_its_end() {
 
 #[test]
 fn an_upgraded_stream_tells_where_its_bytes_went() {
-    alone("an_upgraded_stream_tells_where_its_bytes_went", async || {
+    alone(async || {
         let lab = Lab::new();
         let before = stats();
         let (mut client, mut server) = connected(&lab.config(UpgradePolicy::FirstTurn)).await;
@@ -163,7 +164,7 @@ fn an_upgraded_stream_tells_where_its_bytes_went() {
 
 #[test]
 fn the_reason_of_a_stream_counts_once() {
-    alone("the_reason_of_a_stream_counts_once", async || {
+    alone(async || {
         let lab = Lab::new();
         let before = stats();
         let grown = |reason| stats().reason(reason) - before.reason(reason);
@@ -206,7 +207,7 @@ fn the_reason_of_a_stream_counts_once() {
 
 #[test]
 fn a_peer_that_declines_counts_by_its_diagnosis() {
-    alone("a_peer_that_declines_counts_by_its_diagnosis", async || {
+    alone(async || {
         let lab = Lab::new();
         let before = stats();
         let config = lab.config(UpgradePolicy::Manual);
@@ -240,7 +241,7 @@ async fn ping_pong(config: &Config, child: &mut Child) {
 
 #[test]
 fn wake_ups_are_sent_to_who_sleeps_and_saved_for_who_looks() {
-    alone("wake_ups_are_sent_to_who_sleeps_and_saved_for_who_looks", async || {
+    alone(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::Manual);
         step("pollers that always sleep");
@@ -259,7 +260,7 @@ fn wake_ups_are_sent_to_who_sleeps_and_saved_for_who_looks() {
 
 #[test]
 fn looks_of_a_poller_that_does_not_sleep_are_counted() {
-    alone("looks_of_a_poller_that_does_not_sleep_are_counted", async || {
+    alone(async || {
         if thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2) {
             // It never polls there.
             return;
@@ -283,7 +284,7 @@ fn looks_of_a_poller_that_does_not_sleep_are_counted() {
 
 #[test]
 fn a_thousand_streams_come_and_go_beside_snapshots() {
-    alone("a_thousand_streams_come_and_go_beside_snapshots", async || {
+    alone(async || {
         let lab = Lab::new();
         let before = stats();
         let over = Arc::new(AtomicBool::new(false));

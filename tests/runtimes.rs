@@ -52,7 +52,7 @@ fn pair_across(lab: &Lab, policy: UpgradePolicy, here: &Runtime, there: &Runtime
 
 #[test]
 fn several_runtimes_of_one_process_talk_to_each_other() {
-    watched("several_runtimes_of_one_process_talk_to_each_other", || {
+    watched(|| {
         for policy in POLICIES {
             for (one, two) in FLAVOURS.into_iter().flat_map(|one| FLAVOURS.map(|two| (one, two))) {
                 step(format!("{policy:?}: {one:?} with {two:?}"));
@@ -90,7 +90,7 @@ fn several_runtimes_of_one_process_talk_to_each_other() {
 /// the stream is dropped. Nothing hangs.
 #[test]
 fn hazard_m5_a_stream_outlives_its_runtime() {
-    watched("hazard_m5_a_stream_outlives_its_runtime", || {
+    watched(|| {
         for policy in POLICIES {
             for flavour in FLAVOURS {
                 step(format!("{policy:?}, {flavour:?}"));
@@ -117,7 +117,7 @@ fn hazard_m5_a_stream_outlives_its_runtime() {
 /// A reader that waits in another runtime than its stream's is woken when that one goes.
 #[test]
 fn hazard_m5_a_waiting_reader_wakes_when_the_runtime_goes() {
-    watched("hazard_m5_a_waiting_reader_wakes_when_the_runtime_goes", || {
+    watched(|| {
         for policy in POLICIES {
             for flavour in FLAVOURS {
                 step(format!("{policy:?}, {flavour:?}"));
@@ -147,7 +147,7 @@ fn hazard_m5_a_waiting_reader_wakes_when_the_runtime_goes() {
 /// A runtime with I/O only: no part of an upgrade may ask for tokio's timers.
 #[test]
 fn hazard_m5_a_runtime_without_timers_upgrades() {
-    watched("hazard_m5_a_runtime_without_timers_upgrades", || {
+    watched(|| {
         let lab = Lab::new();
         let runtime = Builder::new_current_thread().enable_io().build().expect("a runtime");
         runtime.block_on(async {
@@ -169,7 +169,7 @@ fn hazard_m5_a_runtime_without_timers_upgrades() {
 /// Two runtimes in one thread after each other, many times: what one leaves behind must not reach the next.
 #[test]
 fn runtimes_come_and_go() {
-    watched("runtimes_come_and_go", || {
+    watched(|| {
         let lab = Lab::new();
         for turn in 0..30_u32 {
             step(format!("runtime {turn}"));
@@ -239,7 +239,7 @@ where
 /// TCP stalls as well when the worker that serves the driver computes: that is the measure.
 #[test]
 fn hazard_h11_a_blocked_worker_stalls_others_no_more_than_on_tcp() {
-    watched("hazard_h11_a_blocked_worker_stalls_others_no_more_than_on_tcp", || {
+    watched(|| {
         const CONNECTIONS: usize = 8;
         const SLACK: u32 = 4;
         let measure = || {

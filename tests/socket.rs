@@ -30,16 +30,10 @@ use tokio_smc::{Config, LoopbackIsm, SmcSocket, SmcStream, Transport, UpgradePol
 
 use agree::agree;
 use lab::Lab;
-use watchdog::{Flavour, step, watched};
+use watchdog::{on_both_schedulers, step, watched};
 
 const V4: &str = "127.0.0.1:0";
 const V6: &str = "[::1]:0";
-
-fn on_both(name: &'static str, body: impl AsyncFn() + Copy + Send + 'static) {
-    for flavour in [Flavour::CurrentThread, Flavour::MultiThread] {
-        watched(name, move || flavour.runtime().block_on(body()));
-    }
-}
 
 fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address")
@@ -99,7 +93,7 @@ fn rings(stream: &SmcStream) -> LoopbackIsm {
 
 #[test]
 fn every_option_answers_as_tokios() {
-    watched("every_option_answers_as_tokios", || {
+    watched(|| {
         for v6 in [false, true] {
             let (theirs, ours) = if v6 {
                 (TcpSocket::new_v6().expect("a socket"), SmcSocket::new_v6().expect("a socket"))
@@ -138,7 +132,7 @@ fn every_option_answers_as_tokios() {
 #[test]
 #[expect(deprecated, reason = "the old names act as tokio's old names do")]
 fn deprecated_options_answer_as_tokios() {
-    watched("deprecated_options_answer_as_tokios", || {
+    watched(|| {
         let (theirs, ours) = (TcpSocket::new_v4().expect("a socket"), SmcSocket::new_v4().expect("a socket"));
         for linger in
             [Some(Duration::from_secs(10)), Some(Duration::ZERO), Some(Duration::from_millis(1)), None]
@@ -153,7 +147,7 @@ fn deprecated_options_answer_as_tokios() {
 
 #[test]
 fn binding_answers_as_tokios() {
-    watched("binding_answers_as_tokios", || {
+    watched(|| {
         let holder = std::net::TcpListener::bind(V4).expect("bind");
         let taken = holder.local_addr().expect("an address");
         // Of the last one no byte is ever sent: it is an address of documentation, which no host has.
@@ -174,7 +168,7 @@ fn binding_answers_as_tokios() {
 
 #[test]
 fn connecting_and_listening_fail_as_tokios() {
-    on_both("connecting_and_listening_fail_as_tokios", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         for policy in [UpgradePolicy::FirstTurn, UpgradePolicy::Require, UpgradePolicy::Never] {
             let config = lab.config(policy);
@@ -217,7 +211,7 @@ fn backlog(at: SocketAddr) -> String {
 
 #[test]
 fn the_backlog_is_tokios() {
-    on_both("the_backlog_is_tokios", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         for wanted in [0, 1, 77, i32::MAX as u32, i32::MAX as u32 + 1, u32::MAX] {
             let (theirs, ours) =
@@ -234,7 +228,7 @@ fn the_backlog_is_tokios() {
 
 #[test]
 fn without_a_runtime_it_panics_as_tokios() {
-    watched("without_a_runtime_it_panics_as_tokios", || {
+    watched(|| {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let listener = std::net::TcpListener::bind(V4).expect("bind");
@@ -259,7 +253,7 @@ fn without_a_runtime_it_panics_as_tokios() {
 
 #[test]
 fn both_ends_upgrade_on_both_protocols() {
-    on_both("both_ends_upgrade_on_both_protocols", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         for at in [V4, V6].map(address) {
             for policy in [
@@ -287,7 +281,7 @@ fn both_ends_upgrade_on_both_protocols() {
 
 #[test]
 fn listeners_that_share_a_port_both_upgrade() {
-    on_both("listeners_that_share_a_port_both_upgrade", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let mut at = address(V4);
@@ -315,7 +309,7 @@ fn listeners_that_share_a_port_both_upgrade() {
 
 #[test]
 fn a_socket_made_elsewhere_is_taken_with_its_options() {
-    on_both("a_socket_made_elsewhere_is_taken_with_its_options", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let made = || {
             let socket =
@@ -347,7 +341,7 @@ fn a_socket_made_elsewhere_is_taken_with_its_options() {
 #[test]
 #[allow(unsafe_code, reason = "FromRawFd is unsafe to call")]
 fn a_raw_descriptor_goes_out_and_in() {
-    on_both("a_raw_descriptor_goes_out_and_in", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let socket = SmcSocket::new_v4().expect("a socket");
         socket.bind(address(V4)).expect("bind");

@@ -158,7 +158,7 @@ async fn scenario(name: &str, servers: usize, live: usize) {
 
 #[test]
 fn nobody_waits_for_ever_for_a_stopped_server() {
-    watched("nobody_waits_for_ever_for_a_stopped_server", || {
+    watched(|| {
         Flavour::MultiThread.runtime().block_on(async {
             tokio::join!(
                 scenario("no HELLO", 1, 0),
@@ -171,7 +171,7 @@ fn nobody_waits_for_ever_for_a_stopped_server() {
 
 #[test]
 fn an_accept_that_takes_long_is_told_and_then_upgraded() {
-    watched("an_accept_that_takes_long_is_told_and_then_upgraded", || {
+    watched(|| {
         Flavour::CurrentThread.runtime().block_on(async {
             let lab = Lab::new();
             let config = lab.config(UpgradePolicy::Manual);

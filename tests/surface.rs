@@ -39,7 +39,7 @@ fn scratch(name: &str) -> std::path::PathBuf {
 
 #[test]
 fn all_that_tokio_offers_is_here() {
-    watched("all_that_tokio_offers_is_here", || {
+    watched(|| {
         let found = honest();
         assert!(found.is_empty(), "{} differences from tokio:\n{}", found.len(), found.join("\n"));
     });
@@ -48,7 +48,7 @@ fn all_that_tokio_offers_is_here() {
 /// The test can fail: of a tokio with more in it, all that is more is named, and nothing else.
 #[test]
 fn what_a_newer_tokio_adds_is_named() {
-    watched("what_a_newer_tokio_adds_is_named", || {
+    watched(|| {
         let tokio = Tokio::locked().copied_to(&scratch("surface-doctored-tokio"));
         let (stream, listener) = ("src/net/tcp/stream.rs", "src/net/tcp/listener.rs");
         let (socket, split) = ("src/net/tcp/socket.rs", "src/net/tcp/split.rs");

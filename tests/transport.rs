@@ -19,13 +19,7 @@ use tokio_smc::{
 
 use agree::agree;
 use lab::Lab;
-use watchdog::{Flavour, step, watched};
-
-fn on_both(name: &'static str, body: impl AsyncFn() + Copy + Send + 'static) {
-    for flavour in [Flavour::CurrentThread, Flavour::MultiThread] {
-        watched(name, move || flavour.runtime().block_on(body()));
-    }
-}
+use watchdog::{Flavour, on_both_schedulers, step};
 
 async fn connected(config: &Config) -> (SmcStream, SmcStream) {
     let listener = SmcListener::bind_with("127.0.0.1:0", config).await.expect("bind");
@@ -42,7 +36,7 @@ async fn upgraded(lab: &Lab) -> (SmcStream, SmcStream) {
 
 #[test]
 fn both_ends_tell_the_same_story() {
-    on_both("both_ends_tell_the_same_story", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let listener =
@@ -82,7 +76,7 @@ fn both_ends_tell_the_same_story() {
 
 #[test]
 fn the_peer_is_known_once_it_is_proved() {
-    on_both("the_peer_is_known_once_it_is_proved", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) = connected(&lab.config(UpgradePolicy::Manual)).await;
         let error = client.peer_cred().expect_err("TCP does not tell");
@@ -106,7 +100,7 @@ fn own_uid() -> u32 {
 
 #[test]
 fn counters_tell_what_moved_where() {
-    on_both("counters_tell_what_moved_where", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (mut client, mut server) = connected(&lab.config(UpgradePolicy::Manual)).await;
         client.write_all(&[1; 1000]).await.expect("write");
@@ -138,7 +132,7 @@ impl<F: Future> NowOrNever for F {
 
 #[test]
 fn a_watch_hears_of_every_step_and_of_the_end() {
-    on_both("a_watch_hears_of_every_step_and_of_the_end", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) = connected(&lab.config(UpgradePolicy::Manual)).await;
         let (upgraded, mut both) = tokio::sync::mpsc::channel(2);
@@ -176,7 +170,7 @@ fn a_watch_hears_of_every_step_and_of_the_end() {
 /// Nobody reads or writes at the watched end; the peer alone brings the change about.
 #[test]
 fn a_watch_hears_the_peer_switch() {
-    on_both("a_watch_hears_the_peer_switch", async || {
+    on_both_schedulers(async || {
         for _ in 0..200 {
             let lab = Lab::new();
             let (client, server) = connected(&lab.config(UpgradePolicy::Manual)).await;
@@ -193,7 +187,7 @@ fn a_watch_hears_the_peer_switch() {
 
 #[test]
 fn a_watch_hears_why_it_stays_tcp() {
-    on_both("a_watch_hears_why_it_stays_tcp", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("an address");
@@ -209,7 +203,7 @@ fn a_watch_hears_why_it_stays_tcp() {
 
 #[test]
 fn into_std_gives_an_upgraded_stream_back() {
-    on_both("into_std_gives_an_upgraded_stream_back", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, mut server) = upgraded(&lab).await;
         let error = client.into_std().expect_err("it is in the rings");
@@ -227,7 +221,7 @@ fn into_std_gives_an_upgraded_stream_back() {
 
 #[test]
 fn an_upgraded_stream_says_why_it_has_no_raw_io() {
-    on_both("an_upgraded_stream_says_why_it_has_no_raw_io", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, _server) = upgraded(&lab).await;
         let tried = client.try_io(Interest::READABLE, || Ok(())).expect_err("it is in the rings");
@@ -244,7 +238,7 @@ fn an_upgraded_stream_says_why_it_has_no_raw_io() {
 /// The socket is in reach for options, on TCP and after the upgrade.
 #[test]
 fn options_through_the_socket_itself() {
-    on_both("options_through_the_socket_itself", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, _server) = upgraded(&lab).await;
         let socket = SockRef::from(&client);
@@ -262,7 +256,7 @@ fn options_through_the_socket_itself() {
 /// An offer for a stream that lives but stays on TCP is answered at once, also when it had to be looked up.
 #[test]
 fn an_offer_for_a_pinned_stream_is_refused() {
-    on_both("an_offer_for_a_pinned_stream_is_refused", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) = connected(&lab.config(UpgradePolicy::Manual)).await;
         let _ = server.try_io(Interest::WRITABLE, || Ok(()));
@@ -277,7 +271,7 @@ fn an_offer_for_a_pinned_stream_is_refused() {
 /// An offer for a stream that the server's application has taken away before it came is refused, after a while.
 #[test]
 fn an_offer_for_a_stream_that_is_gone_is_refused() {
-    on_both("an_offer_for_a_stream_that_is_gone_is_refused", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::Manual);
         let listener = SmcListener::bind_with("127.0.0.1:0", &config).await.expect("bind");
@@ -314,7 +308,7 @@ fn an_offer_for_a_stream_that_is_gone_is_refused() {
 /// Nobody is told that it waits in vain as long as the stream may still be accepted.
 #[test]
 fn an_offer_waits_for_a_slow_server() {
-    on_both("an_offer_waits_for_a_slow_server", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::Eager);
         let listener = SmcListener::bind_with("127.0.0.1:0", &config).await.expect("bind");
@@ -329,7 +323,7 @@ fn an_offer_waits_for_a_slow_server() {
 
 #[test]
 fn a_listener_is_a_stream_of_streams() {
-    on_both("a_listener_is_a_stream_of_streams", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let listener = SmcListener::bind_with("127.0.0.1:0", &config).await.expect("bind");

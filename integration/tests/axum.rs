@@ -41,9 +41,9 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use body::{Payload, check, sized};
 use client::{Client, Version, info, text};
-use ends::{on_both_schedulers, until_loopback_ism, until_plain};
+use ends::{until_loopback_ism, until_plain};
 use lab::Lab;
-use watchdog::step;
+use watchdog::{on_both_schedulers, step};
 
 const LENGTH: u64 = 8 << 20;
 
@@ -188,8 +188,9 @@ fn json(item: &Item) -> Payload {
     http_body_util::Full::new(body.into()).map_err(|never| match never {}).boxed()
 }
 
-fn everything(name: &str, version: Version) {
-    on_both_schedulers(name, async move || {
+#[track_caller]
+fn everything(version: Version) {
+    on_both_schedulers(async move || {
         let lab = Lab::new();
         let (server, client, ends) = upgraded(&lab, version).await;
         step("bodies");
@@ -220,17 +221,17 @@ fn everything(name: &str, version: Version) {
 
 #[test]
 fn everything_over_http1() {
-    everything("everything_over_http1", Version::One);
+    everything(Version::One);
 }
 
 #[test]
 fn everything_over_http2() {
-    everything("everything_over_http2", Version::Two);
+    everything(Version::Two);
 }
 
 #[test]
 fn json_both_ways() {
-    on_both_schedulers("json_both_ways", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (server, _, _) = upgraded(&lab, Version::One).await;
         let mut connector = SmcConnector::new();
@@ -263,7 +264,7 @@ fn json_both_ways() {
 /// A handler that says `ConnectInfo<SocketAddr>`, as over tokio's listener.
 #[test]
 fn the_peer_address_through_tap_io() {
-    on_both_schedulers("the_peer_address_through_tap_io", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let listener = SmcListener::bind_with("127.0.0.1:0", &config).await.unwrap();
@@ -317,7 +318,7 @@ where
 
 #[test]
 fn websocket_echo() {
-    on_both_schedulers("websocket_echo", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let server = serve(&config).await;
@@ -338,7 +339,7 @@ fn websocket_echo() {
 
 #[test]
 fn websocket_of_a_plain_client() {
-    on_both_schedulers("websocket_of_a_plain_client", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let server = serve(&lab.config(UpgradePolicy::FirstTurn)).await;
         let stream = TcpStream::connect(server.addr).await.unwrap();
@@ -354,7 +355,7 @@ fn websocket_of_a_plain_client() {
 /// On one port at one time: a client over SMC, one of hyper over TCP, and one that writes HTTP by hand.
 #[test]
 fn plain_clients_beside() {
-    on_both_schedulers("plain_clients_beside", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (server, client, ends) = upgraded(&lab, Version::One).await;
         let plain: Legacy<_, Payload> = Legacy::builder(TokioExecutor::new()).build_http();
@@ -389,7 +390,7 @@ fn plain_clients_beside() {
 /// Our client at an axum on tokio's listener.
 #[test]
 fn a_plain_server() {
-    on_both_schedulers("a_plain_server", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -405,8 +406,9 @@ fn a_plain_server() {
 
 /// A request is under way and another connection is idle, both on loopback-ism: the one is finished, the other is closed,
 /// then the server ends.
-fn graceful_shutdown(name: &str, version: Version) {
-    on_both_schedulers(name, async move || {
+#[track_caller]
+fn graceful_shutdown(version: Version) {
+    on_both_schedulers(async move || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let (server, busy, ends) = upgraded(&lab, version).await;
@@ -438,10 +440,10 @@ fn graceful_shutdown(name: &str, version: Version) {
 
 #[test]
 fn graceful_shutdown_over_http1() {
-    graceful_shutdown("graceful_shutdown_over_http1", Version::One);
+    graceful_shutdown(Version::One);
 }
 
 #[test]
 fn graceful_shutdown_over_http2() {
-    graceful_shutdown("graceful_shutdown_over_http2", Version::Two);
+    graceful_shutdown(Version::Two);
 }

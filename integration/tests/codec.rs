@@ -16,10 +16,10 @@ use tokio::task::JoinHandle;
 use tokio_smc::FallbackReason;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
-use ends::{on_both_schedulers, until_loopback_ism, until_plain};
+use ends::{until_loopback_ism, until_plain};
 use lab::Lab;
 use pair::{plain_client_pair, plain_server_pair, smc_pair};
-use watchdog::step;
+use watchdog::{on_both_schedulers, step};
 
 const FRAMES: u64 = 10_000;
 const LARGE: usize = 256 << 10;
@@ -86,7 +86,7 @@ async fn finish<S: AsyncRead + AsyncWrite + Unpin>(mut frames: Frames<S>, servin
 
 #[test]
 fn frames() {
-    on_both_schedulers("frames", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) = smc_pair(&lab).await;
         let (here, there) = (client.watch(), server.watch());
@@ -104,7 +104,7 @@ fn frames() {
 
 #[test]
 fn frames_to_a_plain_server() {
-    on_both_schedulers("frames_to_a_plain_server", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) = plain_server_pair(&lab).await;
         let watch = client.watch();
@@ -120,7 +120,7 @@ fn frames_to_a_plain_server() {
 
 #[test]
 fn frames_of_a_plain_client() {
-    on_both_schedulers("frames_of_a_plain_client", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) = plain_client_pair(&lab).await;
         let watch = server.watch();

@@ -15,10 +15,10 @@ use tokio::task::JoinHandle;
 use tokio_smc::FallbackReason;
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
-use ends::{on_both_schedulers, until_loopback_ism, until_plain};
+use ends::{until_loopback_ism, until_plain};
 use lab::Lab;
 use pair::{plain_client_pair, plain_server_pair, smc_pair};
-use watchdog::step;
+use watchdog::{on_both_schedulers, step};
 
 const LENGTH: usize = 4 << 20;
 
@@ -58,7 +58,7 @@ async fn finish<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, echoing: Join
 
 #[test]
 fn there_and_back() {
-    on_both_schedulers("there_and_back", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) = smc_pair(&lab).await;
         let (here, there) = (client.watch(), server.watch());
@@ -77,7 +77,7 @@ fn there_and_back() {
 /// The stream that was put in comes out, and nothing of what was read stays behind in the adapter.
 #[test]
 fn the_stream_comes_back() {
-    on_both_schedulers("the_stream_comes_back", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, mut server) = smc_pair(&lab).await;
         let (here, there) = (client.watch(), server.watch());
@@ -104,7 +104,7 @@ fn the_stream_comes_back() {
 
 #[test]
 fn a_plain_server() {
-    on_both_schedulers("a_plain_server", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) = plain_server_pair(&lab).await;
         let watch = client.watch();
@@ -117,7 +117,7 @@ fn a_plain_server() {
 
 #[test]
 fn a_plain_client() {
-    on_both_schedulers("a_plain_client", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) = plain_client_pair(&lab).await;
         let watch = server.watch();

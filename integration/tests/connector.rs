@@ -41,9 +41,9 @@ use addresses::{Ignorant, Known, Refusing, Silent};
 use agree::agree;
 use body::Payload;
 use client::{Client, Version};
-use ends::{on_both_schedulers, until_loopback_ism};
+use ends::until_loopback_ism;
 use lab::Lab;
-use watchdog::step;
+use watchdog::{on_both_schedulers, step};
 use web::{Server, plain_server};
 
 const V4: &str = "127.0.0.1";
@@ -122,7 +122,7 @@ fn cause<'a>(error: &'a (dyn Error + 'static)) -> &'a io::Error {
 
 #[test]
 fn literal_addresses_and_names() {
-    on_both_schedulers("literal_addresses_and_names", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let (v4, v6) = (Server::start(V4, &config).await, Server::start(V6, &config).await);
@@ -135,7 +135,7 @@ fn literal_addresses_and_names() {
 
 #[test]
 fn ports() {
-    on_both_schedulers("ports", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let (server, refusing) = (Server::start(V4, &config).await, Refusing::new(V4));
@@ -150,7 +150,7 @@ fn ports() {
 /// The first address does not answer in its way, the other one does; of both families.
 #[test]
 fn happy_eyeballs() {
-    on_both_schedulers("happy_eyeballs", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         for (first, other) in [(V6, V4), (V4, V6)] {
@@ -186,7 +186,7 @@ fn happy_eyeballs() {
 /// A plain server behind a refusing address: the fallback is the usual one.
 #[test]
 fn happy_eyeballs_to_a_plain_server() {
-    on_both_schedulers("happy_eyeballs_to_a_plain_server", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (addr, silent) = (plain_server().await, Silent::new(V6).await);
         let connector = connector_to(&lab.config(UpgradePolicy::FirstTurn), [silent.addr, addr]);
@@ -198,7 +198,7 @@ fn happy_eyeballs_to_a_plain_server() {
 
 #[test]
 fn connect_timeout() {
-    on_both_schedulers("connect_timeout", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let (silent, server) = (Silent::new(V4).await, Server::start(V4, &config).await);
@@ -227,7 +227,7 @@ fn connect_timeout() {
 /// A connection that waits for its upgrade is made: no other address is tried.
 #[test]
 fn happy_eyeballs_end_when_tcp_is_connected() {
-    on_both_schedulers("happy_eyeballs_end_when_tcp_is_connected", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::Require);
         for (first, other) in [(V6, V4), (V4, V6)] {
@@ -252,7 +252,7 @@ fn happy_eyeballs_end_when_tcp_is_connected() {
 /// The wait of `Require` is limited, too: here nobody ever accepts.
 #[test]
 fn connect_timeout_of_a_required_upgrade() {
-    on_both_schedulers("connect_timeout_of_a_required_upgrade", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::Require);
         let listener = SmcListener::bind_with((V4, 0), &config).await.unwrap();
@@ -271,7 +271,7 @@ fn connect_timeout_of_a_required_upgrade() {
 
 #[test]
 fn a_required_upgrade() {
-    on_both_schedulers("a_required_upgrade", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::Require);
         let server = Server::start(V4, &config).await;
@@ -291,7 +291,7 @@ fn a_required_upgrade() {
 
 #[test]
 fn local_addresses() {
-    on_both_schedulers("local_addresses", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let (v4, v6) = (Server::start(V4, &config).await, Server::start(V6, &config).await);
@@ -320,7 +320,7 @@ fn local_addresses() {
 
 #[test]
 fn socket_options() {
-    on_both_schedulers("socket_options", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         step("none");
@@ -352,7 +352,7 @@ fn socket_options() {
 
 #[test]
 fn the_receive_buffer_bounds_the_window() {
-    on_both_schedulers("the_receive_buffer_bounds_the_window", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn).dmb_size(1 << 18);
         for (size, window) in [(None, 1 << 18), (Some(10_000), 1 << 14), (Some(1 << 19), 1 << 18)] {
@@ -372,7 +372,7 @@ fn the_receive_buffer_bounds_the_window() {
 /// What shared memory can not honour keeps the connection on TCP, where it works.
 #[test]
 fn options_that_need_tcp() {
-    on_both_schedulers("options_that_need_tcp", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let server = Server::start(V4, &config).await;
@@ -404,7 +404,7 @@ fn options_that_need_tcp() {
 /// The client of hyper-util hands out the connector's error as its source.
 #[test]
 fn refused() {
-    on_both_schedulers("refused", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let refusing = Refusing::new(V4);
         let config = lab.config(UpgradePolicy::FirstTurn);
@@ -426,7 +426,7 @@ fn refused() {
 
 #[test]
 fn wrong_uris() {
-    on_both_schedulers("wrong_uris", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let listener = TcpListener::bind((V4, 0)).await.unwrap();
@@ -454,7 +454,7 @@ fn wrong_uris() {
 
 #[test]
 fn unknown_names() {
-    on_both_schedulers("unknown_names", async || {
+    on_both_schedulers(async || {
         step("the resolver fails");
         let error = call(SmcConnector::new_with_resolver(Ignorant), BY_NAME).await.unwrap_err();
         assert!(error.to_string().contains("dns error"), "{error}");

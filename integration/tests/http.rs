@@ -29,10 +29,10 @@ use tokio_smc::{Config, FallbackReason, SmcInfo, UpgradePolicy};
 
 use body::{Payload, body, check, sized};
 use client::{Client, Version, info, text};
-use ends::{on_both_schedulers, until_loopback_ism, until_plain};
+use ends::{until_loopback_ism, until_plain};
 use lab::Lab;
 use service::MEETING;
-use watchdog::step;
+use watchdog::{on_both_schedulers, step};
 use web::{Server, plain_server};
 
 const SMALL: [u64; 4] = [0, 1, 64 << 10, 1 << 20];
@@ -95,8 +95,9 @@ async fn small_bodies(client: &Client) {
     }
 }
 
-fn small(name: &str, version: Version) {
-    on_both_schedulers(name, async move || {
+#[track_caller]
+fn small(version: Version) {
+    on_both_schedulers(async move || {
         let lab = Lab::new();
         let (server, client, ends) = upgraded(&lab, version).await;
         small_bodies(&client).await;
@@ -106,16 +107,17 @@ fn small(name: &str, version: Version) {
 
 #[test]
 fn small_bodies_over_http1() {
-    small("small_bodies_over_http1", Version::One);
+    small(Version::One);
 }
 
 #[test]
 fn small_bodies_over_http2() {
-    small("small_bodies_over_http2", Version::Two);
+    small(Version::Two);
 }
 
-fn large(name: &str, version: Version) {
-    on_both_schedulers(name, async move || {
+#[track_caller]
+fn large(version: Version) {
+    on_both_schedulers(async move || {
         let lab = Lab::new();
         let (server, client, ends) = upgraded(&lab, version).await;
         bodies(&client, LARGE).await;
@@ -130,18 +132,18 @@ fn large(name: &str, version: Version) {
 
 #[test]
 fn large_bodies_over_http1() {
-    large("large_bodies_over_http1", Version::One);
+    large(Version::One);
 }
 
 #[test]
 fn large_bodies_over_http2() {
-    large("large_bodies_over_http2", Version::Two);
+    large(Version::Two);
 }
 
 /// The upgrade happens under a large body: nothing has waited for it.
 #[test]
 fn a_large_body_from_the_first_byte() {
-    on_both_schedulers("a_large_body_from_the_first_byte", async || {
+    on_both_schedulers(async || {
         for version in [Version::One, Version::Two] {
             let lab = Lab::new();
             let config = lab.config(UpgradePolicy::FirstTurn);
@@ -159,8 +161,9 @@ fn a_large_body_from_the_first_byte() {
 }
 
 /// One after the other, all on the one connection that may be made.
-fn keep_alive(name: &str, version: Version) {
-    on_both_schedulers(name, async move || {
+#[track_caller]
+fn keep_alive(version: Version) {
+    on_both_schedulers(async move || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let server = Server::start("127.0.0.1", &config).await;
@@ -176,12 +179,12 @@ fn keep_alive(name: &str, version: Version) {
 
 #[test]
 fn keep_alive_over_http1() {
-    keep_alive("keep_alive_over_http1", Version::One);
+    keep_alive(Version::One);
 }
 
 #[test]
 fn keep_alive_over_http2() {
-    keep_alive("keep_alive_over_http2", Version::Two);
+    keep_alive(Version::Two);
 }
 
 /// As many requests as meet at the server, none of which is answered before all have come; their connections.
@@ -201,8 +204,9 @@ async fn meet(client: &Client) -> Vec<SmcInfo> {
     infos
 }
 
-fn at_once(name: &str, version: Version, connections: usize) {
-    on_both_schedulers(name, async move || {
+#[track_caller]
+fn at_once(version: Version, connections: usize) {
+    on_both_schedulers(async move || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let server = Server::start("127.0.0.1", &config).await;
@@ -226,16 +230,17 @@ fn at_once(name: &str, version: Version, connections: usize) {
 
 #[test]
 fn requests_at_once_over_http1() {
-    at_once("requests_at_once_over_http1", Version::One, MEETING);
+    at_once(Version::One, MEETING);
 }
 
 #[test]
 fn requests_at_once_over_http2() {
-    at_once("requests_at_once_over_http2", Version::Two, 1);
+    at_once(Version::Two, 1);
 }
 
-fn to_a_plain_server(name: &str, version: Version) {
-    on_both_schedulers(name, async move || {
+#[track_caller]
+fn to_a_plain_server(version: Version) {
+    on_both_schedulers(async move || {
         let lab = Lab::new();
         let addr = plain_server().await;
         let client = client(version, addr, &lab.config(UpgradePolicy::FirstTurn), 1);
@@ -249,17 +254,18 @@ fn to_a_plain_server(name: &str, version: Version) {
 
 #[test]
 fn a_plain_server_of_http1() {
-    to_a_plain_server("a_plain_server_of_http1", Version::One);
+    to_a_plain_server(Version::One);
 }
 
 #[test]
 fn a_plain_server_of_http2() {
-    to_a_plain_server("a_plain_server_of_http2", Version::Two);
+    to_a_plain_server(Version::Two);
 }
 
 /// hyper-util's own connector, at a server of ours that has a client of ours at the same time.
-fn of_a_plain_client(name: &str, version: Version) {
-    on_both_schedulers(name, async move || {
+#[track_caller]
+fn of_a_plain_client(version: Version) {
+    on_both_schedulers(async move || {
         let lab = Lab::new();
         let (server, client, ends) = upgraded(&lab, version).await;
         let plain: Legacy<_, Payload> =
@@ -282,10 +288,10 @@ fn of_a_plain_client(name: &str, version: Version) {
 
 #[test]
 fn a_plain_client_of_http1() {
-    of_a_plain_client("a_plain_client_of_http1", Version::One);
+    of_a_plain_client(Version::One);
 }
 
 #[test]
 fn a_plain_client_of_http2() {
-    of_a_plain_client("a_plain_client_of_http2", Version::Two);
+    of_a_plain_client(Version::Two);
 }

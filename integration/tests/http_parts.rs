@@ -40,10 +40,10 @@ use tokio_smc::hyper::SmcConnector;
 use tokio_smc::{Config, FallbackReason, SmcInfo, SmcListener, SmcStream, UpgradePolicy};
 
 use agree::agree;
-use ends::{on_both_schedulers, until_loopback_ism, until_plain};
+use ends::{until_loopback_ism, until_plain};
 use lab::Lab;
 use pair::{plain_client_pair, plain_server_pair, smc_pair};
-use watchdog::step;
+use watchdog::{on_both_schedulers, step};
 
 type Body = Full<Bytes>;
 type Ended = JoinHandle<hyper::Result<()>>;
@@ -122,7 +122,7 @@ macro_rules! by_hand {
     ($name:ident, $http:ident) => {
         #[test]
         fn $name() {
-            on_both_schedulers(stringify!($name), async || {
+            on_both_schedulers(async || {
                 let lab = Lab::new();
                 let (client, server) = smc_pair(&lab).await;
                 let ends = [client.info(), server.info()];
@@ -169,7 +169,7 @@ by_hand!(http2_by_hand, http2);
 /// 100 requests that share a connection, as it moves to shared memory.
 #[test]
 fn streams_of_http2_by_hand() {
-    on_both_schedulers("streams_of_http2_by_hand", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) = smc_pair(&lab).await;
         let (here, there) = (client.watch(), server.watch());
@@ -270,7 +270,7 @@ async fn raw_finish(mut client: impl Stream, mut server: impl Stream) {
 /// The HTTP upgrade gives the stream back: on TCP still, or on shared memory already.
 #[test]
 fn an_http_upgrade() {
-    on_both_schedulers("an_http_upgrade", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         step("turns after it");
         let (client, server) = smc_pair(&lab).await;
@@ -294,7 +294,7 @@ fn an_http_upgrade() {
 
 #[test]
 fn an_http_upgrade_with_plain_peers() {
-    on_both_schedulers("an_http_upgrade_with_plain_peers", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         step("a plain server");
         let (client, server) = plain_server_pair(&lab).await;
@@ -317,7 +317,7 @@ fn an_http_upgrade_with_plain_peers() {
 /// hyper-util's graceful shutdown: the idle connection ends, the busy one when it has answered.
 #[test]
 fn graceful_shutdown_by_hyper_util() {
-    on_both_schedulers("graceful_shutdown_by_hyper_util", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let graceful = GracefulShutdown::new();
         let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -392,7 +392,7 @@ async fn serve(config: &Config) -> (SocketAddr, Arc<Mutex<Vec<SmcInfo>>>) {
 /// A client as one makes it, nothing around the connector: each origin gets its connection, however many clones ask.
 #[test]
 fn one_connection_for_each_origin() {
-    on_both_schedulers("one_connection_for_each_origin", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let servers = [serve(&config).await, serve(&config).await];
@@ -439,7 +439,7 @@ fn one_connection_for_each_origin() {
 /// `ConnectInfo<SmcInfo>` of streams that go through `tap_io`.
 #[test]
 fn connect_info_of_a_tapped_listener() {
-    on_both_schedulers("connect_info_of_a_tapped_listener", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let listener = SmcListener::bind_with("127.0.0.1:0", &config).await.unwrap();

@@ -31,11 +31,11 @@ use tokio_smc::{SmcInfo, SmcListener, UpgradePolicy};
 
 use body::{Payload, check, sized};
 use certificate::certificate;
-use ends::{on_both_schedulers, until_loopback_ism, until_plain};
+use ends::{until_loopback_ism, until_plain};
 use lab::Lab;
 use limited::Limited;
 use service::Service;
-use watchdog::step;
+use watchdog::{on_both_schedulers, step};
 
 /// What the certificates are for.
 const HOST: &str = "localhost";
@@ -90,7 +90,7 @@ async fn bodies(client: &Client<HttpsConnector<Limited<SmcConnector>>, Payload>,
 
 #[test]
 fn hyper_rustls() {
-    on_both_schedulers("hyper_rustls", async || {
+    on_both_schedulers(async || {
         for (protocol, version) in
             [(&b"http/1.1"[..], hyper::Version::HTTP_11), (b"h2", hyper::Version::HTTP_2)]
         {
@@ -128,7 +128,7 @@ fn hyper_rustls() {
 
 #[test]
 fn hyper_rustls_to_a_plain_server() {
-    on_both_schedulers("hyper_rustls_to_a_plain_server", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (acceptor, trusted) = acceptor(b"http/1.1");
         let listener = TcpListener::bind((HOST, 0)).await.unwrap();

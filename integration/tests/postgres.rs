@@ -23,11 +23,11 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 use tokio_smc::{Config, SmcStream, TransportWatch, UpgradePolicy};
 
-use ends::{on_both_schedulers, until_loopback_ism, until_plain};
+use ends::{until_loopback_ism, until_plain};
 use lab::Lab;
 use program::Program;
 use relay::Relay;
-use watchdog::step;
+use watchdog::{on_both_schedulers, step};
 
 /// The user of Debian's package; PostgreSQL refuses to run as root.
 const USER: &str = "postgres";
@@ -182,7 +182,7 @@ async fn cancel(client: &Client, addr: SocketAddr, config: &Config) {
 
 #[test]
 fn postgres_itself() {
-    on_both_schedulers("postgres_itself", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         step("the server");
         let server = Postgres::start();
@@ -197,7 +197,7 @@ fn postgres_itself() {
 
 #[test]
 fn postgres_through_a_relay() {
-    on_both_schedulers("postgres_through_a_relay", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         step("the server");
         let server = Postgres::start();

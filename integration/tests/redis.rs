@@ -17,11 +17,11 @@ use redis::{AsyncCommands, AsyncConnectionConfig, RedisConnectionInfo};
 use tempfile::TempDir;
 use tokio_smc::{SmcStream, UpgradePolicy};
 
-use ends::{on_both_schedulers, until_loopback_ism, until_plain};
+use ends::{until_loopback_ism, until_plain};
 use lab::Lab;
 use program::Program;
 use relay::Relay;
-use watchdog::step;
+use watchdog::{on_both_schedulers, step};
 
 const PIPELINED: usize = 2_000;
 const LARGE: usize = 1 << 20;
@@ -107,7 +107,7 @@ async fn work(mut connection: MultiplexedConnection) {
 
 #[test]
 fn redis_server_itself() {
-    on_both_schedulers("redis_server_itself", async || {
+    on_both_schedulers(async || {
         let (lab, dir) = (Lab::new(), TempDir::new().unwrap());
         step("the server");
         let server = redis_server(&dir);
@@ -123,7 +123,7 @@ fn redis_server_itself() {
 
 #[test]
 fn redis_through_a_relay() {
-    on_both_schedulers("redis_through_a_relay", async || {
+    on_both_schedulers(async || {
         let (lab, dir) = (Lab::new(), TempDir::new().unwrap());
         step("the server");
         let server = redis_server(&dir);
@@ -142,7 +142,7 @@ fn redis_through_a_relay() {
 /// Messages that come unasked, to a stream that mostly reads.
 #[test]
 fn messages_through_a_relay() {
-    on_both_schedulers("messages_through_a_relay", async || {
+    on_both_schedulers(async || {
         let (lab, dir) = (Lab::new(), TempDir::new().unwrap());
         step("the server");
         let server = redis_server(&dir);

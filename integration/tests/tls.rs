@@ -25,10 +25,10 @@ use tokio_smc::FallbackReason;
 
 use agree::agree;
 use certificate::certificate;
-use ends::{on_both_schedulers, until_loopback_ism, until_plain};
+use ends::{until_loopback_ism, until_plain};
 use lab::Lab;
 use pair::{plain_client_pair, plain_server_pair, smc_pair};
-use watchdog::step;
+use watchdog::{on_both_schedulers, step};
 
 const NAME: &str = "server.test";
 const LENGTH: usize = 8 << 20;
@@ -95,7 +95,7 @@ async fn turn<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, byte: u8) {
 
 #[test]
 fn tls() {
-    on_both_schedulers("tls", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (acceptor, connector) = parties("one");
         let (client, server) = smc_pair(&lab).await;
@@ -114,7 +114,7 @@ fn tls() {
 
 #[test]
 fn tls_to_a_plain_server() {
-    on_both_schedulers("tls_to_a_plain_server", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (acceptor, connector) = parties("one");
         let (client, server) = plain_server_pair(&lab).await;
@@ -132,7 +132,7 @@ fn tls_to_a_plain_server() {
 
 #[test]
 fn tls_of_a_plain_client() {
-    on_both_schedulers("tls_of_a_plain_client", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (acceptor, connector) = parties("one");
         let (client, server) = plain_client_pair(&lab).await;
@@ -154,7 +154,7 @@ fn tls_of_a_plain_client() {
 /// Who cuts the connection without close_notify is found out, as over TCP.
 #[test]
 fn an_end_without_close_notify() {
-    on_both_schedulers("an_end_without_close_notify", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (acceptor, connector) = parties("one");
         let (client, server) = smc_pair(&lab).await;
@@ -199,7 +199,7 @@ async fn refused(acceptor: TlsAcceptor, connector: TlsConnector, wanted: &'stati
 
 #[test]
 fn a_certificate_for_another_name() {
-    on_both_schedulers("a_certificate_for_another_name", async || {
+    on_both_schedulers(async || {
         let (acceptor, connector) = parties("one");
         let (client, server) = refused(acceptor, connector, "other.test").await;
         let named = matches!(
@@ -215,7 +215,7 @@ fn a_certificate_for_another_name() {
 
 #[test]
 fn a_certificate_that_nobody_trusts() {
-    on_both_schedulers("a_certificate_that_nobody_trusts", async || {
+    on_both_schedulers(async || {
         let (acceptor, _) = parties("one");
         let (_, stranger) = parties("another");
         let (client, server) = refused(acceptor, stranger, NAME).await;

@@ -28,10 +28,10 @@ use tonic::{Code, Request, Status, Streaming};
 use tower::ServiceExt;
 
 use certificate::certificate;
-use ends::{on_both_schedulers, until_loopback_ism, until_plain};
+use ends::{until_loopback_ism, until_plain};
 use grpc::{Note, NotesClient, NotesServer, STREAMED, check_metadata, with_metadata};
 use lab::Lab;
-use watchdog::step;
+use watchdog::{on_both_schedulers, step};
 
 /// What the certificates are for.
 const NAME: &str = "server.test";
@@ -188,7 +188,7 @@ async fn until_held_back(made: &watch::Receiver<u64>, client: &NotesClient) -> u
 
 #[test]
 fn unary_calls() {
-    on_both_schedulers("unary_calls", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (server, mut client) = upgraded(&lab).await;
         unary(&mut client, &[0, 1, 1 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20]).await;
@@ -208,7 +208,7 @@ fn unary_calls() {
 
 #[test]
 fn addresses_of_the_peers() {
-    on_both_schedulers("addresses_of_the_peers", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let server = serve(&config).await;
@@ -230,7 +230,7 @@ fn addresses(mut request: Request<()>) -> Result<Request<()>, Status> {
 
 #[test]
 fn what_a_server_knows_of_its_transport() {
-    on_both_schedulers("what_a_server_knows_of_its_transport", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         for intercepted in [false, true] {
@@ -266,7 +266,7 @@ fn what_a_server_knows_of_its_transport() {
 
 #[test]
 fn server_streaming_with_a_slow_consumer() {
-    on_both_schedulers("server_streaming_with_a_slow_consumer", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (server, mut client) = upgraded(&lab).await;
         let made = server.service.counted.subscribe();
@@ -288,7 +288,7 @@ fn server_streaming_with_a_slow_consumer() {
 
 #[test]
 fn client_streaming_with_a_slow_consumer() {
-    on_both_schedulers("client_streaming_with_a_slow_consumer", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (server, client) = upgraded(&lab).await;
         server.service.allowed.send_replace(0);
@@ -314,7 +314,7 @@ fn client_streaming_with_a_slow_consumer() {
 /// The server answers each note at once; nobody takes the answers, so the client is held back through the server.
 #[test]
 fn bidirectional_streaming_with_a_slow_consumer() {
-    on_both_schedulers("bidirectional_streaming_with_a_slow_consumer", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (server, mut client) = upgraded(&lab).await;
         let (made, notes) = counted();
@@ -337,7 +337,7 @@ fn bidirectional_streaming_with_a_slow_consumer() {
 /// A conversation in turns: each note waits for the answer to the one before.
 #[test]
 fn a_conversation() {
-    on_both_schedulers("a_conversation", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (server, mut client) = upgraded(&lab).await;
         let (say, said) = mpsc::channel(1);
@@ -356,7 +356,7 @@ fn a_conversation() {
 /// A call that the client gives up does not disturb the others.
 #[test]
 fn a_cancelled_call() {
-    on_both_schedulers("a_cancelled_call", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (server, mut client) = upgraded(&lab).await;
         // Together they leave more unread than the windows of the connection have.
@@ -374,7 +374,7 @@ fn a_cancelled_call() {
 
 #[test]
 fn graceful_shutdown() {
-    on_both_schedulers("graceful_shutdown", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (server, mut client) = upgraded(&lab).await;
         let made = server.service.counted.subscribe();
@@ -408,7 +408,7 @@ async fn serve_plain(mut builder: Server) -> SocketAddr {
 
 #[test]
 fn a_plain_server() {
-    on_both_schedulers("a_plain_server", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let addr = serve_plain(builder()).await;
         let (mut client, watch, _) = connect(addr, &lab.config(UpgradePolicy::FirstTurn)).await;
@@ -420,7 +420,7 @@ fn a_plain_server() {
 
 #[test]
 fn a_plain_client() {
-    on_both_schedulers("a_plain_client", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let mut server = serve(&lab.config(UpgradePolicy::FirstTurn)).await;
         let channel: Channel = endpoint(server.addr).connect().await.unwrap();
@@ -446,7 +446,7 @@ fn https(addr: SocketAddr, tls: ClientTlsConfig) -> Endpoint {
 
 #[test]
 fn tls_of_tonic() {
-    on_both_schedulers("tls_of_tonic", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let (builder, tls) = tls();
@@ -461,7 +461,7 @@ fn tls_of_tonic() {
 
 #[test]
 fn tls_of_tonic_to_a_plain_server() {
-    on_both_schedulers("tls_of_tonic_to_a_plain_server", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (builder, tls) = tls();
         let addr = serve_plain(builder).await;
@@ -475,7 +475,7 @@ fn tls_of_tonic_to_a_plain_server() {
 /// Nothing waits for the upgrade, which happens under the calls.
 #[test]
 fn every_kind_from_the_first_byte() {
-    on_both_schedulers("every_kind_from_the_first_byte", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::FirstTurn);
         let mut server = serve(&config).await;

@@ -19,10 +19,10 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
-use ends::{on_both_schedulers, until_loopback_ism, until_plain};
+use ends::{until_loopback_ism, until_plain};
 use lab::Lab;
 use pair::{plain_client_pair, plain_server_pair, smc_pair};
-use watchdog::step;
+use watchdog::{on_both_schedulers, step};
 
 const URL: &str = "ws://server.test/chat";
 const LENGTH: usize = 1 << 20;
@@ -100,7 +100,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
 
 #[test]
 fn websocket() {
-    on_both_schedulers("websocket", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) = smc_pair(&lab).await;
         let (here, there) = (client.watch(), server.watch());
@@ -114,7 +114,7 @@ fn websocket() {
 
 #[test]
 fn websocket_to_a_plain_server() {
-    on_both_schedulers("websocket_to_a_plain_server", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) = plain_server_pair(&lab).await;
         let watch = client.watch();
@@ -128,7 +128,7 @@ fn websocket_to_a_plain_server() {
 
 #[test]
 fn websocket_of_a_plain_client() {
-    on_both_schedulers("websocket_of_a_plain_client", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) = plain_client_pair(&lab).await;
         let watch = server.watch();

@@ -39,17 +39,21 @@ fn note(text: String) {
 }
 
 /// Runs `test` on a thread of its own; a test that hangs ends the process with its name.
-fn watched(name: &str, test: impl FnOnce() + Send + 'static) {
+#[track_caller]
+fn watched(test: impl FnOnce() + Send + 'static) {
     const DEADLINE: Duration = Duration::from_secs(300);
+    let caller = std::panic::Location::caller().to_string();
+    // The harness names the thread of each test, unless it runs them one by one.
+    let name = std::thread::current().name().filter(|name| *name != "main").map_or(caller, str::to_owned);
     let (ended, end) = channel::<()>();
-    let runner = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+    let runner = std::thread::Builder::new().name(name.clone()).spawn(move || {
         // Dropped on return and on unwinding alike.
         let _ended = ended;
         test();
     });
     if end.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
         use std::io::Write;
-        let at = lock(&NOTES).remove(name).unwrap_or_default();
+        let at = lock(&NOTES).remove(&name).unwrap_or_default();
         let _ = writeln!(std::io::stderr(), "\ntest {name} hangs: no end after {DEADLINE:?}; {at}");
         std::process::abort();
     }

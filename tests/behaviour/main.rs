@@ -68,7 +68,7 @@ macro_rules! bodies {
         mod $group {
             $(#[test]
             fn $body() {
-                crate::watchdog::watched(concat!(module_path!(), "::", stringify!($body)), || {
+                crate::watchdog::watched(|| {
                     let runtime = crate::watchdog::Flavour::$flavour.runtime();
                     let net = <$net as crate::net::Net>::new();
                     runtime.block_on(crate::$group::$body(&net));

@@ -29,7 +29,7 @@ fn bare() -> u64 {
 
 #[test]
 fn eighty_client_processes_and_128_descriptors() {
-    watched("eighty_client_processes_and_128_descriptors", || {
+    watched(|| {
         let bare = bare();
         let dir = device();
         let start = Start::on(dir.path(), "eager");
@@ -70,7 +70,7 @@ fn eighty_client_processes_and_128_descriptors() {
 
 #[test]
 fn links_that_nobody_uses_give_all_back() {
-    watched("links_that_nobody_uses_give_all_back", || {
+    watched(|| {
         let bare = bare();
         let mut pair = Pair::start(|start, _| start.with_a_heap_of_its_own()).expect("both run");
         let before =

@@ -38,7 +38,7 @@ fn last(free: usize, side: Side) -> Result<Outcome, String> {
 }
 
 fn with_free(free: usize) {
-    watched(&format!("{free}_descriptors_left"), move || {
+    watched(move || {
         all_well(SIDES.map(|side| {
             step(format!("{free} left at the {side:?}"));
             last(free, side).map(drop).map_err(|error| format!("{free} left at the {side:?}: {error}"))
@@ -69,7 +69,7 @@ fn three_descriptors_left() {
 /// What TCP serves is served: all else is 8 descriptors for an endpoint and 3 for the peer.
 #[test]
 fn the_table_is_small_from_the_start() {
-    watched("the_table_is_small_from_the_start", || {
+    watched(|| {
         all_well(SIDES.map(|side| {
             // The connections under the limit are the last ones, so the first ones are all of them.
             let scene = Scene { more: 0, ..Scene::new("free 76", side, Moment::Before) };

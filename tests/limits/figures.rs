@@ -43,7 +43,7 @@ fn grow_a_crowd(policy: &str) -> ([Footprint; 3], Footprint) {
 
 #[test]
 fn links_and_endpoints_take_little() {
-    watched("links_and_endpoints_take_little", || {
+    watched(|| {
         let (tcp, tcp_client) = grow_a_crowd("never");
         let (smc, smc_client) = grow_a_crowd("eager");
         let endpoint = smc[0].descriptors - tcp[0].descriptors;

@@ -19,7 +19,7 @@ fn footprint(actor: &Actor) -> Footprint {
 
 #[test]
 fn two_idle_peers_leave_400_mib_of_2_5_gb() {
-    watched("two_idle_peers_leave_400_mib_of_2_5_gb", || {
+    watched(|| {
         let dir = device();
         let start = Start::on(dir.path(), "eager");
         let limited = start.clone().limited("rlimit as 2500000000");
@@ -39,7 +39,7 @@ fn two_idle_peers_leave_400_mib_of_2_5_gb() {
 
 #[test]
 fn locked_memory_is_that_of_tcp_and_8_mib() {
-    privileged("locked_memory_is_that_of_tcp_and_8_mib", || {
+    privileged(|| {
         for side in SIDES {
             let [tcp, smc] = ["never", "eager"].map(|policy| {
                 step(format!("{policy}, locked at the {side:?}"));
@@ -62,7 +62,7 @@ fn locked_memory_is_that_of_tcp_and_8_mib() {
 /// Only root may lock what it likes: others have a limit, and then a mapping fails that would exceed it.
 #[test]
 fn locked_memory_within_a_limit() {
-    privileged("locked_memory_within_a_limit", || {
+    privileged(|| {
         all_well(SIDES.into_iter().flat_map(|side| MOMENTS.map(|moment| (side, moment))).map(
             |(side, moment)| {
                 let limit = "lock-future 262144";
@@ -76,7 +76,7 @@ fn locked_memory_within_a_limit() {
 
 #[test]
 fn core_files_are_those_of_tcp_and_4_mib() {
-    privileged("core_files_are_those_of_tcp_and_4_mib", || {
+    privileged(|| {
         let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").expect("procfs");
         // Elsewhere the core goes to a program or to a directory that is not ours.
         let here = !pattern.starts_with('|') && !pattern.contains('/');
@@ -172,10 +172,10 @@ fn in_group(group: &Group, word: &str) {
 
 #[test]
 fn a_group_of_64_mib_that_writes_to_40_who_do_not_read() {
-    privileged("a_group_of_64_mib_that_writes_to_40_who_do_not_read", || in_each_group("pull"));
+    privileged(|| in_each_group("pull"));
 }
 
 #[test]
 fn a_group_of_64_mib_that_does_not_read_from_40() {
-    privileged("a_group_of_64_mib_that_does_not_read_from_40", || in_each_group("push"));
+    privileged(|| in_each_group("push"));
 }

@@ -7,14 +7,10 @@ use crate::watchdog::watched;
 use crate::words::{DIRECTORY, LIMIT, MEMORY, NOT_YET, OTHERS};
 
 /// Plays a limit at either end and at each moment.
-fn everywhere(
-    name: &str,
-    limit: &str,
-    start: fn(Start) -> Start,
-    fits: fn(&Scene, Outcome) -> Result<(), String>,
-) {
+#[track_caller]
+fn everywhere(limit: &str, start: fn(Start) -> Start, fits: fn(&Scene, Outcome) -> Result<(), String>) {
     let limit = limit.to_owned();
-    watched(name, move || {
+    watched(move || {
         all_well(SIDES.into_iter().flat_map(|side| MOMENTS.map(|moment| (side, moment))).map(
             |(side, moment)| {
                 let scene = Scene { start, ..Scene::new(&limit, side, moment) };
@@ -50,19 +46,19 @@ fn none_ended(scene: &Scene, outcome: Outcome) -> Result<(), String> {
 
 #[test]
 fn files_of_100_mib_are_large_enough() {
-    everywhere("files_of_100_mib_are_large_enough", "rlimit fsize 104857600", as_it_is, all_upgraded);
+    everywhere("rlimit fsize 104857600", as_it_is, all_upgraded);
 }
 
 /// SIGXFSZ would kill.
 #[test]
 fn files_of_64_kib() {
-    everywhere("files_of_64_kib", "rlimit fsize 65536", as_it_is, none_ended);
+    everywhere("rlimit fsize 65536", as_it_is, none_ended);
 }
 
 /// Device directories have an empty file or two.
 #[test]
 fn files_of_no_byte() {
-    everywhere("files_of_no_byte", "rlimit fsize 0", as_it_is, |scene, outcome| {
+    everywhere("rlimit fsize 0", as_it_is, |scene, outcome| {
         outcome.reasons_are(scene.side, &[MEMORY, LIMIT, DIRECTORY, NOT_YET], OTHERS)
     });
 }
@@ -71,33 +67,33 @@ fn files_of_no_byte() {
 #[test]
 fn address_space_for_no_arena() {
     let limit = "headroom as 262144";
-    everywhere("address_space_for_no_arena", limit, Start::with_a_heap_of_its_own, short_of_memory);
+    everywhere(limit, Start::with_a_heap_of_its_own, short_of_memory);
 }
 
 /// One more arena can be mapped, but not two: what is missing is that of the peer, or our own.
 #[test]
 fn address_space_for_one_arena() {
     let limit = "headroom as 614400";
-    everywhere("address_space_for_one_arena", limit, Start::with_a_heap_of_its_own, short_of_memory);
+    everywhere(limit, Start::with_a_heap_of_its_own, short_of_memory);
 }
 
 /// Shared memory is no data.
 #[test]
 fn data_of_a_mebibyte() {
     let limit = "headroom data 1048576";
-    everywhere("data_of_a_mebibyte", limit, Start::with_a_heap_of_its_own, all_upgraded);
+    everywhere(limit, Start::with_a_heap_of_its_own, all_upgraded);
 }
 
 /// A core file of no byte, or of any number, is nothing a living process notices.
 #[test]
 fn no_core() {
-    everywhere("no_core", "rlimit core 0", as_it_is, all_upgraded);
+    everywhere("rlimit core 0", as_it_is, all_upgraded);
 }
 
 /// No thread is begun. (Root is under no such limit.)
 #[test]
 fn no_further_process() {
-    privileged("no_further_process", || {
+    privileged(|| {
         all_well(SIDES.into_iter().flat_map(|side| MOMENTS.map(|moment| (side, moment))).map(
             |(side, moment)| {
                 let scene = Scene { unprivileged: true, ..Scene::new("rlimit nproc 0", side, moment) };

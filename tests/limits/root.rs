@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::watchdog::watched;
+use crate::watchdog::{own_name, watched};
 
 /// Names the test whose body shall run here.
 const BODY: &str = "SMC_TEST_MOUNTS_BODY";
@@ -16,13 +16,14 @@ pub(crate) const USER: u32 = 65_533;
 pub(crate) const AS_USER: &[&str] = &["setpriv", "--reuid=65533", "--regid=65533", "--clear-groups"];
 
 /// Runs `body` where it may do what only root may; elsewhere says that it was not run, and fails in CI.
-pub(crate) fn privileged(name: &str, body: fn()) {
+#[track_caller]
+pub(crate) fn privileged(body: fn()) {
     let lacks = lacking();
     if let Some(lacks) = lacks {
-        not_run(name, &lacks);
+        not_run(&own_name(), &lacks);
         return;
     }
-    watched(name, body);
+    watched(body);
 }
 
 pub(crate) fn not_run(name: &str, lacks: &str) {
@@ -34,7 +35,7 @@ pub(crate) fn not_run(name: &str, lacks: &str) {
 /// Runs `body` where its mounts are seen by nobody else and go with it. `name` is the path of the test.
 pub(crate) fn with_own_mounts(name: &str, body: fn()) {
     if std::env::var(BODY).is_ok_and(|running| running == name) {
-        return watched(name, body);
+        return watched(body);
     }
     if let Some(lacks) = lacking() {
         return not_run(name, &lacks);

@@ -6,8 +6,9 @@ use crate::watchdog::watched;
 use crate::words::{DENIED, DIRECTORY, IN_PROGRESS, LINK_DOWN, NO_ANSWER, NOT_YET, OTHERS, UNPROVED};
 
 /// Each call at each end with both errors, but not at every moment with both.
-fn denied(name: &'static str, side: Side, moment: Moment) {
-    watched(name, move || {
+#[track_caller]
+fn denied(side: Side, moment: Moment) {
+    watched(move || {
         let errno = match (side, moment) {
             (Side::Server, Moment::Before | Moment::During) | (Side::Client, Moment::Standing) => "ENOSYS",
             (Side::Server, Moment::Standing) | (Side::Client, Moment::Before | Moment::During) => "EPERM",
@@ -33,30 +34,30 @@ fn is_tokios(call: &str, side: Side, moment: Moment) -> bool {
 
 #[test]
 fn denied_at_the_server_before() {
-    denied("denied_at_the_server_before", Side::Server, Moment::Before);
+    denied(Side::Server, Moment::Before);
 }
 
 #[test]
 fn denied_at_the_client_before() {
-    denied("denied_at_the_client_before", Side::Client, Moment::Before);
+    denied(Side::Client, Moment::Before);
 }
 
 #[test]
 fn denied_at_the_server_standing() {
-    denied("denied_at_the_server_standing", Side::Server, Moment::Standing);
+    denied(Side::Server, Moment::Standing);
 }
 
 #[test]
 fn denied_at_the_client_standing() {
-    denied("denied_at_the_client_standing", Side::Client, Moment::Standing);
+    denied(Side::Client, Moment::Standing);
 }
 
 #[test]
 fn denied_at_the_server_during() {
-    denied("denied_at_the_server_during", Side::Server, Moment::During);
+    denied(Side::Server, Moment::During);
 }
 
 #[test]
 fn denied_at_the_client_during() {
-    denied("denied_at_the_client_during", Side::Client, Moment::During);
+    denied(Side::Client, Moment::During);
 }

@@ -10,13 +10,7 @@ use tokio_smc::{FallbackReason, SmcListener, SmcStream, Transport, UpgradePolicy
 
 use crate::bytes;
 use crate::lab::Lab;
-use crate::watchdog::{Flavour, step, watched};
-
-fn on_both(name: &'static str, body: impl AsyncFn() + Copy + Send + 'static) {
-    for flavour in [Flavour::CurrentThread, Flavour::MultiThread] {
-        watched(name, move || flavour.runtime().block_on(body()));
-    }
-}
+use crate::watchdog::{on_both_schedulers, step};
 
 async fn pair(lab: &Lab) -> (SmcStream, SmcStream) {
     let config = lab.config(UpgradePolicy::Manual);
@@ -85,7 +79,7 @@ async fn go_on(client: &mut SmcStream, server: &mut SmcStream) {
 
 #[test]
 fn urgent_data_before_the_upgrade() {
-    on_both("urgent_data_before_the_upgrade", async || {
+    on_both_schedulers(async || {
         for from_client in [true, false] {
             let (mut client, mut server) = tcp_pair().await;
             let (sender, receiver) =
@@ -112,7 +106,7 @@ fn urgent_data_before_the_upgrade() {
 /// On a stream that has moved the byte goes over TCP, out of line: `recv` with `MSG_OOB` gets it, no read does.
 #[test]
 fn urgent_data_after_the_upgrade() {
-    on_both("urgent_data_after_the_upgrade", async || {
+    on_both_schedulers(async || {
         for from_client in [true, false] {
             for taken in [true, false] {
                 let lab = Lab::new();
@@ -151,7 +145,7 @@ fn splice(from: impl AsFd, to: impl AsFd, length: usize) {
 
 #[test]
 fn bytes_spliced_into_or_out_of_the_socket() {
-    on_both("bytes_spliced_into_or_out_of_the_socket", async || {
+    on_both_schedulers(async || {
         for into in [true, false] {
             for client_does in [true, false] {
                 let lab = Lab::new();
@@ -185,7 +179,7 @@ fn bytes_spliced_into_or_out_of_the_socket() {
 /// The byte may come before the switch, which then does not happen, or after it.
 #[test]
 fn urgent_data_while_it_is_upgraded() {
-    on_both("urgent_data_while_it_is_upgraded", async || {
+    on_both_schedulers(async || {
         for moment in 0..60 {
             step(format!("moment {moment}"));
             let lab = Lab::new();
@@ -207,7 +201,7 @@ fn urgent_data_while_it_is_upgraded() {
 /// Only root may put a socket under repair.
 #[test]
 fn a_socket_under_repair() {
-    on_both("a_socket_under_repair", async || {
+    on_both_schedulers(async || {
         for client_is in [true, false] {
             let lab = Lab::new();
             let (mut client, mut server) = pair(&lab).await;

@@ -11,7 +11,7 @@ use tokio_smc::{SmcListener, SmcStream, UpgradePolicy};
 
 use crate::bpf::{Kind, SockHash, pass};
 use crate::lab::Lab;
-use crate::watchdog::{Flavour, step, watched};
+use crate::watchdog::{Flavour, own_name, step, watched};
 use crate::{at, bytes};
 
 /// Connections of each kind.
@@ -109,19 +109,22 @@ async fn on_smc(map: &SockHash, policy: UpgradePolicy) -> BTreeMap<String, usize
     found
 }
 
-fn on_a_host(name: &'static str, host: Host) {
+#[track_caller]
+fn on_a_host(host: Host) {
     let (map, _programs) = match sockmap(host) {
         Ok(made) => made,
         Err(error) => {
-            let words =
-                format!("{name}: not run, {error} ({host:?}). It takes root and CONFIG_BPF_STREAM_PARSER");
+            let words = format!(
+                "{}: not run, {error} ({host:?}). It takes root and CONFIG_BPF_STREAM_PARSER",
+                own_name()
+            );
             let root = rustix::process::geteuid().is_root();
             assert!(!root && std::env::var_os("CI").is_none(), "{words}");
             let _ = writeln!(io::stderr(), "{words}");
             return;
         }
     };
-    watched(name, move || {
+    watched(move || {
         Flavour::MultiThread.runtime().block_on(async {
             on_tcp(&map).await;
             for policy in [UpgradePolicy::Eager, UpgradePolicy::FirstTurn] {
@@ -143,10 +146,10 @@ fn on_a_host(name: &'static str, host: Host) {
 
 #[test]
 fn a_host_that_redirects_what_is_sent() {
-    on_a_host("a_host_that_redirects_what_is_sent", Host::Redirects);
+    on_a_host(Host::Redirects);
 }
 
 #[test]
 fn a_host_that_looks_at_what_is_received() {
-    on_a_host("a_host_that_looks_at_what_is_received", Host::Verdicts);
+    on_a_host(Host::Verdicts);
 }

@@ -98,7 +98,7 @@ fn on_both_ends(test: impl AsyncFn(&Lab, &str, i32, Row, bool)) -> impl AsyncFn(
 
 #[test]
 fn every_option_before_the_upgrade() {
-    watched("every_option_before_the_upgrade", || {
+    watched(|| {
         Flavour::CurrentThread.runtime().block_on(on_both_ends(async |lab, at, level, row, on_client| {
             let (name, _, _, found) = row;
             let (mut client, mut server) = pair(lab, at).await;
@@ -131,7 +131,7 @@ fn every_option_before_the_upgrade() {
 
 #[test]
 fn every_option_after_the_upgrade() {
-    watched("every_option_after_the_upgrade", || {
+    watched(|| {
         Flavour::CurrentThread.runtime().block_on(on_both_ends(async |lab, at, level, row, on_client| {
             let (mut client, mut server) = pair(lab, at).await;
             let transport = client.upgrade().await;
@@ -153,7 +153,7 @@ fn every_option_after_the_upgrade() {
 /// Those that are set before there is a connection: they are handed on, or act on its beginning.
 #[test]
 fn options_of_the_listener_and_of_connect() {
-    watched("options_of_the_listener_and_of_connect", || {
+    watched(|| {
         Flavour::MultiThread.runtime().block_on(async {
             for (name, server_has, client_has) in [
                 ("TCP_DEFER_ACCEPT", Some((libc::TCP_DEFER_ACCEPT, 1)), None),
@@ -204,7 +204,7 @@ fn options_of_the_listener_and_of_connect() {
 /// A filter of the listener is the filter of what it accepts.
 #[test]
 fn a_filter_is_inherited() {
-    watched("a_filter_is_inherited", || {
+    watched(|| {
         Flavour::CurrentThread.runtime().block_on(async {
             let lab = Lab::new();
             let config = lab.config(UpgradePolicy::Manual);
@@ -224,7 +224,7 @@ fn a_filter_is_inherited() {
 /// The neutral values of options that keep a stream on TCP do not.
 #[test]
 fn options_that_are_set_back() {
-    watched("options_that_are_set_back", || {
+    watched(|| {
         Flavour::CurrentThread.runtime().block_on(async {
             for (level, option, value, neutral) in [
                 (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 1000, -1),

@@ -12,8 +12,9 @@ use tokio_smc::{FallbackReason, SmcListener, SmcSocket, SmcStream, Transport, Up
 
 use crate::agree::agree;
 use crate::lab::Lab;
+use crate::watchdog::on_both_schedulers;
 use crate::watchdog::step;
-use crate::{V4, address, on_both, rings, told, upgraded};
+use crate::{V4, address, rings, told, upgraded};
 
 /// The options of a socket that a program may have set before it was a stream.
 fn options(socket: SockRef<'_>) -> Vec<String> {
@@ -48,7 +49,7 @@ macro_rules! prepare {
 
 #[test]
 fn streams_have_the_options_of_their_sockets() {
-    on_both("streams_have_the_options_of_their_sockets", async || {
+    on_both_schedulers(async || {
         let theirs = prepare!(TcpSocket::new_v4());
         theirs.bind(address(V4)).expect("bind");
         let listener = theirs.listen(16).expect("listen");
@@ -89,7 +90,7 @@ enum Chosen {
 
 #[test]
 fn the_receive_buffer_bounds_the_dmb() {
-    on_both("the_receive_buffer_bounds_the_dmb", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let sizes = [3000, 4096, 4097, 10_000, 1 << 16, 200_000, 1 << 30];
         for chosen in [Chosen::Socket, Chosen::Listener, Chosen::Stream, Chosen::AcceptedStream] {
@@ -131,7 +132,7 @@ fn the_receive_buffer_bounds_the_dmb() {
 /// A window of one page takes a page and no more, and whatever is sent goes through it.
 #[test]
 fn a_small_window_holds_the_writer_and_loses_nothing() {
-    on_both("a_small_window_holds_the_writer_and_loses_nothing", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let (client, server) =
             (SmcSocket::new_v4().expect("a socket"), SmcSocket::new_v4().expect("a socket"));
@@ -159,7 +160,7 @@ fn a_small_window_holds_the_writer_and_loses_nothing() {
 
 #[test]
 fn a_bound_device_stays_on_tcp() {
-    on_both("a_bound_device_stays_on_tcp", async || {
+    on_both_schedulers(async || {
         let lab = Lab::new();
         let config = lab.config(UpgradePolicy::Manual);
         let listener = SmcListener::bind_with(V4, &config).await.expect("bind");
@@ -182,7 +183,7 @@ async fn last_word(mut reader: impl AsyncRead + Unpin) -> Result<usize, ErrorKin
 /// Zero linger, set on a socket, makes the drop of its stream a reset at the other end; a listener hands it on.
 #[test]
 fn zero_linger_of_a_socket_aborts_on_the_ring() {
-    on_both("zero_linger_of_a_socket_aborts_on_the_ring", async || {
+    on_both_schedulers(async || {
         for on_the_listener in [false, true] {
             let lab = Lab::new();
             let (client, server) =
@@ -217,7 +218,7 @@ fn zero_linger_of_a_socket_aborts_on_the_ring() {
 /// Dropped before it is connected, the socket is closed, and the server hears of it.
 #[test]
 fn a_dropped_connect_closes_the_socket() {
-    on_both("a_dropped_connect_closes_the_socket", async || {
+    on_both_schedulers(async || {
         async fn heard(listener: &SmcListener) -> io::Result<usize> {
             let (mut server, _): (SmcStream, SocketAddr) = listener.accept().await?;
             server.read(&mut [0; 1]).await

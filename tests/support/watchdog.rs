@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::Write;
-use std::panic::resume_unwind;
+use std::panic::{Location, resume_unwind};
 use std::process::abort;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
@@ -53,9 +53,30 @@ pub(crate) fn step(label: impl Into<String>) {
     });
 }
 
+/// The name of the running test, as the harness has given it to the thread; where tests run one by one on the main
+/// thread, the place that asks.
+#[track_caller]
+pub(crate) fn own_name() -> String {
+    let caller = Location::caller().to_string();
+    thread::current().name().filter(|name| *name != "main").map_or(caller, str::to_owned)
+}
+
+/// Runs `body` on both of tokio's schedulers, one after the other, each under the watchdog.
+#[allow(dead_code, reason = "not every test is about both")]
+#[track_caller]
+pub(crate) fn on_both_schedulers(body: impl AsyncFn() + Copy + Send + 'static) {
+    for flavour in [Flavour::CurrentThread, Flavour::MultiThread] {
+        watched(move || {
+            step(format!("{flavour:?}"));
+            flavour.runtime().block_on(body());
+        });
+    }
+}
+
 /// Runs `body` on a thread of its own and aborts the process, naming test and step, when it outlives the deadline.
 #[track_caller]
-pub(crate) fn watched<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn watched<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
+    let name = own_name();
     let deadline = std::env::var("SMC_TEST_DEADLINE_S")
         .ok()
         .and_then(|seconds| seconds.parse().ok())
@@ -64,7 +85,7 @@ pub(crate) fn watched<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + 
     let shown = Arc::clone(&label);
     let (ended, end) = channel::<()>();
     let runner = thread::Builder::new()
-        .name(name.to_owned())
+        .name(name.clone())
         .spawn(move || {
             LABEL.set(Some(label));
             // Dropped on return and on unwinding alike: either way the receiver wakes.

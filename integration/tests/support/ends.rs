@@ -2,15 +2,6 @@
 
 use tokio_smc::{FallbackReason, TransportWatch};
 
-use crate::watchdog::{Flavour, watched};
-
-/// Runs a test on both of tokio's schedulers, each run under the watchdog.
-pub(crate) fn on_both_schedulers(name: &str, body: impl AsyncFn() + Copy + Send + 'static) {
-    for flavour in [Flavour::CurrentThread, Flavour::MultiThread] {
-        watched(&format!("{name} on {flavour:?}"), move || flavour.runtime().block_on(body()));
-    }
-}
-
 /// Makes turns until every end runs on loopback-ism; panics with the reason when one of them stays on TCP.
 pub(crate) async fn until_loopback_ism<const N: usize>(
     ends: [&TransportWatch; N],

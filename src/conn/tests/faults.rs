@@ -55,7 +55,7 @@ fn assert_misbehaved((kind, source): (ErrorKind, SmcError), rule: &str) {
 
 #[test]
 fn a_cursor_that_lies_is_the_peers_fault() {
-    watched("a_cursor_that_lies_is_the_peers_fault", || {
+    watched(|| {
         let mut lab = Lab::new();
         let (pair, other) = (lab.upgraded(), lab.upgraded());
         let memory = lock(&pair.conns[SERVER].rx).dmb.as_ref().map(|dmb| dmb.consumer.memory().clone());
@@ -72,7 +72,7 @@ fn a_cursor_that_lies_is_the_peers_fault() {
 
 #[test]
 fn a_reader_that_lies_is_the_peers_fault() {
-    watched("a_reader_that_lies_is_the_peers_fault", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.upgraded();
         let memory = lock(&pair.conns[CLIENT].tx).dmb.as_ref().map(|dmb| dmb.producer.memory().clone());
@@ -84,7 +84,7 @@ fn a_reader_that_lies_is_the_peers_fault() {
 
 #[test]
 fn nonsense_on_the_link_is_the_peers_fault() {
-    watched("nonsense_on_the_link_is_the_peers_fault", || {
+    watched(|| {
         // What no message begins with, and one that is not the peer's to send now.
         let again =
             crate::link::message::Message::Hello { link_id: 1, endpoint: [9; 16], gid: [9; 16], slots: 1 };
@@ -109,7 +109,7 @@ fn nonsense_on_the_link_is_the_peers_fault() {
 
 #[test]
 fn a_close_with_unread_bytes_is_the_peers_choice() {
-    watched("a_close_with_unread_bytes_is_the_peers_choice", || {
+    watched(|| {
         let mut lab = Lab::new();
         for first_reads in [true, false] {
             let pair = lab.upgraded();
@@ -128,7 +128,7 @@ fn a_close_with_unread_bytes_is_the_peers_choice() {
 
 #[test]
 fn a_process_that_dies_is_gone() {
-    watched("a_process_that_dies_is_gone", || {
+    watched(|| {
         for first_reads in [true, false] {
             let mut lab = Lab::new();
             let pair = lab.upgraded();
@@ -144,7 +144,7 @@ fn a_process_that_dies_is_gone() {
 
 #[test]
 fn bytes_that_do_not_add_up_are_nobodys_fault() {
-    watched("bytes_that_do_not_add_up_are_nobodys_fault", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.upgraded();
         // As if TCP had brought more than the sender gave it before its switch.
@@ -156,7 +156,7 @@ fn bytes_that_do_not_add_up_are_nobodys_fault() {
 
 #[test]
 fn a_peer_that_reads_no_messages_hits_a_limit() {
-    watched("a_peer_that_reads_no_messages_hits_a_limit", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.upgraded();
         let link = lab.hosts[CLIENT].links().remove(0);
@@ -174,7 +174,7 @@ fn a_peer_that_reads_no_messages_hits_a_limit() {
 
 #[test]
 fn a_task_of_ours_that_fails_is_our_fault() {
-    watched("a_task_of_ours_that_fails_is_our_fault", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.upgraded();
         lab.hosts[CLIENT].links()[0].bury(Death::Failed);
@@ -187,7 +187,7 @@ fn a_task_of_ours_that_fails_is_our_fault() {
 
 #[test]
 fn a_runtime_that_is_gone_is_named() {
-    watched("a_runtime_that_is_gone_is_named", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.upgraded();
         lab.hosts[CLIENT].links()[0].bury(Death::Runtime);
@@ -197,7 +197,7 @@ fn a_runtime_that_is_gone_is_named() {
 
 #[test]
 fn what_this_end_has_done_itself_is_told_as_such() {
-    watched("what_this_end_has_done_itself_is_told_as_such", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.upgraded();
         let error = pair.conns[CLIENT].pin("into_std", Directions::Both).expect_err("it has switched");

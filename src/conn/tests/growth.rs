@@ -41,7 +41,7 @@ fn fill(lab: &mut Lab, pair: &Pair, side: usize, from: u64) -> u64 {
 
 #[test]
 fn a_full_ring_grows_up_to_its_window_and_goes_back_when_it_was_idle() {
-    watched("a_full_ring_grows_up_to_its_window_and_goes_back_when_it_was_idle", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.upgraded();
         for side in [CLIENT, SERVER] {
@@ -67,7 +67,7 @@ fn a_full_ring_grows_up_to_its_window_and_goes_back_when_it_was_idle() {
 
 #[test]
 fn who_wrote_much_at_once_over_tcp_finds_a_ring_that_takes_it() {
-    watched("who_wrote_much_at_once_over_tcp_finds_a_ring_that_takes_it", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.pair();
         pair.write(SERVER, &bytes(0, 10_000));
@@ -85,7 +85,7 @@ fn who_wrote_much_at_once_over_tcp_finds_a_ring_that_takes_it() {
 
 #[test]
 fn a_link_expects_of_its_next_connection_what_the_last_ones_needed() {
-    watched("a_link_expects_of_its_next_connection_what_the_last_ones_needed", || {
+    watched(|| {
         let mut lab = Lab::new();
         let first = lab.upgraded();
         lab.write(&first, SERVER, &bytes(0, 10_000));
@@ -113,7 +113,7 @@ fn a_link_expects_of_its_next_connection_what_the_last_ones_needed() {
 
 #[test]
 fn a_writer_that_waits_goes_on_when_a_segment_is_granted() {
-    watched("a_writer_that_waits_goes_on_when_a_segment_is_granted", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.upgraded();
         pair.write(CLIENT, &bytes(0, 4096));
@@ -132,7 +132,7 @@ fn a_writer_that_waits_goes_on_when_a_segment_is_granted() {
 
 #[test]
 fn a_reader_that_does_not_read_is_lent_what_tcp_would_hold() {
-    watched("a_reader_that_does_not_read_is_lent_what_tcp_would_hold", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.upgraded();
         let mut written = fill(&mut lab, &pair, CLIENT, 0);
@@ -152,7 +152,7 @@ fn a_reader_that_does_not_read_is_lent_what_tcp_would_hold() {
 
 #[test]
 fn a_reader_that_reads_is_lent_no_more_than_the_window() {
-    watched("a_reader_that_reads_is_lent_no_more_than_the_window", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.upgraded();
         let mut written = fill(&mut lab, &pair, CLIENT, 0);
@@ -173,7 +173,7 @@ fn a_reader_that_reads_is_lent_no_more_than_the_window() {
 
 #[test]
 fn what_a_chosen_receive_buffer_allows_is_the_window() {
-    watched("what_a_chosen_receive_buffer_allows_is_the_window", || {
+    watched(|| {
         let mut lab = Lab::new();
         let mut pair = lab.connect(UpgradePolicy::Manual, 64 << 10);
         socket2::SockRef::from(&pair.tcp(SERVER).tcp).set_recv_buffer_size(8 << 10).unwrap();
@@ -189,7 +189,7 @@ fn what_a_chosen_receive_buffer_allows_is_the_window() {
 
 #[test]
 fn a_grant_goes_where_it_was_asked_for_and_nowhere_else() {
-    watched("a_grant_goes_where_it_was_asked_for_and_nowhere_else", || {
+    watched(|| {
         let lab = &mut Lab::new();
         let pair = lab.upgraded();
         let conn = &pair.conns[CLIENT];
@@ -216,7 +216,7 @@ fn a_grant_goes_where_it_was_asked_for_and_nowhere_else() {
 
 #[test]
 fn a_return_that_comes_behind_its_detach_harms_nobody() {
-    watched("a_return_that_comes_behind_its_detach_harms_nobody", || {
+    watched(|| {
         let mut lab = Lab::new();
         let (bystander, pair) = (lab.upgraded(), lab.upgraded());
         fill(&mut lab, &pair, CLIENT, 0);
@@ -238,7 +238,7 @@ fn a_return_that_comes_behind_its_detach_harms_nobody() {
 
 #[test]
 fn a_grant_that_crosses_the_readers_close_harms_nobody() {
-    watched("a_grant_that_crosses_the_readers_close_harms_nobody", || {
+    watched(|| {
         let mut lab = Lab::new();
         let (bystander, pair) = (lab.upgraded(), lab.upgraded());
         pair.write(CLIENT, &bytes(0, 4096));
@@ -261,7 +261,7 @@ fn a_grant_that_crosses_the_readers_close_harms_nobody() {
 
 #[test]
 fn a_grant_is_no_larger_than_any_answer() {
-    watched("a_grant_is_no_larger_than_any_answer", || {
+    watched(|| {
         let lab = &mut Lab::new();
         let pair = lab.upgraded();
         pair.write(CLIENT, &bytes(0, 4096));
@@ -277,7 +277,7 @@ fn a_grant_is_no_larger_than_any_answer() {
 
 #[test]
 fn what_was_lacking_for_a_stalled_reader_is_looked_for_again() {
-    watched("what_was_lacking_for_a_stalled_reader_is_looked_for_again", || {
+    watched(|| {
         let lab = &mut Lab::new();
         let pair = lab.upgraded();
         let conn = &pair.conns[SERVER];
@@ -304,7 +304,7 @@ fn what_was_lacking_for_a_stalled_reader_is_looked_for_again() {
 
 #[test]
 fn a_link_without_connections_is_closed_and_made_again() {
-    watched("a_link_without_connections_is_closed_and_made_again", || {
+    watched(|| {
         let mut lab = Lab::new();
         let links = |lab: &Lab| lab.hosts.iter().map(|host| host.endpoint.links().len()).sum::<usize>();
         let (first, second) = (lab.upgraded(), lab.upgraded());
@@ -332,7 +332,7 @@ fn a_link_without_connections_is_closed_and_made_again() {
 
 #[test]
 fn an_offer_that_crosses_the_end_of_an_idle_link_is_not_lost() {
-    watched("an_offer_that_crosses_the_end_of_an_idle_link_is_not_lost", || {
+    watched(|| {
         let mut lab = Lab::new();
         let first = lab.upgraded();
         lab.close(first);

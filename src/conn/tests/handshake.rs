@@ -52,7 +52,7 @@ fn until_held(lab: &mut Lab, pair: &Pair) {
 
 #[test]
 fn the_handshake_goes_over_tcp_and_nobody_reads_it() {
-    watched("the_handshake_goes_over_tcp_and_nobody_reads_it", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.pair_with(UpgradePolicy::Handshake);
         let waiting = [CLIENT, SERVER].map(|side| pair.park_reader(side));
@@ -76,7 +76,7 @@ fn the_handshake_goes_over_tcp_and_nobody_reads_it() {
 
 #[test]
 fn a_server_application_that_writes_first_turns_it_off() {
-    watched("a_server_application_that_writes_first_turns_it_off", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.pair_with(UpgradePolicy::Handshake);
         pair.offer(&lab);
@@ -92,7 +92,7 @@ fn a_server_application_that_writes_first_turns_it_off() {
 
 #[test]
 fn a_client_application_that_writes_first_turns_it_off() {
-    watched("a_client_application_that_writes_first_turns_it_off", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.pair_with(UpgradePolicy::Handshake);
         pair.offer(&lab);
@@ -110,7 +110,7 @@ type Race = fn(&Pair, &mut Lab);
 
 #[test]
 fn go_and_off_race_at_every_moment() {
-    watched("go_and_off_race_at_every_moment", || {
+    watched(|| {
         let races: [(&str, Race); 7] = [
             ("the server writes", |pair, _| pair.write(SERVER, &bytes(0, 50))),
             ("the client writes", |pair, _| pair.write(CLIENT, &bytes(0, 50))),
@@ -189,7 +189,7 @@ fn exchange(pair: &Pair, lab: &mut Lab, written: [usize; 2], story: &str) {
 
 #[test]
 fn a_close_at_every_moment_of_the_handshake_is_a_clean_end() {
-    watched("a_close_at_every_moment_of_the_handshake_is_a_clean_end", || {
+    watched(|| {
         for closer in [CLIENT, SERVER] {
             for writes in [0, 3000] {
                 for moment in 0..MOMENTS {

@@ -31,7 +31,7 @@ pub(super) const MOMENTS: usize = 14;
 
 #[test]
 fn an_upgrade_has_no_other_moments() {
-    super::watched("an_upgrade_has_no_other_moments", || {
+    super::watched(|| {
         for policy in [UpgradePolicy::Manual, UpgradePolicy::Handshake] {
             let mut lab = Lab::new();
             let pair = lab.pair_with(policy);

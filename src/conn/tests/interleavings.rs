@@ -80,14 +80,14 @@ fn run(cases: u32, steps: impl Strategy<Value = Steps>) {
 
 #[test]
 fn every_byte_arrives_through_the_switch() {
-    watched("every_byte_arrives_through_the_switch", || {
+    watched(|| {
         run(1000, prop::collection::vec((0..2usize, gentle()), 1..80));
     });
 }
 
 #[test]
 fn every_end_is_the_one_that_tcp_would_have_shown() {
-    watched("every_end_is_the_one_that_tcp_would_have_shown", || {
+    watched(|| {
         let act = prop_oneof![12 => gentle(), 1 => rough()];
         run(2000, prop::collection::vec((0..2usize, act), 1..60));
     });
@@ -96,7 +96,7 @@ fn every_end_is_the_one_that_tcp_would_have_shown() {
 /// The random plays met this once: who waits for the CLC to pass is told of the reset, and the reader has to be, too.
 #[test]
 fn a_pin_leaves_the_reset_to_the_reader() {
-    watched("a_pin_leaves_the_reset_to_the_reader", || {
+    watched(|| {
         let setup = Setup { handshake: true, small_buffers: false, dmb_size: 4096, upgraded: true };
         let mut model = Model::new(setup);
         for (side, act) in [(0, Act::Fault), (1, Act::Pin), (1, Act::Read(1))] {

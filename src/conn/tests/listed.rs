@@ -32,7 +32,7 @@ fn seen((local, peer): (SocketAddr, SocketAddr)) -> Option<StreamStats> {
 
 #[test]
 fn a_stream_is_in_the_roster_until_it_is_closed() {
-    watched("a_stream_is_in_the_roster_until_it_is_closed", || {
+    watched(|| {
         let lab = Lab::new();
         let pair = lab.connect(UpgradePolicy::Manual, 64 << 10);
         let names = [CLIENT, SERVER].map(|side| addresses(&pair, side));
@@ -59,7 +59,7 @@ fn a_stream_is_in_the_roster_until_it_is_closed() {
 
 #[test]
 fn an_upgrade_is_noted_when_the_last_direction_has_left_tcp() {
-    watched("an_upgrade_is_noted_when_the_last_direction_has_left_tcp", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.pair();
         assert!(pair.offer(&lab));
@@ -78,7 +78,7 @@ fn an_upgrade_is_noted_when_the_last_direction_has_left_tcp() {
 
 #[test]
 fn a_look_waits_for_nobody_s_lock() {
-    watched("a_look_waits_for_nobody_s_lock", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.upgraded();
         let name = addresses(&pair, CLIENT);
@@ -110,7 +110,7 @@ impl Drop for Registration {
 
 #[test]
 fn the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table() {
-    watched("the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table", || {
+    watched(|| {
         let lab = Lab::new();
         let endpoint = lab.hosts[SERVER].endpoint.clone();
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");

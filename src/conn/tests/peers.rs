@@ -138,7 +138,7 @@ fn judge(deeds: &[Deed], greet: bool) {
 
 #[test]
 fn hazard_m12_a_link_that_begins_wrong_ends() {
-    watched("hazard_m12_a_link_that_begins_wrong_ends", || {
+    watched(|| {
         let deeds: &[Deed] = &[
             ("nonsense", true, |stranger, _| stranger.send_with(b"GET / HTTP/1.1\r\n\r\n", &[])),
             ("one byte", true, |stranger, _| stranger.send_with(&[1], &[])),
@@ -196,7 +196,7 @@ fn hazard_m12_a_link_that_begins_wrong_ends() {
 
 #[test]
 fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
-    watched("messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link", || {
+    watched(|| {
         let deeds: &[Deed] = &[
             ("an unknown type", true, |stranger, _| stranger.send_with(&[200, 1, 2, 3], &[])),
             ("a cut message", true, |stranger, _| {
@@ -351,7 +351,7 @@ fn matching(impostor: &Impostor, stranger: &Stranger, id: u64, proposal: &[u8], 
 
 #[test]
 fn hazard_h8_a_match_is_an_assertion_and_no_proof() {
-    watched("hazard_h8_a_match_is_an_assertion_and_no_proof", || {
+    watched(|| {
         let lab = Lab::new();
         let unrelated = TcpListener::bind("127.0.0.1:0").unwrap();
         // Made up; of another socket; of the client's own socket. (That of the innocent server is a secret.)
@@ -380,7 +380,7 @@ fn hazard_h8_a_match_is_an_assertion_and_no_proof() {
 
 #[test]
 fn a_faulty_answer_ends_the_link_and_the_waiting() {
-    watched("a_faulty_answer_ends_the_link_and_the_waiting", || {
+    watched(|| {
         let lab = Lab::new();
         type Answer = fn(&Impostor, &Stranger, u64, &[u8]) -> Message;
         let answers: [(&str, Answer); 6] = [
@@ -447,7 +447,7 @@ fn connect_from(from: &SocketAddr, to: &SocketAddr) -> TcpStream {
 
 #[test]
 fn hazard_h7_a_stale_stream_never_answers_for_a_new_connection() {
-    watched("hazard_h7_a_stale_stream_never_answers_for_a_new_connection", || {
+    watched(|| {
         let mut lab = Lab::new();
         // Connection 1: accepted here, reset by its client, and still held with unread data.
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -479,7 +479,7 @@ fn hazard_h7_a_stale_stream_never_answers_for_a_new_connection() {
 
 #[test]
 fn hazard_h7_a_stale_offer_never_meets_a_new_stream() {
-    watched("hazard_h7_a_stale_offer_never_meets_a_new_stream", || {
+    watched(|| {
         let mut lab = Lab::new();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = tcp.local_addr().unwrap();

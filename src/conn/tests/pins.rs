@@ -10,7 +10,7 @@ use crate::transport::Transport;
 
 #[test]
 fn hazard_h9_into_std_at_every_moment_of_the_upgrade() {
-    watched("hazard_h9_into_std_at_every_moment_of_the_upgrade", || {
+    watched(|| {
         let mut outcomes = [0, 0];
         for side in [CLIENT, SERVER] {
             for moment in 0..MOMENTS {
@@ -67,7 +67,7 @@ fn hazard_h9_into_std_at_every_moment_of_the_upgrade() {
 
 #[test]
 fn hazard_h9_one_direction_is_pinned_and_the_other_one_switches() {
-    watched("hazard_h9_one_direction_is_pinned_and_the_other_one_switches", || {
+    watched(|| {
         for by_tcp in [CLIENT, SERVER] {
             let mut lab = Lab::new();
             let pair = super::aborts::mixed(&mut lab, by_tcp);
@@ -94,7 +94,7 @@ fn hazard_h9_one_direction_is_pinned_and_the_other_one_switches() {
 
 #[test]
 fn hazard_m10_a_half_closed_stream_is_refused_or_settles() {
-    watched("hazard_m10_a_half_closed_stream_is_refused_or_settles", || {
+    watched(|| {
         for side in [CLIENT, SERVER] {
             for moment in 0..MOMENTS {
                 let mut lab = Lab::new();

@@ -29,7 +29,7 @@ fn is_upgraded(pair: &Pair) -> bool {
 
 #[test]
 fn hazard_c3_bytes_that_passed_before_the_stream_was_made() {
-    watched("hazard_c3_bytes_that_passed_before_the_stream_was_made", || {
+    watched(|| {
         let mut lab = Lab::new();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -57,7 +57,7 @@ fn hazard_c3_bytes_that_passed_before_the_stream_was_made() {
 /// Nobody loses a byte of what is left.
 #[test]
 fn hazard_c3_others_read_and_write_the_socket_during_the_upgrade() {
-    watched("hazard_c3_others_read_and_write_the_socket_during_the_upgrade", || {
+    watched(|| {
         let mut on_the_ring = [false; MOMENTS];
         // The number of messages delivered before others touch the socket.
         for (moment, on_the_ring) in on_the_ring.iter_mut().enumerate() {
@@ -99,7 +99,7 @@ fn hazard_c3_others_read_and_write_the_socket_during_the_upgrade() {
 /// The server's end is the one whose socket others read or write, and the client's knows nothing of it.
 #[test]
 fn hazard_c3_either_end_may_be_the_one_that_notices() {
-    watched("hazard_c3_either_end_may_be_the_one_that_notices", || {
+    watched(|| {
         for side in [CLIENT, SERVER] {
             for reads in [false, true] {
                 let mut lab = Lab::new();
@@ -131,7 +131,7 @@ fn hazard_c3_either_end_may_be_the_one_that_notices() {
 
 #[test]
 fn hazard_c3_two_streams_of_one_connection() {
-    watched("hazard_c3_two_streams_of_one_connection", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.pair();
         // Another stream on a copy of the client's descriptor: both offer, each tells the same cookie.
@@ -150,7 +150,7 @@ fn hazard_c3_two_streams_of_one_connection() {
 
 #[test]
 fn hazard_h3_a_switch_behind_a_full_socket() {
-    watched("hazard_h3_a_switch_behind_a_full_socket", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.pair();
         for side in [CLIENT, SERVER] {
@@ -174,7 +174,7 @@ fn hazard_h3_a_switch_behind_a_full_socket() {
 
 #[test]
 fn hazard_m1_what_nagle_or_a_cork_hold_back_is_pushed() {
-    watched("hazard_m1_what_nagle_or_a_cork_hold_back_is_pushed", || {
+    watched(|| {
         for corked in [false, true] {
             let mut lab = Lab::new();
             let pair = lab.pair();
@@ -199,7 +199,7 @@ fn hazard_m1_what_nagle_or_a_cork_hold_back_is_pushed() {
 
 #[test]
 fn bytes_behind_the_switch_reset_the_connection_and_nothing_else() {
-    watched("bytes_behind_the_switch_reset_the_connection_and_nothing_else", || {
+    watched(|| {
         let mut lab = Lab::new();
         let (pair, other) = (lab.upgraded(), lab.upgraded());
         let third = lab.pair();

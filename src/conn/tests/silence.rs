@@ -34,7 +34,7 @@ fn waits_but_not_for_ever(pair: &Pair, side: usize) {
 
 #[test]
 fn no_step_is_waited_for_for_ever_and_each_may_still_come() {
-    watched("no_step_is_waited_for_for_ever_and_each_may_still_come", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.pair();
         assert!(pair.offer(&lab));
@@ -66,7 +66,7 @@ fn no_step_is_waited_for_for_ever_and_each_may_still_come() {
 
 #[test]
 fn an_answer_that_comes_after_the_stream_has_gone_leaves_nothing() {
-    watched("an_answer_that_comes_after_the_stream_has_gone_leaves_nothing", || {
+    watched(|| {
         let mut lab = Lab::new();
         let live = lab.upgraded();
         let pair = lab.pair();
@@ -84,7 +84,7 @@ fn an_answer_that_comes_after_the_stream_has_gone_leaves_nothing() {
 
 #[test]
 fn offers_to_a_peer_that_reads_nothing_end_no_live_connection() {
-    watched("offers_to_a_peer_that_reads_nothing_end_no_live_connection", || {
+    watched(|| {
         let mut lab = Lab::new();
         let live = lab.upgraded();
         let link = lab.hosts[CLIENT].links()[0].clone();

@@ -12,7 +12,7 @@ use crate::sync::{Ordering, lock};
 
 #[test]
 fn hazard_c5_a_slot_is_free_after_its_detach_and_its_own_streams_end() {
-    watched("hazard_c5_a_slot_is_free_after_its_detach_and_its_own_streams_end", || {
+    watched(|| {
         for first in [CLIENT, SERVER] {
             let mut lab = Lab::new();
             let pair = lab.upgraded();
@@ -30,7 +30,7 @@ fn hazard_c5_a_slot_is_free_after_its_detach_and_its_own_streams_end() {
 
 #[test]
 fn hazard_c5_a_late_producer_writes_into_nobody_elses_dmb() {
-    watched("hazard_c5_a_late_producer_writes_into_nobody_elses_dmb", || {
+    watched(|| {
         let mut lab = Lab::new();
         let old = lab.upgraded();
         // The reader is gone; its peer was stopped in the middle of a write and knows nothing of it.
@@ -58,7 +58,7 @@ fn hazard_c5_a_late_producer_writes_into_nobody_elses_dmb() {
 
 #[test]
 fn hazard_c5_an_end_at_every_moment_frees_every_slot() {
-    watched("hazard_c5_an_end_at_every_moment_frees_every_slot", || {
+    watched(|| {
         // One lab for all: what an earlier round leaks, a later one sees.
         let mut lab = Lab::new();
         for round in 0..20 {
@@ -97,7 +97,7 @@ fn interrupt(link: &Link, index: u32, signal: Signal) {
 
 #[test]
 fn hazard_m13_the_entry_of_a_signal_is_there_before_its_token_leaves() {
-    watched("hazard_m13_the_entry_of_a_signal_is_there_before_its_token_leaves", || {
+    watched(|| {
         let mut lab = Lab::new();
         let pair = lab.pair();
         let reader = pair.park_reader(CLIENT);

@@ -9,7 +9,7 @@ use crate::transport::{FallbackReason, Transport};
 
 #[test]
 fn an_offer_for_a_stream_that_somebody_else_has_accepted_is_refused() {
-    watched("an_offer_for_a_stream_that_somebody_else_has_accepted_is_refused", || {
+    watched(|| {
         let mut lab = Lab::new();
         // Accepted, but not by a listener of ours.
         let pair = lab.connect(UpgradePolicy::Manual, 64 << 10);
@@ -36,7 +36,7 @@ fn an_offer_for_a_stream_that_somebody_else_has_accepted_is_refused() {
 
 #[test]
 fn a_stream_that_is_given_to_us_after_a_doubt_is_upgraded() {
-    watched("a_stream_that_is_given_to_us_after_a_doubt_is_upgraded", || {
+    watched(|| {
         let mut lab = Lab::new();
         let mut pair = lab.connect(UpgradePolicy::Manual, 64 << 10);
         assert!(pair.offer(&lab));

@@ -53,7 +53,7 @@ enum Read {
 /// nothing ends. Before the switch it keeps its direction on TCP.
 #[test]
 fn an_urgent_byte_at_any_moment_costs_no_other_byte() {
-    watched("an_urgent_byte_at_any_moment_costs_no_other_byte", || {
+    watched(|| {
         let mut switched = [false; 2];
         for moment in 0..MOMENTS {
             for from in [CLIENT, SERVER] {
@@ -98,7 +98,7 @@ fn an_urgent_byte_at_any_moment_costs_no_other_byte() {
 /// its socket), refuses; if the byte comes too late for that, nothing hangs.
 #[test]
 fn the_reader_alone_may_notice() {
-    watched("the_reader_alone_may_notice", || {
+    watched(|| {
         for read in [0, 4, 8] {
             let mut lab = Lab::new();
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -131,7 +131,7 @@ fn the_reader_alone_may_notice() {
 /// throw away what the other direction has still to send over TCP.
 #[test]
 fn an_urgent_byte_left_behind_resets_no_direction_that_is_on_tcp() {
-    watched("an_urgent_byte_left_behind_resets_no_direction_that_is_on_tcp", || {
+    watched(|| {
         let mut met = 0;
         for moment in 0..MOMENTS {
             let mut lab = Lab::new();
@@ -164,7 +164,7 @@ fn an_urgent_byte_left_behind_resets_no_direction_that_is_on_tcp() {
 /// Bytes that are urgent when the reader has still to read up to the switch, one or several, in line or not.
 #[test]
 fn urgent_bytes_right_behind_the_switch_are_no_foreign_ones() {
-    watched("urgent_bytes_right_behind_the_switch_are_no_foreign_ones", || {
+    watched(|| {
         for count in [1, 2] {
             for in_line in [false, true] {
                 note(format!("{count} bytes, in line: {in_line}"));

@@ -73,7 +73,7 @@ fn a_peer_that_hangs_up_on_another_user_is_named_as_such_however_early_it_does()
         let _ = writeln!(std::io::stderr(), "not root: what other users hear is not tested");
         return;
     }
-    watched("a_peer_that_hangs_up_on_another_user_is_named_as_such_however_early_it_does", || {
+    watched(|| {
         let ends = |lab: &Lab| {
             let server = lab.hosts[SERVER].endpoint.id();
             (lab.hosts[CLIENT].endpoint.clone(), server)
@@ -109,7 +109,7 @@ fn a_peer_that_hangs_up_on_another_user_is_named_as_such_however_early_it_does()
 
 #[test]
 fn an_endpoint_with_too_many_waiting_is_not_called_broken() {
-    watched("an_endpoint_with_too_many_waiting_is_not_called_broken", || {
+    watched(|| {
         let lab = Lab::new();
         let pair = lab.pair();
         let endpoint = &lab.hosts[CLIENT].endpoint;

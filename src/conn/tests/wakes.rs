@@ -27,7 +27,7 @@ fn park_writer(pair: &Pair, side: usize) -> (Arc<Task>, u64) {
 
 #[test]
 fn hazard_h1_a_reader_that_waits_on_tcp_hears_of_the_switch_at_every_moment() {
-    watched("hazard_h1_a_reader_that_waits_on_tcp_hears_of_the_switch_at_every_moment", || {
+    watched(|| {
         for side in [CLIENT, SERVER] {
             for moment in 0..MOMENTS {
                 let mut lab = Lab::new();
@@ -51,7 +51,7 @@ fn hazard_h1_a_reader_that_waits_on_tcp_hears_of_the_switch_at_every_moment() {
 
 #[test]
 fn hazard_h1_a_writer_that_waits_on_tcp_hears_of_its_switch() {
-    watched("hazard_h1_a_writer_that_waits_on_tcp_hears_of_its_switch", || {
+    watched(|| {
         for side in [CLIENT, SERVER] {
             let mut lab = Lab::new();
             let pair = lab.pair();
@@ -67,7 +67,7 @@ fn hazard_h1_a_writer_that_waits_on_tcp_hears_of_its_switch() {
 
 #[test]
 fn hazard_h13_a_death_between_look_and_sleep_wakes_readers_and_writers() {
-    watched("hazard_h13_a_death_between_look_and_sleep_wakes_readers_and_writers", || {
+    watched(|| {
         for death in [Death::Peer, Death::Fault, Death::Runtime] {
             for side in [CLIENT, SERVER] {
                 let mut lab = Lab::new();
@@ -85,7 +85,7 @@ fn hazard_h13_a_death_between_look_and_sleep_wakes_readers_and_writers() {
 
 #[test]
 fn hazard_h13_close_and_shutdown_wake_whoever_waits() {
-    watched("hazard_h13_close_and_shutdown_wake_whoever_waits", || {
+    watched(|| {
         for side in [CLIENT, SERVER] {
             let mut lab = Lab::new();
             let pair = lab.upgraded();
@@ -106,7 +106,7 @@ fn hazard_h13_close_and_shutdown_wake_whoever_waits() {
 /// Everything that ends an upgrade ends the waiting for it.
 #[test]
 fn whoever_waits_for_the_upgrade_hears_of_its_end() {
-    watched("whoever_waits_for_the_upgrade_hears_of_its_end", || {
+    watched(|| {
         type Ending = fn(&Pair, &Lab);
         let endings: [(&str, Ending); 6] = [
             ("the server shuts down", |pair, _| pair.conns[SERVER].shutdown_write().unwrap()),
