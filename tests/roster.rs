@@ -1,6 +1,8 @@
 //! What can be seen of a process from within: every stream from its creation to its end, and the
 //! counters.
 
+#![allow(clippy::disallowed_types, reason = "a test, which loom does not run")]
+
 #[path = "support/agree.rs"]
 mod agree;
 #[allow(dead_code, reason = "not every test needs all of it")]
