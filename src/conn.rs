@@ -10,6 +10,7 @@ mod descriptor;
 mod effects;
 pub(crate) mod growth;
 mod linked;
+mod listed;
 pub(crate) mod op;
 mod prelude;
 pub(crate) mod receive;

@@ -77,6 +77,9 @@ impl<T: Tcp> Connection<T> {
         if let Some(rare) = rare {
             self.carry_out_rare(*rare);
         }
+        if socket_check || wake {
+            self.note_upgrade();
+        }
         if socket_check {
             self.schedule_socket_check();
         }

@@ -12,6 +12,7 @@ use crate::ism::sys;
 use crate::link::Link;
 use crate::link::endpoint::Endpoint;
 use crate::link::reactor::{Interest, Watched, forget_readiness};
+use crate::link::tally::Looks;
 use crate::shield::shielded;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock, rank};
 
@@ -80,7 +81,9 @@ impl Poller {
                 watch.window.work(now);
             }
             // Without a clock no window would ever close.
-            now > 0 && watch.window.keep_polling(now)
+            let keep_polling = now > 0 && watch.window.keep_polling(now);
+            watch.looks.count(found > 0, keep_polling);
+            keep_polling
         };
         keep_polling || !Self::sleep(&links)
     }
@@ -125,6 +128,7 @@ impl Wake for Poller {
 /// What is known from one look to the next.
 struct Watch {
     window: Window,
+    looks: Looks,
     /// The window may open at all.
     polls: bool,
     last_look: u64,
@@ -157,7 +161,9 @@ impl Drop for Parted {
 /// Serves the interrupts of an endpoint; returns when that is not possible any more.
 pub(crate) async fn run(eventfd: Arc<dyn Watched>, endpoint: Arc<Endpoint>, clock: fn() -> u64) {
     let cap = u64::try_from(endpoint.busy_poll().as_nanos()).unwrap_or(u64::MAX);
-    let watch = Watch { window: Window::new(cap), polls: cap > 0, last_look: 0, thread: 0, switches: 0 };
+    let looks = Looks::new(endpoint.id().0);
+    let window = Window::new(cap);
+    let watch = Watch { window, looks, polls: cap > 0, last_look: 0, thread: 0, switches: 0 };
     let poller = Arc::new(Poller {
         endpoint,
         eventfd,
