@@ -1,7 +1,7 @@
 //! One connection: its two directions, each on TCP, switching, or in a ring; the close rules; the upgrade.
 //!
-//! Nothing here knows tokio: the TCP socket comes behind [`Tcp`], and whoever waits does so with a plain `Waker`. Locks are taken receiver before sender; no waker, no link and no other stream is called with one
-//! held, so every step collects its [`Effects`] and carries them out afterwards. (An interrupt sets its bits in shared
+//! Nothing here knows tokio: the TCP socket comes behind [`Tcp`], and whoever waits does so with a plain `Waker`. Locks are taken receiver before sender; no waker is called, no message of a link sent and no other
+//! stream called with one held, so every step collects its [`Effects`] and carries them out afterwards. (An interrupt sets its bits in shared
 //! memory at once. That calls nobody.)
 
 pub(crate) mod close;
@@ -10,6 +10,7 @@ mod descriptor;
 mod effects;
 pub(crate) mod growth;
 mod linked;
+mod listed;
 pub(crate) mod op;
 mod prelude;
 pub(crate) mod receive;

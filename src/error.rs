@@ -36,8 +36,9 @@ pub enum SmcError {
     /// The peer's fault: it broke a rule of shared memory or of the link. Every stream of that link
     /// that had left TCP is reset; nothing else is touched.
     PeerMisbehaved(PeerMisbehaved),
-    /// The application at the other end has closed the connection, with bytes unread or while more
-    /// were on their way: what TCP tells by a reset.
+    /// The other end has closed or reset the connection: its application with bytes unread or while
+    /// more were on their way, which TCP tells by a reset, too; or its side of the link, after a
+    /// fault that it saw and this end did not.
     PeerClosed,
     /// The process at the other end, or its runtime, ended before it had read everything.
     PeerGone,
@@ -124,7 +125,7 @@ impl fmt::Display for SmcError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SmcError::PeerMisbehaved(how) => how.fmt(f),
-            SmcError::PeerClosed => f.write_str("the peer has closed the connection before it read everything"),
+            SmcError::PeerClosed => f.write_str("the other end has closed or reset the connection before it read everything"),
             SmcError::PeerGone => f.write_str("the peer's process ended before it read everything"),
             SmcError::OutOfStep => f.write_str(
                 "TCP carried other bytes than both ends agreed on when they moved to shared memory; let nothing read or \

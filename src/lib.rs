@@ -20,6 +20,8 @@
 //! # Ok(()) }
 //! ```
 //!
+//! What a process has done with all its streams tell [`streams`] and [`stats`].
+//!
 //! # Features
 //!
 //! On by default: `tokio`, the front end that is described here. Off by default: `hyper-util` (a
@@ -84,6 +86,8 @@ mod rt;
 mod shield;
 #[cfg(all(not(loom), feature = "tokio"))]
 mod socket;
+#[cfg(not(loom))]
+mod stats;
 #[cfg(all(not(loom), feature = "tokio"))]
 mod stream;
 #[cfg(all(not(loom), feature = "tonic014"))]
@@ -100,12 +104,16 @@ pub use config::{Config, DEFAULT_DMB_SIZE, UnknownPolicy, UpgradePolicy};
 pub use error::{PeerMisbehaved, SmcError};
 #[cfg(all(not(loom), feature = "tokio"))]
 pub use info::SmcInfo;
+#[cfg(not(loom))]
+pub use link::roster::{stats, streams};
 #[cfg(all(not(loom), feature = "tokio"))]
 pub use listener::{SmcListener, SmcListenerStream};
 #[cfg(not(loom))]
 pub use peer::PeerPolicy;
 #[cfg(all(not(loom), feature = "tokio"))]
 pub use socket::SmcSocket;
+#[cfg(not(loom))]
+pub use stats::{Stats, StreamRole, StreamStats};
 #[cfg(all(not(loom), feature = "tokio"))]
 pub use stream::{IntoStdError, SmcStream, TransportWatch};
 #[cfg(all(not(loom), feature = "tonic014"))]

@@ -20,11 +20,13 @@ pub(crate) mod message;
 pub(crate) mod outbox;
 pub(crate) mod proof;
 pub(crate) mod reactor;
+pub(crate) mod roster;
 pub(crate) mod search;
 mod serve;
 mod server;
 pub(crate) mod slots;
 pub(crate) mod stream;
+pub(crate) mod tally;
 pub(crate) mod timer;
 
 use std::collections::HashMap;
@@ -48,6 +50,7 @@ use crate::link::outbox::{Flusher, Outbox};
 use crate::link::reactor::Watched;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
 use crate::link::stream::{Death, InterruptHandler, LinkedStream, Undelivered};
+use crate::link::tally::WakeUp;
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
 use crate::transport::FallbackReason;
 
@@ -277,8 +280,11 @@ impl Link {
             return Some(Undelivered::Handler(signal));
         }
         let page = peer.first_arena.signals();
-        let sleeps = page.raise(index, signal, sys::monotonic_ns, self.stale_after, &self.last_rung);
-        sleeps.then_some(Undelivered::Eventfd)
+        if page.raise(index, signal, sys::monotonic_ns, self.stale_after, &self.last_rung) {
+            return Some(Undelivered::Eventfd);
+        }
+        tally::count_wake_up(self.id, index, WakeUp::Saved);
+        None
     }
 
     /// Does what [`Link::raise`] has left to do.
@@ -286,12 +292,14 @@ impl Link {
         let Some(peer) = self.peer.get() else { return };
         match undelivered {
             Undelivered::Eventfd => {
+                tally::count_wake_up(self.id, index, WakeUp::Sent);
                 if let Err(error) = sys::ring(peer.eventfd.as_fd()) {
                     crate::trace::debug!("writing the peer's eventfd failed: {error}");
                 }
             }
             Undelivered::Handler(signal) => {
                 if let Some(link) = peer.here.as_ref().and_then(Weak::upgrade) {
+                    tally::count_wake_up(self.id, index, WakeUp::Saved);
                     link.interrupted(index, signal);
                 }
             }
@@ -408,9 +416,7 @@ impl Link {
     /// Sends a message with a descriptor; an error says that it could not be, and that nothing has happened.
     /// Whom to wake then comes back, since a lock may be held.
     fn send_fd(&self, message: &Message, fd: OwnedFd) -> io::Result<Flusher> {
-        self.outbox.send_fd(self.socket(), message.encode(), fd).inspect_err(|error| {
-            crate::trace::debug!("a link's socket does not take a descriptor: {error}");
-        })
+        self.outbox.send_fd(self.socket(), message.encode(), fd)
     }
 
     /// Sends what is queued; `false` when the socket is full.

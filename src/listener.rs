@@ -113,34 +113,43 @@ impl SmcListener {
     pub(crate) fn new(listener: TcpListener, config: Config) -> SmcListener {
         let wanted = !config.off && config.upgrade_policy != UpgradePolicy::Never;
         let handle = Handle::current();
-        let home = if wanted { Self::move_in(&listener, &config, &handle) } else { Err(None) };
+        let home = if wanted {
+            Self::move_in(&listener, &config, &handle).map_err(|error| Self::homeless(&error))
+        } else {
+            Err(None)
+        };
         SmcListener { listener, config, home: Mutex::new(home), handle }
     }
 
-    fn move_in(
-        listener: &TcpListener,
-        config: &Config,
-        handle: &Handle,
-    ) -> Result<Arc<Home>, Option<FallbackReason>> {
-        let publish = || {
-            let port = listener.local_addr()?.port();
-            let endpoint = rt::endpoint(handle, config)?;
-            let port = endpoint.publish(port, &config.peer_policy)?;
-            Ok(Arc::new(Home { endpoint, port }))
-        };
-        publish().map_err(|error: io::Error| {
-            crate::trace::warning!("this listener serves plain tcp only: {error}");
-            Some(reason_of(&error, FallbackReason::NoDevice))
-        })
+    fn move_in(listener: &TcpListener, config: &Config, handle: &Handle) -> io::Result<Arc<Home>> {
+        let port = listener.local_addr()?.port();
+        let endpoint = rt::endpoint(handle, config)?;
+        let port = endpoint.publish(port, &config.peer_policy)?;
+        Ok(Arc::new(Home { endpoint, port }))
+    }
+
+    /// Why the streams of a listener without a home stay on TCP.
+    fn homeless(error: &io::Error) -> Option<FallbackReason> {
+        crate::trace::warning!("this listener serves plain tcp only: {error}");
+        Some(reason_of(error, FallbackReason::NoDevice))
     }
 
     /// Where its streams are found now: an endpoint that failed has a successor.
     fn home(&self) -> Result<Arc<Home>, Option<FallbackReason>> {
-        let mut home = lock(&self.home);
-        if home.as_ref().is_ok_and(|home| home.endpoint.is_dead()) {
-            *home = Self::move_in(&self.listener, &self.config, &self.handle);
-        }
-        home.clone()
+        let moved = {
+            let mut home = lock(&self.home);
+            if !home.as_ref().is_ok_and(|home| home.endpoint.is_dead()) {
+                return home.clone();
+            }
+            let moved = Self::move_in(&self.listener, &self.config, &self.handle);
+            *home = match &moved {
+                Ok(moved) => Ok(moved.clone()),
+                Err(error) => Err(Some(reason_of(error, FallbackReason::NoDevice))),
+            };
+            moved
+        };
+        // Without the lock, for it is logged.
+        moved.map_err(|error| Self::homeless(&error))
     }
 
     /// Takes the std listener out; it stays in non-blocking mode.

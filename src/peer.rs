@@ -32,6 +32,12 @@ impl PeerPolicy {
             PeerPolicy::Root => peer.uid == ROOT,
         }
     }
+
+    /// Does an endpoint with such a stream talk to that process at all? The own user is told by each stream why it is
+    /// not admitted; others that are not admitted hear nothing.
+    pub(crate) fn hears(&self, peer: &PeerCred) -> bool {
+        self.admits(peer) || is_same_user(peer)
+    }
 }
 
 const ROOT: u32 = 0;
@@ -54,7 +60,8 @@ mod tests {
         for (policy, admitted) in [(PeerPolicy::SameUser, [true, true]), (PeerPolicy::Root, [true, us == 0])]
         {
             assert_eq!([ROOT, us].map(|uid| policy.admits(&peer(uid))), admitted, "{policy:?}");
-            assert!(!policy.admits(&peer(stranger)), "{policy:?}");
+            assert!(!policy.admits(&peer(stranger)) && !policy.hears(&peer(stranger)), "{policy:?}");
+            assert!(policy.hears(&peer(us)), "{policy:?}");
             assert!(!policy.admits(&peer(nobody)), "{policy:?}: behind that number may be anybody");
         }
     }

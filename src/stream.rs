@@ -261,7 +261,7 @@ impl SmcStream {
         loop {
             self.readable().await?;
             let coop = poll_fn(poll_proceed).await;
-            match self.try_read_with(&mut rt::try_peeking(&mut ReadBuf::new(buf))) {
+            match self.try_read_with(&mut rt::peeking(&mut ReadBuf::new(buf))) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 answer => {
                     coop.made_progress();
@@ -432,9 +432,9 @@ impl SmcStream {
     ///
     /// # Cancel safety
     ///
-    /// The future waits only when `f` has answered `WouldBlock`: dropped then, it loses nothing, as
-    /// long as `f` does nothing before it answers so. That the directions stay on TCP is not taken
-    /// back.
+    /// The future waits before `f` is called, and after `f` has answered `WouldBlock`: dropped then,
+    /// it loses nothing, as long as `f` does nothing before it answers so. That the directions stay
+    /// on TCP is not taken back.
     pub async fn async_io<R>(
         &self,
         interest: Interest,
@@ -548,7 +548,12 @@ impl fmt::Display for IntoStdError {
     }
 }
 
-impl std::error::Error for IntoStdError {}
+impl std::error::Error for IntoStdError {
+    /// [`SmcError::Upgraded`](crate::SmcError::Upgraded).
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.get_ref().map(|source| source as &(dyn std::error::Error + 'static))
+    }
+}
 
 impl TryFrom<std::net::TcpStream> for SmcStream {
     type Error = io::Error;

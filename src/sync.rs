@@ -8,6 +8,7 @@ pub(crate) mod rank;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::sync::TryLockError;
 
 pub(crate) use rank::assert_unlocked;
 use rank::{Leaf, Rank};
@@ -158,11 +159,16 @@ pub(crate) fn lock<T, R: Rank>(mutex: &Mutex<T, R>) -> MutexGuard<'_, T> {
     }
 }
 
-/// Locks `mutex` if that needs no waiting (and no holder has panicked).
+/// Locks `mutex` if that needs no waiting; as [`lock`], also after a holder panicked.
 #[inline]
 pub(crate) fn try_lock<T, R: Rank>(mutex: &Mutex<T, R>) -> Option<MutexGuard<'_, T>> {
+    let guard = match mutex.mutex.try_lock() {
+        Ok(guard) => guard,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return None,
+    };
     Some(MutexGuard {
-        guard: mutex.mutex.try_lock().ok()?,
+        guard,
         #[cfg(debug_assertions)]
         _held: rank::Held::any::<R>(),
     })

@@ -184,6 +184,20 @@ macro_rules! reasons {
                 }
             }
 
+            /// Every reason but [`FallbackReason::Declined`].
+            pub(crate) const OWN: &'static [FallbackReason] = &[$(FallbackReason::$name),+];
+
+            /// Its place in [`FallbackReason::OWN`].
+            pub(crate) fn number(&self) -> Option<usize> {
+                enum Number {
+                    $($name),+
+                }
+                match self {
+                    $(FallbackReason::$name => Some(Number::$name as usize),)+
+                    FallbackReason::Declined(_) => None,
+                }
+            }
+
             fn words(&self) -> &'static str {
                 match self {
                     $(FallbackReason::$name => $words,)+

@@ -7,6 +7,7 @@ mod lab;
 #[path = "support/watchdog.rs"]
 mod watchdog;
 
+use std::io::IoSlice;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -272,5 +273,36 @@ fn hazard_h11_a_blocked_worker_stalls_others_no_more_than_on_tcp() {
             }
         }
         panic!("longest turns of {CONNECTIONS} connections, (TCP, SMC): {seen:?}");
+    });
+}
+
+/// What a spent budget wakes must not be woken under a lock: outside of a task tokio does so at once. On both
+/// transports, in every direction.
+#[test]
+fn a_body_that_never_waits_spends_its_budget_safely() {
+    watched(|| {
+        for policy in [UpgradePolicy::Never, UpgradePolicy::Eager] {
+            Flavour::MultiThread.runtime().block_on(async {
+                let lab = Lab::new();
+                let config = lab.config(policy);
+                let listener = SmcListener::bind_with("127.0.0.1:0", &config).await.expect("bind");
+                let addr = listener.local_addr().expect("an address");
+                let mut client = SmcStream::connect_with(addr, &config).await.expect("connect");
+                let (mut server, _) = listener.accept().await.expect("accept");
+                client.upgrade().await;
+                for _ in 0..3 {
+                    for _ in 0..500 {
+                        client.write_all(b"x").await.expect("write");
+                        let parts = [IoSlice::new(b"y"), IoSlice::new(b"z")];
+                        assert_eq!(client.write_vectored(&parts).await.expect("write"), 2);
+                    }
+                    for _ in 0..500 {
+                        let mut next = [0];
+                        assert_eq!(server.peek(&mut next).await.expect("peek"), 1);
+                        server.read_exact(&mut [0; 3]).await.expect("read");
+                    }
+                }
+            });
+        }
     });
 }

@@ -80,7 +80,8 @@ impl SmcListener {
 
     fn new(listener: TcpListener, config: Config) -> SmcListener {
         let wanted = !config.off && config.upgrade_policy != UpgradePolicy::Never;
-        let home = if wanted { move_in(&listener, &config) } else { Err(None) };
+        let home =
+            if wanted { move_in(&listener, &config).map_err(|error| homeless(&error)) } else { Err(None) };
         SmcListener { listener, shared: Arc::new(Shared { config, home: Mutex::new(home) }) }
     }
 
@@ -100,11 +101,20 @@ impl SmcListener {
 
     /// Where its streams are found now: an endpoint that failed has a successor.
     fn home(&self) -> Result<Arc<Home>, Option<FallbackReason>> {
-        let mut home = lock(&self.shared.home);
-        if home.as_ref().is_ok_and(|home| home.endpoint.is_dead()) {
-            *home = move_in(&self.listener, &self.shared.config);
-        }
-        home.clone()
+        let moved = {
+            let mut home = lock(&self.shared.home);
+            if !home.as_ref().is_ok_and(|home| home.endpoint.is_dead()) {
+                return home.clone();
+            }
+            let moved = move_in(&self.listener, &self.shared.config);
+            *home = match &moved {
+                Ok(moved) => Ok(moved.clone()),
+                Err(error) => Err(Some(reason_of(error, FallbackReason::NoDevice))),
+            };
+            moved
+        };
+        // Without the lock, for it is logged.
+        moved.map_err(|error| homeless(&error))
     }
 
     /// Waits for a connection.
@@ -179,18 +189,18 @@ impl SmcListener {
     }
 }
 
-fn move_in(listener: &TcpListener, config: &Config) -> Result<Arc<Home>, Option<FallbackReason>> {
-    let publish = || {
-        let port = listener.local_addr()?.port();
-        let engine = Engine::hold(config)?;
-        let endpoint = engine.endpoint(config)?;
-        let port = endpoint.publish(port, &config.peer_policy)?;
-        Ok(Arc::new(Home { endpoint, port, engine }))
-    };
-    publish().map_err(|error: io::Error| {
-        crate::trace::warning!("this listener serves plain tcp only: {error}");
-        Some(reason_of(&error, FallbackReason::NoDevice))
-    })
+fn move_in(listener: &TcpListener, config: &Config) -> io::Result<Arc<Home>> {
+    let port = listener.local_addr()?.port();
+    let engine = Engine::hold(config)?;
+    let endpoint = engine.endpoint(config)?;
+    let port = endpoint.publish(port, &config.peer_policy)?;
+    Ok(Arc::new(Home { endpoint, port, engine }))
+}
+
+/// Why the streams of a listener without a home stay on TCP.
+fn homeless(error: &io::Error) -> Option<FallbackReason> {
+    crate::trace::warning!("this listener serves plain tcp only: {error}");
+    Some(reason_of(error, FallbackReason::NoDevice))
 }
 
 /// The connections of a listener; see [`SmcListener::incoming`].

@@ -3,8 +3,9 @@
 use std::task::Poll;
 use std::time::Duration;
 
+use crate::ism::interrupt::Window;
 use crate::ism::sys;
-use crate::link::look::Watch;
+use crate::link::look::Cpu;
 
 /// For how long a wait keeps the CPU to itself, in ns: an answer that comes at once is not waited
 /// for any longer.
@@ -16,7 +17,8 @@ const ALONE: u64 = 3_000;
 pub(super) struct Looks {
     /// There may be a look at all.
     polls: bool,
-    watch: Watch,
+    window: Window,
+    cpu: Cpu,
     waited: u64,
 }
 
@@ -25,7 +27,8 @@ pub(super) struct Began(u64);
 
 impl Looks {
     pub(super) fn new(busy_poll: Duration) -> Self {
-        Looks { polls: !busy_poll.is_zero(), watch: Watch::new(busy_poll), waited: 0 }
+        let cap = u64::try_from(busy_poll.as_nanos()).unwrap_or(u64::MAX);
+        Looks { polls: cap > 0, window: Window::new(cap), cpu: Cpu::default(), waited: 0 }
     }
 
     pub(super) fn begin(&self) -> Began {
@@ -37,14 +40,13 @@ impl Looks {
         if began.0 == 0 {
             return Poll::Pending;
         }
-        self.watch.last_look = began.0;
+        self.cpu.begin(began.0);
         loop {
             let now = sys::monotonic_ns();
-            if self.watch.preempted(now) {
-                self.watch.window.preempted();
+            if self.cpu.was_lost(now) {
+                self.window.preempted();
             }
-            self.watch.last_look = now;
-            if now == 0 || !self.watch.window.keep_polling(self.waited + now.saturating_sub(began.0)) {
+            if now == 0 || !self.window.keep_polling(self.waited + now.saturating_sub(began.0)) {
                 return Poll::Pending;
             }
             if now.saturating_sub(began.0) < ALONE {
@@ -63,7 +65,7 @@ impl Looks {
     pub(super) fn end(&mut self, began: Began) {
         if began.0 > 0 {
             self.waited += sys::monotonic_ns().saturating_sub(began.0);
-            self.watch.window.work(self.waited);
+            self.window.work(self.waited);
         }
     }
 }

@@ -5,7 +5,6 @@ use crate::ism::dmb::Flags;
 use crate::ism::interrupt::Signal;
 use crate::ism::sys;
 use crate::sync::{Arc, lock};
-use crate::transport::FallbackReason;
 
 /// A closed connection whose peer's CLC messages are still on their way: closing the socket now would make them a
 /// reset, and throw away what was sent.
@@ -19,6 +18,7 @@ impl<T: Tcp> Connection<T> {
     /// bytes have still to be read before it is closed.
     pub(crate) fn close(&self) -> Option<Leftover<T>> {
         self.upgrade.withdraw();
+        self.note_upgrade();
         self.save_last_word();
         let mut effects = Effects::default();
         let (socket, receive_dmb, send_dmb, clc_left) = {
@@ -78,7 +78,8 @@ impl<T: Tcp> Connection<T> {
         // The flags are in the rings before the socket says anything.
         self.carry_out(effects);
         drop((receive_dmb, send_dmb));
-        self.upgrade.settle(FallbackReason::HalfClosed);
+        self.upgrade.close();
+        self.record.listing.leave();
         self.upgrade.end_registration();
         // Who watches the transport learns that the stream is gone.
         self.upgrade.changed();

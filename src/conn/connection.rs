@@ -6,11 +6,12 @@ use std::sync::{OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 
 use super::descriptor::SocketCheck;
+use super::listed::Record;
 use super::op::{ReadOp, WriteOp};
 use super::prelude::Front;
 use super::receive::{self, Circumstances, Receiver, closed, consistent};
 use super::send::{self, Sender};
-use super::upgrade::{Phase, Upgrade};
+use super::upgrade::Upgrade;
 use super::waiters::Waiters;
 use super::{Directions, Effects, OnPending, Operation, Tcp, upgraded_error};
 use crate::config::Config;
@@ -20,7 +21,7 @@ use crate::ism::ring::Memory;
 use crate::ism::sys::{self, PeerCred};
 use crate::link::stream::Death;
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, rank};
-use crate::transport::{Counters, FallbackReason, LoopbackIsm, Transport, UCred};
+use crate::transport::{Counters, FallbackReason, Transport, UCred};
 
 /// Which part a stream plays in its upgrade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub(crate) enum Role {
 ///
 /// The stream owns it and ends it by [`close`](Self::close), after which every call answers that the stream is closed;
 /// what there was to tell last ([`transport`](Self::transport), [`counters`](Self::counters)) is kept for those who still
-/// hold it. [`take_socket`](Self::take_socket) is for a connection that is pinned both ways, instead of a close.
+/// hold it. [`take_socket`](Self::take_socket) is for a connection that is pinned both ways, before its close.
 pub(crate) struct Connection<T: Tcp> {
     pub(super) rx: Mutex<Receiver<T>, rank::Receiver>,
     pub(super) tx: Mutex<Sender<T>, rank::Sender>,
@@ -72,12 +73,13 @@ pub(crate) struct Connection<T: Tcp> {
     rx_in_ring: AtomicBool,
     tx_in_ring: AtomicBool,
     /// For the trigger: bytes over TCP each way, and whether something was read.
-    read_bytes: AtomicU64,
-    written_bytes: AtomicU64,
+    pub(super) read_bytes: AtomicU64,
+    pub(super) written_bytes: AtomicU64,
     /// Position of the sending ring when it was last looked at for shrinking.
     pub(super) idle_since: AtomicU64,
     /// What there was to tell when the stream was closed.
     last: OnceLock<(Transport, Counters)>,
+    pub(super) record: Record,
     pub(super) this: Weak<Self>,
 }
 
@@ -126,6 +128,7 @@ impl<T: Tcp> Connection<T> {
             written_bytes: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
             last: OnceLock::new(),
+            record: Record::new(this.clone()),
         })
     }
 
@@ -152,12 +155,7 @@ impl<T: Tcp> Connection<T> {
     /// Will this direction never leave TCP, so that nothing of it has to pass through here any more?
     #[cfg(feature = "blocking")]
     pub(crate) fn is_left_to_tcp(&self, direction: Operation) -> bool {
-        let settled = match self.upgrade.phase() {
-            Phase::Settled(_) => true,
-            Phase::Idle(reason) => reason != FallbackReason::NotYet,
-            Phase::Offering | Phase::Attached => false,
-        };
-        settled
+        self.upgrade.phase().is_final()
             && match direction {
                 Operation::Read => lock(&self.rx).is_left_to_tcp(),
                 Operation::Write => lock(&self.tx).is_left_to_tcp(),
@@ -398,30 +396,9 @@ impl<T: Tcp> Connection<T> {
         if let Some((transport, _)) = self.last.get() {
             return *transport;
         }
-        let receive_window = {
-            let rx = lock(&self.rx);
-            let switched = rx.path != receive::Path::Tcp
-                || (!rx.pinned
-                    && rx.dmb.as_ref().is_some_and(|dmb| {
-                        matches!(dmb.consumer.memory().header().direction(), Direction::Switched(_))
-                    }));
-            rx.dmb.as_ref().filter(|_| switched).map(|dmb| dmb.window)
-        };
-        let sends = {
-            let tx = lock(&self.tx);
-            tx.dmb.as_ref().filter(|_| tx.path == send::Path::Ring).map(|dmb| {
-                let link = &dmb.peer.link;
-                (link.device, link.shared_id(), dmb.window)
-            })
-        };
-        if let (Some(receive_window), Some((device, link, send_window))) = (receive_window, sends) {
-            return Transport::LoopbackIsm(LoopbackIsm { device, link, receive_window, send_window });
-        }
-        Transport::Tcp(match self.upgrade.phase() {
-            Phase::Settled(reason) | Phase::Idle(reason) => reason,
-            Phase::Offering | Phase::Attached if self.upgrade.is_overdue() => FallbackReason::NoAnswer,
-            Phase::Offering | Phase::Attached => FallbackReason::InProgress,
-        })
+        let receives = lock(&self.rx).ring_window();
+        let sends = lock(&self.tx).sending_ring();
+        self.transport_of(receives, sends)
     }
 
     /// Who holds the other end, or why nobody knows.

@@ -15,6 +15,7 @@ use crate::ism::dmb::Flags;
 use crate::ism::interrupt::Signal;
 use crate::ism::sys::{self, Ended};
 use crate::link::endpoint::Endpoint;
+use crate::link::stream::Death;
 use crate::shield::shielded;
 use crate::sync::{Arc, AtomicBool, Ordering, lock, try_lock};
 use crate::transport::FallbackReason;
@@ -48,7 +49,8 @@ impl<T: Tcp> Connection<T> {
             endpoint.run(move || {
                 let Some(conn) = this.upgrade() else { return };
                 if shielded(|| conn.check_socket()).is_err() {
-                    // Nobody looks any more.
+                    // Nobody looks any more, and that is our fault.
+                    conn.death.store(Death::Failed as u8, Ordering::Release);
                     conn.reset();
                 }
             });

@@ -42,6 +42,7 @@ impl Effects {
     pub(crate) fn interrupt(&mut self, peer: &PeerInterrupt, signal: Signal) {
         if let Some(undelivered) = peer.raise(signal) {
             let free = usize::from(self.interrupts[0].is_some());
+            debug_assert!(self.interrupts[free].is_none(), "no step interrupts more than two");
             self.interrupts[free] = Some((peer.clone(), undelivered));
         }
     }
@@ -75,6 +76,9 @@ impl<T: Tcp> Connection<T> {
         }
         if let Some(rare) = rare {
             self.carry_out_rare(*rare);
+        }
+        if socket_check || wake {
+            self.note_upgrade();
         }
         if socket_check {
             self.schedule_socket_check();

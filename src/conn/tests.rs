@@ -8,6 +8,7 @@ mod growth;
 mod handshake;
 mod hosts;
 mod interleavings;
+mod listed;
 mod model;
 mod ops;
 mod peers;

@@ -1,5 +1,6 @@
 //! The phases of an upgrade: when it begins, how far it is, and that it ends.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::waiters::WakerSet;
@@ -7,8 +8,9 @@ use super::{Connection, Role, Tcp};
 use crate::config::{Config, UpgradePolicy};
 use crate::ism::sys;
 use crate::link::stream::Standing;
+use crate::link::tally;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock, rank};
-use crate::transport::FallbackReason;
+use crate::transport::{FallbackReason, LoopbackIsm};
 
 /// For how long the peer may leave a step unanswered before who waits is told so. Nothing else ends then.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -26,6 +28,18 @@ pub(crate) enum Phase {
     Settled(FallbackReason),
 }
 
+#[cfg(feature = "blocking")]
+impl Phase {
+    /// Will nothing more be attached to this stream?
+    pub(super) fn is_final(self) -> bool {
+        match self {
+            Phase::Settled(_) => true,
+            Phase::Idle(reason) => matches!(reason, FallbackReason::Policy | FallbackReason::SwitchedOff),
+            Phase::Offering | Phase::Attached => false,
+        }
+    }
+}
+
 pub(super) struct State {
     pub(super) phase: Phase,
     /// When the peer's turn came.
@@ -38,6 +52,9 @@ pub(super) struct State {
 impl State {
     /// A step further, which the peer has to answer.
     pub(super) fn advance(&mut self, phase: Phase) {
+        if phase == Phase::Offering {
+            tally::count_tried();
+        }
         self.phase = phase;
         self.since = sys::monotonic();
     }
@@ -54,6 +71,8 @@ pub(crate) struct Upgrade {
     pending: AtomicBool,
     /// Those who wait for a change of it.
     pub(super) watchers: WakerSet,
+    /// When both directions had left TCP, and for what: noted once, and boxed, for few streams have it.
+    done: OnceLock<Box<(Duration, LoopbackIsm)>>,
 }
 
 impl Upgrade {
@@ -77,6 +96,7 @@ impl Upgrade {
             }),
             pending: AtomicBool::new(triggers),
             watchers: WakerSet::default(),
+            done: OnceLock::new(),
         }
     }
 
@@ -120,19 +140,47 @@ impl Upgrade {
         begins
     }
 
+    /// Both directions have left TCP.
+    pub(super) fn is_done(&self, ism: LoopbackIsm) {
+        if self.done.get().is_none() && self.done.set(Box::new((sys::monotonic(), ism))).is_ok() {
+            tally::count_done();
+        }
+    }
+
+    /// When that was (monotonic), and what the stream runs on since.
+    pub(super) fn done(&self) -> Option<(Duration, LoopbackIsm)> {
+        self.done.get().map(|done| **done)
+    }
+
     /// It stays TCP. Says so once; an attached stream has its own story.
     pub(super) fn settle(&self, reason: FallbackReason) -> bool {
+        self.settle_as(reason, |_| reason)
+    }
+
+    /// The stream is closed. What it ran on until now is what counts.
+    pub(super) fn close(&self) {
+        self.settle_as(FallbackReason::HalfClosed, |phase| match phase {
+            Phase::Idle(reason) | Phase::Settled(reason) => reason,
+            Phase::Offering | Phase::Attached => FallbackReason::InProgress,
+        });
+    }
+
+    /// Settles for `reason`; the process counts the one that `counted` makes of the phase before.
+    fn settle_as(&self, reason: FallbackReason, counted: impl FnOnce(Phase) -> FallbackReason) -> bool {
         self.pending.store(false, Ordering::Relaxed);
-        let gone = {
+        let (before, gone) = {
             let mut state = lock(&self.state);
             if matches!(state.phase, Phase::Settled(_)) {
                 return false;
             }
-            state.phase = Phase::Settled(reason);
+            let before = std::mem::replace(&mut state.phase, Phase::Settled(reason));
             // The registration stays: an offer for a stream that lives is refused, not kept waiting.
-            state.offer.take()
+            (before, state.offer.take())
         };
         drop(gone);
+        if self.done.get().is_none() {
+            tally::count_reason(counted(before));
+        }
         crate::trace::debug!("stays on tcp: {reason}");
         self.watchers.wake_all();
         true

@@ -1,4 +1,4 @@
-//! AcceptedStreams streams that may still be upgraded, and the offers and queries that wait for one.
+//! Accepted streams that may still be upgraded, and the offers and queries that wait for one.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -114,12 +114,14 @@ impl AcceptedStreams {
     /// accepted.
     pub(crate) fn find_or_wait(&self, theirs: &Subject, waiting: impl FnOnce() -> Waiting) -> Found {
         let key = Key::of_client(theirs.tuple);
+        // Declared before the lock is taken, and so dropped after it: it may have become the last
+        // handle, and what a stream drops comes back here.
+        let found;
         let mut table = lock(&self.table);
-        if let Some(stream) = table.streams.get(&key).and_then(|(_, stream)| stream.upgrade()) {
-            // A stream that has ended may have left its address to a younger one, which is still to be accepted.
-            if !stream.has_ended() {
-                return Found::Stream(stream);
-            }
+        found = table.streams.get(&key).and_then(|(_, stream)| stream.upgrade());
+        // A stream that has ended may have left its address to a younger one, which is still to be accepted.
+        if let Some(stream) = found.as_ref().filter(|stream| !stream.has_ended()) {
+            return Found::Stream(stream.clone());
         }
         if self.waiting.load(Ordering::Relaxed) >= MOST_WAITING {
             return Found::Full;

@@ -14,14 +14,14 @@ use crate::config::Config;
 use crate::ism::device::{Device, EndpointEntry, EndpointId, PortEntry};
 use crate::ism::sys;
 use crate::link::accepted::AcceptedStreams;
-use crate::link::lack::{no_link, reason_of};
+use crate::link::lack::reason_of;
 use crate::link::message::Subject;
 use crate::link::proof;
 use crate::link::reactor::{Reactor, cancellable};
 use crate::link::search::{self, Unsettled};
 use crate::link::stream::{Death, LinkedStream};
 use crate::link::timer::Timers;
-use crate::peer::{PeerPolicy, is_same_user};
+use crate::peer::PeerPolicy;
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
 
@@ -169,7 +169,7 @@ impl Endpoint {
         Death::from_u8(self.dead.load(Ordering::Acquire)).map_or(Ok(()), |death| Err(death.reason()))
     }
 
-    /// From now on processes that `policy` admits may link with us. Each stream asks its own policy besides.
+    /// From now on processes that `policy` has to do with may link with us. Each stream asks its own policy besides.
     pub(crate) fn let_in(&self, policy: &PeerPolicy) {
         let mut let_in = lock(&self.let_in);
         if !let_in.contains(policy) {
@@ -177,15 +177,11 @@ impl Endpoint {
         }
     }
 
-    /// Refuses a connection of a process that no policy in use admits.
+    /// Refuses a connection of a process that no policy in use has to do with.
     pub(crate) fn check_user(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         let peer = sys::peer_cred(socket)?;
-        if lock(&self.let_in).iter().any(|policy| policy.admits(&peer)) {
+        if lock(&self.let_in).iter().any(|policy| policy.hears(&peer)) {
             return Ok(());
-        }
-        if is_same_user(&peer) {
-            // Silence would tell it nothing; what it tells others is in `silence_of`.
-            let _ = sys::send(socket, &no_link(FallbackReason::PeerPolicy).encode(), &[]);
         }
         let words = format!("no peer policy in use admits user {}", peer.uid);
         Err(io::Error::new(io::ErrorKind::PermissionDenied, words))

@@ -83,7 +83,7 @@ async fn greet(socket: OwnedFd, endpoint: &Arc<Endpoint>, place: Place) -> io::R
             answer_query(socket, endpoint, subject).await;
             Ok(())
         }
-        (hello, carried) => {
+        (hello @ Message::Hello { .. }, carried) => {
             let undriven = Buried::unless_disarmed(endpoint.accept_link(socket)?, Death::Failed);
             match undriven.link().deliver(hello, carried) {
                 Ok(()) => undriven.link().serve(),
@@ -92,6 +92,8 @@ async fn greet(socket: OwnedFd, endpoint: &Arc<Endpoint>, place: Place) -> io::R
             undriven.disarm();
             Ok(())
         }
+        // One that makes no link of it, for example. Neither do we.
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it begins with neither HELLO nor QUERY")),
     }
 }
 

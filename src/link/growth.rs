@@ -67,7 +67,10 @@ impl Link {
                 match self.send_fd(&Message::Grant { token, segment, bytes }, fd) {
                     Ok(flusher) => flusher.wake(),
                     // Not a grant again, so that this ends.
-                    Err(_) => return self.answer(token, stream, stream.not_sent(segment)),
+                    Err(error) => {
+                        crate::trace::debug!("a link's socket does not take a segment: {error}");
+                        return self.answer(token, stream, stream.not_sent(segment));
+                    }
                 }
             }
             Answer::Deny(why) => self.send(&Message::Deny { token, why }),

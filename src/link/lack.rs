@@ -44,6 +44,16 @@ pub(crate) fn no_link(reason: FallbackReason) -> Message {
     Message::Refuse { id: NO_LINK, clc: Decline::new(2, reason.diagnosis()).encode() }
 }
 
+/// The reason in a message of [`no_link`]; `None`: it is another one, or none.
+pub(crate) fn why_no_link(message: &[u8]) -> Option<FallbackReason> {
+    match Message::decode(message) {
+        Ok(Message::Refuse { id: NO_LINK, clc }) => {
+            Decline::decode(&clc).ok().map(|decline| FallbackReason::Declined(decline.diagnosis))
+        }
+        _ => None,
+    }
+}
+
 /// What it means when that process hangs up without a word: whoever does not trust our user does so.
 pub(crate) fn silence_of(peer: &PeerCred) -> FallbackReason {
     if is_same_user(peer) { FallbackReason::LinkDown } else { FallbackReason::PeerPolicy }

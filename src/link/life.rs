@@ -84,7 +84,8 @@ impl Link {
         let Carried { mut fds, cut_short } = carried;
         let expected = message.descriptors();
         // Those that this process had no place for are no fault of the peer.
-        if !expected.permits(fds.len()) && !(cut_short && fds.len() < expected.number) {
+        let lacks_ours = cut_short && fds.len() < expected.number;
+        if !lacks_ours && !expected.permits(fds.len()) {
             return Err(Fault("a message carries another number of descriptors than its type says"));
         }
         if let Message::Refuse { id: NO_LINK, clc } = &message {

@@ -6,13 +6,13 @@
 //! ring when the poller's last look is stale). docs/design.md, "Wake-ups".
 
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
 
 use crate::ism::interrupt::Window;
 use crate::ism::sys;
 use crate::link::Link;
 use crate::link::endpoint::Endpoint;
 use crate::link::reactor::{Interest, Watched, forget_readiness};
+use crate::link::tally::Looks;
 use crate::shield::shielded;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock, rank};
 
@@ -73,15 +73,16 @@ impl Poller {
         let found = Self::look(&links, now);
         let keep_polling = {
             let mut watch = lock(&self.watch);
-            if watch.preempted(now) {
+            if watch.polls && watch.cpu.was_lost(now) {
                 watch.window.preempted();
             }
-            watch.last_look = now;
             if found > 0 {
                 watch.window.work(now);
             }
             // Without a clock no window would ever close.
-            now > 0 && watch.window.keep_polling(now)
+            let keep_polling = now > 0 && watch.window.keep_polling(now);
+            watch.looks.count(found > 0, keep_polling);
+            keep_polling
         };
         keep_polling || !Self::sleep(&links)
     }
@@ -124,31 +125,39 @@ impl Wake for Poller {
 }
 
 /// What is known from one look to the next.
-pub(crate) struct Watch {
-    pub(crate) window: Window,
+struct Watch {
+    window: Window,
+    looks: Looks,
     /// The window may open at all.
     polls: bool,
-    pub(crate) last_look: u64,
+    cpu: Cpu,
+}
+
+/// The CPU of a thread that looks for work, which others may need more.
+#[derive(Default)]
+pub(crate) struct Cpu {
+    last_look: u64,
     thread: u32,
     switches: u64,
 }
 
-impl Watch {
-    /// `busy_poll` is the longest window; zero never polls.
-    pub(crate) fn new(busy_poll: Duration) -> Self {
-        let cap = u64::try_from(busy_poll.as_nanos()).unwrap_or(u64::MAX);
-        Watch { window: Window::new(cap), polls: cap > 0, last_look: 0, thread: 0, switches: 0 }
-    }
-
-    /// Was this thread preempted since the last look? Only the kernel knows, and only a long gap makes us ask.
-    pub(crate) fn preempted(&mut self, now: u64) -> bool {
-        if !self.polls || now.saturating_sub(self.last_look) < SUSPICIOUS_GAP {
+impl Cpu {
+    /// There is a look now. Was the thread preempted since the last one? Only the kernel knows, and
+    /// only a long gap makes us ask.
+    pub(crate) fn was_lost(&mut self, now: u64) -> bool {
+        if now.saturating_sub(std::mem::replace(&mut self.last_look, now)) < SUSPICIOUS_GAP {
             return false;
         }
         let (thread, switches) = (sys::thread_id(), sys::involuntary_switches());
-        let preempted = thread == self.thread && switches > self.switches;
+        let lost = thread == self.thread && switches > self.switches;
         (self.thread, self.switches) = (thread, switches);
-        preempted
+        lost
+    }
+
+    /// Looks begin: what was before does not count.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn begin(&mut self, now: u64) {
+        self.last_look = now;
     }
 }
 
@@ -163,7 +172,10 @@ impl Drop for Parted {
 
 /// Serves the interrupts of an endpoint; returns when that is not possible any more.
 pub(crate) async fn run(eventfd: Arc<dyn Watched>, endpoint: Arc<Endpoint>, clock: fn() -> u64) {
-    let watch = Watch::new(endpoint.reactor().busy_poll(endpoint.busy_poll()));
+    let busy_poll = endpoint.reactor().busy_poll(endpoint.busy_poll());
+    let cap = u64::try_from(busy_poll.as_nanos()).unwrap_or(u64::MAX);
+    let looks = Looks::new(endpoint.id().0);
+    let watch = Watch { window: Window::new(cap), looks, polls: cap > 0, cpu: Cpu::default() };
     let poller = Arc::new(Poller {
         endpoint,
         eventfd,

@@ -128,8 +128,12 @@ pub(crate) fn cancellable(task: impl Future<Output = ()> + Send + 'static) -> (C
     let polled = poll_fn(move |cx| {
         let Some(running) = task.as_mut() else { return Poll::Ready(()) };
         // Before the flag is looked at: who sets it after that finds the waker.
-        let stale = lock(&cancelled.waker).replace(cx.waker().clone());
-        drop(stale);
+        let known = lock(&cancelled.waker).as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        if !known {
+            let waker = cx.waker().clone();
+            let stale = lock(&cancelled.waker).replace(waker);
+            drop(stale);
+        }
         if !cancelled.flag.load(Ordering::Acquire) && running.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }

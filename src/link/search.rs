@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use crate::ism::device::EndpointId;
 use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
-use crate::link::lack::{reason_of, silence_of};
+use crate::link::lack::{reason_of, silence_of, why_no_link};
 use crate::link::message::{LONGEST, Message, Subject};
 use crate::link::reactor::{Interest, Watched, poll_attempt};
 use crate::link::stream::LinkedStream;
@@ -71,9 +71,12 @@ impl Asked {
                 {
                     return Poll::Ready(Ok(*candidate));
                 }
-                Poll::Ready(_) => {
+                Poll::Ready(answer) => {
                     let (_, socket) = self.waiting.swap_remove(at);
-                    self.said_no(&*socket);
+                    match answer.ok().and_then(|received| why_no_link(&buffer[..received.len])) {
+                        Some(reason) => self.reason = reason,
+                        None => self.said_no(&*socket),
+                    }
                 }
             }
         }

@@ -183,10 +183,7 @@ impl PeerArenas {
             None => Err(FallbackReason::Descriptors),
             Some(Ok(map)) => Ok(map),
             Some(Err(error)) if is_the_peers(&error) => return Err(error),
-            Some(Err(error)) => {
-                crate::trace::debug!("an arena of the peer can not be mapped: {error}");
-                Err(reason_of(&error, FallbackReason::Memory))
-            }
+            Some(Err(error)) => Err(reason_of(&error, FallbackReason::Memory)),
         };
         self.maps.push(map.clone());
         Ok(map)
@@ -197,10 +194,7 @@ impl PeerArenas {
         let map = self.maps.get(arena as usize).ok_or(NoDmb::Unknown)?;
         let map = map.as_ref().map_err(|reason| NoDmb::Lacking(*reason))?;
         map.dmb(slot).ok_or(NoDmb::Unknown)?;
-        map.claim(slot).map_err(|error| {
-            crate::trace::debug!("no memory for the peer's DMB: {error}");
-            NoDmb::Lacking(reason_of(&error, FallbackReason::Memory))
-        })
+        map.claim(slot).map_err(|error| NoDmb::Lacking(reason_of(&error, FallbackReason::Memory)))
     }
 }
 

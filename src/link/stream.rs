@@ -207,7 +207,7 @@ pub(crate) struct PeerInterrupt {
 /// What an interrupt takes besides the bits in the peer's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Undelivered {
-    /// The peer's process sleeps: its eventfd has to be written.
+    /// The peer's process sleeps, or has not looked for a while: its eventfd has to be written.
     Eventfd,
     /// The peer is in this process: its handler has to be called.
     Handler(Signal),

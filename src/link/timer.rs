@@ -11,7 +11,7 @@ use std::time::Duration;
 use pin_project_lite::pin_project;
 
 use crate::ism::sys;
-use crate::link::reactor::{Interest, Reactor, Watched};
+use crate::link::reactor::{Interest, Reactor, Watched, forget_readiness};
 use crate::shield::wake_each;
 use crate::sync::{Arc, Mutex, lock};
 
@@ -61,18 +61,16 @@ impl Timers {
     }
 
     /// Sets the timer to the earliest deadline; to be called with the lock held, so that no older one overwrites it.
-    fn arm(&self, waiting: &Waiting) {
+    fn arm(&self, waiting: &Waiting) -> io::Result<()> {
         let first = waiting.wakers.first_key_value().map(|((deadline, _), _)| {
             // Zero would disarm it.
             deadline.saturating_sub(sys::monotonic()).max(Duration::from_nanos(1))
         });
-        if let Err(error) = sys::arm_timer(self.fd.as_fd(), first) {
-            crate::trace::warning!("the timer can not be set: {error}");
-        }
+        sys::arm_timer(self.fd.as_fd(), first)
     }
 
     fn expire(&self) {
-        let expired = {
+        let (expired, armed) = {
             let mut waiting = lock(&self.waiting);
             let now = match sys::monotonic() {
                 // There is no clock. The timer has one: the first of those who wait is due.
@@ -81,9 +79,10 @@ impl Timers {
             };
             let later = waiting.wakers.split_off(&(now, u64::MAX));
             let expired = std::mem::replace(&mut waiting.wakers, later);
-            self.arm(&waiting);
-            expired
+            let armed = self.arm(&waiting);
+            (expired, armed)
         };
+        tell(armed);
         wake_each(expired.into_values());
     }
 
@@ -119,6 +118,13 @@ impl Timers {
     }
 }
 
+/// Tells of a timer that can not be set, without its lock.
+fn tell(armed: io::Result<()>) {
+    if let Err(error) = armed {
+        crate::trace::warning!("the timer can not be set: {error}");
+    }
+}
+
 /// See [`Timers::sleep`].
 pub(crate) struct Sleep {
     timers: Arc<Timers>,
@@ -136,7 +142,7 @@ impl Future for Sleep {
         let timers = self.timers.clone();
         // Before the lock: it runs its owner's code.
         let waker = cx.waker().clone();
-        let stale = {
+        let (stale, armed) = {
             let mut waiting = lock(&timers.waiting);
             let expired =
                 self.number.is_some_and(|number| !waiting.wakers.contains_key(&(self.deadline, number)));
@@ -148,9 +154,9 @@ impl Future for Sleep {
                 waiting.next
             });
             let stale = waiting.wakers.insert((self.deadline, number), waker);
-            timers.arm(&waiting);
-            stale
+            (stale, timers.arm(&waiting))
         };
+        tell(armed);
         drop(stale);
         Poll::Pending
     }
@@ -159,14 +165,13 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         let Some(number) = self.number else { return };
-        let gone = {
+        let (gone, armed) = {
             let mut waiting = lock(&self.timers.waiting);
             let gone = waiting.wakers.remove(&(self.deadline, number));
-            if gone.is_some() {
-                self.timers.arm(&waiting);
-            }
-            gone
+            let armed = if gone.is_some() { self.timers.arm(&waiting) } else { Ok(()) };
+            (gone, armed)
         };
+        tell(armed);
         drop(gone);
     }
 }
@@ -199,12 +204,15 @@ pub(super) async fn run(timer: Arc<dyn Watched>, timers: Arc<Timers>) {
         if poll_fn(|cx| timer.poll_ready(Interest::Read, cx)).await.is_err() {
             return std::future::pending().await;
         }
-        // A sandbox may deny it: then the next deadline sets the timer anew.
-        let _ = timer.attempt(Interest::Read, &mut || match sys::clear_timer(timer.as_fd()) {
+        let cleared = timer.attempt(Interest::Read, &mut || match sys::clear_timer(timer.as_fd()) {
             Ok(true) => Ok(()),
             Ok(false) => Err(io::ErrorKind::WouldBlock.into()),
             Err(error) => Err(error),
         });
+        if cleared.is_err() {
+            // A sandbox may deny it: the next deadline arms the timer anew, which is another edge.
+            forget_readiness(&*timer, Interest::Read);
+        }
         timers.expire();
     }
 }

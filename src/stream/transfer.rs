@@ -19,17 +19,15 @@ impl SmcStream {
         cx: &mut Context<'_>,
         op: &mut O,
     ) -> Poll<io::Result<usize>> {
-        if self.conn.reads_ring() {
-            let coop = ready!(poll_proceed(cx));
-            let answer = self.conn.poll_read(cx, op);
-            if answer.is_ready() {
-                coop.made_progress();
-            }
-            return answer;
-        }
+        // Here for both transports, and not below: a spent budget wakes the task, which must not be under a lock.
+        let coop = ready!(poll_proceed(cx));
+        let in_ring = self.conn.reads_ring();
         let answer = self.conn.poll_read(cx, op);
         if answer.is_ready() {
-            self.offer_if(self.conn.triggered(Operation::Read));
+            coop.made_progress();
+            if !in_ring {
+                self.offer_if(self.conn.triggered(Operation::Read));
+            }
         }
         answer
     }
@@ -40,17 +38,14 @@ impl SmcStream {
         cx: &mut Context<'_>,
         op: &mut O,
     ) -> Poll<io::Result<usize>> {
-        if self.conn.writes_ring() {
-            let coop = ready!(poll_proceed(cx));
-            let answer = self.conn.poll_write(cx, op);
-            if answer.is_ready() {
-                coop.made_progress();
-            }
-            return answer;
-        }
+        let coop = ready!(poll_proceed(cx));
+        let in_ring = self.conn.writes_ring();
         let answer = self.conn.poll_write(cx, op);
         if answer.is_ready() {
-            self.offer_if(self.conn.triggered(Operation::Write));
+            coop.made_progress();
+            if !in_ring {
+                self.offer_if(self.conn.triggered(Operation::Write));
+            }
         }
         answer
     }

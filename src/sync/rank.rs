@@ -106,12 +106,9 @@ mod checked {
     /// To be called where the code of others runs, which may use a stream of ours: this thread holds no lock.
     pub(crate) fn assert_unlocked(what: &str) {
         let _ = HELD.try_with(|held| {
-            let held = held.borrow();
-            assert!(
-                held.is_empty() || std::thread::panicking(),
-                "{what} is called while {:?} is held",
-                *held
-            );
+            // A copy, for a hook of panics may take locks of ours.
+            let held = held.borrow().clone();
+            assert!(held.is_empty() || std::thread::panicking(), "{what} is called while {held:?} is held");
         });
     }
 }

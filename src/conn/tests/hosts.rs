@@ -123,12 +123,21 @@ impl Lab {
     }
 
     pub(super) fn with_dmb_size(dmb_size: usize) -> Self {
+        Lab::with(dmb_size, &PeerPolicy::SameUser)
+    }
+
+    /// The server has to do with those only whom its policy admits.
+    pub(super) fn whose_server_admits(policy: &PeerPolicy) -> Self {
+        Lab::with(64 << 10, policy)
+    }
+
+    fn with(dmb_size: usize, policy: &PeerPolicy) -> Self {
         let dir = tempfile::Builder::new().prefix("smc-conn-").tempdir().expect("a temp dir");
         let config = Config::new().device_dir(dir.path()).dmb_size(dmb_size);
-        let hosts = [Host::new(&config), Host::new(&config)];
+        let hosts = [Host::new(&config), Host::new(&config.clone().peer_policy(policy.clone()))];
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let port = listener.local_addr().expect("an address").port();
-        let entry = hosts[SERVER].endpoint.publish(port, &PeerPolicy::SameUser).expect("publish");
+        let entry = hosts[SERVER].endpoint.publish(port, policy).expect("publish");
         Lab { hosts, listener, _port: entry, dir }
     }
 
@@ -137,6 +146,17 @@ impl Lab {
         let client = TcpStream::connect(self.listener.local_addr().expect("an address")).expect("connect");
         let server = self.listener.accept().expect("accept").0;
         Pair::new(client, server, policy, dmb_size)
+    }
+
+    /// A connection whose server has that policy, and is known to its endpoint.
+    pub(super) fn pair_that_admits(&self, policy: &PeerPolicy) -> Pair {
+        let client = TcpStream::connect(self.listener.local_addr().expect("an address")).expect("connect");
+        let server = self.listener.accept().expect("accept").0;
+        let config = Config::new().upgrade_policy(UpgradePolicy::Manual).dmb_size(64 << 10);
+        let configs = [config.clone(), config.peer_policy(policy.clone())];
+        let mut pair = Pair::of_configs(client, server, [Role::Client, Role::Server], configs);
+        pair.accept(self);
+        pair
     }
 
     /// A connection of which both ends are known to their endpoints.
@@ -253,10 +273,14 @@ impl Pair {
     }
 
     fn of(client: TcpStream, server: TcpStream, roles: [Role; 2], config: Config) -> Self {
+        Self::of_configs(client, server, roles, [config.clone(), config])
+    }
+
+    fn of_configs(client: TcpStream, server: TcpStream, roles: [Role; 2], configs: [Config; 2]) -> Self {
         let tuple = (server.local_addr().expect("local").port(), server.peer_addr().expect("peer"));
         let sockets = [StdTcp::new(client), StdTcp::new(server)];
-        let conns =
-            [CLIENT, SERVER].map(|side| Connection::new(sockets[side].clone(), roles[side], config.clone()));
+        let conns = [CLIENT, SERVER]
+            .map(|side| Connection::new(sockets[side].clone(), roles[side], configs[side].clone()));
         Pair {
             conns,
             sockets: sockets.each_ref().map(Arc::downgrade),

@@ -8,6 +8,7 @@ use crate::config::UpgradePolicy;
 use crate::ism::sys;
 use crate::link::Link;
 use crate::link::stream::Death;
+use crate::peer::PeerPolicy;
 use crate::sync::Arc;
 use crate::transport::{FallbackReason, Transport};
 
@@ -104,6 +105,33 @@ fn a_peer_that_hangs_up_on_another_user_is_named_as_such_however_early_it_does()
             offer(&link);
             notice(&link);
         });
+    });
+}
+
+#[test]
+fn the_own_user_is_told_that_only_root_is_admitted() {
+    if sys::effective_uid() != 0 {
+        // CI is root.
+        let _ = writeln!(std::io::stderr(), "not root: what other users hear is not tested");
+        return;
+    }
+    watched(|| {
+        for policy in [PeerPolicy::Root, PeerPolicy::SameUser] {
+            let _stranger = Disguise::on();
+            let mut lab = Lab::whose_server_admits(&policy);
+            let pair = lab.pair_that_admits(&policy);
+            assert!(pair.offer(&lab));
+            lab.run();
+            let told = [CLIENT, SERVER].map(|side| pair.conns[side].transport().fallback_reason());
+            if policy == PeerPolicy::Root {
+                let refusal = FallbackReason::Declined(FallbackReason::PeerPolicy.diagnosis());
+                assert_eq!(told, [Some(refusal), Some(FallbackReason::PeerPolicy)]);
+                assert_eq!(lab.hosts[SERVER].links().len(), 1, "the link is there for the next one");
+            } else {
+                pair.settle();
+                assert!(pair.conns.iter().all(|conn| conn.transport().is_loopback_ism()), "{told:?}");
+            }
+        }
     });
 }
 

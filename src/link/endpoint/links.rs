@@ -1,7 +1,8 @@
 //! The links of an endpoint: made for the first stream that needs one, closed when none has needed it for a while.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -27,26 +28,56 @@ pub(super) struct Links {
     pub(super) all: Vec<Arc<Link>>,
 }
 
+/// Why there is no link; what there is to log about it waits until no lock is held.
+struct NoLink {
+    reason: FallbackReason,
+    error: Option<io::Error>,
+}
+
+impl From<FallbackReason> for NoLink {
+    fn from(reason: FallbackReason) -> Self {
+        NoLink { reason, error: None }
+    }
+}
+
+impl NoLink {
+    /// An error that is told by its own reason, or else by `otherwise`.
+    fn because(otherwise: FallbackReason) -> impl FnOnce(io::Error) -> Self {
+        move |error| NoLink { reason: reason_of(&error, otherwise), error: Some(error) }
+    }
+
+    fn tell(self) -> FallbackReason {
+        match self.error {
+            // Each stream says so itself, and each would log it.
+            Some(error) if self.reason == FallbackReason::PeerPolicy => {
+                crate::trace::debug!("no link: {error}");
+            }
+            Some(error) => crate::trace::warning!("no link: {error}"),
+            None => {}
+        }
+        self.reason
+    }
+}
+
 impl Endpoint {
     /// The link to that endpoint, made when there is none.
     pub(crate) fn link_to(self: &Arc<Self>, peer: EndpointId) -> Result<Hold, FallbackReason> {
+        self.link_or_make(peer).map_err(NoLink::tell)
+    }
+
+    fn link_or_make(self: &Arc<Self>, peer: EndpointId) -> Result<Hold, NoLink> {
         let mut links = lock(&self.links);
         if let Some(link) = links.by_peer.get(&peer.0) {
             return Ok(link.hold());
         }
-        let link = self.new_link(&mut links, self.watch(self.connect(peer)?)?)?;
+        let socket = self.connect(peer)?;
+        let socket = self.reactor.watch(socket).map_err(NoLink::because(FallbackReason::LinkDown))?;
+        let link = self.new_link(&mut links, socket)?;
         links.by_peer.insert(peer.0, link.clone());
         let link = link.hold();
         drop(links);
         link.serve();
         Ok(link)
-    }
-
-    fn watch(&self, socket: OwnedFd) -> Result<Arc<dyn Watched>, FallbackReason> {
-        self.reactor.watch(socket).map_err(|error| {
-            crate::trace::warning!("a link's socket can not be watched: {error}");
-            reason_of(&error, FallbackReason::LinkDown)
-        })
     }
 
     /// A peer's connection that begins with HELLO; to be served once that is delivered.
@@ -58,31 +89,21 @@ impl Endpoint {
             let mut links = lock(&self.links);
             self.new_link(&mut links, socket.clone())
         };
-        made.inspect_err(|reason| {
+        made.map_err(NoLink::tell).inspect_err(|reason| {
             if *reason != FallbackReason::PeerPolicy {
                 let _ = sys::send(socket.as_fd(), &no_link(*reason).encode(), &[]);
             }
         })
     }
 
-    fn new_link(
-        self: &Arc<Self>,
-        links: &mut Links,
-        socket: Arc<dyn Watched>,
-    ) -> Result<Arc<Link>, FallbackReason> {
+    fn new_link(self: &Arc<Self>, links: &mut Links, socket: Arc<dyn Watched>) -> Result<Arc<Link>, NoLink> {
         if links.all.len() >= MOST_LINKS {
-            return Err(FallbackReason::Limit);
+            return Err(FallbackReason::Limit.into());
         }
         self.check_life()?;
         // Before HELLO: it carries descriptors.
-        self.check_user(socket.as_fd()).map_err(|error| {
-            crate::trace::warning!("no link: {error}");
-            reason_of(&error, FallbackReason::PeerPolicy)
-        })?;
-        let link = Link::new(self, socket).map_err(|error| {
-            crate::trace::warning!("no link: {error}");
-            reason_of(&error, FallbackReason::Memory)
-        })?;
+        self.check_user(socket.as_fd()).map_err(NoLink::because(FallbackReason::PeerPolicy))?;
+        let link = Link::new(self, socket).map_err(NoLink::because(FallbackReason::Memory))?;
         lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
         links.all.push(link.clone());
         // Perhaps nobody ever uses it.

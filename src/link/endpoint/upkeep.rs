@@ -58,6 +58,10 @@ impl Endpoint {
             loop {
                 let next = this.upgrade().and_then(|endpoint| endpoint.sweep(sys::monotonic()));
                 let Some(next) = next else { return };
+                if timers.have_ended() {
+                    // The endpoint ends, and the sleep would not be one.
+                    return;
+                }
                 match next.saturating_sub(sys::monotonic()) {
                     // More is due already: after the others had their turn.
                     Duration::ZERO => yield_now().await,

@@ -26,13 +26,8 @@ pub(crate) fn reading(buffer: &mut ReadBuf<'_>) -> impl ReadOp<TokioTcp> {
     Read::new(buffer, poll_read)
 }
 
-/// `poll_peek`: the bytes stay in the stream.
+/// `poll_peek` and `peek`: the bytes stay in the stream.
 pub(crate) fn peeking(buffer: &mut ReadBuf<'_>) -> impl ReadOp<TokioTcp> {
-    Peek::new(buffer, |socket: &TcpStream, cx, buffer: &mut ReadBuf<'_>| socket.poll_peek(cx, buffer))
-}
-
-/// `peek`, which pays with the task's budget itself.
-pub(crate) fn try_peeking(buffer: &mut ReadBuf<'_>) -> impl ReadOp<TokioTcp> {
     Peek::new(buffer, |socket: &TcpStream, cx, buffer: &mut ReadBuf<'_>| {
         without_budget(cx, |cx| socket.poll_peek(cx, buffer))
     })
@@ -68,7 +63,7 @@ pub(crate) fn writing(bytes: &[u8]) -> impl WriteOp<TokioTcp> {
 pub(crate) fn writing_vectored(buffers: &[IoSlice<'_>]) -> impl WriteOp<TokioTcp> {
     WriteVectored::new(buffers, |socket: &TcpStream, cx: &mut Context<'_>, buffers| {
         loop {
-            ready!(socket.poll_write_ready(cx))?;
+            ready!(without_budget(cx, |cx| socket.poll_write_ready(cx)))?;
             if let Poll::Ready(answer) = pending(socket.try_write_vectored(buffers)) {
                 return Poll::Ready(answer);
             }

@@ -19,7 +19,8 @@ pub(crate) type TokioTcp = TcpStream;
 
 /// Polls readiness as tokio's `ready()` does: it costs none of the task's budget and answers when that is spent.
 ///
-/// The callers whose counterpart in tokio is budgeted pay for themselves.
+/// Everything here is called under the lock of a direction, where tokio must not find the budget spent: it would wake
+/// whoever waits at once. The callers whose counterpart in tokio is budgeted pay before they take the lock.
 pub(super) fn without_budget<R>(
     cx: &mut Context<'_>,
     poll: impl FnMut(&mut Context<'_>) -> Poll<R>,
@@ -55,7 +56,7 @@ pub(super) fn poll_read(
 ) -> Poll<io::Result<usize>> {
     let room = buffer.remaining();
     loop {
-        ready!(tcp.poll_read_ready(cx))?;
+        ready!(without_budget(cx, |cx| tcp.poll_read_ready(cx)))?;
         let read = || tcp.try_read_buf(buffer);
         match poll_short(tcp, Interest::READABLE, read, |length| 0 < length && length < room) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -66,7 +67,7 @@ pub(super) fn poll_read(
 
 pub(super) fn poll_write(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
     loop {
-        ready!(tcp.poll_write_ready(cx))?;
+        ready!(without_budget(cx, |cx| tcp.poll_write_ready(cx)))?;
         let write = || tcp.try_write(bytes);
         match poll_short(tcp, Interest::WRITABLE, write, |length| 0 < length && length < bytes.len()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
