@@ -30,14 +30,22 @@ impl<T: Tcp> Connection<T> {
             let switched = rx.path != receive::Path::Tcp || tx.path == send::Path::Ring;
             let mut clc_left = rx.prelude_left();
             if switched {
-                let in_tcp = match rx.path {
-                    // CLC that is still on its way is nobody's data.
-                    receive::Path::Draining { until, .. } => {
-                        !rx.is_drained(until.saturating_sub(clc_left as u64))
+                let path = rx.path;
+                let in_tcp = match path {
+                    receive::Path::Draining { until, .. }
+                        if !rx.is_drained(until.saturating_sub(clc_left as u64)) =>
+                    {
+                        true
                     }
+                    // CLC that is still on its way is nobody's data, though it may come in this moment.
+                    _ if clc_left > 0 => false,
                     receive::Path::Tcp => rx.fd().is_ok_and(sys::has_unread),
-                    // Without a link, what the peer wrote last is there.
-                    receive::Path::Ring => self.death().is_some() && rx.fd().is_ok_and(sys::has_unread),
+                    // Without a link, what the peer wrote last is there, and the peer may have lost the link first. As
+                    // long as this end has it, an urgent byte is no reason for a reset.
+                    receive::Path::Draining { .. } | receive::Path::Ring => rx.fd().is_ok_and(|fd| {
+                        let is_urgent = || sys::is_at_mark(fd).unwrap_or(false);
+                        sys::has_unread(fd) && (self.death().is_some() || !is_urgent())
+                    }),
                 };
                 let in_ring = rx.path != receive::Path::Tcp
                     && rx.dmb.as_mut().is_some_and(|dmb| dmb.consumer.is_readable().unwrap_or(false));

@@ -102,6 +102,45 @@ fn hazard_h14_a_close_is_a_reset_or_delivers_everything_in_every_mode() {
     });
 }
 
+/// A peer that loses the link first takes this end for dead and writes to TCP. To close with that unread is a reset,
+/// as always, whether this end has lost the link as well or not, and whether it has read since the switch or not.
+#[test]
+fn what_comes_by_tcp_after_the_link_is_unread_like_anything_else() {
+    watched("what_comes_by_tcp_after_the_link_is_unread_like_anything_else", || {
+        for case in 0..32 {
+            let [by_ring, settled, heard, comes, by_client] = [1, 2, 4, 8, 16].map(|bit| case & bit != 0);
+            let (closer, other) = if by_client { (CLIENT, SERVER) } else { (SERVER, CLIENT) };
+            let story = format!(
+                "side {closer} closes, writes the ring {by_ring}, settled {settled}, has heard {heard}, unread {comes}"
+            );
+            let mut lab = Lab::new();
+            let pair = if by_ring { lab.pair() } else { mixed(&mut lab, closer) };
+            pair.offer(&lab);
+            lab.run();
+            if settled {
+                pair.settle();
+            }
+            let _ = sys::shutdown_socket(lab.hosts[closer].links()[0].socket());
+            lab.hosts[other].run();
+            pair.write(closer, &bytes(0, 100));
+            if comes {
+                pair.write(other, b"x");
+                let socket = pair.tcp(closer);
+                patiently("the byte", || sys::queued_in(socket.tcp.as_fd()).unwrap() == 1);
+            }
+            if heard {
+                lab.hosts[closer].run();
+            }
+            pair.close(closer);
+            pair.expect(other, &bytes(0, 100));
+            match pair.end(other) {
+                Err(error) if comes => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{story}"),
+                end => assert_eq!(end.is_err(), comes, "{story}: {end:?}"),
+            }
+        }
+    });
+}
+
 #[test]
 fn a_shut_descriptor_is_an_end_in_the_ring() {
     watched(|| {

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
+use super::hosts::patiently;
 use super::model::{Act, Model, Setup};
 use super::{note, watched};
 
@@ -103,5 +104,58 @@ fn a_pin_leaves_the_reset_to_the_reader() {
             model.step(side, act);
         }
         model.finish();
+    });
+}
+
+/// As a random play that stood still: without a link each end waits for the other's end on TCP, where an urgent byte
+/// lies that poll(2) calls readable and no read gets to. Who has nothing more to do closes then.
+#[test]
+fn an_urgent_byte_is_no_news_for_ever() {
+    watched("an_urgent_byte_is_no_news_for_ever", || {
+        let setup = Setup { handshake: false, small_buffers: false, dmb_size: 4096, upgraded: false };
+        let mut model = Model::new(setup);
+        model.narrow(1);
+        model.step(1, Act::Accept);
+        // Over TCP, in segments that are as large as the window.
+        model.step(0, Act::TryWrite(60_000));
+        patiently("what was written", || {
+            model.step(1, Act::TryRead(60_000));
+            model.unread_of(0) == 0
+        });
+        model.step(0, Act::Offer);
+        for _ in 0..20 {
+            model.step(0, Act::Pump(1));
+            model.step(1, Act::Pump(1));
+        }
+        for (side, act) in [
+            (0, Act::TryWrite(1)),
+            (1, Act::TryWrite(1)),
+            (0, Act::Cut),
+            (0, Act::Pump(2)),
+            // Its peer has died, as far as it knows, and has left a byte unread: it is told so.
+            (0, Act::TryWrite(1)),
+            (0, Act::Urgent),
+            (1, Act::Shutdown),
+        ] {
+            model.step(side, act);
+        }
+        model.finish();
+    });
+}
+
+/// The random plays met this at times: side 1 has lost the link and writes to TCP, and side 0 closes with that unread,
+/// before it has lost the link.
+#[test]
+fn who_closes_need_not_know_that_the_link_is_lost() {
+    watched("who_closes_need_not_know_that_the_link_is_lost", || {
+        let setup = Setup { handshake: false, small_buffers: false, dmb_size: 4096, upgraded: true };
+        for read in [None, Some((0, Act::TryRead(1)))] {
+            let mut model = Model::new(setup);
+            let cut = [(0, Act::Cut), (1, Act::Pump(1)), (0, Act::Write(1)), (1, Act::Write(1))];
+            for (side, act) in read.into_iter().chain(cut).chain([(0, Act::Close)]) {
+                model.step(side, act);
+            }
+            model.finish();
+        }
     });
 }

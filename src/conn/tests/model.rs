@@ -352,6 +352,16 @@ impl Model {
         self.sides[side].writer = None;
     }
 
+    /// Leaves the kernel little room for what comes to `side`.
+    pub(super) fn narrow(&self, side: usize) {
+        SockRef::from(&self.pair.tcp(side).tcp).set_recv_buffer_size(4096).expect("SO_RCVBUF");
+    }
+
+    /// Bytes that `side` has written and the other end has not read.
+    pub(super) fn unread_of(&self, side: usize) -> u64 {
+        self.sides[side].written - self.sides[1 - side].read
+    }
+
     /// TCP is silent once the ring has taken over.
     fn look_at_tcp(&mut self) {
         for side in [CLIENT, SERVER] {

@@ -15,7 +15,9 @@ use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 /// A socket with the wakers of those who wait for it, one each way, as a reactor keeps them.
 pub(super) struct StdTcp {
     pub(super) tcp: TcpStream,
-    read: Mutex<Option<Waker>>,
+    /// With what there was before the read that found nothing. As an edge-triggered reactor does, it takes something new
+    /// to wake: poll(2) may go on calling readable what no read gets to.
+    read: Mutex<Option<(Waker, Look)>>,
     write: Mutex<Option<Waker>>,
     /// Who waits for any event in the slot of writing and of reading, and what there was when it began to wait.
     events: [Mutex<Option<(Waker, Look)>>; 2],
@@ -23,8 +25,9 @@ pub(super) struct StdTcp {
     pub(super) broken: AtomicBool,
 }
 
-/// What an edge-triggered reactor would tell a change of: the end of reading, a failure, the state, unread bytes.
-type Look = (bool, bool, Option<sys::TcpState>, Option<u32>);
+/// What an edge-triggered reactor would tell a change of: the end of reading, a failure, the state, received and unread
+/// bytes.
+type Look = (bool, bool, Option<(sys::TcpState, u64)>, Option<u32>);
 
 impl StdTcp {
     pub(super) fn new(tcp: TcpStream) -> Arc<Self> {
@@ -45,9 +48,9 @@ impl StdTcp {
     }
 
     fn look(&self) -> Look {
-        let state = sys::tcp_look(self.tcp.as_fd()).ok().map(|look| look.state);
+        let info = sys::tcp_look(self.tcp.as_fd()).ok().map(|look| (look.state, look.bytes_received));
         let unread = sys::queued_in(self.tcp.as_fd()).ok();
-        (self.ready(PollFlags::RDHUP), self.ready(PollFlags::empty()), state, unread)
+        (self.ready(PollFlags::RDHUP), self.ready(PollFlags::empty()), info, unread)
     }
 
     fn wait_for_event(&self, slot: usize, cx: &mut Context<'_>) -> Poll<()> {
@@ -63,15 +66,13 @@ impl StdTcp {
 
     /// One turn of the reactor: wakes who waits for what has come true.
     pub(super) fn turn(&self) {
-        for (waiting, flags) in
-            [(&self.read, PollFlags::IN | PollFlags::RDHUP), (&self.write, PollFlags::OUT)]
-        {
-            if lock(waiting).is_some() && self.ready(flags) {
-                let waker = lock(waiting).take();
-                if let Some(waker) = waker {
-                    waker.wake();
-                }
-            }
+        let readable = lock(&self.read).take_if(|(_, before)| self.is_readable() && *before != self.look());
+        if let Some((waker, _)) = readable {
+            waker.wake();
+        }
+        let writable = lock(&self.write).take_if(|_| self.ready(PollFlags::OUT));
+        if let Some(waker) = writable {
+            waker.wake();
         }
         for waiting in &self.events {
             let event = lock(waiting).take_if(|(_, before)| *before != self.look());
@@ -86,7 +87,8 @@ impl StdTcp {
         cx: &Context<'_>,
         read: impl FnOnce(&TcpStream) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        Self::pending(read(&self.tcp), &self.read, cx)
+        let before = self.look();
+        Self::pending(read(&self.tcp), &self.read, || (cx.waker().clone(), before))
     }
 
     pub(super) fn writing<R>(
@@ -94,17 +96,17 @@ impl StdTcp {
         cx: &Context<'_>,
         write: impl FnOnce(&TcpStream) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        Self::pending(write(&self.tcp), &self.write, cx)
+        Self::pending(write(&self.tcp), &self.write, || cx.waker().clone())
     }
 
-    fn pending<R>(
+    fn pending<R, W>(
         answer: io::Result<R>,
-        waiting: &Mutex<Option<Waker>>,
-        cx: &Context<'_>,
+        waiting: &Mutex<Option<W>>,
+        waits: impl FnOnce() -> W,
     ) -> Poll<io::Result<R>> {
         match answer {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                *lock(waiting) = Some(cx.waker().clone());
+                *lock(waiting) = Some(waits());
                 Poll::Pending
             }
             answer => Poll::Ready(answer),

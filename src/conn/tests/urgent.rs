@@ -4,14 +4,15 @@
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use socket2::SockRef;
 
 use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER, patiently};
-use super::ops::writing;
+use super::ops::{Task, writing};
+use super::socket::StdTcp;
 use super::{bytes, note, watched};
-use crate::conn::{Directions, OnPending, Role};
+use crate::conn::{Directions, OnPending, Role, Tcp};
 use crate::ism::sys;
 use crate::peer::PeerPolicy;
 use crate::transport::FallbackReason;
@@ -188,5 +189,49 @@ fn urgent_bytes_right_behind_the_switch_are_no_foreign_ones() {
                 assert!(pair.reads_ring(SERVER));
             }
         }
+    });
+}
+
+/// On plain TCP poll(2) calls a socket readable whose one byte is an urgent one, if the window is narrow, and no read
+/// gets to it. The reactor of these tests must not tell of that for ever, as no edge-triggered one does.
+#[test]
+fn a_reactor_tells_once_of_what_no_read_gets_to() {
+    watched("a_reactor_tells_once_of_what_no_read_gets_to", || {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let receiver = StdTcp::new(listener.accept().unwrap().0);
+        SockRef::from(&receiver.tcp).set_recv_buffer_size(4096).unwrap();
+        let sent = std::thread::spawn(move || {
+            // In segments as large as the window.
+            sender.write_all(&[0; 60_000]).unwrap();
+            SockRef::from(&sender).send_out_of_band(b"!").unwrap();
+            sender
+        });
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut left = 60_000;
+        patiently("what was sent", || {
+            if let Poll::Ready(length) = receiver.poll_read(&mut cx, &mut [0; 60_000][..left]) {
+                left -= length.unwrap();
+            }
+            left == 0
+        });
+        patiently("the urgent byte", || sys::has_urgent(receiver.tcp.as_fd()).unwrap());
+        let mut sender = sent.join().unwrap();
+        let waits = || {
+            let task = Task::new();
+            let waker = Waker::from(task.clone());
+            assert!(receiver.poll_peek(&mut Context::from_waker(&waker)).is_pending());
+            receiver.turn();
+            task
+        };
+        // What is left of the sender's last segments may be news once.
+        let woken = (0..10).filter(|_| waits().is_woken()).count();
+        assert!(woken <= 1, "woken {woken} times");
+        let task = waits();
+        sender.write_all(b"x").unwrap();
+        patiently("a byte that reads get to", || {
+            receiver.turn();
+            task.is_woken()
+        });
     });
 }
