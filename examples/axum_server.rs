@@ -1,4 +1,5 @@
-//! An axum server on SMC: a JSON API, streaming bodies, uploads, a WebSocket. curl reaches it on the same port over TCP.
+//! An axum server on SMC: a JSON API, streaming bodies, uploads, a WebSocket. curl reaches it on
+//! the same port over TCP.
 //!
 //! ```text
 //! cargo run --release --example axum_server -- 127.0.0.1:3000

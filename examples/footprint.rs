@@ -1,5 +1,5 @@
-//! What connections take of a machine: address space, memory, page tables and descriptors, of the server and of a
-//! client, on TCP and on loopback-ism.
+//! What connections take of a machine: address space, memory, page tables and descriptors, of the
+//! server and of a client, on TCP and on loopback-ism.
 //!
 //!     cargo run --release --example footprint
 

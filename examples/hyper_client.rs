@@ -5,7 +5,8 @@
 //! cargo run --release --example hyper_client -- 127.0.0.1:3000
 //! ```
 //!
-//! Each line says what was done, what came of it, and what the connection ran on at this end and at the server's.
+//! Each line says what was done, what came of it, and what the connection ran on at this end and at
+//! the server's.
 
 use std::convert::Infallible;
 use std::process::ExitCode;

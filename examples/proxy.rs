@@ -1,5 +1,5 @@
-//! A TCP proxy: plain TCP in, SMC out, so that a program that knows nothing of SMC reaches a server that does; or the
-//! other way round.
+//! A TCP proxy: plain TCP in, SMC out, so that a program that knows nothing of SMC reaches a server
+//! that does; or the other way round.
 //!
 //! ```text
 //! cargo run --release --example proxy -- 127.0.0.1:7100 127.0.0.1:7000             # TCP in, SMC out

@@ -1,12 +1,13 @@
-//! A gRPC chat: one bidirectional stream per person, on tonic over SMC. Messages and service are written by hand, so that
-//! no code generator is needed.
+//! A gRPC chat: one bidirectional stream per person, on tonic over SMC. Messages and service are
+//! written by hand, so that no code generator is needed.
 //!
 //! ```text
 //! cargo run --release --example tonic_chat -- serve 127.0.0.1:50051
 //! cargo run --release --example tonic_chat -- join alice 127.0.0.1:50051
 //! ```
 //!
-//! `/who` lists the room and what each connection runs on, `/quit` leaves. As a `.proto` file it would be:
+//! `/who` lists the room and what each connection runs on, `/quit` leaves. As a `.proto` file it
+//! would be:
 //!
 //! ```text
 //! package chat;

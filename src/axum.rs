@@ -26,7 +26,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// # }
 /// ```
 ///
-/// A handler learns of its connection in one of two ways. With [`SmcInfo`] it has all there is to know:
+/// A handler learns of its connection in one of two ways. With [`SmcInfo`] it has all there is to
+/// know:
 ///
 /// ```no_run
 /// use axum::extract::ConnectInfo;
@@ -44,9 +45,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// # }
 /// ```
 ///
-/// Handlers that say `ConnectInfo<SocketAddr>` stay as they are when the listener goes through `tap_io`. (axum
-/// implements it for its own listeners and for every tapped one; another crate can not.) `ConnectInfo<SmcInfo>` is to
-/// be had of a tapped listener, too.
+/// Handlers that say `ConnectInfo<SocketAddr>` stay as they are when the listener goes through
+/// `tap_io`. (axum implements it for its own listeners and for every tapped one; another crate can
+/// not.) `ConnectInfo<SmcInfo>` is to be had of a tapped listener, too.
 ///
 /// ```no_run
 /// use std::net::SocketAddr;
@@ -73,7 +74,8 @@ impl Listener for SmcListener {
     type Io = SmcStream;
     type Addr = SocketAddr;
 
-    /// Waits for a connection; a failure is logged and tried again, as axum does it for tokio's listeners.
+    /// Waits for a connection; a failure is logged and tried again, as axum does it for tokio's
+    /// listeners.
     async fn accept(&mut self) -> (SmcStream, SocketAddr) {
         loop {
             match SmcListener::accept(self).await {

@@ -10,10 +10,11 @@ use crate::sync::Arc;
 
 /// When a connection leaves TCP for shared memory.
 ///
-/// The policy of the connecting end decides when the upgrade begins. A listener answers offers under
-/// every policy but [`Never`](UpgradePolicy::Never).
+/// The policy of the connecting end decides when the upgrade begins. A listener answers offers
+/// under every policy but [`Never`](UpgradePolicy::Never).
 ///
-/// Written in `SMC_LO_UPGRADE` as `first-turn`, `eager`, `manual`, `require`, `handshake` or `never`.
+/// Written in `SMC_LO_UPGRADE` as `first-turn`, `eager`, `manual`, `require`, `handshake` or
+/// `never`.
 ///
 /// ```
 /// use tokio_smc::UpgradePolicy;
@@ -22,8 +23,8 @@ use crate::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum UpgradePolicy {
-    /// In the background, once the client writes again after it has read, or 64 KiB went one way. Short
-    /// connections never pay for it.
+    /// In the background, once the client writes again after it has read, or 64 KiB went one way.
+    /// Short connections never pay for it.
     #[default]
     FirstTurn,
     /// In the background, from connect on.
@@ -32,8 +33,9 @@ pub enum UpgradePolicy {
     Manual,
     /// Connect waits for the upgrade, at most 5 seconds, and fails when there is none.
     Require,
-    /// Connect waits, at most [`Config::handshake_timeout`], while the CLC handshake runs over the TCP connection
-    /// itself before its first byte, as the kernel's SMC does it. Without an upgrade it stays TCP.
+    /// Connect waits, at most [`Config::handshake_timeout`], while the CLC handshake runs over the
+    /// TCP connection itself before its first byte, as the kernel's SMC does it. Without an upgrade
+    /// it stays TCP.
     Handshake,
     /// Not at all: plain TCP. A listener answers no offers.
     Never,
@@ -77,7 +79,8 @@ impl std::fmt::Display for UnknownPolicy {
 
 impl std::error::Error for UnknownPolicy {}
 
-/// Bytes of the largest segment of a DMB when nothing else is said: what TCP loopback absorbs without a reader.
+/// Bytes of the largest segment of a DMB when nothing else is said: what TCP loopback absorbs
+/// without a reader.
 pub const DEFAULT_DMB_SIZE: usize = 4 << 20;
 const SMALLEST_DMB_SIZE: usize = 4 << 10;
 const LARGEST_DMB_SIZE: usize = 64 << 20;
@@ -87,8 +90,9 @@ const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(200);
 /// Settings of streams and listeners.
 ///
 /// [`Config::from_env`] starts from the environment and is what
-/// [`SmcStream::connect`](crate::SmcStream::connect) and [`SmcListener::bind`](crate::SmcListener::bind) use;
-/// what is set here in code wins over a variable, except `SMC_LO=off`, which always wins.
+/// [`SmcStream::connect`](crate::SmcStream::connect) and
+/// [`SmcListener::bind`](crate::SmcListener::bind) use; what is set here in code wins over a
+/// variable, except `SMC_LO=off`, which always wins.
 ///
 /// | variable | meaning | default |
 /// |---|---|---|
@@ -98,10 +102,11 @@ const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(200);
 /// | `SMC_LO_DMB_SIZE` | bytes of a DMB's largest segment ([`dmb_size`](Config::dmb_size)) | 4194304 |
 /// | `SMC_LO_BUSY_POLL_US` | longest polling window, in µs ([`busy_poll`](Config::busy_poll)) | 50 |
 ///
-/// Whom to trust ([`peer_policy`](Config::peer_policy)) and how long connect waits for the handshake
-/// ([`handshake_timeout`](Config::handshake_timeout)) are set in code only.
+/// Whom to trust ([`peer_policy`](Config::peer_policy)) and how long connect waits for the
+/// handshake ([`handshake_timeout`](Config::handshake_timeout)) are set in code only.
 ///
-/// A variable that can not be understood counts as unset; with the feature `tracing` a warning says so.
+/// A variable that can not be understood counts as unset; with the feature `tracing` a warning says
+/// so.
 ///
 /// ```
 /// use std::time::Duration;
@@ -165,18 +170,19 @@ impl Config {
         self
     }
 
-    /// Sets whose processes connections may be upgraded with; [`PeerPolicy::SameUser`] if nothing is set.
+    /// Sets whose processes connections may be upgraded with; [`PeerPolicy::SameUser`] if nothing
+    /// is set.
     #[must_use]
     pub fn peer_policy(mut self, policy: PeerPolicy) -> Self {
         self.peer_policy = policy;
         self
     }
 
-    /// Sets the bytes of the largest segment of a DMB, rounded up to a power of two between 4 KiB and
-    /// 64 MiB; [`DEFAULT_DMB_SIZE`] (4 MiB) if nothing is set.
+    /// Sets the bytes of the largest segment of a DMB, rounded up to a power of two between 4 KiB
+    /// and 64 MiB; [`DEFAULT_DMB_SIZE`] (4 MiB) if nothing is set.
     ///
-    /// A ring begins with 4 KiB and grows when it is full. One whose reader does not read may hold several
-    /// such segments, up to what this host's TCP would hold.
+    /// A ring begins with 4 KiB and grows when it is full. One whose reader does not read may hold
+    /// several such segments, up to what this host's TCP would hold.
     ///
     /// A smaller `SO_RCVBUF` that the application has set on the socket or its listener wins.
     #[must_use]
@@ -185,13 +191,14 @@ impl Config {
         self
     }
 
-    /// Sets for how long at most a runtime looks for more work before it sleeps; zero never polls, and
-    /// without a setting it is 50 µs.
+    /// Sets for how long at most a runtime looks for more work before it sleeps; zero never polls,
+    /// and without a setting it is 50 µs.
     ///
     /// This is what low latency costs: CPU while there is traffic. The window closes by itself when
-    /// looking does not pay, when others need the CPU, and when the process may use one CPU only. It
-    /// belongs to the runtime: the first configuration used there with a device directory decides. A
-    /// sender judges by its own value whether its peer still looks, so both processes should have the same.
+    /// looking does not pay, when others need the CPU, and when the process may use one CPU only.
+    /// It belongs to the runtime: the first configuration used there with a device directory
+    /// decides. A sender judges by its own value whether its peer still looks, so both processes
+    /// should have the same.
     #[must_use]
     pub fn busy_poll(mut self, window: Duration) -> Self {
         self.busy_poll = window;
@@ -200,9 +207,9 @@ impl Config {
 
     /// Sets the device directory: processes that share it can be upgraded with each other.
     ///
-    /// Without a setting it is `/dev/shm/smc-lo-<uid>`, made when it is missing. It must belong to this
-    /// user or to root and must not be writable by others, unless it has the sticky bit; else streams
-    /// stay on TCP with [`FallbackReason::NoDevice`](crate::FallbackReason::NoDevice).
+    /// Without a setting it is `/dev/shm/smc-lo-<uid>`, made when it is missing. It must belong to
+    /// this user or to root and must not be writable by others, unless it has the sticky bit; else
+    /// streams stay on TCP with [`FallbackReason::NoDevice`](crate::FallbackReason::NoDevice).
     #[must_use]
     pub fn device_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.device_dir = Some(dir.into().into());

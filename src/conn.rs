@@ -1,8 +1,11 @@
-//! One connection: its two directions, each on TCP, switching, or in a ring; the close rules; the upgrade.
+//! One connection: its two directions, each on TCP, switching, or in a ring; the close rules; the
+//! upgrade.
 //!
-//! Nothing here knows tokio: the TCP socket comes behind [`Tcp`], and whoever waits does so with a plain `Waker`. Locks are taken receiver before sender; no waker is called, no message of a link sent and no other
-//! stream called with one held, so every step collects its [`Effects`] and carries them out afterwards. (An interrupt sets its bits in shared
-//! memory at once. That calls nobody.)
+//! Nothing here knows tokio: the TCP socket comes behind [`Tcp`], and whoever waits does so with a
+//! plain `Waker`. Locks are taken receiver before sender; no waker is called, no message of a link
+//! sent and no other stream called with one held, so every step collects its [`Effects`] and
+//! carries them out afterwards. (An interrupt sets its bits in shared memory at once. That calls
+//! nobody.)
 
 pub(crate) mod close;
 pub(crate) mod connection;
@@ -30,8 +33,8 @@ use crate::error::SmcError;
 pub(crate) use connection::{Connection, Role};
 pub(crate) use effects::Effects;
 
-/// The TCP socket under a connection. Dropping it closes it without a word of its own: no FIN that would turn a reset
-/// into an end.
+/// The TCP socket under a connection. Dropping it closes it without a word of its own: no FIN that
+/// would turn a reset into an end.
 pub(crate) trait Tcp: AsFd + Send + Sync + 'static {
     /// Reads into `buffer`; 0 bytes mean the end. `Pending` keeps the waker of `cx`.
     fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
@@ -42,16 +45,18 @@ pub(crate) trait Tcp: AsFd + Send + Sync + 'static {
     /// Writes from `bytes`.
     fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
 
-    /// Writes with `write`, which is asked at once; the reactor hears of it when that has to wait. For who writes after
-    /// what the reactor knew of the socket was given up for [`Tcp::poll_write_event`].
+    /// Writes with `write`, which is asked at once; the reactor hears of it when that has to wait.
+    /// For who writes after what the reactor knew of the socket was given up for
+    /// [`Tcp::poll_write_event`].
     fn poll_direct(
         &self,
         cx: &mut Context<'_>,
         write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>>;
 
-    /// Waits for anything that the reactor tells of a socket that nobody else waits to write to: a FIN, a reset, a
-    /// shutdown of the descriptor at this end. Nothing is taken off the socket. Ready is an end that lasts.
+    /// Waits for anything that the reactor tells of a socket that nobody else waits to write to: a
+    /// FIN, a reset, a shutdown of the descriptor at this end. Nothing is taken off the socket.
+    /// Ready is an end that lasts.
     fn poll_write_event(&self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// As [`Tcp::poll_write_event`], of a socket that nobody else waits to read from.

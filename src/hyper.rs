@@ -1,7 +1,8 @@
 //! hyper 1: a connector for `hyper-util`'s client (feature `hyper-util`).
 //!
-//! [`SmcConnector`] takes the place of `hyper_util::client::legacy::connect::HttpConnector` and has its settings. Servers
-//! need nothing of this: `hyper_util::rt::TokioIo::new(stream)` serves an accepted stream.
+//! [`SmcConnector`] takes the place of `hyper_util::client::legacy::connect::HttpConnector` and has
+//! its settings. Servers need nothing of this: `hyper_util::rt::TokioIo::new(stream)` serves an
+//! accepted stream.
 //!
 //! ```
 //! use hyper_util::client::legacy::Client;
@@ -18,8 +19,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Connections are pooled by origin, as usual; those that live for some requests move to shared memory. For TLS wrap the
-//! connector, for example in `hyper_rustls::HttpsConnectorBuilder::wrap_connector`, after `enforce_http(false)`.
+//! Connections are pooled by origin, as usual; those that live for some requests move to shared
+//! memory. For TLS wrap the connector, for example in
+//! `hyper_rustls::HttpsConnectorBuilder::wrap_connector`, after `enforce_http(false)`.
 
 mod dial;
 pub(crate) mod keepalive;
@@ -49,9 +51,9 @@ use dial::Settings;
 /// Connects hyper-util's client by [`SmcStream`]s, with the settings of its `HttpConnector`.
 ///
 /// Names are resolved by `getaddrinfo` on a blocking thread, or by any `Service<Name>` given to
-/// [`SmcConnector::new_with_resolver`]. Of several addresses those of the first one's family are tried in turn; after
-/// the happy-eyeballs timeout (300 ms) those of the other family are tried beside them, and the first connection wins
-/// (RFC 6555).
+/// [`SmcConnector::new_with_resolver`]. Of several addresses those of the first one's family are
+/// tried in turn; after the happy-eyeballs timeout (300 ms) those of the other family are tried
+/// beside them, and the first connection wins (RFC 6555).
 ///
 /// ```
 /// use std::time::Duration;
@@ -90,7 +92,8 @@ impl Default for SmcConnector {
 }
 
 impl<R> SmcConnector<R> {
-    /// Makes a connector with a resolver of one's own: a `Service<Name>` whose response iterates over addresses.
+    /// Makes a connector with a resolver of one's own: a `Service<Name>` whose response iterates
+    /// over addresses.
     ///
     /// The port of the URI replaces theirs, unless the URI has none and they have one.
     pub fn new_with_resolver(resolver: R) -> SmcConnector<R> {
@@ -112,7 +115,8 @@ impl<R> SmcConnector<R> {
         self.settings().enforce_http = is_enforced;
     }
 
-    /// Sets after how much idle time `SO_KEEPALIVE` probes a connection; `None`, the default, sends none.
+    /// Sets after how much idle time `SO_KEEPALIVE` probes a connection; `None`, the default, sends
+    /// none.
     pub fn set_keepalive(&mut self, time: Option<Duration>) {
         self.settings().keepalive.time = time;
     }
@@ -142,7 +146,8 @@ impl<R> SmcConnector<R> {
         self.settings().recv_buffer_size = size;
     }
 
-    /// Sets the local address that connections of its family are bound to; those of the other family are not tried.
+    /// Sets the local address that connections of its family are bound to; those of the other
+    /// family are not tried.
     pub fn set_local_address(&mut self, addr: Option<IpAddr>) {
         let settings = self.settings();
         (settings.local_v4, settings.local_v6) = match addr {
@@ -160,15 +165,17 @@ impl<R> SmcConnector<R> {
 
     /// Sets how long connecting may take; `None`, the default, waits for the kernel's own limit.
     ///
-    /// The addresses of each family share it evenly (all of them, without happy eyeballs), so that none starves the
-    /// others; a name that has both families may take as long once more. The look-up of the name is not in it. Where
-    /// connect waits for the upgrade, with [`UpgradePolicy::Require`](crate::UpgradePolicy::Require) and `Handshake`, it
-    /// limits that wait, too, which begins when TCP is connected and after which no other address is tried.
+    /// The addresses of each family share it evenly (all of them, without happy eyeballs), so that
+    /// none starves the others; a name that has both families may take as long once more. The
+    /// look-up of the name is not in it. Where connect waits for the upgrade, with
+    /// [`UpgradePolicy::Require`](crate::UpgradePolicy::Require) and `Handshake`, it limits that
+    /// wait, too, which begins when TCP is connected and after which no other address is tried.
     pub fn set_connect_timeout(&mut self, dur: Option<Duration>) {
         self.settings().connect_timeout = dur;
     }
 
-    /// Sets after how much time the addresses of the other family are tried, too; `None` tries them one after the other.
+    /// Sets after how much time the addresses of the other family are tried, too; `None` tries them
+    /// one after the other.
     pub fn set_happy_eyeballs_timeout(&mut self, dur: Option<Duration>) {
         self.settings().happy_eyeballs_timeout = dur;
     }
@@ -315,8 +322,8 @@ fn target(uri: &Uri, enforce_http: bool) -> Result<Target<'_>, ConnectError> {
 
 /// Why [`SmcConnector`] made no connection.
 ///
-/// It says what failed, with the address; why it did, often an [`io::Error`](std::io::Error), is its
-/// [`source`](Error::source). hyper-util's client hands it out as the source of its own error.
+/// It says what failed, with the address; why it did, often an [`io::Error`](std::io::Error), is
+/// its [`source`](Error::source). hyper-util's client hands it out as the source of its own error.
 ///
 /// ```
 /// use tokio_smc::hyper::SmcConnector;
@@ -388,7 +395,8 @@ mod tests {
         connector.call(uri.parse().unwrap()).await.expect_err("nobody listens there")
     }
 
-    /// What failed is said once, why it did by the source alone: so reports with all sources do not repeat themselves.
+    /// What failed is said once, why it did by the source alone: so reports with all sources do not
+    /// repeat themselves.
     #[tokio::test]
     async fn errors_say_what_and_their_sources_why() {
         let taken = tokio::net::TcpSocket::new_v4().unwrap();

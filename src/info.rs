@@ -12,10 +12,11 @@ use crate::stream::{SmcStream, TransportWatch};
 use crate::sync::Arc;
 use crate::transport::{Counters, Transport, UCred};
 
-/// The addresses of a stream, and what it runs on whenever one asks, also after a library has taken the stream.
+/// The addresses of a stream, and what it runs on whenever one asks, also after a library has taken
+/// the stream.
 ///
-/// hyper-util's client has it in the extensions of its responses (feature `hyper-util`), axum as connect info (feature
-/// `axum08`). It keeps neither the stream nor its socket open.
+/// hyper-util's client has it in the extensions of its responses (feature `hyper-util`), axum as
+/// connect info (feature `axum08`). It keeps neither the stream nor its socket open.
 ///
 /// ```
 /// use tokio_smc::{SmcListener, SmcStream};
@@ -66,7 +67,8 @@ impl SmcInfo {
         TransportWatch::new(&self.conn, &self.handle)
     }
 
-    /// How many bytes the stream has read and written, over each transport; of a closed stream, until it was closed.
+    /// How many bytes the stream has read and written, over each transport; of a closed stream,
+    /// until it was closed.
     pub fn counters(&self) -> Counters {
         self.conn.counters()
     }

@@ -1,9 +1,11 @@
 //! TCP streams for tokio that move onto shared memory when both ends are on one host.
 //!
-//! [`SmcStream`], [`SmcListener`], [`SmcSocket`] are drop-ins for tokio's `TcpStream`, `TcpListener`, `TcpSocket`; under
-//! the names of `tokio::net`, with all else that is there, they are in [`net`]. A connection starts as plain TCP. When its other end turns out to be on the same
-//! host and to use this crate too, SMC-D's CLC handshake runs between the two, and the bytes move to shared-memory
-//! rings (DMBs) that eventfds wake. Otherwise it stays TCP, and [`SmcStream::transport`] says why.
+//! [`SmcStream`], [`SmcListener`], [`SmcSocket`] are drop-ins for tokio's `TcpStream`,
+//! `TcpListener`, `TcpSocket`; under the names of `tokio::net`, with all else that is there, they
+//! are in [`net`]. A connection starts as plain TCP. When its other end turns out to be on the same
+//! host and to use this crate too, SMC-D's CLC handshake runs between the two, and the bytes move
+//! to shared-memory rings (DMBs) that eventfds wake. Otherwise it stays TCP, and
+//! [`SmcStream::transport`] says why.
 //!
 #![cfg_attr(feature = "tokio", doc = "```")]
 #![cfg_attr(not(feature = "tokio"), doc = "```text")]
@@ -30,7 +32,8 @@
 //! (all of them). `blocking` is another front end, for programs without a runtime, in place of
 //! `std::net`; with `default-features = false` it needs no tokio.
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// The engine is complete, whoever uses it: the front end for tokio has a use for (nearly) all of it.
+// The engine is complete, whoever uses it: the front end for tokio has a use for (nearly) all of
+// it.
 #![cfg_attr(
     not(feature = "tokio"),
     allow(

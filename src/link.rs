@@ -1,7 +1,8 @@
 //! Links (link groups): control messages, offers, proof, tokens, life and death of a peer.
 //!
-//! A [`Link`] joins two [`Endpoint`]s. It knows streams only as [`LinkedStream`](stream::LinkedStream)s and does its
-//! I/O through non-blocking calls on its own descriptors, so any reactor can drive it.
+//! A [`Link`] joins two [`Endpoint`]s. It knows streams only as
+//! [`LinkedStream`](stream::LinkedStream)s and does its I/O through non-blocking calls on its own
+//! descriptors, so any reactor can drive it.
 //!
 //! Locks: neither `state` nor `entries` is held while a stream or a waker is called.
 
@@ -116,7 +117,8 @@ struct State {
     own: OwnArenas,
     theirs: PeerArenas,
     next_offer: u64,
-    /// The CLC name of this link, once a connection of it was confirmed; the first one is its first contact.
+    /// The CLC name of this link, once a connection of it was confirmed; the first one is its first
+    /// contact.
     met: bool,
     our_offers: HashMap<u64, OurOffer>,
     their_offers: HashMap<u64, TheirOffer>,
@@ -228,7 +230,8 @@ impl Link {
             slots: link.own_signals.slots(),
         };
         match sys::send(link.socket(), &hello.encode(), &[endpoint.eventfd().as_fd(), arena_fd.as_fd()]) {
-            // A peer that hung up already is noticed where all others are: by the task of this link.
+            // A peer that hung up already is noticed where all others are: by the task of this
+            // link.
             Err(error) if !has_hung_up(&error) => Err(error),
             _ => Ok(link),
         }
@@ -271,8 +274,8 @@ impl Link {
 
     // ---- interrupts ----
 
-    /// Raises a signal for the peer's end of connection `index`. That calls nobody; what is left to do, once no lock is
-    /// held, is for [`Link::deliver_interrupt`].
+    /// Raises a signal for the peer's end of connection `index`. That calls nobody; what is left to
+    /// do, once no lock is held, is for [`Link::deliver_interrupt`].
     #[inline]
     pub(crate) fn raise(&self, index: u32, signal: Signal) -> Option<Undelivered> {
         let peer = self.peer.get()?;
@@ -316,7 +319,8 @@ impl Link {
         }
     }
 
-    /// Takes what the peer has raised and wakes the streams concerned; returns how many signals there were.
+    /// Takes what the peer has raised and wakes the streams concerned; returns how many signals
+    /// there were.
     pub(crate) fn drain_interrupts(&self) -> usize {
         const BATCH: usize = 16;
         let page = self.signals();
@@ -413,8 +417,8 @@ impl Link {
         let _ = sys::shutdown_socket(self.socket());
     }
 
-    /// Sends a message with a descriptor; an error says that it could not be, and that nothing has happened.
-    /// Whom to wake then comes back, since a lock may be held.
+    /// Sends a message with a descriptor; an error says that it could not be, and that nothing has
+    /// happened. Whom to wake then comes back, since a lock may be held.
     fn send_fd(&self, message: &Message, fd: OwnedFd) -> io::Result<Flusher> {
         self.outbox.send_fd(self.socket(), message.encode(), fd)
     }
@@ -448,7 +452,8 @@ impl Link {
 
     /// The producer will not touch the peer's DMB any more.
     pub(crate) fn detach(&self, token: u64) {
-        // Whatever the producer stored comes before the peer's reuse of the memory, which the message allows.
+        // Whatever the producer stored comes before the peer's reuse of the memory, which the
+        // message allows.
         fence(Ordering::SeqCst);
         if lock(&self.state).received.remove(&token).is_some() {
             self.send(&Message::Detach { token });

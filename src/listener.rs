@@ -24,7 +24,8 @@ use crate::transport::FallbackReason;
 
 pub use incoming::SmcListenerStream;
 
-/// A TCP listener whose streams can be upgraded by clients of this crate; plain TCP clients see plain TCP.
+/// A TCP listener whose streams can be upgraded by clients of this crate; plain TCP clients see
+/// plain TCP.
 ///
 /// It is used exactly like [`tokio::net::TcpListener`].
 ///
@@ -104,7 +105,8 @@ impl SmcListener {
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with I/O enabled; as tokio's in debug builds, when the socket is blocking.
+    /// Outside a tokio runtime with I/O enabled; as tokio's in debug builds, when the socket is
+    /// blocking.
     #[track_caller]
     pub fn from_std(listener: std::net::TcpListener) -> io::Result<SmcListener> {
         Ok(Self::new(TcpListener::from_std(listener)?, Config::from_env()))

@@ -1,6 +1,7 @@
 //! The drop-in names: change `use tokio::net::…` to `use tokio_smc::net::…`.
 //!
-//! What is not TCP (`UdpSocket`, `UnixStream`, `lookup_host`, …) is tokio's own, so that the whole line can be changed.
+//! What is not TCP (`UdpSocket`, `UnixStream`, `lookup_host`, …) is tokio's own, so that the whole
+//! line can be changed.
 
 pub use tokio::net::*;
 

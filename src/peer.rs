@@ -4,8 +4,9 @@ use crate::ism::sys::{self, PeerCred};
 
 /// Whose processes a connection may be upgraded with.
 ///
-/// Both ends ask their own policy about the other's process, as the kernel names it when the link between the two is
-/// made (`SO_PEERCRED`). A user that a user namespace has no name for (the overflow uid) is never the same user.
+/// Both ends ask their own policy about the other's process, as the kernel names it when the link
+/// between the two is made (`SO_PEERCRED`). A user that a user namespace has no name for (the
+/// overflow uid) is never the same user.
 ///
 /// ```
 /// use tokio_smc::{Config, PeerPolicy};
@@ -33,8 +34,8 @@ impl PeerPolicy {
         }
     }
 
-    /// Does an endpoint with such a stream talk to that process at all? The own user is told by each stream why it is
-    /// not admitted; others that are not admitted hear nothing.
+    /// Does an endpoint with such a stream talk to that process at all? The own user is told by
+    /// each stream why it is not admitted; others that are not admitted hear nothing.
     pub(crate) fn hears(&self, peer: &PeerCred) -> bool {
         self.admits(peer) || is_same_user(peer)
     }

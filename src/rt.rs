@@ -1,4 +1,5 @@
-//! What drives the engine: one folder for each runtime, which registers descriptors and spawns, and nothing else.
+//! What drives the engine: one folder for each runtime, which registers descriptors and spawns, and
+//! nothing else.
 
 #[cfg(feature = "blocking")]
 pub(crate) mod mio;

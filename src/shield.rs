@@ -11,7 +11,8 @@ use crate::sync::assert_unlocked;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Panicked;
 
-/// Does `work`, and goes on when that panics. What it has touched is used on: see [`crate::sync::lock`].
+/// Does `work`, and goes on when that panics. What it has touched is used on: see
+/// [`crate::sync::lock`].
 pub(crate) fn shielded<R>(work: impl FnOnce() -> R) -> Result<R, Panicked> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
         crate::trace::warning!("a panic was caught; what it concerned ends");

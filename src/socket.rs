@@ -1,4 +1,5 @@
-//! [`SmcSocket`], the drop-in for tokio's `TcpSocket`: a socket that is still to be bound, connected or listened on.
+//! [`SmcSocket`], the drop-in for tokio's `TcpSocket`: a socket that is still to be bound,
+//! connected or listened on.
 
 use std::fmt;
 use std::io;
@@ -17,8 +18,9 @@ use crate::stream::SmcStream;
 
 /// A TCP socket that has not been turned into an [`SmcStream`] or an [`SmcListener`] yet.
 ///
-/// It is used exactly like [`tokio::net::TcpSocket`], to set options before connecting or listening. The options act on
-/// the TCP socket; [`SmcSocket::set_recv_buffer_size`] also bounds the shared memory that is read from after an upgrade.
+/// It is used exactly like [`tokio::net::TcpSocket`], to set options before connecting or
+/// listening. The options act on the TCP socket; [`SmcSocket::set_recv_buffer_size`] also bounds
+/// the shared memory that is read from after an upgrade.
 ///
 /// ```
 /// use tokio_smc::SmcSocket;
@@ -70,13 +72,15 @@ impl SmcSocket {
         TcpSocket::new_v6().map(|inner| SmcSocket { inner })
     }
 
-    /// Takes a std socket that is not connected yet and is in non-blocking mode, for instance one made by `socket2`.
+    /// Takes a std socket that is not connected yet and is in non-blocking mode, for instance one
+    /// made by `socket2`.
     pub fn from_std_stream(std_stream: std::net::TcpStream) -> SmcSocket {
         SmcSocket { inner: TcpSocket::from_std_stream(std_stream) }
     }
 
     options! {
-        /// Sets `SO_KEEPALIVE`. The idle TCP connection under a stream on shared memory is probed, too.
+        /// Sets `SO_KEEPALIVE`. The idle TCP connection under a stream on shared memory is probed,
+        /// too.
         set_keepalive(keepalive: bool) -> ();
         /// Is `SO_KEEPALIVE` set?
         keepalive() -> bool;
@@ -88,14 +92,16 @@ impl SmcSocket {
         set_reuseport(reuseport: bool) -> ();
         /// Is `SO_REUSEPORT` set?
         reuseport() -> bool;
-        /// Sets `SO_SNDBUF` in bytes. It acts on TCP only: on shared memory the sender writes into the receiver's DMB.
+        /// Sets `SO_SNDBUF` in bytes. It acts on TCP only: on shared memory the sender writes into
+        /// the receiver's DMB.
         set_send_buffer_size(size: u32) -> ();
         /// The value of `SO_SNDBUF` in bytes, which Linux doubles.
         send_buffer_size() -> u32;
         /// Sets `SO_RCVBUF` in bytes.
         ///
-        /// It also bounds the DMB that the streams of this socket read from: the smaller one of this size, rounded up to a
-        /// power of two of at least 4096, and [`Config::dmb_size`] counts.
+        /// It also bounds the DMB that the streams of this socket read from: the smaller one of
+        /// this size, rounded up to a power of two of at least 4096, and [`Config::dmb_size`]
+        /// counts.
         set_recv_buffer_size(size: u32) -> ();
         /// The value of `SO_RCVBUF` in bytes, which Linux doubles.
         recv_buffer_size() -> u32;
@@ -194,7 +200,8 @@ impl SmcSocket {
         Ok(stream)
     }
 
-    /// Connects, and leaves to the caller what the policy wants done then: [`SmcStream::after_connect`].
+    /// Connects, and leaves to the caller what the policy wants done then:
+    /// [`SmcStream::after_connect`].
     pub(crate) async fn connect_tcp(self, addr: SocketAddr, config: &Config) -> io::Result<SmcStream> {
         Ok(SmcStream::new(self.inner.connect(addr).await?, Role::Client, config.clone()))
     }

@@ -38,12 +38,14 @@ use split_owned::{OwnedReadHalf, OwnedWriteHalf};
 
 pub use upgrade::TransportWatch;
 
-/// A TCP stream that moves onto shared memory when its peer is on this host and uses this crate too.
+/// A TCP stream that moves onto shared memory when its peer is on this host and uses this crate
+/// too.
 ///
-/// It is used exactly like [`tokio::net::TcpStream`]; [`SmcStream::transport`] tells what it runs on.
+/// It is used exactly like [`tokio::net::TcpStream`]; [`SmcStream::transport`] tells what it runs
+/// on.
 ///
-/// Dropping it closes the connection as TCP would: what was written still arrives, unless unread data makes it a
-/// reset.
+/// Dropping it closes the connection as TCP would: what was written still arrives, unless unread
+/// data makes it a reset.
 ///
 /// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -128,7 +130,8 @@ impl SmcStream {
     ///
     /// # Errors
     ///
-    /// Those of [`tokio::net::TcpStream::connect`]. With [`UpgradePolicy::Require`](crate::UpgradePolicy::Require) also `Unsupported` with the
+    /// Those of [`tokio::net::TcpStream::connect`]. With
+    /// [`UpgradePolicy::Require`](crate::UpgradePolicy::Require) also `Unsupported` with the
     /// [`FallbackReason`], or `TimedOut`, when there is no upgrade.
     ///
     /// # Panics
@@ -187,8 +190,9 @@ impl SmcStream {
 
     /// Makes a stream of a connected std socket, which has to be in non-blocking mode.
     ///
-    /// Nothing is known about what has passed through it, so it is upgraded only by [`SmcStream::upgrade`], and
-    /// only offers; the other end has to come from an [`SmcListener`](crate::SmcListener).
+    /// Nothing is known about what has passed through it, so it is upgraded only by
+    /// [`SmcStream::upgrade`], and only offers; the other end has to come from an
+    /// [`SmcListener`](crate::SmcListener).
     ///
     /// # Errors
     ///
@@ -196,7 +200,8 @@ impl SmcStream {
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with I/O enabled; as tokio's in debug builds, when the socket is blocking.
+    /// Outside a tokio runtime with I/O enabled; as tokio's in debug builds, when the socket is
+    /// blocking.
     #[track_caller]
     pub fn from_std(stream: std::net::TcpStream) -> io::Result<SmcStream> {
         let stream = TcpStream::from_std(stream)?;
@@ -215,8 +220,8 @@ impl SmcStream {
     ///
     /// # Errors
     ///
-    /// `Unsupported` when the stream has moved to shared memory. Nothing is lost then: the error's source is an
-    /// [`IntoStdError`], which gives the stream back.
+    /// `Unsupported` when the stream has moved to shared memory. Nothing is lost then: the error's
+    /// source is an [`IntoStdError`], which gives the stream back.
     ///
     /// ```
     /// use tokio_smc::{IntoStdError, SmcStream};
@@ -283,7 +288,8 @@ impl SmcStream {
         self.poll_read_with(cx, &mut rt::peeking(buf))
     }
 
-    /// Waits until one of the asked-for operations can be tried; see [`tokio::net::TcpStream::ready`].
+    /// Waits until one of the asked-for operations can be tried; see
+    /// [`tokio::net::TcpStream::ready`].
     ///
     /// # Errors
     ///
@@ -406,7 +412,8 @@ impl SmcStream {
         self.try_write_with(&mut rt::try_writing_vectored(bufs))
     }
 
-    /// Tries I/O of one's own on the TCP socket; the directions of `interest` stay on TCP from then on.
+    /// Tries I/O of one's own on the TCP socket; the directions of `interest` stay on TCP from then
+    /// on.
     ///
     /// # Errors
     ///
@@ -424,7 +431,8 @@ impl SmcStream {
         answer
     }
 
-    /// Does I/O of one's own on the TCP socket; the directions of `interest` stay on TCP from then on.
+    /// Does I/O of one's own on the TCP socket; the directions of `interest` stay on TCP from then
+    /// on.
     ///
     /// # Errors
     ///
@@ -432,9 +440,9 @@ impl SmcStream {
     ///
     /// # Cancel safety
     ///
-    /// The future waits before `f` is called, and after `f` has answered `WouldBlock`: dropped then,
-    /// it loses nothing, as long as `f` does nothing before it answers so. That the directions stay
-    /// on TCP is not taken back.
+    /// The future waits before `f` is called, and after `f` has answered `WouldBlock`: dropped
+    /// then, it loses nothing, as long as `f` does nothing before it answers so. That the
+    /// directions stay on TCP is not taken back.
     pub async fn async_io<R>(
         &self,
         interest: Interest,
@@ -445,7 +453,8 @@ impl SmcStream {
             self.ready(interest).await?;
             let coop = poll_fn(poll_proceed).await;
             match self.try_io(interest, &mut f) {
-                // Also this costs budget: the socket may be ready for something else than `f` wants.
+                // Also this costs budget: the socket may be ready for something else than `f`
+                // wants.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => coop.made_progress(),
                 answer => {
                     coop.made_progress();
@@ -472,24 +481,25 @@ impl SmcStream {
         split::split(self)
     }
 
-    /// Splits the stream into halves that can be moved to different tasks; dropping the write half shuts down that
-    /// direction.
+    /// Splits the stream into halves that can be moved to different tasks; dropping the write half
+    /// shuts down that direction.
     pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
         split_owned::split_owned(self)
     }
 }
 
-// As tokio's TcpStream: a panic in one task leaves the stream as it was, every step under its locks is whole.
+// As tokio's TcpStream: a panic in one task leaves the stream as it was, every step under its locks
+// is whole.
 impl UnwindSafe for SmcStream {}
 impl RefUnwindSafe for SmcStream {}
 
-/// The TCP socket, for options. It is idle once the stream has moved to shared memory: reading from it or writing to it
-/// goes past the stream then. Shutting it down is noticed by both ends, soon. An urgent byte (`MSG_OOB`) that is sent on
-/// it can be received out of line only, and has no place among the other bytes.
+/// The TCP socket, for options. It is idle once the stream has moved to shared memory: reading from
+/// it or writing to it goes past the stream then. Shutting it down is noticed by both ends, soon.
+/// An urgent byte (`MSG_OOB`) that is sent on it can be received out of line only, and has no place
+/// among the other bytes.
 ///
-/// Bytes that are read or written on it *before* the upgrade, or urgent data, keep the stream on TCP
-/// ([`FallbackReason::Positions`]), and so do
-/// some options (`docs/options.md`).
+/// Bytes that are read or written on it *before* the upgrade, or urgent data, keep the stream on
+/// TCP ([`FallbackReason::Positions`]), and so do some options (`docs/options.md`).
 impl AsFd for SmcStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.tcp.as_fd()

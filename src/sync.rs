@@ -1,7 +1,7 @@
 //! The one place that names atomics and locks, so that loom can stand in for them.
 //!
-//! Under `--cfg loom` the same code runs on loom's model of the memory; everything else in the crate takes its
-//! synchronisation primitives from here (clippy's `disallowed_types` enforces it).
+//! Under `--cfg loom` the same code runs on loom's model of the memory; everything else in the
+//! crate takes its synchronisation primitives from here (clippy's `disallowed_types` enforces it).
 
 pub(crate) mod rank;
 
@@ -26,7 +26,8 @@ mod imp {
     pub(crate) use std::sync::atomic::{Ordering, fence};
     pub(crate) use std::sync::{Arc, Mutex as PlainMutex, MutexGuard as PlainGuard};
 
-    // Types of our own and no re-exports: clippy sees through those, and would refuse the type at each of its uses.
+    // Types of our own and no re-exports: clippy sees through those, and would refuse the type at
+    // each of its uses.
     macro_rules! atomic {
         ($($name:ident $value:ty: $($method:ident)*;)*) => {$(
             #[doc = concat!("The standard library's `", stringify!($name), "`, with the methods that loom has, too.")]
@@ -146,8 +147,9 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// Locks `mutex`, also after a holder panicked: every critical section of this crate leaves its data consistent at
-/// each step, and one panicking task must not take the connections of others with it.
+/// Locks `mutex`, also after a holder panicked: every critical section of this crate leaves its
+/// data consistent at each step, and one panicking task must not take the connections of others
+/// with it.
 #[inline]
 pub(crate) fn lock<T, R: Rank>(mutex: &Mutex<T, R>) -> MutexGuard<'_, T> {
     #[cfg(debug_assertions)]

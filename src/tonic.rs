@@ -21,8 +21,9 @@ use crate::info::SmcInfo;
 use crate::listener::{SmcListener, SmcListenerStream};
 use crate::stream::SmcStream;
 
-/// As tonic's for tokio's `TcpStream`: `Request::remote_addr`, `Request::local_addr` and `Request::peer_certs` answer
-/// as before. (They look for exactly this type; for [`SmcInfo`] in its place see [`SmcIncoming::with_info`].)
+/// As tonic's for tokio's `TcpStream`: `Request::remote_addr`, `Request::local_addr` and
+/// `Request::peer_certs` answer as before. (They look for exactly this type; for [`SmcInfo`] in its
+/// place see [`SmcIncoming::with_info`].)
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic014")))]
 impl Connected for SmcStream {
     type ConnectInfo = TcpConnectInfo;
@@ -32,11 +33,12 @@ impl Connected for SmcStream {
     }
 }
 
-/// A connector with the endpoint's settings for TCP, which tonic itself ignores with a connector that is not its own:
-/// `tcp_nodelay` (on by default), `tcp_keepalive` with interval and retries, `connect_timeout`.
+/// A connector with the endpoint's settings for TCP, which tonic itself ignores with a connector
+/// that is not its own: `tcp_nodelay` (on by default), `tcp_keepalive` with interval and retries,
+/// `connect_timeout`.
 ///
-/// Of `local_address` tonic does not tell: [`SmcConnector::set_local_address`] sets it. An endpoint with TLS encrypts
-/// over SMC too.
+/// Of `local_address` tonic does not tell: [`SmcConnector::set_local_address`] sets it. An endpoint
+/// with TLS encrypts over SMC too.
 ///
 /// ```
 /// use tokio_smc::hyper::SmcConnector;
@@ -98,8 +100,8 @@ pin_project! {
 }
 
 impl SmcIncoming {
-    /// Listens on `addr`, with the settings of [`Config::from_env`](crate::Config::from_env); for others make it of an
-    /// [`SmcListener`].
+    /// Listens on `addr`, with the settings of [`Config::from_env`](crate::Config::from_env); for
+    /// others make it of an [`SmcListener`].
     ///
     /// # Errors
     ///
@@ -114,11 +116,12 @@ impl SmcIncoming {
         Ok(SmcListener::from_std(listener)?.into())
     }
 
-    /// Yields streams whose requests have an [`SmcInfo`] in their extensions: what they come over, whenever one asks,
-    /// and from whom.
+    /// Yields streams whose requests have an [`SmcInfo`] in their extensions: what they come over,
+    /// whenever one asks, and from whom.
     ///
-    /// It takes the place of tonic's `TcpConnectInfo`, so that `Request::remote_addr`, `Request::local_addr` and
-    /// `Request::peer_certs` answer `None`. An interceptor makes the first two answer again:
+    /// It takes the place of tonic's `TcpConnectInfo`, so that `Request::remote_addr`,
+    /// `Request::local_addr` and `Request::peer_certs` answer `None`. An interceptor makes the
+    /// first two answer again:
     ///
     /// ```
     /// use tokio_smc::SmcInfo;
@@ -148,8 +151,8 @@ impl<S> SmcIncoming<S> {
         self.listener_option("TCP_NODELAY", |socket| socket.set_tcp_nodelay(nodelay.unwrap_or(false)))
     }
 
-    /// Sets after how much idle time the accepted streams are probed; the TCP connection under a stream on shared
-    /// memory is probed, too.
+    /// Sets after how much idle time the accepted streams are probed; the TCP connection under a
+    /// stream on shared memory is probed, too.
     #[must_use]
     pub fn with_keepalive(self, time: Option<Duration>) -> SmcIncoming<S> {
         let keepalive = Keepalive { time, ..self.keepalive };
@@ -187,7 +190,8 @@ impl<S> SmcIncoming<S> {
         })
     }
 
-    /// What is set on a listener holds for every stream that it accepts. As with tonic, a failure is only logged.
+    /// What is set on a listener holds for every stream that it accepts. As with tonic, a failure
+    /// is only logged.
     fn listener_option(self, name: &str, set: impl FnOnce(SockRef<'_>) -> io::Result<()>) -> SmcIncoming<S> {
         if let Err(error) = set(SockRef::from(self.inner.as_ref())) {
             crate::trace::warning!("can not set {name} of accepted streams: {error}");

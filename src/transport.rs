@@ -44,7 +44,8 @@ pub struct LoopbackIsm {
     pub device: Gid,
     /// The link (link group) that carries the stream: a number that both ends know it by.
     pub link: u64,
-    /// Bytes of the largest segment of the DMB that this end reads from: how far the peer may be ahead.
+    /// Bytes of the largest segment of the DMB that this end reads from: how far the peer may be
+    /// ahead.
     pub receive_window: usize,
     /// Bytes of the largest segment of the peer's DMB, which this end writes to.
     pub send_window: usize,
@@ -155,9 +156,9 @@ macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $diagnosis:ident, $words:literal;)+) => {
         /// Why a stream runs on TCP.
         ///
-        /// Each reason maps to one of SMC's diagnosis codes (Linux `net/smc/smc_clc.h`, `SMC_CLC_DECL_*`), which
-        /// its `Display` shows in hexadecimal after the words. As the source of an `io::Error` it
-        /// says why there is no upgrade where one is needed.
+        /// Each reason maps to one of SMC's diagnosis codes (Linux `net/smc/smc_clc.h`,
+        /// `SMC_CLC_DECL_*`), which its `Display` shows in hexadecimal after the words. As the
+        /// source of an `io::Error` it says why there is no upgrade where one is needed.
         ///
         /// ```
         /// use tokio_smc::{Diagnosis, FallbackReason};
@@ -231,8 +232,8 @@ reasons! {
     Unproved = NOSMCD2DEV, "the peer could not be proved to hold the other end";
     /// The socket has a property or an option that shared memory can not honour.
     SocketOption = OPTUNSUPP, "the socket has an option that shared memory can not honour";
-    /// The kernel counts other bytes than passed through the stream: urgent data, `SockRef`, splice(2) or a BPF program
-    /// took some past it; or its counters disagree with each other.
+    /// The kernel counts other bytes than passed through the stream: urgent data, `SockRef`,
+    /// splice(2) or a BPF program took some past it; or its counters disagree with each other.
     Positions = SYNCERR, "bytes went past the stream, or the kernel's byte counters do not add up";
     /// One direction was shut down before the upgrade.
     HalfClosed = CNFERR, "a direction was shut down before the upgrade";
@@ -242,18 +243,21 @@ reasons! {
     Memory = MEM, "no memory for a DMB";
     /// This process, or the host, has no file descriptor left.
     Descriptors = MEM, "no file descriptor is left";
-    /// The system denies a call that shared memory needs, or has no such call: a seccomp filter, a sandbox, an old kernel.
+    /// The system denies a call that shared memory needs, or has no such call: a seccomp filter, a
+    /// sandbox, an old kernel.
     Denied = NOSMCDEV, "the system denies a call that shared memory needs";
     /// A limit on links, connections or offers is reached.
     Limit = MAX_DMB, "a limit on links or connections is reached";
-    /// The peer has not answered for 5 seconds: its process is stopped or busy, or its application has not accepted the
-    /// connection yet. The upgrade goes on in the background and may still come.
+    /// The peer has not answered for 5 seconds: its process is stopped or busy, or its application
+    /// has not accepted the connection yet. The upgrade goes on in the background and may still
+    /// come.
     NoAnswer = TIMEOUT_CL, "the peer has not answered yet";
     /// The link to the peer's endpoint broke before the upgrade was done.
     LinkDown = NOACTLINK, "the link to the peer's endpoint broke";
     /// The peer broke the protocol of the link.
     Protocol = SYNCERR, "the peer broke the protocol";
-    /// A task of this crate, which serves the stream's endpoint or link, has panicked. The next connection has new ones.
+    /// A task of this crate, which serves the stream's endpoint or link, has panicked. The next
+    /// connection has new ones.
     Failed = INTERR, "a task that serves shared memory has failed";
     /// The runtime of the stream has no I/O driver or is being shut down.
     NoRuntime = INTERR, "the runtime of the stream is gone";

@@ -1,4 +1,5 @@
-//! The caller's buffers are the caller's code: none of it runs where it could meet a lock of the stream.
+//! The caller's buffers are the caller's code: none of it runs where it could meet a lock of the
+//! stream.
 #![allow(unsafe_code, reason = "BufMut is unsafe to implement")]
 #![allow(clippy::disallowed_types, reason = "a test, which loom does not run")]
 

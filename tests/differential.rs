@@ -1,9 +1,10 @@
-//! Random plays on tokio's TCP and on SMC, which moves to the ring somewhere in the middle: whatever is not a race must
-//! come out the same.
+//! Random plays on tokio's TCP and on SMC, which moves to the ring somewhere in the middle:
+//! whatever is not a race must come out the same.
 //!
-//! Sizes of single reads and the moment a buffer is full are TCP's to choose and are not compared. Each step is
-//! brought to a point where TCP has only one answer (all bytes on their way have arrived), and what is compared
-//! there is: the bytes, their order, who sees an end or a reset, and which operations fail with which kind.
+//! Sizes of single reads and the moment a buffer is full are TCP's to choose and are not compared.
+//! Each step is brought to a point where TCP has only one answer (all bytes on their way have
+//! arrived), and what is compared there is: the bytes, their order, who sees an end or a reset, and
+//! which operations fail with which kind.
 
 #[path = "support/lab.rs"]
 mod lab;
@@ -27,7 +28,8 @@ use tokio_smc::{SmcListener, SmcStream, UpgradePolicy};
 use lab::Lab;
 use watchdog::{Flavour, step, watched};
 
-/// What TCP on loopback surely hands to the receiver at once: no play blocks, and an abort has nothing to throw away.
+/// What TCP on loopback surely hands to the receiver at once: no play blocks, and an abort has
+/// nothing to throw away.
 const UNREAD: usize = 24 * 1024;
 /// Nothing that is compared depends on it: it only ends a wait for what never comes.
 const NOTHING_COMES: Duration = Duration::from_millis(1);
@@ -52,7 +54,8 @@ enum Op {
     Pass(u8),
     /// Both write that much at once, while both read.
     Exchange(usize),
-    /// Somebody shuts the descriptor down: to read, to write, or both ways, one after the other or at once.
+    /// Somebody shuts the descriptor down: to read, to write, or both ways, one after the other or
+    /// at once.
     Kick(Shutdown),
 }
 
@@ -104,8 +107,8 @@ enum Answer {
     End,
     Nothing,
     Failed(ErrorKind),
-    /// An end or an error after the first error: Linux reports a reset once, to whoever asks first, and shows an end
-    /// from then on; which of the two comes later is no part of TCP.
+    /// An end or an error after the first error: Linux reports a reset once, to whoever asks first,
+    /// and shows an end from then on; which of the two comes later is no part of TCP.
     Over,
     /// The end of this side is gone already.
     Gone,
@@ -152,7 +155,8 @@ macro_rules! read_closes {
     };
 }
 
-// Both types have the same methods under the same names, which is what the test is about, but no trait for them.
+// Both types have the same methods under the same names, which is what the test is about, but no
+// trait for them.
 macro_rules! player {
     ($name:ident, $stream:ty, $upgrade:ident) => {
         /// Plays all of `ops`, and says what each step came to and how the two sides ended.
@@ -194,8 +198,8 @@ macro_rules! player {
                         let bytes: Vec<_> =
                             (sent[me]..sent[me] + size).map(|place| byte(me, place)).collect();
                         if !alive && !closed[me] {
-                            // The first write after the peer went succeeds, if nothing of ours was unread: the
-                            // answer comes later.
+                            // The first write after the peer went succeeds, if nothing of ours was
+                            // unread: the answer comes later.
                             match stream.write(b"into the void").await {
                                 Ok(length) => {
                                     arrived(stream, PollFlags::HUP).await;
@@ -252,7 +256,8 @@ macro_rules! player {
                                     seen
                                 }
                                 Op::Read(_) | Op::Peek(_) => {
-                                    // Nothing is there and nothing may come: the read must not answer.
+                                    // Nothing is there and nothing may come: the read must not
+                                    // answer.
                                     let mut one = [0];
                                     let patience = tokio::time::timeout(NOTHING_COMES, stream.read(&mut one));
                                     match patience.await {
@@ -384,7 +389,8 @@ macro_rules! player {
                     }
                     Op::Exchange(_) | Op::Kick(_) => Answer::Nothing,
                     Op::Drop => {
-                        // Bytes on their way decide between an end and a reset: they have all arrived first.
+                        // Bytes on their way decide between an end and a reset: they have all
+                        // arrived first.
                         let mut all = vec![0; on_its_way];
                         while on_its_way > 0
                             && stream.peek(&mut all).await.is_ok_and(|n| n > 0 && n < on_its_way)

@@ -1,5 +1,5 @@
-//! What the environment and the kernel's socket options decide, each in a process of its own: variables belong to a
-//! process, and so does `from_std`, which takes its configuration from them.
+//! What the environment and the kernel's socket options decide, each in a process of its own:
+//! variables belong to a process, and so does `from_std`, which takes its configuration from them.
 
 #[path = "support/child.rs"]
 mod child;
@@ -130,7 +130,8 @@ async fn two_of_one() -> String {
     let mut two = SmcStream::from_std(twin).expect("from_std");
     let _ = tokio::join!(one.upgrade(), two.upgrade());
     for turn in 0..50 {
-        // Whichever of the two writes, the bytes are one stream; whichever reads, it reads the answer.
+        // Whichever of the two writes, the bytes are one stream; whichever reads, it reads the
+        // answer.
         let (writes, reads) = if turn % 2 == 0 { (&mut one, &mut two) } else { (&mut two, &mut one) };
         writes.write_all(&bytes(turn, 10)).await.expect("write");
         let mut got = [0; 10];

@@ -1,4 +1,5 @@
-//! Programs that write much before they read: wherever this host's TCP absorbs it, the ring does, too.
+//! Programs that write much before they read: wherever this host's TCP absorbs it, the ring does,
+//! too.
 
 #[path = "support/watchdog.rs"]
 mod watchdog;

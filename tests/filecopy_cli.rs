@@ -1,4 +1,5 @@
-//! `filecopy` as a user runs it: whole trees arrive as they were, and nothing is overwritten or escapes.
+//! `filecopy` as a user runs it: whole trees arrive as they were, and nothing is overwritten or
+//! escapes.
 
 mod program;
 

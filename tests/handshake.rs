@@ -1,5 +1,5 @@
-//! Policy Handshake: the CLC messages run over the TCP connection before its first byte, and no application ever
-//! sees one of their bytes (docs/protocol.md, "Policy Handshake").
+//! Policy Handshake: the CLC messages run over the TCP connection before its first byte, and no
+//! application ever sees one of their bytes (docs/protocol.md, "Policy Handshake").
 
 #[path = "support/lab.rs"]
 mod lab;

@@ -1,5 +1,6 @@
-//! Interleavings that broke earlier drafts of the switch, each named after what it broke; run while connections move
-//! from TCP to the ring, in both of tokio's schedulers, at many different moments of the switch.
+//! Interleavings that broke earlier drafts of the switch, each named after what it broke; run while
+//! connections move from TCP to the ring, in both of tokio's schedulers, at many different moments
+//! of the switch.
 
 #[path = "support/lab.rs"]
 mod lab;
@@ -46,7 +47,8 @@ impl Scene {
     }
 }
 
-/// Runs `test` on both schedulers with a rising number, by which it picks the moment of the interleaving.
+/// Runs `test` on both schedulers with a rising number, by which it picks the moment of the
+/// interleaving.
 #[track_caller]
 fn moments(count: usize, test: impl AsyncFn(&Scene, usize) + Send + Copy + 'static) {
     watched(move || {
@@ -155,7 +157,8 @@ fn hazard_c2_no_foreign_byte_in_any_kind_of_read() {
     });
 }
 
-/// `&self` methods let safe code run two producers and two consumers at once; no byte may be lost or doubled.
+/// `&self` methods let safe code run two producers and two consumers at once; no byte may be lost
+/// or doubled.
 #[test]
 fn hazard_c4_two_producers_and_two_consumers() {
     moments(4, async |scene, _| {
@@ -203,7 +206,8 @@ fn hazard_c4_two_producers_and_two_consumers() {
     });
 }
 
-/// The reader goes while the peer writes, and the next connection takes what it had: none of the old bytes show up.
+/// The reader goes while the peer writes, and the next connection takes what it had: none of the
+/// old bytes show up.
 #[test]
 fn hazard_c5_a_late_producer_never_writes_into_the_next_connection() {
     moments(150, async |scene, moment| {
@@ -294,7 +298,8 @@ fn hazard_h2_halves_keep_their_wakers_through_the_switch() {
     });
 }
 
-/// The server only ever writes and leaves the client's bytes unread: they are all still there at the end.
+/// The server only ever writes and leaves the client's bytes unread: they are all still there at
+/// the end.
 #[test]
 fn hazard_h4_a_stream_that_is_only_written_reads_nothing_ahead() {
     moments(4, async |scene, _| {
@@ -315,7 +320,8 @@ fn hazard_h4_a_stream_that_is_only_written_reads_nothing_ahead() {
     });
 }
 
-/// `into_std` at any moment: either it is still TCP and every byte passes through std, or it says `Unsupported`.
+/// `into_std` at any moment: either it is still TCP and every byte passes through std, or it says
+/// `Unsupported`.
 #[test]
 fn hazard_h9_into_std_races_the_switch() {
     moments(60, async |scene, moment| {
@@ -381,7 +387,8 @@ fn hazard_h10_both_write_before_they_read_during_the_switch() {
     });
 }
 
-/// A waiter on either side of every turn: one lost wake-up in 100,000 is a hang, and the watchdog names it.
+/// A waiter on either side of every turn: one lost wake-up in 100,000 is a hang, and the watchdog
+/// names it.
 #[test]
 fn hazard_h13_no_wakeup_is_lost_between_look_and_sleep() {
     moments(4, async |scene, _| {

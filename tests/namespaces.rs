@@ -1,8 +1,9 @@
-//! Connections across the walls of containers: what must be upgraded is, what must not never is, and every byte is
-//! right either way.
+//! Connections across the walls of containers: what must be upgraded is, what must not never is,
+//! and every byte is right either way.
 //!
-//! Each test runs this binary once more in network and mount namespaces of its own, so that nothing of it is seen
-//! outside or outlives it. That takes root, and the programs `unshare`, `ip` and `setpriv`.
+//! Each test runs this binary once more in network and mount namespaces of its own, so that nothing
+//! of it is seen outside or outlives it. That takes root, and the programs `unshare`, `ip` and
+//! `setpriv`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -349,7 +350,8 @@ fn hazard_h5_a_proxy_that_keeps_the_source_is_never_bypassed() {
 fn hazard_h6_addresses_that_exist_twice_never_meet() {
     isolated("hazard_h6_addresses_that_exist_twice_never_meet", || {
         let lab = tempfile::tempdir().expect("a device directory");
-        // Two networks with the same addresses; in the first one the server does not know this crate.
+        // Two networks with the same addresses; in the first one the server does not know this
+        // crate.
         for network in ["1", "2"] {
             let (client, server) = (format!("c{network}"), format!("s{network}"));
             add_namespace(&client);

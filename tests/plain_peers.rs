@@ -1,4 +1,5 @@
-//! Plain TCP on one side, SMC on the other, while SMC connections to the same port go on: not one foreign byte.
+//! Plain TCP on one side, SMC on the other, while SMC connections to the same port go on: not one
+//! foreign byte.
 
 #[path = "support/agree.rs"]
 mod agree;
@@ -40,7 +41,8 @@ enum First {
     Server,
 }
 
-/// Five short turns, then everything at once both ways, then the end: nothing but these bytes may come.
+/// Five short turns, then everything at once both ways, then the end: nothing but these bytes may
+/// come.
 fn plain_talk(stream: &mut TcpStream, first: bool, mine: u8, theirs: u8) {
     // A short turn first, the shape that triggers an upgrade between two of ours.
     for turn in 0..5 {
@@ -219,7 +221,8 @@ fn plain_servers_that_listen_first() {
     run(async |policy| plain_server(First::Client, policy).await);
 }
 
-/// A byte-moving proxy joins two TCP connections into one talk; neither end may take the other for its own peer.
+/// A byte-moving proxy joins two TCP connections into one talk; neither end may take the other for
+/// its own peer.
 #[test]
 fn hazard_h5_a_plain_proxy_between_two_of_ours() {
     watched(|| {
@@ -248,8 +251,8 @@ fn hazard_h5_a_plain_proxy_between_two_of_ours() {
     });
 }
 
-/// The port passes from one of ours to a plain server while an accepted stream of ours lives on: its entry in the
-/// device directory still names the port, and the plain server must not notice.
+/// The port passes from one of ours to a plain server while an accepted stream of ours lives on:
+/// its entry in the device directory still names the port, and the plain server must not notice.
 #[test]
 fn hazard_h7_the_port_now_belongs_to_a_plain_server() {
     watched(|| {
@@ -275,7 +278,8 @@ fn hazard_h7_the_port_now_belongs_to_a_plain_server() {
     });
 }
 
-/// The client's port is used again for a second connection while the server still holds the first, long dead one.
+/// The client's port is used again for a second connection while the server still holds the first,
+/// long dead one.
 #[test]
 fn hazard_h7_the_tuple_is_used_again() {
     watched(|| {

@@ -86,7 +86,8 @@ async fn answer_usage(mut other: impl FnMut(&str) -> Option<usize>) {
     std::process::exit(0);
 }
 
-/// The first byte says what the other end wants: `u`pgrade first, then `e`cho, `s`ource, `h`old, `d`rop or e`x`it.
+/// The first byte says what the other end wants: `u`pgrade first, then `e`cho, `s`ource, `h`old,
+/// `d`rop or e`x`it.
 async fn behave(mut stream: SmcStream, first: bool) {
     stream.set_nodelay(true).expect("set_nodelay");
     while let Ok(wish) = stream.read_u8().await {
@@ -128,7 +129,8 @@ async fn echo(mut stream: SmcStream) {
     let _ = stream.shutdown().await;
 }
 
-/// Holds as many connections as it is told by `hold N`, and makes and closes as many as `churn N` says.
+/// Holds as many connections as it is told by `hold N`, and makes and closes as many as `churn N`
+/// says.
 async fn clients(addr: SocketAddr) {
     tell("ready");
     let mut held = Vec::new();
@@ -198,7 +200,8 @@ fn start_server(lab: &Lab, policy: &str) -> (Child, SocketAddr) {
     (child, addr)
 }
 
-/// A connection to a fresh child that listens, or from one that connects; upgraded if the policy is.
+/// A connection to a fresh child that listens, or from one that connects; upgraded if the policy
+/// is.
 async fn peer(lab: &Lab, (policy, name): (UpgradePolicy, &str), child_listens: bool) -> (Child, SmcStream) {
     let config = lab.config(policy);
     let (child, mut stream) = if child_listens {
@@ -301,7 +304,8 @@ async fn hung_up(stream: &SmcStream) {
     }
 }
 
-/// The first write to a peer that is gone succeeds, as its answer comes later, and the next one fails.
+/// The first write to a peer that is gone succeeds, as its answer comes later, and the next one
+/// fails.
 #[test]
 fn writes_after_the_end_of_a_stream_or_its_process() {
     either_side(async |child, stream| write_after(b'd', child, stream).await);
@@ -374,7 +378,8 @@ fn process_death_wakes_a_blocked_writer() {
         child.kill();
         let error = writing.await.expect("no panic").expect_err("nobody will read it");
         assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error:?}");
-        // The writer may have met the error first; the reader then sees what is left of the connection.
+        // The writer may have met the error first; the reader then sees what is left of the
+        // connection.
         let ended = reader.read(&mut [0; 8]).await;
         assert!(matches!(ended, Ok(0)) || ended.is_err(), "{ended:?}");
     });
@@ -434,7 +439,8 @@ async fn doomed(addr: SocketAddr, config: Config) {
     }
 }
 
-/// A server child and a client child that hold `count` connections; what both use before and with them.
+/// A server child and a client child that hold `count` connections; what both use before and with
+/// them.
 fn hold(lab: &Lab, policy: &str, count: usize) -> (Child, Child, [Usage; 2], [Usage; 2]) {
     let (mut server, addr) = start_server(lab, policy);
     let mut clients = Child::start(&format!("clients {addr}"), lab.dir(), &[("SMC_LO_UPGRADE", policy)]);
@@ -539,8 +545,8 @@ fn a_thousand_idle_connections_make_no_system_call() {
         tracer.wait().expect("wait");
         let trace = std::fs::read_to_string(trace).expect("what strace wrote");
         assert!(!trace.is_empty(), "strace attached, so it shows the calls the threads sleep in");
-        // Attaching interrupts what the threads sleep in, and they go back to sleep: the first second is strace's own.
-        // Calls that do not return have no result; ` = ` stands before one.
+        // Attaching interrupts what the threads sleep in, and they go back to sleep: the first
+        // second is strace's own. Calls that do not return have no result; ` = ` stands before one.
         let stamp = |line: &str| line.split_whitespace().nth(1).and_then(|stamp| stamp.parse::<f64>().ok());
         let attached = trace.lines().find_map(stamp).expect("strace -ttt stamps its lines");
         let late = |line: &&str| stamp(line).is_none_or(|stamp| stamp > attached + 1.0);

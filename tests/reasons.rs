@@ -20,7 +20,8 @@ use child::{Child, next_word, role, tell};
 use lab::Lab;
 use watchdog::{Flavour, step, watched};
 
-/// Not a test of its own: the door through which this binary becomes the process that lacks something.
+/// Not a test of its own: the door through which this binary becomes the process that lacks
+/// something.
 #[test]
 fn child_process() {
     let Some(role) = role() else { return };
@@ -104,7 +105,8 @@ fn of_client(lack: &str) -> String {
     })
 }
 
-/// What a client hears of a server that lacks something, and the Debug text of what the server says itself.
+/// What a client hears of a server that lacks something, and the Debug text of what the server says
+/// itself.
 fn of_server(lack: &str) -> (Transport, String) {
     step(format!("server lacks {lack}"));
     let lab = Lab::new();
@@ -198,7 +200,8 @@ const FEW_TO_ENOUGH: [usize; 14] = [0, 1, 2, 3, 4, 6, 8, 10, 14, 20, 40, 64, 80,
 #[test]
 fn a_server_without_descriptors_is_one_that_lacks_something_and_no_broken_one() {
     watched(|| {
-        // With too few it can not even take the link's connection: the client waits as long as one does.
+        // With too few it can not even take the link's connection: the client waits as long as one
+        // does.
         let all: Vec<_> = FEW_TO_ENOUGH
             .into_iter()
             .map(|count| std::thread::spawn(move || of_server(&format!("descriptors {count}")).0))

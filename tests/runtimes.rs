@@ -87,8 +87,8 @@ fn several_runtimes_of_one_process_talk_to_each_other() {
     });
 }
 
-/// A stream whose runtime is gone errors, whatever is asked of it; the other end, in a living runtime, ends too once
-/// the stream is dropped. Nothing hangs.
+/// A stream whose runtime is gone errors, whatever is asked of it; the other end, in a living
+/// runtime, ends too once the stream is dropped. Nothing hangs.
 #[test]
 fn hazard_m5_a_stream_outlives_its_runtime() {
     watched(|| {
@@ -167,7 +167,8 @@ fn hazard_m5_a_runtime_without_timers_upgrades() {
     });
 }
 
-/// Two runtimes in one thread after each other, many times: what one leaves behind must not reach the next.
+/// Two runtimes in one thread after each other, many times: what one leaves behind must not reach
+/// the next.
 #[test]
 fn runtimes_come_and_go() {
     watched(|| {
@@ -188,7 +189,8 @@ fn runtimes_come_and_go() {
     });
 }
 
-/// The longest round trip of a connection whose runtime is now and then blocked for 100 ms by another task.
+/// The longest round trip of a connection whose runtime is now and then blocked for 100 ms by
+/// another task.
 async fn worst_turn<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, turns: u32) -> Duration {
     let mut worst = Duration::ZERO;
     for turn in 0..turns {
@@ -209,8 +211,8 @@ async fn echo<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     }
 }
 
-/// Serves `pairs` in a runtime of two workers beside a handler that blocks its worker 100 ms of every 110, and sums
-/// up the longest turn of each connection.
+/// Serves `pairs` in a runtime of two workers beside a handler that blocks its worker 100 ms of
+/// every 110, and sums up the longest turn of each connection.
 fn stalls<S>(client: &Runtime, server: Runtime, pairs: Vec<(S, S)>) -> Duration
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -262,12 +264,14 @@ fn hazard_h11_a_blocked_worker_stalls_others_no_more_than_on_tcp() {
                 (0..CONNECTIONS).map(|_| pair_across(&lab, UpgradePolicy::Eager, &client, &server)).collect();
             (tcp, stalls(&client, server, pairs))
         };
-        // Chance places the blocking handler and other tests take the processors: the best of several counts.
+        // Chance places the blocking handler and other tests take the processors: the best of
+        // several counts.
         let mut seen = Vec::new();
         for _ in 0..5 {
             let (tcp, smc) = measure();
             seen.push((tcp, smc));
-            // A stall shorter than one blocked handler per connection is none, however fast TCP was.
+            // A stall shorter than one blocked handler per connection is none, however fast TCP
+            // was.
             if smc <= tcp.max(Duration::from_millis(100)) * SLACK {
                 return;
             }
@@ -276,8 +280,8 @@ fn hazard_h11_a_blocked_worker_stalls_others_no_more_than_on_tcp() {
     });
 }
 
-/// What a spent budget wakes must not be woken under a lock: outside of a task tokio does so at once. On both
-/// transports, in every direction.
+/// What a spent budget wakes must not be woken under a lock: outside of a task tokio does so at
+/// once. On both transports, in every direction.
 #[test]
 fn a_body_that_never_waits_spends_its_budget_safely() {
     watched(|| {

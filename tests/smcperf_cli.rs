@@ -1,4 +1,5 @@
-//! `smcperf` as a user runs it: results of every test, the exact keys, clear errors, and no hanging.
+//! `smcperf` as a user runs it: results of every test, the exact keys, clear errors, and no
+//! hanging.
 
 mod program;
 
@@ -135,7 +136,8 @@ fn errors_are_said_and_do_not_hang() {
 #[test]
 fn a_server_that_dies_in_the_middle_ends_the_client_with_a_message() {
     let mut said = Vec::new();
-    // On a busy machine the client may not be in the middle yet; then it has not seen a server at all.
+    // On a busy machine the client may not be in the middle yet; then it has not seen a server at
+    // all.
     for patience in [1, 3, 9] {
         let mut server = Running::start(example("smcperf").args(["serve", "127.0.0.1:0"]));
         let line = server.line(LIMIT);

@@ -1,4 +1,5 @@
-//! SmcSocket beside tokio's TcpSocket: the same calls, the same answers; and what its options mean on shared memory.
+//! SmcSocket beside tokio's TcpSocket: the same calls, the same answers; and what its options mean
+//! on shared memory.
 
 #[path = "support/agree.rs"]
 mod agree;
@@ -150,7 +151,8 @@ fn binding_answers_as_tokios() {
     watched(|| {
         let holder = std::net::TcpListener::bind(V4).expect("bind");
         let taken = holder.local_addr().expect("an address");
-        // Of the last one no byte is ever sent: it is an address of documentation, which no host has.
+        // Of the last one no byte is ever sent: it is an address of documentation, which no host
+        // has.
         for at in [taken, address(V6), address("192.0.2.1:0")] {
             let (theirs, ours) =
                 (TcpSocket::new_v4().expect("a socket"), SmcSocket::new_v4().expect("a socket"));
@@ -181,7 +183,8 @@ fn connecting_and_listening_fail_as_tokios() {
             let ours = SmcSocket::new_v4().expect("a socket").connect_with(address("[::1]:9"), &config).await;
             assert_eq!(told(ours.map(drop)), told(theirs));
         }
-        // The address is taken by a listener that both may bind beside, and neither may listen beside.
+        // The address is taken by a listener that both may bind beside, and neither may listen
+        // beside.
         let (first, second) =
             (TcpSocket::new_v4().expect("a socket"), SmcSocket::new_v4().expect("a socket"));
         let third = TcpSocket::new_v4().expect("a socket");

@@ -84,7 +84,8 @@ async fn connect(address: SocketAddr, config: &Config) -> SmcStream {
     SmcStream::connect_with(address, config).await.expect("connect")
 }
 
-/// Stops the first of `servers` while `live` connections run on the ring, and asks it for more upgrades.
+/// Stops the first of `servers` while `live` connections run on the ring, and asks it for more
+/// upgrades.
 async fn scenario(name: &str, servers: usize, live: usize) {
     step(format!("{name}: connections that live"));
     let lab = Lab::new();

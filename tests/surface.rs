@@ -1,9 +1,11 @@
-//! The complete surface: whatever the locked tokio offers of its TCP types, this crate offers under `tokio_smc::net`.
+//! The complete surface: whatever the locked tokio offers of its TCP types, this crate offers under
+//! `tokio_smc::net`.
 //!
-//! The list is made from tokio's sources in the local registry. For every public type, field, method and trait impl a
-//! check is written into a small program: a function of tokio's signature that calls ours, the exact types of arguments and
-//! answer, the auto traits of types and futures, where it panics. The same checks are made of tokio itself: what
-//! fails there is the fault of this test.
+//! The list is made from tokio's sources in the local registry. For every public type, field,
+//! method and trait impl a check is written into a small program: a function of tokio's signature
+//! that calls ours, the exact types of arguments and answer, the auto traits of types and futures,
+//! where it panics. The same checks are made of tokio itself: what fails there is the fault of this
+//! test.
 
 #[path = "surface/checks.rs"]
 mod checks;

@@ -1,4 +1,5 @@
-//! What a stream tells of itself: its transport and every change of it, its peer, its counters, its socket.
+//! What a stream tells of itself: its transport and every change of it, its peer, its counters, its
+//! socket.
 
 #[path = "support/agree.rs"]
 mod agree;
@@ -253,7 +254,8 @@ fn options_through_the_socket_itself() {
     });
 }
 
-/// An offer for a stream that lives but stays on TCP is answered at once, also when it had to be looked up.
+/// An offer for a stream that lives but stays on TCP is answered at once, also when it had to be
+/// looked up.
 #[test]
 fn an_offer_for_a_pinned_stream_is_refused() {
     on_both_schedulers(async || {
@@ -268,7 +270,8 @@ fn an_offer_for_a_pinned_stream_is_refused() {
     });
 }
 
-/// An offer for a stream that the server's application has taken away before it came is refused, after a while.
+/// An offer for a stream that the server's application has taken away before it came is refused,
+/// after a while.
 #[test]
 fn an_offer_for_a_stream_that_is_gone_is_refused() {
     on_both_schedulers(async || {

@@ -1,4 +1,5 @@
-//! A byte stream between a thread that works with the disk and a task that works with the connection.
+//! A byte stream between a thread that works with the disk and a task that works with the
+//! connection.
 
 use std::io::{self, Read, Write};
 

@@ -7,14 +7,16 @@
 //! cargo run --release --example filecopy -- send ./some/tree 127.0.0.1:7800
 //! ```
 //!
-//! Copied are regular files and directories (empty ones, too) with relative paths, contents and permission bits (no
-//! setuid, setgid or sticky bit). The path given to `send` may be a symbolic link and is followed; links within a tree,
-//! and devices, pipes and sockets, are left out and each is named on standard error. Nothing at the receiver is
-//! overwritten or followed: what exists already is refused, and so is every path that leaves the directory.
+//! Copied are regular files and directories (empty ones, too) with relative paths, contents and
+//! permission bits (no setuid, setgid or sticky bit). The path given to `send` may be a symbolic
+//! link and is followed; links within a tree, and devices, pipes and sockets, are left out and each
+//! is named on standard error. Nothing at the receiver is overwritten or followed: what exists
+//! already is refused, and so is every path that leaves the directory.
 //!
-//! The blake3 hash of every file is compared as it arrives, and one of all names, modes, sizes and hashes at the end,
-//! which the receiver confirms to the sender. The format is written and read as an ordinary byte stream (`Write` and
-//! `Read`) by a thread that may block on the disk; the asynchronous part moves its chunks through the connection.
+//! The blake3 hash of every file is compared as it arrives, and one of all names, modes, sizes and
+//! hashes at the end, which the receiver confirms to the sender. The format is written and read as
+//! an ordinary byte stream (`Write` and `Read`) by a thread that may block on the disk; the
+//! asynchronous part moves its chunks through the connection.
 
 mod chunks;
 mod tree;
@@ -32,7 +34,8 @@ use tokio_smc::{Config, SmcListener, SmcStream};
 
 use crate::chunks::{AHEAD, CHUNK, Chunk, ChunkReader, ChunkWriter};
 
-/// Both ends begin with it; the receiver first, so that the sender's first write is already an answer.
+/// Both ends begin with it; the receiver first, so that the sender's first write is already an
+/// answer.
 const GREETING: &[u8; 8] = b"filecpy1";
 /// A peer that moves nothing for so long is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -218,7 +221,8 @@ async fn receive(dir: &Path, addr: &str) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{} from {peer}", summary.words("received", time, &runs_on))
 }
 
-/// Hands everything that arrives to the disk thread, until the end of the stream or until the thread has failed.
+/// Hands everything that arrives to the disk thread, until the end of the stream or until the
+/// thread has failed.
 async fn collect<R: AsyncRead + Unpin>(stream: &mut R, to_disk: mpsc::Sender<Chunk>) -> io::Result<()> {
     loop {
         let mut chunk = Vec::with_capacity(CHUNK);

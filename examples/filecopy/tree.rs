@@ -1,7 +1,8 @@
 //! The byte stream of a transfer: a tree written as one, and read back into a directory.
 //!
-//! Greeting, then entries (kind, mode, path; for a file also size, content and the content's hash), an end mark, and the
-//! hash of all of it except the contents, which are in it by their hashes. Numbers are little-endian.
+//! Greeting, then entries (kind, mode, path; for a file also size, content and the content's hash),
+//! an end mark, and the hash of all of it except the contents, which are in it by their hashes.
+//! Numbers are little-endian.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -55,7 +56,8 @@ impl Summary {
 /// Writes the tree at `path` as a byte stream.
 pub(crate) fn pack(path: &Path, mut out: ChunkWriter) -> io::Result<Summary> {
     let about = |error| because(path.display(), error);
-    // Resolves `.`, `..` and a link, so that the name under which the tree arrives is that of the tree itself.
+    // Resolves `.`, `..` and a link, so that the name under which the tree arrives is that of the
+    // tree itself.
     let root = fs::canonicalize(path).map_err(about)?;
     let name = root.file_name().ok_or_else(|| refused("the root directory has no name to arrive under"))?;
     let mut packer = Packer::new(&mut out);
@@ -124,7 +126,8 @@ impl<'a> Packer<'a> {
     }
 
     fn file(&mut self, path: &Path, name: &Path) -> io::Result<()> {
-        // Not through a link that has just taken the file's place, nor waiting for the other end of a pipe.
+        // Not through a link that has just taken the file's place, nor waiting for the other end of
+        // a pipe.
         let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits();
         let mut file = OpenOptions::new().read(true).custom_flags(flags as i32).open(path)?;
         let metadata = file.metadata()?;
@@ -160,8 +163,8 @@ impl<'a> Packer<'a> {
     }
 }
 
-/// Reads the byte stream and makes the tree in `dir`. After an error no half-written file is left; files that were
-/// complete and verified stay.
+/// Reads the byte stream and makes the tree in `dir`. After an error no half-written file is left;
+/// files that were complete and verified stay.
 pub(crate) fn unpack(dir: &Path, input: &mut ChunkReader) -> io::Result<Summary> {
     let mut all = blake3::Hasher::new();
     let mut summary = Summary { files: 0, directories: 0, bytes: 0, hash: [0; 32] };
@@ -233,8 +236,8 @@ pub(crate) fn unpack(dir: &Path, input: &mut ChunkReader) -> io::Result<Summary>
     Ok(summary)
 }
 
-/// Refuses every path that is not a plain name in a directory of this very transfer: no way out, and no way through a
-/// link that was there before.
+/// Refuses every path that is not a plain name in a directory of this very transfer: no way out,
+/// and no way through a link that was there before.
 fn inside(name: &Path, made: &HashSet<PathBuf>) -> io::Result<()> {
     let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
     let same = name.components().collect::<PathBuf>().as_os_str() == name.as_os_str();

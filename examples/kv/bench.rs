@@ -146,8 +146,8 @@ struct Test {
     pipeline: u16,
 }
 
-/// What one worker sends again and again, a command alone or a pipeline, and what it expects for each command: a value
-/// of so many bytes, or OK.
+/// What one worker sends again and again, a command alone or a pipeline, and what it expects for
+/// each command: a value of so many bytes, or OK.
 enum Commands {
     One(Cmd, Option<usize>),
     Many(redis::Pipeline, Option<usize>, usize),

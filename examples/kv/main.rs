@@ -7,9 +7,10 @@
 //! cargo run --release --example kv -- bench                    # GET and SET, TCP beside SMC, two processes
 //! ```
 //!
-//! It knows strings only: PING ECHO SELECT HELLO CLIENT COMMAND CONFIG INFO QUIT, GET SET (EX PX NX XX KEEPTTL) SETEX
-//! PSETEX DEL EXISTS INCR INCRBY DECR DECRBY MGET MSET EXPIRE PEXPIRE TTL PTTL DBSIZE FLUSHDB; inline commands and pipelining, too.
-//! There is no password and nothing is stored on disk.
+//! It knows strings only: PING ECHO SELECT HELLO CLIENT COMMAND CONFIG INFO QUIT, GET SET (EX PX NX
+//! XX KEEPTTL) SETEX PSETEX DEL EXISTS INCR INCRBY DECR DECRBY MGET MSET EXPIRE PEXPIRE TTL PTTL
+//! DBSIZE FLUSHDB; inline commands and pipelining, too. There is no password and nothing is stored
+//! on disk.
 
 mod bench;
 mod command;
@@ -34,7 +35,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until Ctrl-C or SIGTERM: SMC clients and plain TCP clients (redis-cli, redis-benchmark) on one port.
+    /// Serve until Ctrl-C or SIGTERM: SMC clients and plain TCP clients (redis-cli,
+    /// redis-benchmark) on one port.
     Serve(server::Options),
     /// Show some commands through the `redis` crate over SMC, and what the connection runs on.
     Demo {

@@ -44,8 +44,8 @@ impl fmt::Display for Malformed {
     }
 }
 
-/// Finds one request after the other; what it knows of an incomplete one is kept, so that no byte is looked at for
-/// every read.
+/// Finds one request after the other; what it knows of an incomplete one is kept, so that no byte
+/// is looked at for every read.
 #[derive(Default)]
 pub(crate) struct Parser {
     arguments: Vec<Range<usize>>,
@@ -81,8 +81,8 @@ impl<'a> Request<'a> {
 }
 
 impl Parser {
-    /// The request at the start of `input`, if it is complete. `input` has to begin with what it began with at the last
-    /// call, until [`Parser::take`] is called.
+    /// The request at the start of `input`, if it is complete. `input` has to begin with what it
+    /// began with at the last call, until [`Parser::take`] is called.
     pub(crate) fn parse<'a>(&'a mut self, input: &'a [u8]) -> Result<Option<Request<'a>>, Malformed> {
         Ok(self.find(input)?.then_some(Request { input, arguments: &self.arguments }))
     }

@@ -1,4 +1,5 @@
-//! The keys and their values: shards of a hash map, each behind a mutex that is held for one lookup and one copy.
+//! The keys and their values: shards of a hash map, each behind a mutex that is held for one lookup
+//! and one copy.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -63,7 +64,8 @@ impl Store {
         All(self.shards.iter().map(lock).collect())
     }
 
-    /// Drops what has expired; called once in a while, since keys are only looked at when they are used.
+    /// Drops what has expired; called once in a while, since keys are only looked at when they are
+    /// used.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
         for shard in &self.shards {

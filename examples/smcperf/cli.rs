@@ -9,8 +9,9 @@ use crate::medium::RunsOn;
 
 /// Compares TCP, unix sockets and SMC-D over loopback-ism side by side.
 ///
-/// Without a command it starts a server process and a client process of itself, runs every test over every transport in
-/// interleaved rounds and prints one table. Every byte that travels is verified.
+/// Without a command it starts a server process and a client process of itself, runs every test
+/// over every transport in interleaved rounds and prints one table. Every byte that travels is
+/// verified.
 #[derive(Debug, Parser)]
 #[command(name = "smcperf", version, args_conflicts_with_subcommands = true)]
 pub(crate) struct Cli {
@@ -48,8 +49,8 @@ pub(crate) struct ProcessOptions {
     /// Flavour of the tokio runtime, with its default settings, in both processes.
     #[arg(long, value_enum, value_name = "FLAVOUR", default_value_t = Flavour::MultiThread)]
     pub(crate) runtime: Flavour,
-    /// Longest time that SMC polls for the next message before it sleeps, in microseconds; 0 never polls [default: the
-    /// library's, or SMC_LO_BUSY_POLL_US].
+    /// Longest time that SMC polls for the next message before it sleeps, in microseconds; 0 never
+    /// polls [default: the library's, or SMC_LO_BUSY_POLL_US].
     #[arg(long, value_name = "US")]
     pub(crate) busy_poll: Option<u64>,
     /// End when standard input does: set by the process that starts this one.
@@ -75,7 +76,8 @@ impl ProcessOptions {
         }
     }
 
-    /// The arguments that give a child of this process the same settings, tied to the life of this process.
+    /// The arguments that give a child of this process the same settings, tied to the life of this
+    /// process.
     pub(crate) fn child_arguments(&self) -> Vec<String> {
         let mut arguments = vec![format!("--runtime={}", word(self.runtime)), "--tethered".to_owned()];
         arguments.extend(self.busy_poll.map(|micros| format!("--busy-poll={micros}")));
@@ -92,7 +94,8 @@ pub(crate) struct RunOptions {
     /// Transports to compare, separated by commas [default: all].
     #[arg(long, value_enum, value_name = "NAME", value_delimiter = ',')]
     pub(crate) transport: Vec<Transport>,
-    /// Measured time of each test over each transport, all rounds together [default: 3, with --quick 0.45].
+    /// Measured time of each test over each transport, all rounds together [default: 3, with
+    /// --quick 0.45].
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub(crate) seconds: Option<f64>,
     /// Number of interleaved rounds; the figures are medians over them.

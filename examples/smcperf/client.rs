@@ -78,7 +78,8 @@ async fn session(addr: &str, process: &ProcessOptions, options: &RunOptions) -> 
         let mut samples = vec![Vec::new(); transports.len()];
         for round in 0..options.rounds as usize {
             for step in 0..transports.len() {
-                // Each round begins with another transport, so that none always follows the same one.
+                // Each round begins with another transport, so that none always follows the same
+                // one.
                 let column = (round + step) % transports.len();
                 let transport = transports[column];
                 let name = format!(

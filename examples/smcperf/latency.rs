@@ -24,7 +24,8 @@ impl Latencies {
         Recorder { all: self.clone(), pending: Vec::with_capacity(BATCH) }
     }
 
-    /// Number of times recorded, the median and the 99th percentile in microseconds (none without recordings).
+    /// Number of times recorded, the median and the 99th percentile in microseconds (none without
+    /// recordings).
     pub(crate) fn summary(&self) -> (u64, Option<f64>, Option<f64>) {
         let histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at =

@@ -1,10 +1,12 @@
 //! Compares TCP, unix sockets and SMC-D over loopback-ism side by side.
 //!
-//! `cargo run --release --example smcperf` starts a server process and a client process of itself, runs every test over
-//! every transport in interleaved rounds, and prints one table with the ratios to TCP, what each SMC connection really
-//! ran on, and the setup. Every byte that travels is verified by its receiver, and throughput is measured there.
+//! `cargo run --release --example smcperf` starts a server process and a client process of itself,
+//! runs every test over every transport in interleaved rounds, and prints one table with the ratios
+//! to TCP, what each SMC connection really ran on, and the setup. Every byte that travels is
+//! verified by its receiver, and throughput is measured there.
 //!
-//! By hand in two terminals: `smcperf serve 127.0.0.1:7700` and `smcperf run 127.0.0.1:7700`; `--help` has the options.
+//! By hand in two terminals: `smcperf serve 127.0.0.1:7700` and `smcperf run 127.0.0.1:7700`;
+//! `--help` has the options.
 //!
 //! | test | what | figure |
 //! |---|---|---|
@@ -14,8 +16,8 @@
 //! | `conns` | 100-byte ping-pong over 1, 8, 100, 1000 connections | round trips per second, all together |
 //! | `connect` | connect, one 100-byte round trip, close | such cycles per second, and the time of one |
 //!
-//! Each connection makes some round trips before it is measured, so that SMC has moved it to shared memory; `connect`
-//! measures what a short connection costs and has no such warm-up.
+//! Each connection makes some round trips before it is measured, so that SMC has moved it to shared
+//! memory; `connect` measures what a short connection costs and has no such warm-up.
 
 mod cli;
 mod client;

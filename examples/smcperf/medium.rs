@@ -92,7 +92,8 @@ impl Door for TcpListener {
     }
 }
 
-/// A unix socket with an abstract name: nothing is left in the file system, whatever ends the server.
+/// A unix socket with an abstract name: nothing is left in the file system, whatever ends the
+/// server.
 #[derive(Clone)]
 pub(crate) struct Uds(pub(crate) String);
 

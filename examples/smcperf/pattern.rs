@@ -1,16 +1,19 @@
-//! The bytes that travel, known to both ends, so that every received byte can be compared with what must stand there.
+//! The bytes that travel, known to both ends, so that every received byte can be compared with what
+//! must stand there.
 //!
-//! A checksum that both ends compute would cost the sender one more pass over the data and could still be fooled.
-//! Instead both ends hold the same pool of random bytes and block `n` of a stream is a window of the pool whose start
-//! depends on `n`: the sender writes slices of the pool as they are, and the receiver compares what it got with the
-//! slice that belongs at that position (`memcmp` from the cache, at about the speed of one more copy). A lost, repeated, changed or reordered byte shows as
-//! a difference at the exact position.
+//! A checksum that both ends compute would cost the sender one more pass over the data and could
+//! still be fooled. Instead both ends hold the same pool of random bytes and block `n` of a stream
+//! is a window of the pool whose start depends on `n`: the sender writes slices of the pool as they
+//! are, and the receiver compares what it got with the slice that belongs at that position
+//! (`memcmp` from the cache, at about the speed of one more copy). A lost, repeated, changed or
+//! reordered byte shows as a difference at the exact position.
 
 /// Bytes of one write of the throughput test.
 pub(crate) const BLOCK: usize = 64 * 1024;
 
-/// Number of different windows. A prime: a ring whose size is a power of two never holds, at one place, the same window
-/// in two consecutive laps, so bytes left over from an earlier lap are noticed.
+/// Number of different windows. A prime: a ring whose size is a power of two never holds, at one
+/// place, the same window in two consecutive laps, so bytes left over from an earlier lap are
+/// noticed.
 const WINDOWS: u64 = 1021;
 
 /// Distance of two windows; a cache line keeps both sides of the comparison aligned.
@@ -23,7 +26,8 @@ pub(crate) struct Pattern(Box<[u8]>);
 
 impl Pattern {
     pub(crate) fn new() -> Self {
-        // splitmix64: the same bytes in every process, without structure that a shifted stream could match.
+        // splitmix64: the same bytes in every process, without structure that a shifted stream
+        // could match.
         let mut state = 0x736d_6370_6572_6631_u64;
         let words = (BLOCK + WINDOWS as usize * STRIDE) / 8;
         let pool = (0..words).flat_map(|_| {
@@ -46,8 +50,8 @@ impl Pattern {
         self.window(index)
     }
 
-    /// Compares bytes received at `position` of a stream of blocks with what must stand there; the position of the
-    /// first byte that differs is the error.
+    /// Compares bytes received at `position` of a stream of blocks with what must stand there; the
+    /// position of the first byte that differs is the error.
     pub(crate) fn check_blocks(&self, mut position: u64, mut received: &[u8]) -> Result<(), u64> {
         while !received.is_empty() {
             let offset = (position % BLOCK as u64) as usize;

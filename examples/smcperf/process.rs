@@ -16,7 +16,8 @@ use crate::failure::{Explain, Failure, Outcome};
 /// How long a process may take to start listening, or to end when it is told to.
 const SHORT_WHILE: Duration = Duration::from_secs(10);
 
-/// Starts a server and a client and waits for both; the client writes the results to our standard output.
+/// Starts a server and a client and waits for both; the client writes the results to our standard
+/// output.
 pub(crate) fn compare(process: &ProcessOptions, options: &RunOptions) -> Outcome<()> {
     // This process only waits: one thread, asleep, takes nothing from the two that are measured.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -69,8 +70,8 @@ fn longest(options: &RunOptions) -> Duration {
     (options.warm_up() + options.round() + PATIENCE + 2 * SLACK) * steps as u32 + SHORT_WHILE
 }
 
-/// A process of this program, killed when its handle is dropped, and the other end of its standard input, which it
-/// lives as long as (taken out of the handle because `wait` would close it).
+/// A process of this program, killed when its handle is dropped, and the other end of its standard
+/// input, which it lives as long as (taken out of the handle because `wait` would close it).
 fn start(arguments: &[String], stdout: Stdio) -> io::Result<(Child, Option<ChildStdin>)> {
     let mut child = Command::new(std::env::current_exe()?)
         .args(arguments)
@@ -98,7 +99,8 @@ async fn listening_on(server: &mut Child) -> Outcome<String> {
         .ok_or_else(|| Failure::new("the server process ended before it listened"))
 }
 
-/// Ends this process when standard input ends, which is when the process that started it is gone or done.
+/// Ends this process when standard input ends, which is when the process that started it is gone or
+/// done.
 pub(crate) fn end_with_standard_input() {
     thread::spawn(|| {
         let mut nothing = [0; 64];
@@ -107,8 +109,8 @@ pub(crate) fn end_with_standard_input() {
     });
 }
 
-/// Ends the process when a step takes too long even though its own limit should have ended it: a task that blocks the
-/// runtime also stops the runtime's timers.
+/// Ends the process when a step takes too long even though its own limit should have ended it: a
+/// task that blocks the runtime also stops the runtime's timers.
 pub(crate) struct Watchdog(Arc<Guarded>);
 
 struct Guarded {

@@ -58,7 +58,8 @@ impl Row {
         Self { work, transport, sample }
     }
 
-    /// What all connections ran on; with one exception among them it is the exception that is named.
+    /// What all connections ran on; with one exception among them it is the exception that is
+    /// named.
     fn runs_on(&self) -> &'static str {
         let wanted = self.transport.runs_on();
         self.sample.ran_on.keys().map(|on| on.name).find(|&name| name != wanted).unwrap_or(wanted)
@@ -230,7 +231,8 @@ fn footer(rows: &[Row], setup: &Setup) -> String {
     lines.join("\n")
 }
 
-/// Why SMC connections were not on loopback-ism: one line for each reason, with the tests that met it.
+/// Why SMC connections were not on loopback-ism: one line for each reason, with the tests that met
+/// it.
 fn reasons(rows: &[&Row]) -> Vec<String> {
     let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for row in rows {

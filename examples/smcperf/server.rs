@@ -149,7 +149,8 @@ fn report<M: Medium>(stream: &M::Stream, bytes: u64, measured_bytes: u64, time: 
 
 /// Verifies a stream piece by piece.
 trait Check {
-    /// Verifies what it can of `received` and returns how many bytes that was; the rest is offered again with more.
+    /// Verifies what it can of `received` and returns how many bytes that was; the rest is offered
+    /// again with more.
     fn check(&mut self, received: &[u8]) -> io::Result<usize>;
 }
 

@@ -1,8 +1,9 @@
 //! What client and server say to each other around a measurement.
 //!
-//! Every request is one frame of 100 bytes and so is its answer, which makes a `Ping` the 100-byte round trip of the
-//! `connect` test. A connection may ping as often as it likes; `Echo`, `Blocks` and `Messages` begin the one measurement
-//! of the connection, which the client ends by closing its direction and the server with a [`Report`].
+//! Every request is one frame of 100 bytes and so is its answer, which makes a `Ping` the 100-byte
+//! round trip of the `connect` test. A connection may ping as often as it likes; `Echo`, `Blocks`
+//! and `Messages` begin the one measurement of the connection, which the client ends by closing its
+//! direction and the server with a [`Report`].
 
 use std::io;
 

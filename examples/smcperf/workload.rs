@@ -55,7 +55,8 @@ impl Work {
 pub(crate) struct Span {
     pub(crate) warm_up: Duration,
     pub(crate) measured: Duration,
-    /// How long connections that can be upgraded may take for it before they are measured as they are.
+    /// How long connections that can be upgraded may take for it before they are measured as they
+    /// are.
     pub(crate) patience: Duration,
 }
 
@@ -173,7 +174,8 @@ struct Window {
     end: Instant,
 }
 
-/// Plays until the window ends and records the round trips that end within it; returns how many there were in all.
+/// Plays until the window ends and records the round trips that end within it; returns how many
+/// there were in all.
 async fn rally<M: Medium, const N: usize>(
     stream: &mut M::Stream,
     first: u64,
@@ -258,7 +260,8 @@ async fn stream_messages<M: Medium>(medium: M, span: Span, pattern: &Pattern) ->
     end_stream::<M>(stream, messages * FRAME as u64, lost).await
 }
 
-/// The figures of a stream as its receiver measured them. After a failed write the server may still have said why.
+/// The figures of a stream as its receiver measured them. After a failed write the server may still
+/// have said why.
 async fn end_stream<M: Medium>(
     mut stream: M::Stream,
     sent: u64,

@@ -23,7 +23,8 @@ pub(crate) async fn run(target: &str, options: &Options) -> Outcome<()> {
         let mut samples = vec![Vec::new(); transports.len()];
         for round in 0..options.rounds as usize {
             for step in 0..transports.len() {
-                // Each round begins with another transport, so that none always follows the same one.
+                // Each round begins with another transport, so that none always follows the same
+                // one.
                 let column = (round + step) % transports.len();
                 let sample = one(&target, transports[column], load, warm_up, options.round()).await?;
                 samples[column].push(sample);

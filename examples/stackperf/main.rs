@@ -1,7 +1,8 @@
 //! Compares web and RPC stacks over TCP, unix sockets and SMC-D over loopback-ism side by side.
 //!
-//! `cargo run --release --example stackperf` starts a server process and a client process of itself, runs every test over
-//! every transport in interleaved rounds, and prints one table with the ratios to TCP and what SMC really ran on.
+//! `cargo run --release --example stackperf` starts a server process and a client process of
+//! itself, runs every test over every transport in interleaved rounds, and prints one table with
+//! the ratios to TCP and what SMC really ran on.
 //!
 //! | test | what | in flight |
 //! |---|---|---|
@@ -120,7 +121,8 @@ fn runtime() -> Outcome<tokio::runtime::Runtime> {
         .explain(|| "starting the runtime".to_owned())
 }
 
-/// Starts a server and a client of this program, with the client's options as they were given to us.
+/// Starts a server and a client of this program, with the client's options as they were given to
+/// us.
 fn compare() -> Outcome<()> {
     let program = std::env::current_exe().explain(|| "finding this program".to_owned())?;
     let mut serving = Command::new(&program);

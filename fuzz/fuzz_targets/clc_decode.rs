@@ -1,4 +1,5 @@
-//! Whatever a peer sends, the CLC codec and both sides of the handshake neither panic nor lose anything they took.
+//! Whatever a peer sends, the CLC codec and both sides of the handshake neither panic nor lose
+//! anything they took.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! axum over SMC: both kinds of connect info, JSON, streamed bodies, WebSocket, graceful shutdown, plain clients beside.
+//! axum over SMC: both kinds of connect info, JSON, streamed bodies, WebSocket, graceful shutdown,
+//! plain clients beside.
 
 #[path = "support/body.rs"]
 mod body;
@@ -352,7 +353,8 @@ fn websocket_of_a_plain_client() {
     });
 }
 
-/// On one port at one time: a client over SMC, one of hyper over TCP, and one that writes HTTP by hand.
+/// On one port at one time: a client over SMC, one of hyper over TCP, and one that writes HTTP by
+/// hand.
 #[test]
 fn plain_clients_beside() {
     on_both_schedulers(async || {
@@ -404,8 +406,8 @@ fn a_plain_server() {
     });
 }
 
-/// A request is under way and another connection is idle, both on loopback-ism: the one is finished, the other is closed,
-/// then the server ends.
+/// A request is under way and another connection is idle, both on loopback-ism: the one is
+/// finished, the other is closed, then the server ends.
 #[track_caller]
 fn graceful_shutdown(version: Version) {
     on_both_schedulers(async move || {

@@ -1,4 +1,5 @@
-//! `SmcConnector`: which address it takes, what its settings do to the connection, and how it fails.
+//! `SmcConnector`: which address it takes, what its settings do to the connection, and how it
+//! fails.
 
 #[path = "support/addresses.rs"]
 mod addresses;
@@ -78,8 +79,8 @@ where
     connector.call(uri.parse().unwrap()).await.map(TokioIo::into_inner)
 }
 
-/// Makes requests over the connector until both ends of its connection to the server run on loopback-ism; the address
-/// that the server sees.
+/// Makes requests over the connector until both ends of its connection to the server run on
+/// loopback-ism; the address that the server sees.
 async fn upgraded<C>(connector: C, origin: impl Into<String>, server: &Server) -> SocketAddr
 where
     C: Service<Uri, Response = TokioIo<SmcStream>, Error = ConnectError, Future: Send + Unpin + 'static>,

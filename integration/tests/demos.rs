@@ -1,4 +1,5 @@
-//! The demos as a user runs them: real programs in processes of their own, beside curl, redis-cli and plain sockets.
+//! The demos as a user runs them: real programs in processes of their own, beside curl, redis-cli
+//! and plain sockets.
 
 #[path = "demos/axum.rs"]
 mod axum;

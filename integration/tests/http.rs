@@ -1,4 +1,5 @@
-//! hyper over SMC: bodies of all sizes over HTTP/1.1 and HTTP/2, keep-alive, many requests at once, plain peers.
+//! hyper over SMC: bodies of all sizes over HTTP/1.1 and HTTP/2, keep-alive, many requests at once,
+//! plain peers.
 
 #[path = "support/body.rs"]
 mod body;
@@ -68,7 +69,8 @@ fn still_upgraded(server: &Server, ends: &[SmcInfo]) {
     assert_eq!(server.accepted().len(), 1);
 }
 
-/// A body to the server, one from it, and one there and back, whose two directions are under way at once.
+/// A body to the server, one from it, and one there and back, whose two directions are under way at
+/// once.
 async fn bodies(client: &Client, length: u64) {
     step(format!("{length} bytes to the server"));
     let taken = client.ask(Method::POST, "/take", sized(length)).await;
@@ -187,7 +189,8 @@ fn keep_alive_over_http2() {
     keep_alive(Version::Two);
 }
 
-/// As many requests as meet at the server, none of which is answered before all have come; their connections.
+/// As many requests as meet at the server, none of which is answered before all have come; their
+/// connections.
 async fn meet(client: &Client) -> Vec<SmcInfo> {
     let mut requests = JoinSet::new();
     for _ in 0..MEETING {
@@ -218,7 +221,8 @@ fn at_once(version: Version, connections: usize) {
         infos.extend(server.accepted());
         let ends: Vec<_> = infos.iter().map(SmcInfo::watch).collect();
         for end in &ends {
-            // Every round has a request on every connection, for none is answered before all have come.
+            // Every round has a request on every connection, for none is answered before all have
+            // come.
             until_loopback_ism([end], async || drop(meet(&client).await)).await;
         }
         step("the last round");

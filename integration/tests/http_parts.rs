@@ -1,5 +1,6 @@
-//! What hyper, hyper-util and axum have beside a client and a server: connections made by hand, HTTP upgrades that give
-//! the stream back, graceful shutdown, one connection for each origin, tapped listeners.
+//! What hyper, hyper-util and axum have beside a client and a server: connections made by hand,
+//! HTTP upgrades that give the stream back, graceful shutdown, one connection for each origin,
+//! tapped listeners.
 
 #[path = "../../tests/support/agree.rs"]
 mod agree;
@@ -211,7 +212,8 @@ fn given_back<S: Stream>(upgraded: Upgraded) -> (S, Bytes) {
     (parts.io.into_inner(), parts.read_buf)
 }
 
-/// Some requests, then an HTTP upgrade: the streams that hyper gives back, after the server's greeting.
+/// Some requests, then an HTTP upgrade: the streams that hyper gives back, after the server's
+/// greeting.
 async fn upgraded<C: Stream + Debug, S: Stream + Debug>(
     client: C,
     server: S,
@@ -389,7 +391,8 @@ async fn serve(config: &Config) -> (SocketAddr, Arc<Mutex<Vec<SmcInfo>>>) {
     (addr, accepted)
 }
 
-/// A client as one makes it, nothing around the connector: each origin gets its connection, however many clones ask.
+/// A client as one makes it, nothing around the connector: each origin gets its connection, however
+/// many clones ask.
 #[test]
 fn one_connection_for_each_origin() {
     on_both_schedulers(async || {

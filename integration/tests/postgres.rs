@@ -1,4 +1,5 @@
-//! tokio-postgres over SMC: straight to a PostgreSQL server, which speaks TCP, and through a relay on loopback-ism.
+//! tokio-postgres over SMC: straight to a PostgreSQL server, which speaks TCP, and through a relay
+//! on loopback-ism.
 
 #[path = "support/ends.rs"]
 mod ends;
@@ -153,7 +154,8 @@ async fn work(client: &mut Client) {
     assert_eq!(count.get::<_, i64>(0), ROWS);
 }
 
-/// A query that never ends by itself is cancelled over a connection of its own; then the first one goes on.
+/// A query that never ends by itself is cancelled over a connection of its own; then the first one
+/// goes on.
 async fn cancel(client: &Client, addr: SocketAddr, config: &Config) {
     step("a query that is cancelled");
     let (observer, _) = connect(addr, config).await;

@@ -1,4 +1,5 @@
-//! The redis crate over SMC: straight to a redis-server, which speaks TCP, and through a relay on loopback-ism.
+//! The redis crate over SMC: straight to a redis-server, which speaks TCP, and through a relay on
+//! loopback-ism.
 
 #[path = "support/ends.rs"]
 mod ends;

@@ -1,4 +1,5 @@
-//! tokio-rustls over SMC: several MiB both ways, the end with and without close_notify, certificates that do not fit.
+//! tokio-rustls over SMC: several MiB both ways, the end with and without close_notify,
+//! certificates that do not fit.
 
 #[path = "../../tests/support/agree.rs"]
 mod agree;
@@ -59,7 +60,8 @@ fn bytes(seed: usize) -> Vec<u8> {
     (0..LENGTH).map(|at| (at % 251 + seed) as u8).collect()
 }
 
-/// Echoes single bytes until a zero comes, then sends `LENGTH` bytes while it receives as many, and ends.
+/// Echoes single bytes until a zero comes, then sends `LENGTH` bytes while it receives as many, and
+/// ends.
 async fn serve<S: AsyncRead + AsyncWrite + Unpin>(acceptor: TlsAcceptor, stream: S) {
     let mut stream = acceptor.accept(stream).await.unwrap();
     loop {
@@ -73,7 +75,8 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(acceptor: TlsAcceptor, stream:
     exchange(stream, 1, 2).await;
 }
 
-/// Many bytes both ways at once, then the end both ways: close_notify, which `read_to_end` insists on.
+/// Many bytes both ways at once, then the end both ways: close_notify, which `read_to_end` insists
+/// on.
 async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(stream: S, mine: usize, theirs: usize) {
     let (mut read, mut write) = tokio::io::split(stream);
     let mut got = Vec::new();

@@ -1,4 +1,5 @@
-//! tonic over SMC: all four kinds of calls with their back-pressure, metadata, large messages, graceful shutdown.
+//! tonic over SMC: all four kinds of calls with their back-pressure, metadata, large messages,
+//! graceful shutdown.
 
 #[path = "support/certificate.rs"]
 mod certificate;
@@ -36,10 +37,11 @@ use watchdog::{on_both_schedulers, step};
 /// What the certificates are for.
 const NAME: &str = "server.test";
 const NOTES: u64 = 10_000;
-/// HTTP/2 windows of a stream, in bytes; a connection has several times as much, so that a stream that is held back does
-/// not hold back the others.
+/// HTTP/2 windows of a stream, in bytes; a connection has several times as much, so that a stream
+/// that is held back does not hold back the others.
 const WINDOW: u32 = 1 << 20;
-/// How many notes may be under way in one direction: a window and what hyper and tonic buffer, generously.
+/// How many notes may be under way in one direction: a window and what hyper and tonic buffer,
+/// generously.
 const AHEAD: u64 = 4 * WINDOW as u64 / STREAMED as u64;
 
 /// A running server on SMC.
@@ -172,7 +174,8 @@ fn counted() -> (watch::Receiver<u64>, impl futures::Stream<Item = Note> + Send 
     (making, notes)
 }
 
-/// Makes turns, on the connection of the held-back stream, until nothing more is made: how much was.
+/// Makes turns, on the connection of the held-back stream, until nothing more is made: how much
+/// was.
 async fn until_held_back(made: &watch::Receiver<u64>, client: &NotesClient) -> u64 {
     let mut client = client.clone();
     loop {
@@ -311,7 +314,8 @@ fn client_streaming_with_a_slow_consumer() {
     });
 }
 
-/// The server answers each note at once; nobody takes the answers, so the client is held back through the server.
+/// The server answers each note at once; nobody takes the answers, so the client is held back
+/// through the server.
 #[test]
 fn bidirectional_streaming_with_a_slow_consumer() {
     on_both_schedulers(async || {
@@ -386,7 +390,8 @@ fn graceful_shutdown() {
         // The call that is under way is finished, and only then does the server end.
         expect(notes, 1, NOTES).await;
         server.serving.await.unwrap().unwrap();
-        // A call that still finds the closing connection in the channel is cancelled; the next one connects anew.
+        // A call that still finds the closing connection in the channel is cancelled; the next one
+        // connects anew.
         let status = loop {
             let status = client.echo(Request::new(Note::new(0, 1))).await.unwrap_err();
             if status.code() != Code::Cancelled {

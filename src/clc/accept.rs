@@ -69,7 +69,8 @@ pub struct FirstContact {
     pub os: OsType,
     /// The sender's host name, padded with blanks.
     pub host: [u8; 32],
-    /// The release agreed on, 4 bits; release 0 carries nothing more. The message length follows from it.
+    /// The release agreed on, 4 bits; release 0 carries nothing more. The message length follows
+    /// from it.
     pub release: u8,
     /// What releases from 1 on add. Left out in release 0.
     pub v21: FirstContactV21,
@@ -95,8 +96,8 @@ pub struct FirstContactV21 {
 pub struct Dmb {
     /// Names the DMB; whoever knows it may write there.
     pub token: u64,
-    /// The size in bytes. The wire knows 16 KiB, 32 KiB, ... 1 MiB: other sizes are announced rounded down, and
-    /// smaller ones as 16 KiB.
+    /// The size in bytes. The wire knows 16 KiB, 32 KiB, ... 1 MiB: other sizes are announced
+    /// rounded down, and smaller ones as 16 KiB.
     pub bytes: u32,
 }
 
@@ -111,7 +112,8 @@ impl Dmb {
         ((self.bytes.max(Self::SMALLEST) / Self::SMALLEST).ilog2()).min(Self::LARGEST_CODE) as u8
     }
 
-    /// The DMB behind a token and a received size code (its 4 low bits), which may be that of SMC-R: up to 512 MiB.
+    /// The DMB behind a token and a received size code (its 4 low bits), which may be that of
+    /// SMC-R: up to 512 MiB.
     pub fn from_code(token: u64, code: u8) -> Self {
         Self { token, bytes: Self::SMALLEST << (code & 0x0f) }
     }

@@ -4,10 +4,11 @@ use std::{error, fmt};
 
 use super::Diagnosis;
 
-/// A message that breaks the protocol, or a step out of order: what, where, what was expected and what was found.
+/// A message that breaks the protocol, or a step out of order: what, where, what was expected and
+/// what was found.
 ///
-/// Linux drops a connection over most of these. Here the caller may stay on TCP, and tell the peer so with a Decline
-/// that carries [`ClcError::diagnosis`].
+/// Linux drops a connection over most of these. Here the caller may stay on TCP, and tell the peer
+/// so with a Decline that carries [`ClcError::diagnosis`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClcError(Box<Fault>);
 

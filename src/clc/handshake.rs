@@ -1,6 +1,7 @@
 //! The two sides of the handshake, for one loopback-ism device.
 //!
-//! A side that has failed or ended stays so: every further step is an error, only a Decline can still be made.
+//! A side that has failed or ended stays so: every further step is an error, only a Decline can
+//! still be made.
 
 use std::{error, fmt};
 
@@ -38,8 +39,8 @@ pub enum Answer {
         dmb: Dmb,
         /// The server's link group.
         linkid: u32,
-        /// The server created that link group just now, and the client must do the same. If this is false and the
-        /// client has no matching group, it declines with [`Diagnosis::SYNCERR`].
+        /// The server created that link group just now, and the client must do the same. If this is
+        /// false and the client has no matching group, it declines with [`Diagnosis::SYNCERR`].
         first_contact: bool,
     },
     /// The server declines; nothing is to be answered.
@@ -213,8 +214,8 @@ impl ServerHandshake {
         Ok(Self { device: device.clone(), state, decline_version })
     }
 
-    /// Makes the Accept with the DMB in which the server receives. `first_contact` says that `linkid` was created
-    /// for this connection.
+    /// Makes the Accept with the DMB in which the server receives. `first_contact` says that
+    /// `linkid` was created for this connection.
     pub fn accept(&mut self, dmb: Dmb, linkid: u32, first_contact: bool) -> Result<Vec<u8>, ClcError> {
         match std::mem::replace(&mut self.state, ServerState::Ended) {
             ServerState::Proposed { release, features } => {
@@ -244,7 +245,8 @@ impl ServerHandshake {
                 Some(release) => format!("release {release} at first contact"),
                 None => "no first contact".into(),
             };
-            // Linux compares at first contact only; it takes no notice of a first contact it did not ask for.
+            // Linux compares at first contact only; it takes no notice of a first contact it did
+            // not ask for.
             let (diagnosis, offset) =
                 if expected.is_some() { (Diagnosis::RELEASEERR, 75) } else { (Diagnosis::CNFERR, 7) };
             let (expected, found) = (words(expected), words(found));
@@ -260,8 +262,8 @@ impl ServerHandshake {
     }
 }
 
-/// The version 2 offer that includes our device and our EID, or the diagnosis Linux gives for its lack
-/// (`smc_listen_find_device` in `net/smc/af_smc.c`).
+/// The version 2 offer that includes our device and our EID, or the diagnosis Linux gives for its
+/// lack (`smc_listen_find_device` in `net/smc/af_smc.c`).
 fn find_offer<'a>(device: &LocalDevice, proposal: &'a Proposal) -> Result<&'a V2Extension, Diagnosis> {
     let offers_rdma = proposal.v1.as_ref().is_some_and(|v1| v1.paths.has_rdma())
         || proposal.v2.as_ref().is_some_and(|v2| v2.paths().has_rdma());
@@ -281,7 +283,8 @@ fn find_offer<'a>(device: &LocalDevice, proposal: &'a Proposal) -> Result<&'a V2
     Ok(offer)
 }
 
-/// Checks what both answers must repeat: version, device and EID, and the one element of a DMB that exists here.
+/// Checks what both answers must repeat: version, device and EID, and the one element of a DMB that
+/// exists here.
 fn check_terms<'a>(
     subject: &'static str,
     terms: &'a Terms,

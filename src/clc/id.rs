@@ -4,7 +4,8 @@ use std::fmt;
 
 use super::{ClcError, Diagnosis};
 
-/// The identity of an emulated ISM device: a UUID in wire order. Equal GIDs mean the same device, hence the same host.
+/// The identity of an emulated ISM device: a UUID in wire order. Equal GIDs mean the same device,
+/// hence the same host.
 ///
 /// ```
 /// use tokio_smc::Gid;
@@ -77,7 +78,8 @@ impl Eid {
     /// No id: what stands in place of a system EID that is switched off.
     pub const NONE: Self = Self([0; 32]);
 
-    /// A user-defined id: 1 to 32 characters of `A-Z`, `0-9`, `.` and `-`, the first one a letter or digit.
+    /// A user-defined id: 1 to 32 characters of `A-Z`, `0-9`, `.` and `-`, the first one a letter
+    /// or digit.
     pub fn new(name: &str) -> Result<Self, ClcError> {
         let refuse = |expected: &str| {
             ClcError::new("EID", "name", None, expected, format!("{name:?}"), Diagnosis::CNFERR)

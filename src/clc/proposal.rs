@@ -6,7 +6,8 @@ use super::{Chid, ClcError, Diagnosis, Eid, Gid};
 /// The most EIDs, GID entries and IPv6 prefixes a Proposal may carry, of each.
 const MAX_ENTRIES: usize = 8;
 
-/// The fixed part: header, SMC-R addresses and the SMC-D block, after which the IP area or the extensions begin.
+/// The fixed part: header, SMC-R addresses and the SMC-D block, after which the IP area or the
+/// extensions begin.
 const FIXED_BYTES: usize = 80;
 /// `iparea_offset` counts from here, and here begins the SMC-D block.
 const IP_AREA_BASE: usize = 40;
@@ -20,7 +21,8 @@ const SMCD_EXTENSION_BYTES: usize = 48;
 const GID_ENTRY_BYTES: usize = 10;
 const TRAILER_BYTES: usize = 4;
 
-/// The largest offsets that lead anywhere, each counted from behind its own field (8 prefixes, 8 EIDs).
+/// The largest offsets that lead anywhere, each counted from behind its own field (8 prefixes, 8
+/// EIDs).
 const MAX_IPAREA_OFFSET: u16 = 40;
 const MAX_V2_OFFSET: u16 = 172;
 const MAX_SMCD_OFFSET: u16 = 288;
@@ -36,8 +38,9 @@ pub struct Proposal {
     pub roce_gid: [u8; 16],
     /// SMC-R: the sender's RoCE MAC address.
     pub roce_mac: [u8; 6],
-    /// The GID of the native ISM device. While no version 1 path is offered its last byte must not exceed 8: Linux
-    /// takes that byte for the number of IPv6 prefixes and would refuse the message.
+    /// The GID of the native ISM device. While no version 1 path is offered its last byte must not
+    /// exceed 8: Linux takes that byte for the number of IPv6 prefixes and would refuse the
+    /// message.
     pub native_gid: [u8; 8],
     /// The CHID of the native ISM device; 0 if there is none.
     pub native_chid: Chid,
@@ -167,8 +170,8 @@ impl SmcdExtension {
         [GidEntry { gid, chid }, GidEntry { gid: ext, chid }]
     }
 
-    /// The devices that the entries describe; the second half of a native device's GID is zero. An emulated entry
-    /// that is not followed by one with its CHID is skipped, as in Linux.
+    /// The devices that the entries describe; the second half of a native device's GID is zero. An
+    /// emulated entry that is not followed by one with its CHID is skipped, as in Linux.
     pub fn devices(&self) -> impl Iterator<Item = (Chid, Gid)> + '_ {
         let mut entries = self.gids.iter().peekable();
         std::iter::from_fn(move || {

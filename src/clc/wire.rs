@@ -1,4 +1,5 @@
-//! The frame all CLC messages share: header, exact length, trailer; and bounded access to what is in between.
+//! The frame all CLC messages share: header, exact length, trailer; and bounded access to what is
+//! in between.
 
 use super::{ClcError, Diagnosis};
 
@@ -122,18 +123,20 @@ impl Header {
 
 /// The length of the message that starts with these 8 bytes, header and trailer included.
 ///
-/// Fails on anything that cannot be the start of a message. The result never exceeds [`MAX_MESSAGE_BYTES`].
+/// Fails on anything that cannot be the start of a message. The result never exceeds
+/// [`MAX_MESSAGE_BYTES`].
 pub fn message_length(header: &[u8; HEADER_BYTES]) -> Result<usize, ClcError> {
     Header::parse(header).map(|header| header.length)
 }
 
-/// The version in which a peer that sent these bytes understands a Decline, if they begin like a message.
+/// The version in which a peer that sent these bytes understands a Decline, if they begin like a
+/// message.
 pub(super) fn decline_version(bytes: &[u8]) -> Option<u8> {
     Header::parse(bytes.first_chunk()?).ok().map(|header| header.version().min(2))
 }
 
-/// One whole message without its trailer. Fields are read by their offset in the message, as the tables of the
-/// protocol give them.
+/// One whole message without its trailer. Fields are read by their offset in the message, as the
+/// tables of the protocol give them.
 #[derive(Debug)]
 pub(super) struct Reader<'a> {
     pub(super) header: Header,
@@ -256,7 +259,8 @@ pub(super) fn unexpected(expected: &'static str, found: Kind) -> ClcError {
     ClcError::new("message", "type", Some(4), expected, found.name(), Diagnosis::CNFERR)
 }
 
-/// Builds one message: fields in order, then [`Writer::finish`] adds the trailer and enters the length.
+/// Builds one message: fields in order, then [`Writer::finish`] adds the trailer and enters the
+/// length.
 pub(super) struct Writer {
     bytes: Vec<u8>,
     eyecatcher: [u8; 4],

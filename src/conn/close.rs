@@ -6,16 +6,16 @@ use crate::ism::interrupt::Signal;
 use crate::ism::sys;
 use crate::sync::{Arc, lock};
 
-/// A closed connection whose peer's CLC messages are still on their way: closing the socket now would make them a
-/// reset, and throw away what was sent.
+/// A closed connection whose peer's CLC messages are still on their way: closing the socket now
+/// would make them a reset, and throw away what was sent.
 pub(crate) struct Leftover<T: Tcp> {
     pub(crate) socket: Arc<T>,
     pub(crate) clc_left: usize,
 }
 
 impl<T: Tcp> Connection<T> {
-    /// Closes the connection; whatever the peer may still read stays readable. Returns a socket from which CLC
-    /// bytes have still to be read before it is closed.
+    /// Closes the connection; whatever the peer may still read stays readable. Returns a socket
+    /// from which CLC bytes have still to be read before it is closed.
     pub(crate) fn close(&self) -> Option<Leftover<T>> {
         self.upgrade.withdraw();
         self.note_upgrade();
@@ -37,11 +37,13 @@ impl<T: Tcp> Connection<T> {
                     {
                         true
                     }
-                    // CLC that is still on its way is nobody's data, though it may come in this moment.
+                    // CLC that is still on its way is nobody's data, though it may come in this
+                    // moment.
                     _ if clc_left > 0 => false,
                     receive::Path::Tcp => rx.fd().is_ok_and(sys::has_unread),
-                    // Without a link, what the peer wrote last is there, and the peer may have lost the link first. As
-                    // long as this end has it, an urgent byte is no reason for a reset.
+                    // Without a link, what the peer wrote last is there, and the peer may have lost
+                    // the link first. As long as this end has it, an urgent byte is no reason for a
+                    // reset.
                     receive::Path::Draining { .. } | receive::Path::Ring => rx.fd().is_ok_and(|fd| {
                         let is_urgent = || sys::is_at_mark(fd).unwrap_or(false);
                         sys::has_unread(fd) && (self.death().is_some() || !is_urgent())
@@ -52,8 +54,8 @@ impl<T: Tcp> Connection<T> {
                 let unread = in_tcp || in_ring;
                 let abort = unread || tx.stray || rx.fd().and_then(sys::linger_is_zero).unwrap_or(false);
                 let flags = if abort { Flags::ABORT } else { Flags::CLOSED };
-                // A reset behind the end of our stream is another thing than one without. The descriptor may have been
-                // shut down a moment ago.
+                // A reset behind the end of our stream is another thing than one without. The
+                // descriptor may have been shut down a moment ago.
                 let has_sent_fin =
                     || rx.fd().and_then(sys::tcp_look).is_ok_and(|look| look.state.has_sent_fin());
                 // A reset by this end is not behind it, nor is anything that got lost.
@@ -74,7 +76,8 @@ impl<T: Tcp> Connection<T> {
                 }
             }
             if tx.path == send::Path::Tcp && rx.path == receive::Path::Ring {
-                // An urgent byte from after the switch must not make the close a reset of the other direction.
+                // An urgent byte from after the switch must not make the close a reset of the other
+                // direction.
                 rx.skip_urgent();
             }
             if clc_left > 0 && rx.fd().and_then(sys::linger_is_zero).unwrap_or(false) {

@@ -34,26 +34,30 @@ pub(crate) enum Role {
     Adopted,
 }
 
-/// One connection, from its TCP handshake to its close: a TCP socket, and the rings that take over from it.
+/// One connection, from its TCP handshake to its close: a TCP socket, and the rings that take over
+/// from it.
 ///
 /// It does no work of its own. What drives it:
 ///
-/// - The application's calls, by the stream that holds it: [`try_read`](Self::try_read), [`poll_read`](Self::poll_read)
-///   and their counterparts for writing, with an operation of [`op`](super::op); [`shutdown_write`](Self::shutdown_write);
-///   [`pin`](Self::pin) before anybody gets the socket itself. After each of them that was ready,
-///   [`triggered`](Self::triggered) tells whether to offer the upgrade now.
-/// - The link, by [`LinkedStream`](crate::link::stream::LinkedStream) and `GrowingStream`: what it attaches, what it is
-///   asked for, and the verdicts. It holds the connection weakly.
+/// - The application's calls, by the stream that holds it: [`try_read`](Self::try_read),
+///   [`poll_read`](Self::poll_read) and their counterparts for writing, with an operation of
+///   [`op`](super::op); [`shutdown_write`](Self::shutdown_write); [`pin`](Self::pin) before anybody
+///   gets the socket itself. After each of them that was ready, [`triggered`](Self::triggered)
+///   tells whether to offer the upgrade now.
+/// - The link, by [`LinkedStream`](crate::link::stream::LinkedStream) and `GrowingStream`: what it
+///   attaches, what it is asked for, and the verdicts. It holds the connection weakly.
 /// - The peer's interrupts, by [`Waiters`], which wake whoever waits and touch nothing else.
 /// - The reactor, by the wakers it was given with TCP's `poll_` calls.
 ///
-/// All of them may come at any time, from any thread and together: each direction has its lock, and nobody is called
-/// with one held. A waker is registered in `waiters` before the attempt that arms ([`OnPending::Arm`]); `poll_read` and
-/// `poll_write` do so themselves.
+/// All of them may come at any time, from any thread and together: each direction has its lock, and
+/// nobody is called with one held. A waker is registered in `waiters` before the attempt that arms
+/// ([`OnPending::Arm`]); `poll_read` and `poll_write` do so themselves.
 ///
-/// The stream owns it and ends it by [`close`](Self::close), after which every call answers that the stream is closed;
-/// what there was to tell last ([`transport`](Self::transport), [`counters`](Self::counters)) is kept for those who still
-/// hold it. [`take_socket`](Self::take_socket) is for a connection that is pinned both ways, before its close.
+/// The stream owns it and ends it by [`close`](Self::close), after which every call answers that
+/// the stream is closed; what there was to tell last ([`transport`](Self::transport),
+/// [`counters`](Self::counters)) is kept for those who still hold it.
+/// [`take_socket`](Self::take_socket) is for a connection that is pinned both ways, before its
+/// close.
 pub(crate) struct Connection<T: Tcp> {
     pub(super) rx: Mutex<Receiver<T>, rank::Receiver>,
     pub(super) tx: Mutex<Sender<T>, rank::Sender>,
@@ -83,7 +87,8 @@ pub(crate) struct Connection<T: Tcp> {
     pub(super) this: Weak<Self>,
 }
 
-/// Positions of a socket of unknown history, as the kernel tells them: bytes read and written before the stream was made.
+/// Positions of a socket of unknown history, as the kernel tells them: bytes read and written
+/// before the stream was made.
 fn history(fd: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
     let received = match sys::has_urgent(fd) {
         // Before the mark of urgent data the kernel does not tell how much is unread.
@@ -152,7 +157,8 @@ impl<T: Tcp> Connection<T> {
         self.tx_in_ring.load(Ordering::Relaxed)
     }
 
-    /// Will this direction never leave TCP, so that nothing of it has to pass through here any more?
+    /// Will this direction never leave TCP, so that nothing of it has to pass through here any
+    /// more?
     #[cfg(feature = "blocking")]
     pub(crate) fn is_left_to_tcp(&self, direction: Operation) -> bool {
         self.upgrade.phase().is_final()
@@ -428,7 +434,8 @@ impl<T: Tcp> Connection<T> {
         lock(&self.rx).socket.is_none()
     }
 
-    /// Is this error of the socket one that the application does not know? (The ring tells of a reset, too.)
+    /// Is this error of the socket one that the application does not know? (The ring tells of a
+    /// reset, too.)
     pub(crate) fn is_news(&self, error: &io::Error) -> bool {
         let switched = self.reads_ring() || self.writes_ring();
         let is_reset = switched && error.kind() == io::ErrorKind::ConnectionReset;

@@ -1,9 +1,10 @@
 //! What is done to the TCP socket of a stream that has left TCP.
 //!
-//! `shutdown` of its descriptor, by a watchdog or a load shedder that knows nothing of rings, or a reset from outside:
-//! TCP itself would end then. The socket is idle, so nobody reads or writes who would notice. Therefore the
-//! reactor is asked for any event there, once for each, and what has happened is carried over to the ring, as flags
-//! for the peer. Only the end whose socket it was does that: its own lock orders the flag behind what was written.
+//! `shutdown` of its descriptor, by a watchdog or a load shedder that knows nothing of rings, or a
+//! reset from outside: TCP itself would end then. The socket is idle, so nobody reads or writes who
+//! would notice. Therefore the reactor is asked for any event there, once for each, and what has
+//! happened is carried over to the ring, as flags for the peer. Only the end whose socket it was
+//! does that: its own lock orders the flag behind what was written.
 
 use std::sync::{OnceLock, Weak};
 use std::task::{Wake, Waker};
@@ -41,7 +42,8 @@ impl<T: Tcp> Wake for SocketEvent<T> {
 }
 
 impl<T: Tcp> Connection<T> {
-    /// Looks at the socket soon. Not at once: the reactor, or a task that holds a lock, may be the caller.
+    /// Looks at the socket soon. Not at once: the reactor, or a task that holds a lock, may be the
+    /// caller.
     pub(crate) fn schedule_socket_check(&self) {
         let Some(endpoint) = self.socket_check.endpoint.get().and_then(Weak::upgrade) else { return };
         if !self.socket_check.scheduled.swap(true, Ordering::AcqRel) {
@@ -57,8 +59,8 @@ impl<T: Tcp> Connection<T> {
         }
     }
 
-    /// Listens on where nothing has ended, for the reactor, which waits for nobody: while the other direction is on
-    /// TCP each segment that comes is an event, and shall not cost a task.
+    /// Listens on where nothing has ended, for the reactor, which waits for nobody: while the other
+    /// direction is on TCP each segment that comes is an event, and shall not cost a task.
     fn nothing_has_ended(&self) -> bool {
         let (Some(mut rx), Some(mut tx)) = (try_lock(&self.rx), try_lock(&self.tx)) else { return false };
         if self.death().is_some() {
@@ -93,7 +95,8 @@ impl<T: Tcp> Connection<T> {
         // First listen, then look.
         self.arm_socket_event(rx, tx);
         let Ok(Ended { reads, writes, reset, acked }) = rx.fd().and_then(sys::ended) else { return };
-        // The end of a stream is in the ring before its socket shows it, so it is looked for after that.
+        // The end of a stream is in the ring before its socket shows it, so it is looked for after
+        // that.
         let said = [
             rx.dmb.as_ref().map(|dmb| dmb.consumer.writer_flags()),
             tx.dmb.as_ref().map(|dmb| dmb.producer.reader_flags()),
@@ -102,26 +105,28 @@ impl<T: Tcp> Connection<T> {
         if said.into_iter().flatten().any(gone) {
             return;
         }
-        // A closed socket whose error somebody was told already has come to its end only if our FIN did: that is the
-        // one number behind our last byte.
+        // A closed socket whose error somebody was told already has come to its end only if our FIN
+        // did: that is the one number behind our last byte.
         let last = tx.own.zip(tx.syn).map(|(own, syn)| own + syn);
         let cut_off = acked.is_some_and(|acked| last.is_some_and(|last| acked <= last));
         if reset || cut_off {
             self.carry_over_reset(rx, tx, effects);
             return;
         }
-        // What the stream ended in the ring alone TCP has to know now: it refuses what is sent to who has ended both ways.
+        // What the stream ended in the ring alone TCP has to know now: it refuses what is sent to
+        // who has ended both ways.
         let ended_here = reads && tx.shut && tx.path == send::Path::Ring;
         let writes =
             writes || (ended_here && tx.socket.as_deref().is_some_and(|socket| socket.shutdown().is_ok()));
-        // Where neither end may send on the socket any more, the kernel refuses by itself what comes there.
+        // Where neither end may send on the socket any more, the kernel refuses by itself what
+        // comes there.
         if reads && !rx.over && !(writes && Self::pin_receiver(rx, effects)) {
             rx.over = rx.path != receive::Path::Tcp;
             effects.wake = true;
         }
         if let (true, true, true, Some(dmb)) = (reads, writes, rx.over, rx.dmb.as_ref()) {
-            // As the kernel answers what the peer sends from now on by a reset, so the peer shall send it there: it
-            // knows before it reads our end.
+            // As the kernel answers what the peer sends from now on by a reset, so the peer shall
+            // send it there: it knows before it reads our end.
             dmb.consumer.set_flags(Flags::SHUT);
             effects.interrupt(&dmb.peer, Signal::Space);
         }
@@ -141,7 +146,8 @@ impl<T: Tcp> Connection<T> {
         }
     }
 
-    /// The connection was reset under the ring: what was written is delivered, then TCP tells what it was.
+    /// The connection was reset under the ring: what was written is delivered, then TCP tells what
+    /// it was.
     fn carry_over_reset(&self, rx: &mut Receiver<T>, tx: &mut Sender<T>, effects: &mut Effects) {
         if rx.path != receive::Path::Tcp {
             rx.over = true;
@@ -164,7 +170,8 @@ impl<T: Tcp> Connection<T> {
     fn arm_socket_event(&self, rx: &mut Receiver<T>, tx: &mut Sender<T>) {
         let event = Waker::from(Arc::new(SocketEvent(self.this.clone())));
         let mut cx = std::task::Context::from_waker(&event);
-        // Ready is an end that lasts: then this is the last look. Where writing has ended nobody waits to write.
+        // Ready is an end that lasts: then this is the last look. Where writing has ended nobody
+        // waits to write.
         if tx.path == send::Path::Ring && (tx.shut || !tx.over) {
             if let Some(socket) = tx.socket.as_deref() {
                 let _ = socket.poll_write_event(&mut cx);

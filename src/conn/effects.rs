@@ -15,7 +15,8 @@ pub(crate) struct Effects {
     pub(crate) reset: bool,
     /// Everyone who waits looks again.
     pub(crate) wake: bool,
-    /// A direction has left TCP: from now on somebody has to look at what is done to the idle socket.
+    /// A direction has left TCP: from now on somebody has to look at what is done to the idle
+    /// socket.
     pub(crate) socket_check: bool,
     /// Kept apart, so that the common step builds and drops next to nothing.
     rare: Option<Box<Rare>>,
@@ -26,7 +27,8 @@ pub(crate) struct Effects {
 pub(crate) struct Rare {
     /// The peer broke a rule: its link ends.
     pub(crate) violation: Option<(PeerInterrupt, Violation)>,
-    /// The ring is full: the peer is to be asked for a segment of so many bytes for the DMB of that token.
+    /// The ring is full: the peer is to be asked for a segment of so many bytes for the DMB of that
+    /// token.
     pub(crate) ask: Option<(PeerInterrupt, u64, u64)>,
     /// This end has pinned the word of this DMB.
     pub(crate) pinned: Option<ReceiveDmb>,

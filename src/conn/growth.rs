@@ -1,9 +1,10 @@
-//! Growth of a ring: what its reader lends, and what its writer asks for (docs/protocol.md, "Growth").
+//! Growth of a ring: what its reader lends, and what its writer asks for (docs/protocol.md,
+//! "Growth").
 //!
-//! Receive memory is the receiver's. A writer that finds the ring full asks for a larger segment and goes on in the
-//! present one; the reader's end decides, without its application, by its own means. Up to the window each segment is
-//! larger than the one before. Beyond it only a reader that does not read is lent more, until the ring holds what TCP
-//! would.
+//! Receive memory is the receiver's. A writer that finds the ring full asks for a larger segment
+//! and goes on in the present one; the reader's end decides, without its application, by its own
+//! means. Up to the window each segment is larger than the one before. Beyond it only a reader that
+//! does not read is lent more, until the ring holds what TCP would.
 
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ use crate::ism::sys;
 use crate::link::stream::{Answer, Ask, Granted, GrowingStream};
 use crate::sync::{Ordering, assert_unlocked, lock};
 
-/// A stalled reader is lent what is missing to TCP's buffers in about so many steps, of at most so many bytes.
+/// A stalled reader is lent what is missing to TCP's buffers in about so many steps, of at most so
+/// many bytes.
 const STALL_STEPS: u64 = 8;
 const LARGEST_STEP: u64 = 4 << 20;
 /// Whatever TCP would hold: no ring holds more.
@@ -25,12 +27,12 @@ const MOST_HELD: u64 = 64 << 20;
 
 /// A reader that has not read for so long is one that does not read.
 const STALLED_AFTER: Duration = Duration::from_millis(25);
-/// How often, with ever longer pauses in between, what is lacking is looked for again while the reader does not read:
-/// some 12 seconds in all. A reader that reads needs no more.
+/// How often, with ever longer pauses in between, what is lacking is looked for again while the
+/// reader does not read: some 12 seconds in all. A reader that reads needs no more.
 const MOST_TRIES: u32 = 9;
 
-/// An ASK that is not answered yet: it is for more than the window, and it has to be seen whether the reader reads, or
-/// something was lacking.
+/// An ASK that is not answered yet: it is for more than the window, and it has to be seen whether
+/// the reader reads, or something was lacking.
 #[derive(Clone, Copy)]
 pub(crate) struct Stall {
     ask: Ask,

@@ -105,7 +105,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
             Ok(None) => return Err(FallbackReason::Positions),
             Err(error) => return Err(reason_of(&error, FallbackReason::Positions)),
         };
-        // What the kernel counts and did not pass through here went past this stream; see `Sender::try_switch`.
+        // What the kernel counts and did not pass through here went past this stream; see
+        // `Sender::try_switch`.
         if tx.own != Some(sent) || rx.own != Some(received) {
             return Err(FallbackReason::Positions);
         }
@@ -141,7 +142,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         {
             let mut tx = lock(&self.tx);
             if tx.pinned || tx.shut || tx.socket.is_none() {
-                // A pin made before the DMB was known is put into its word; its DETACH goes out at once.
+                // A pin made before the DMB was known is put into its word; its DETACH goes out at
+                // once.
                 dmb.producer.memory().header().pin();
                 effects.interrupt(&dmb.peer, Signal::Data);
                 effects.rare().unused = Some(dmb);
@@ -151,8 +153,8 @@ impl<T: Tcp> LinkedStream for Connection<T> {
                 tx.try_switch(&mut effects);
                 let largest = tx.largest_write;
                 if let (send::Path::Ring, Some(dmb)) = (tx.path, tx.dmb.as_mut()) {
-                    // Whoever wrote much at once will do so again, as will one like those before it: asked now, the
-                    // segment is there in time.
+                    // Whoever wrote much at once will do so again, as will one like those before
+                    // it: asked now, the segment is there in time.
                     dmb.producer.expect(largest.max(dmb.peer.link.expected()));
                     Sender::<T>::note_ask(dmb, &mut effects);
                 }

@@ -1,7 +1,7 @@
 //! The ways to read and to write, each on both transports.
 //!
-//! Here is what each of them does to a ring, and what its answer says of the ring. How it asks TCP is up to the runtime,
-//! which adds a function for that.
+//! Here is what each of them does to a ring, and what its answer says of the ring. How it asks TCP
+//! is up to the runtime, which adds a function for that.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::task::{Context, Poll};
@@ -48,7 +48,8 @@ pub(crate) trait WriteOp<T: Tcp> {
         false
     }
 
-    /// Is nothing to be written? Then a full ring is no reason to wait, nor is it a turn of the application.
+    /// Is nothing to be written? Then a full ring is no reason to wait, nor is it a turn of the
+    /// application.
     fn is_empty(&self) -> bool {
         false
     }
@@ -57,7 +58,8 @@ pub(crate) trait WriteOp<T: Tcp> {
     const WRITES: bool = true;
 }
 
-/// Reads into one buffer. That is never a type of the application, for its methods run under a lock.
+/// Reads into one buffer. That is never a type of the application, for its methods run under a
+/// lock.
 pub(crate) struct Read<'a, B, F> {
     buffer: &'a mut B,
     tcp: F,
@@ -302,8 +304,8 @@ where
     const WRITES: bool = false;
 }
 
-/// An operation of the `try_` kind: as with tokio's, a short one leaves the stream ready, and only one that finds
-/// nothing ends that.
+/// An operation of the `try_` kind: as with tokio's, a short one leaves the stream ready, and only
+/// one that finds nothing ends that.
 pub(crate) struct Try<O>(pub(crate) O);
 
 impl<T: Tcp, O: ReadOp<T>> ReadOp<T> for Try<O> {

@@ -1,9 +1,10 @@
-//! The CLC prelude of policy Handshake: Proposal, Accept and Confirm over TCP, before the application's first byte
-//! (docs/protocol.md, "Policy Handshake").
+//! The CLC prelude of policy Handshake: Proposal, Accept and Confirm over TCP, before the
+//! application's first byte (docs/protocol.md, "Policy Handshake").
 //!
-//! A word in the server's DMB makes certain to both ends which bytes are CLC. The server's end holds both directions
-//! back while it says HELD: the client may turn it to GO, and whoever wants to use the connection at the server turns
-//! it to OFF. That is decided once, and whichever direction looks next obeys it.
+//! A word in the server's DMB makes certain to both ends which bytes are CLC. The server's end
+//! holds both directions back while it says HELD: the client may turn it to GO, and whoever wants
+//! to use the connection at the server turns it to OFF. That is decided once, and whichever
+//! direction looks next obeys it.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -83,7 +84,8 @@ impl<T: Tcp> Receiver<T> {
                     if undecided && self.look_at_tcp().is_pending() {
                         return Poll::Pending;
                     }
-                    // GO comes before the client's first CLC byte, so what is there without it is data.
+                    // GO comes before the client's first CLC byte, so what is there without it is
+                    // data.
                     self.resolve_prelude();
                 }
                 Incoming::Skip(0) => self.prelude = Incoming::None,
@@ -96,7 +98,8 @@ impl<T: Tcp> Receiver<T> {
                     match socket.poll_read(&mut cx, &mut scratch[..wanted]) {
                         Poll::Pending => return Poll::Pending,
                         Poll::Ready(Err(error)) => {
-                            // Also who only waits for the CLC to pass may be the one that the socket tells.
+                            // Also who only waits for the CLC to pass may be the one that the
+                            // socket tells.
                             return Poll::Ready(self.save_error(error).map(|()| Front::End));
                         }
                         Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Front::End)),
@@ -132,7 +135,8 @@ impl<T: Tcp> Sender<T> {
         matches!(self.prelude, Outgoing::None)
     }
 
-    /// Sends the CLC messages that come first. At the server the application's turn ends the client's chance to go.
+    /// Sends the CLC messages that come first. At the server the application's turn ends the
+    /// client's chance to go.
     #[inline]
     pub(super) fn send_prelude(&mut self) -> Poll<io::Result<()>> {
         match self.prelude {
@@ -225,7 +229,8 @@ impl<T: Tcp> Connection<T> {
     pub(super) fn end_prelude(&self) {
         let (mut rx, mut tx) = (lock(&self.rx), lock(&self.tx));
         rx.resolve_prelude();
-        // At once: the client waits for the Accept. What does not fit goes before the application's first byte.
+        // At once: the client waits for the Accept. What does not fit goes before the application's
+        // first byte.
         let _ = tx.send_prelude();
     }
 

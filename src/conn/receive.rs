@@ -41,15 +41,16 @@ pub(crate) struct Receiver<T: Tcp> {
     /// The word will never be, or is not any more, obeyed.
     pub(crate) pinned: bool,
     pub(super) prelude: Incoming,
-    /// The position by our own count: what the stream began with, and every byte that passed through it. `None` when
-    /// the beginning is not known.
+    /// The position by our own count: what the stream began with, and every byte that passed
+    /// through it. `None` when the beginning is not known.
     pub(crate) own: Option<u64>,
     /// The latest position that the kernel told, and bytes read since.
     last_position: Option<u64>,
-    /// Nothing has found the ring empty since it was last found readable: as tokio's readiness, which lasts until a
-    /// call says WouldBlock.
+    /// Nothing has found the ring empty since it was last found readable: as tokio's readiness,
+    /// which lasts until a call says WouldBlock.
     ready: bool,
-    /// An error (errno) that a look of ours took off the socket, which tells it once: the next read's.
+    /// An error (errno) that a look of ours took off the socket, which tells it once: the next
+    /// read's.
     saved: Option<i32>,
     /// A request for more than the window that is not answered yet.
     pub(crate) stall: Option<Stall>,
@@ -68,8 +69,8 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) death: Option<Death>,
     /// The sending direction is in the ring and its peer died without reading all of it.
     pub(crate) peer_left_unread: bool,
-    /// The reset of a connection was reported, to a reader or a writer; from then on there is only the end, as with
-    /// TCP.
+    /// The reset of a connection was reported, to a reader or a writer; from then on there is only
+    /// the end, as with TCP.
     pub(crate) reset_reported: &'a AtomicBool,
 }
 
@@ -121,8 +122,8 @@ impl<T: Tcp> Receiver<T> {
                     return self.remember(op, answer);
                 }
                 Path::Draining { at, until } if at == until => {
-                    // A byte behind the switch position is none of this connection's, unless it is an urgent one:
-                    // that never was in the stream.
+                    // A byte behind the switch position is none of this connection's, unless it is
+                    // an urgent one: that never was in the stream.
                     let fd = self.fd()?;
                     let stray = sys::queued_in(fd).is_ok_and(|unread| unread > 0);
                     if stray && !sys::has_urgent(fd).unwrap_or(false) {
@@ -209,7 +210,8 @@ impl<T: Tcp> Receiver<T> {
         }
     }
 
-    /// An error that the socket will not tell again. Who only asks for readiness leaves it to the next read.
+    /// An error that the socket will not tell again. Who only asks for readiness leaves it to the
+    /// next read.
     fn saved_error<O: ReadOp<T>>(&mut self) -> Option<io::Error> {
         let code = if O::CONSUMES || O::PEEKS { self.saved.take() } else { self.saved };
         code.map(io::Error::from_raw_os_error)
@@ -225,8 +227,8 @@ impl<T: Tcp> Receiver<T> {
         if self.saved.is_some() { Ok(()) } else { Err(error) }
     }
 
-    /// Waits until TCP has a byte or its end (0). An error of the socket counts as the end; [`Receiver::saved_error`]
-    /// has it.
+    /// Waits until TCP has a byte or its end (0). An error of the socket counts as the end;
+    /// [`Receiver::saved_error`] has it.
     pub(super) fn look_at_tcp(&mut self) -> Poll<io::Result<usize>> {
         if self.saved.is_some() {
             return Poll::Ready(Ok(0));
@@ -238,7 +240,8 @@ impl<T: Tcp> Receiver<T> {
         }
     }
 
-    /// What a peek sees behind TCP's last byte: who waits for more by peeking must not wait for ever.
+    /// What a peek sees behind TCP's last byte: who waits for more by peeking must not wait for
+    /// ever.
     fn peek_behind<O: ReadOp<T>>(&mut self, op: &mut O, length: usize) -> usize {
         match (self.path, self.dmb.as_mut()) {
             (Path::Draining { at, until }, Some(dmb)) if at + length as u64 == until => {
@@ -258,16 +261,18 @@ impl<T: Tcp> Receiver<T> {
         }
     }
 
-    /// Has TCP nothing more before X, though our own count is short of it? So somebody else has taken bytes, past this
-    /// stream. Asked only when a read has found nothing: as long as TCP has bytes, our own count decides.
+    /// Has TCP nothing more before X, though our own count is short of it? So somebody else has
+    /// taken bytes, past this stream. Asked only when a read has found nothing: as long as TCP has
+    /// bytes, our own count decides.
     pub(crate) fn is_drained(&mut self, until: u64) -> bool {
-        // Right before an urgent byte the kernel has nothing to read either, and does not count what lies behind it.
+        // Right before an urgent byte the kernel has nothing to read either, and does not count
+        // what lies behind it.
         let at_mark = |this: &Self| this.fd().and_then(sys::is_at_mark).unwrap_or(false);
         self.own == Some(until) || (matches!(self.look(), Ok(Some(at)) if at >= until) && !at_mark(self))
     }
 
-    /// TCP says that the stream has ended: true only if the word agrees. Whoever switched before he closed has left
-    /// the rest in the ring.
+    /// TCP says that the stream has ended: true only if the word agrees. Whoever switched before he
+    /// closed has left the rest in the ring.
     fn confirm_end(
         &mut self,
         end: Poll<io::Result<usize>>,
@@ -286,7 +291,8 @@ impl<T: Tcp> Receiver<T> {
         None
     }
 
-    /// TCP has nothing now. A word that changed, or bytes that someone else read, change the answer.
+    /// TCP has nothing now. A word that changed, or bytes that someone else read, change the
+    /// answer.
     fn confirm_pending(&mut self, on_pending: OnPending) -> Option<Poll<io::Result<usize>>> {
         match self.path {
             Path::Draining { until, .. } => {
@@ -328,17 +334,20 @@ impl<T: Tcp> Receiver<T> {
         }
     }
 
-    /// The sender has switched there. How far this end has read says our own count: the kernel also counts as taken
-    /// what lies before an urgent byte, or in a program's hands (BPF), and the application has yet to get it.
+    /// The sender has switched there. How far this end has read says our own count: the kernel also
+    /// counts as taken what lies before an urgent byte, or in a program's hands (BPF), and the
+    /// application has yet to get it.
     pub(crate) fn drain_until(&mut self, until: u64) -> io::Result<()> {
-        // For the case that the connection is closed before all is read: the kernel does not tell any more then.
+        // For the case that the connection is closed before all is read: the kernel does not tell
+        // any more then.
         let _ = self.look();
         let at = self.own.ok_or_else(|| SmcError::OutOfStep.of(io::ErrorKind::Other))?;
         self.path = Path::Draining { at, until };
         Ok(())
     }
 
-    /// Bytes taken from TCP so far, from the kernel; after CLOSE from the last valid look and what was read since.
+    /// Bytes taken from TCP so far, from the kernel; after CLOSE from the last valid look and what
+    /// was read since.
     pub(crate) fn look(&mut self) -> io::Result<Option<u64>> {
         let fd = self.fd()?;
         let position =
@@ -428,7 +437,8 @@ impl<T: Tcp> Receiver<T> {
             return Ok(Step::Read(length));
         }
         let flags = dmb.consumer.writer_flags();
-        // A reset behind the sender's end is not seen by who reads; the socket, which never saw the end, would tell it.
+        // A reset behind the sender's end is not seen by who reads; the socket, which never saw the
+        // end, would tell it.
         let ended = flags.contains(Flags::DONE_WRITING) && flags.contains(Flags::ABORT);
         if over && !ended {
             return Ok(Step::Tcp);
@@ -439,7 +449,8 @@ impl<T: Tcp> Receiver<T> {
                 return Ok(Step::Again);
             }
             if circumstances().death == Some(Death::Failed) && !flags.contains(Flags::DONE_WRITING) {
-                // The peer closed because we have reset it: no end that an application may take for the sender's.
+                // The peer closed because we have reset it: no end that an application may take for
+                // the sender's.
                 return Ok(Step::Failed);
             }
             // As with TCP, a reset behind the sender's FIN is not seen by who reads.
@@ -488,7 +499,8 @@ enum Step {
     },
 }
 
-/// Linux tells of a reset once, whoever asks first; then there is the end. Who only asks for readiness takes nothing.
+/// Linux tells of a reset once, whoever asks first; then there is the end. Who only asks for
+/// readiness takes nothing.
 #[cold]
 fn report_reset<T: Tcp, O: ReadOp<T>>(told: &AtomicBool, why: SmcError) -> io::Result<usize> {
     let takes = O::CONSUMES || O::PEEKS;

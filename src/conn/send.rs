@@ -43,14 +43,16 @@ pub(crate) struct Sender<T: Tcp> {
     ready: bool,
     /// A write has failed: every later one fails.
     broken: bool,
-    /// The ring is over, and nothing in it was lost: TCP takes what is written from here on, and tells what becomes
-    /// of it. So a write that its peer's close has crossed is lost as on TCP, and the next one fails as there.
+    /// The ring is over, and nothing in it was lost: TCP takes what is written from here on, and
+    /// tells what becomes of it. So a write that its peer's close has crossed is lost as on TCP,
+    /// and the next one fails as there.
     pub(crate) over: bool,
     /// The reader has closed, and said so.
     closed: bool,
     /// It is taken for dead.
     silent: bool,
-    /// Bytes went to a peer that was taken for dead. If it lives it must not read a clean end behind them.
+    /// Bytes went to a peer that was taken for dead. If it lives it must not read a clean end
+    /// behind them.
     pub(crate) stray: bool,
     /// The peer died before it read everything: what TCP would tell.
     pub(crate) lost: Option<io::ErrorKind>,
@@ -59,7 +61,8 @@ pub(crate) struct Sender<T: Tcp> {
     pub(crate) largest_write: u64,
     /// The position by our own count, as `Receiver::own`.
     pub(crate) own: Option<u64>,
-    /// What the SYN adds to the kernel's counter; known from the moment a DMB of ours was given away.
+    /// What the SYN adds to the kernel's counter; known from the moment a DMB of ours was given
+    /// away.
     pub(crate) syn: Option<u64>,
     /// Wakes everyone who waits to write.
     pub(crate) waker: Waker,
@@ -209,7 +212,8 @@ impl<T: Tcp> Sender<T> {
     fn poll_direct<O: WriteOp<T>>(&mut self, op: &mut O) -> Poll<io::Result<usize>> {
         let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
         match op.direct(socket, &mut Context::from_waker(&self.waker)) {
-            // It has closed, but its socket was still open when our bytes came there. To who writes that is one event.
+            // It has closed, but its socket was still open when our bytes came there. To who writes
+            // that is one event.
             Poll::Ready(Err(error))
                 if error.kind() == io::ErrorKind::ConnectionReset
                     && (self.closed
@@ -305,9 +309,10 @@ impl<T: Tcp> Sender<T> {
         }
     }
 
-    /// Switches to the ring at this very position, if this end may and the kernel tells where it is. When the kernel
-    /// has another number of bytes than passed through here (urgent data, `SockRef`, splice(2), a BPF program that
-    /// redirects or changes them), nobody knows what the reader gets: the direction stays on TCP.
+    /// Switches to the ring at this very position, if this end may and the kernel tells where it
+    /// is. When the kernel has another number of bytes than passed through here (urgent data,
+    /// `SockRef`, splice(2), a BPF program that redirects or changes them), nobody knows what the
+    /// reader gets: the direction stays on TCP.
     pub(crate) fn try_switch(&mut self, effects: &mut Effects) {
         if self.path == Path::Ring || self.pinned || self.shut || !self.is_past_prelude() {
             return;
@@ -345,7 +350,8 @@ impl<T: Tcp> Sender<T> {
             return;
         }
         if dmb.producer.memory().header().switch(position).is_err() {
-            // The reader has pinned it. Its PINNED is answered here, whether it came already or not.
+            // The reader has pinned it. Its PINNED is answered here, whether it came already or
+            // not.
             self.pinned = true;
             effects.rare().unused = self.dmb.take();
             effects.rare().settled = Some(FallbackReason::Pinned);
@@ -353,7 +359,8 @@ impl<T: Tcp> Sender<T> {
         }
         self.path = Path::Ring;
         effects.socket_check = true;
-        // What Nagle's algorithm or a cork hold back would be waited for until the next acknowledgement.
+        // What Nagle's algorithm or a cork hold back would be waited for until the next
+        // acknowledgement.
         if queued > 0 && sys::unsent_out(fd).is_ok_and(|unsent| unsent > 0) {
             let _ = sys::push_unsent(fd);
         }

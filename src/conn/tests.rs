@@ -1,5 +1,6 @@
-//! Tests of one connection without a runtime: both ends, their links and their sockets are driven by hand, in one
-//! thread, so that every interleaving is the test's own choice and comes out the same again.
+//! Tests of one connection without a runtime: both ends, their links and their sockets are driven
+//! by hand, in one thread, so that every interleaving is the test's own choice and comes out the
+//! same again.
 
 mod aborts;
 mod by_hand;

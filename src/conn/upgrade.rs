@@ -12,7 +12,8 @@ use crate::link::tally;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock, rank};
 use crate::transport::{FallbackReason, LoopbackIsm};
 
-/// For how long the peer may leave a step unanswered before who waits is told so. Nothing else ends then.
+/// For how long the peer may leave a step unanswered before who waits is told so. Nothing else ends
+/// then.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// How far the upgrade is.
@@ -71,7 +72,8 @@ pub(crate) struct Upgrade {
     pending: AtomicBool,
     /// Those who wait for a change of it.
     pub(super) watchers: WakerSet,
-    /// When both directions had left TCP, and for what: noted once, and boxed, for few streams have it.
+    /// When both directions had left TCP, and for what: noted once, and boxed, for few streams have
+    /// it.
     done: OnceLock<Box<(Duration, LoopbackIsm)>>,
 }
 
@@ -174,7 +176,8 @@ impl Upgrade {
                 return false;
             }
             let before = std::mem::replace(&mut state.phase, Phase::Settled(reason));
-            // The registration stays: an offer for a stream that lives is refused, not kept waiting.
+            // The registration stays: an offer for a stream that lives is refused, not kept
+            // waiting.
             (before, state.offer.take())
         };
         drop(gone);
@@ -213,7 +216,8 @@ impl<T: Tcp> Connection<T> {
         }
     }
 
-    /// Begins an upgrade that the application asked for; `false` when one runs, has ended, or is not possible.
+    /// Begins an upgrade that the application asked for; `false` when one runs, has ended, or is
+    /// not possible.
     pub(crate) fn begin_upgrade(&self) -> bool {
         self.role != Role::Server && self.upgrade.begin()
     }

@@ -1,7 +1,7 @@
 //! Everyone who waits for one direction of a stream, whatever it travels through.
 //!
-//! TCP's own waker slot always holds the set itself, so that no switch of the transport can lose a waiter: first the
-//! mode changes, then the whole set wakes and looks again.
+//! TCP's own waker slot always holds the set itself, so that no switch of the transport can lose a
+//! waiter: first the mode changes, then the whole set wakes and looks again.
 
 use std::task::{Wake, Waker};
 
@@ -76,7 +76,8 @@ impl WakerSet {
     }
 }
 
-/// Those who wait for either direction of a stream, kept apart from it so that an interrupt keeps no socket open.
+/// Those who wait for either direction of a stream, kept apart from it so that an interrupt keeps
+/// no socket open.
 #[derive(Clone, Default)]
 pub(crate) struct Waiters {
     pub(crate) readers: Arc<WakerSet>,

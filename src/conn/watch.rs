@@ -25,8 +25,8 @@ impl<T: Tcp> Connection<T> {
         lock(&self.upgrade.state).due().filter(|due| *due > sys::monotonic())
     }
 
-    /// Waits until the stream is upgraded, or is known to stay on TCP, or the peer has left its turn unanswered for too
-    /// long (see [`Connection::answer_due`]).
+    /// Waits until the stream is upgraded, or is known to stay on TCP, or the peer has left its
+    /// turn unanswered for too long (see [`Connection::answer_due`]).
     pub(crate) fn poll_upgraded(&self, cx: &mut Context<'_>, key: &mut WatchKey) -> Poll<Transport> {
         self.upgrade.watchers.enlist(&mut key.changed, cx.waker());
         // The peer's switch of our receiving direction comes as an interrupt for data.

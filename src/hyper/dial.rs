@@ -75,7 +75,8 @@ impl Settings {
 /// Connects to one of the addresses, and does what the upgrade policy wants of connect.
 pub(super) async fn dial(addresses: Vec<SocketAddr>, settings: &Settings) -> Result<SmcStream, ConnectError> {
     let stream = first_of(addresses, settings).await?;
-    // Not before the search has ended: a policy that waits must not have the other addresses tried meanwhile.
+    // Not before the search has ended: a policy that waits must not have the other addresses tried
+    // meanwhile.
     stream.after_connect(settings.connect_timeout).await.map_err(|error| {
         let error = ConnectError::new("tcp connect error", error);
         match stream.peer_addr() {
@@ -110,7 +111,8 @@ async fn first_of(mut addresses: Vec<SocketAddr>, settings: &Settings) -> Result
     }
     let others_share = share(others.len());
     let mut one = pin!(in_turn(&preferred, preferred_share, settings));
-    // RFC 6555, section 4: the other family begins when the preferred one has failed, or has not answered in time.
+    // RFC 6555, section 4: the other family begins when the preferred one has failed, or has not
+    // answered in time.
     let early = tokio::time::timeout(delay, one.as_mut()).await;
     let other = pin!(in_turn(&others, others_share, settings));
     match early {

@@ -1,6 +1,7 @@
 //! Arenas and segments: the shared memory an endpoint lends to one peer.
 //!
-//! An arena is one sealed memory file, made by the endpoint that *receives* through it and mapped by both:
+//! An arena is one sealed memory file, made by the endpoint that *receives* through it and mapped
+//! by both:
 //!
 //! ```text
 //! control     signal bits, raised by the peer for the arena's owner
@@ -8,20 +9,22 @@
 //! firsts      segment 0 of every slot, 4 KiB each
 //! ```
 //!
-//! All of it is dense, so that idle connections share page tables and 64 of them have room in 384 KiB of address space.
-//! A larger segment of a ring is a memory file of its own, made by the receiver when the sender asks for it.
+//! All of it is dense, so that idle connections share page tables and 64 of them have room in
+//! 384 KiB of address space. A larger segment of a ring is a memory file of its own, made by the
+//! receiver when the sender asks for it.
 //!
-//! The owner gives pages their memory before a token or a segment leaves its process, and the peer before it first
-//! touches them (which costs nothing when the owner was honest): when memory runs out somebody is told so by an error,
-//! never by SIGBUS. No descriptor is needed once a file is mapped. Nothing of it is inherited by a forked child or
-//! written to a core dump.
+//! The owner gives pages their memory before a token or a segment leaves its process, and the peer
+//! before it first touches them (which costs nothing when the owner was honest): when memory runs
+//! out somebody is told so by an error, never by SIGBUS. No descriptor is needed once a file is
+//! mapped. Nothing of it is inherited by a forked child or written to a core dump.
 //!
 //! # What makes the raw copies sound
 //!
-//! Mapped memory is never a slice or a reference to bytes. Headers and signal bits consist of atomics only and may
-//! be referred to. Payload is copied through raw pointers; the ring's cursors, validated on each load, keep sender
-//! and receiver apart within this process. What a hostile *process* writes at the same time cannot be helped: it may
-//! change what the bytes are (they are its own bytes), and nothing else depends on them.
+//! Mapped memory is never a slice or a reference to bytes. Headers and signal bits consist of
+//! atomics only and may be referred to. Payload is copied through raw pointers; the ring's cursors,
+//! validated on each load, keep sender and receiver apart within this process. What a hostile
+//! *process* writes at the same time cannot be helped: it may change what the bytes are (they are
+//! its own bytes), and nothing else depends on them.
 #![expect(unsafe_code, reason = "the memory is shared with another process: no safe type describes it")]
 
 #[cfg(test)]
@@ -48,7 +51,8 @@ pub(crate) const CONTROL_BYTES: usize = 16 * 1024;
 /// Alignment of the parts of an arena: the largest page size of the platforms Linux runs on.
 const PART: usize = 64 * 1024;
 
-/// What is entered into the page table as a segment is mapped. Who fills more waits for its pages in good company.
+/// What is entered into the page table as a segment is mapped. Who fills more waits for its pages
+/// in good company.
 const MOST_PREFAULTED: usize = 256 * 1024;
 
 const _: () = {
@@ -114,10 +118,10 @@ struct Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         if self.charge.is_some() {
-            // Else this process would pay for what the peer goes on to map. What an honest one still writes there nobody
-            // reads.
-            // SAFETY: nothing in this process refers to the memory any more, which is about to be unmapped; what the
-            // advice takes away are pages of a file that stays as long as it is.
+            // Else this process would pay for what the peer goes on to map. What an honest one
+            // still writes there nobody reads. SAFETY: nothing in this process refers to the memory
+            // any more, which is about to be unmapped; what the advice takes away are pages of a
+            // file that stays as long as it is.
             let _ = unsafe { self.map.unchecked_advise(UncheckedAdvice::Remove) };
         }
     }
@@ -134,14 +138,14 @@ impl Mapping {
         Ok(Arc::new(Mapping { map, charge, _place: place }))
     }
 
-    /// Gives the range its pages. Touching it cannot raise SIGBUS afterwards, unless whoever has the file takes pages
-    /// away; bytes already there stay.
+    /// Gives the range its pages. Touching it cannot raise SIGBUS afterwards, unless whoever has
+    /// the file takes pages away; bytes already there stay.
     fn populate(&self, range: Range<usize>) -> io::Result<()> {
         self.map.advise_range(Advice::PopulateWrite, range.start, range.len())
     }
 
-    /// Enters the first pages, which are there, into this process's page table: all at once, and before a read or write
-    /// of the application waits for it, page by page.
+    /// Enters the first pages, which are there, into this process's page table: all at once, and
+    /// before a read or write of the application waits for it, page by page.
     fn prefault(&self) {
         // Nothing depends on it.
         let _ = self.populate(0..self.map.len().min(MOST_PREFAULTED));
@@ -169,7 +173,8 @@ pub(crate) struct ArenaMap {
 impl ArenaMap {
     fn map(fd: BorrowedFd<'_>, layout: Layout) -> io::Result<Arc<ArenaMap>> {
         let map = ArenaMap { mapping: Mapping::new(fd, layout.total, None)?, layout };
-        // Whoever made the file may not have given the signal bits their pages, or may have taken them away.
+        // Whoever made the file may not have given the signal bits their pages, or may have taken
+        // them away.
         map.mapping.populate(0..CONTROL_BYTES)?;
         Ok(Arc::new(map))
     }
@@ -178,8 +183,9 @@ impl ArenaMap {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for an impossible number; `InvalidData` when `fd` is not a sealed memory file of exactly the
-    /// size that follows from it; otherwise those of the mapping, which are this process's own.
+    /// `InvalidInput` for an impossible number; `InvalidData` when `fd` is not a sealed memory file
+    /// of exactly the size that follows from it; otherwise those of the mapping, which are this
+    /// process's own.
     pub(crate) fn attach(fd: &OwnedFd, slots: u32) -> io::Result<Arc<ArenaMap>> {
         let layout = Layout::new(slots)?;
         sys::verify_memfd(fd.as_fd(), layout.total as u64)?;
@@ -193,13 +199,15 @@ impl ArenaMap {
 
     /// The signal bits of the arena's owner.
     pub(crate) fn signals(&self) -> &SignalPage {
-        // SAFETY: the mapping is page-aligned, longer than CONTROL_BYTES >= size_of::<SignalPage>() and lives as
-        // long as `self`. A SignalPage consists of atomics, for which any bytes are valid, and is never accessed
-        // otherwise. Its pages were allocated by `map` and the seals keep the file from shrinking.
+        // SAFETY: the mapping is page-aligned, longer than CONTROL_BYTES >= size_of::<SignalPage>()
+        // and lives as long as `self`. A SignalPage consists of atomics, for which any bytes are
+        // valid, and is never accessed otherwise. Its pages were allocated by `map` and the seals
+        // keep the file from shrinking.
         unsafe { &*self.mapping.map.as_ptr().cast::<SignalPage>() }
     }
 
-    /// The memory of a slot whose header and first segment have their pages: one that [`Arena::allocate`] returned.
+    /// The memory of a slot whose header and first segment have their pages: one that
+    /// [`Arena::allocate`] returned.
     pub(crate) fn dmb(self: &Arc<Self>, slot: u32) -> Option<DmbMemory> {
         (slot < self.layout.slots).then(|| {
             let header = NonNull::from(self.header(slot));
@@ -209,7 +217,8 @@ impl ArenaMap {
 
     /// The memory of a slot in a peer's arena.
     ///
-    /// Gives header and first segment their pages, which costs nothing where the peer did so: it need not be honest.
+    /// Gives header and first segment their pages, which costs nothing where the peer did so: it
+    /// need not be honest.
     ///
     /// # Errors
     ///
@@ -229,10 +238,11 @@ impl ArenaMap {
 
     fn header(&self, slot: u32) -> &DmbHeader {
         let range = self.layout.header(slot);
-        // SAFETY: `bytes` checked that `range` lies within the mapping. It has room for a DmbHeader and its alignment
-        // (asserted above; the mapping is page-aligned), and the mapping lives as long as `self`. A DmbHeader consists
-        // of atomics, for which any bytes are valid, and is never accessed otherwise. Its pages were allocated before
-        // a DmbMemory of the slot came to be.
+        // SAFETY: `bytes` checked that `range` lies within the mapping. It has room for a DmbHeader
+        // and its alignment (asserted above; the mapping is page-aligned), and the mapping lives as
+        // long as `self`. A DmbHeader consists of atomics, for which any bytes are valid, and is
+        // never accessed otherwise. Its pages were allocated before a DmbMemory of the slot came to
+        // be.
         unsafe { self.mapping.bytes(range).cast::<DmbHeader>().as_ref() }
     }
 
@@ -240,8 +250,9 @@ impl ArenaMap {
     fn clear(&self, slot: u32) {
         self.header(slot).initialise();
         let first = self.mapping.bytes(self.layout.first(slot));
-        // SAFETY: `bytes` checked the range, which is SMALLEST_SEGMENT long. Nobody in this process uses the slot's
-        // payload any more: it is released when its stream is done with it and the producer has detached.
+        // SAFETY: `bytes` checked the range, which is SMALLEST_SEGMENT long. Nobody in this process
+        // uses the slot's payload any more: it is released when its stream is done with it and the
+        // producer has detached.
         unsafe { ptr::write_bytes(first.as_ptr(), 0, SMALLEST_SEGMENT) };
     }
 }
@@ -274,7 +285,8 @@ impl Memory for DmbMemory {
     }
 }
 
-/// Memory that the bytes of a ring lie in: the first segment of a slot, or a larger one with a file of its own.
+/// Memory that the bytes of a ring lie in: the first segment of a slot, or a larger one with a file
+/// of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct DmbSegment {
     /// Keeps what `base` points to.
@@ -284,8 +296,8 @@ pub(crate) struct DmbSegment {
     size: usize,
 }
 
-// SAFETY: `base` points into the mapping that `mapping` keeps. It is only used in `copy_in` and `copy_out`, whose callers
-// keep writers and readers of a byte apart.
+// SAFETY: `base` points into the mapping that `mapping` keeps. It is only used in `copy_in` and
+// `copy_out`, whose callers keep writers and readers of a byte apart.
 unsafe impl Send for DmbSegment {}
 // SAFETY: as above.
 unsafe impl Sync for DmbSegment {}
@@ -314,9 +326,9 @@ impl DmbSegment {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for an impossible size; `InvalidData` when `fd` is not a sealed memory file of exactly that size;
-    /// `OutOfMemory` when its memory is gone, as it is once the lender is done with it; otherwise those of the mapping,
-    /// which are this process's own.
+    /// `InvalidInput` for an impossible size; `InvalidData` when `fd` is not a sealed memory file
+    /// of exactly that size; `OutOfMemory` when its memory is gone, as it is once the lender is
+    /// done with it; otherwise those of the mapping, which are this process's own.
     pub(crate) fn attach(fd: &OwnedFd, bytes: u64) -> io::Result<DmbSegment> {
         let size = usize::try_from(bytes)
             .ok()
@@ -324,8 +336,8 @@ impl DmbSegment {
         let words = || format!("a segment of {bytes} bytes");
         let size = size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, words()))?;
         sys::verify_memfd(fd.as_fd(), bytes)?;
-        // It is the lender who pays: touching what has no memory would cost this process. An honest one has closed its
-        // stream while the grant was on its way.
+        // It is the lender who pays: touching what has no memory would cost this process. An honest
+        // one has closed its stream while the grant was on its way.
         if sys::memory_of(fd.as_fd())? < bytes {
             return Err(io::Error::new(
                 io::ErrorKind::OutOfMemory,
@@ -346,7 +358,8 @@ impl DmbSegment {
     fn bytes(&self, offset: usize, len: usize) -> *mut u8 {
         let fits = offset.checked_add(len).is_some_and(|end| end <= self.size);
         assert!(fits, "{len} bytes at {offset} of a segment of {}", self.size);
-        // SAFETY: `base` is the start of `size` bytes of the mapping, and `offset` lies within them.
+        // SAFETY: `base` is the start of `size` bytes of the mapping, and `offset` lies within
+        // them.
         unsafe { self.base.as_ptr().add(offset) }
     }
 }
@@ -360,17 +373,18 @@ impl Segment for DmbSegment {
     #[inline]
     fn copy_in(&self, offset: usize, src: &[u8]) {
         let to = self.bytes(offset, src.len());
-        // SAFETY: `bytes` checked that `to` is valid for src.len() bytes of the mapping, which nothing in this
-        // process refers to as bytes; so `src` is elsewhere. The segment's pages were allocated before the ring
-        // entered it. The ring lets only its one producer, under its direction's lock, write to this range.
+        // SAFETY: `bytes` checked that `to` is valid for src.len() bytes of the mapping, which
+        // nothing in this process refers to as bytes; so `src` is elsewhere. The segment's pages
+        // were allocated before the ring entered it. The ring lets only its one producer, under its
+        // direction's lock, write to this range.
         unsafe { ptr::copy_nonoverlapping(src.as_ptr(), to, src.len()) };
     }
 
     #[inline]
     fn copy_out(&self, offset: usize, dst: &mut [MaybeUninit<u8>]) {
         let from = self.bytes(offset, dst.len());
-        // SAFETY: as in `copy_in`; `dst` is writable for its length, and MaybeUninit<u8> has the layout of u8. The
-        // producer's cursor, acquired before, ordered its bytes before this copy.
+        // SAFETY: as in `copy_in`; `dst` is writable for its length, and MaybeUninit<u8> has the
+        // layout of u8. The producer's cursor, acquired before, ordered its bytes before this copy.
         unsafe { ptr::copy_nonoverlapping(from.cast_const(), dst.as_mut_ptr().cast(), dst.len()) };
     }
 }
@@ -398,7 +412,8 @@ impl Arena {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for an impossible number of slots; otherwise what is lacking (memory, descriptors).
+    /// `InvalidInput` for an impossible number of slots; otherwise what is lacking (memory,
+    /// descriptors).
     pub(crate) fn create(slots: u32) -> io::Result<(Arena, OwnedFd)> {
         let layout = Layout::new(slots)?;
         let fd = memory_file(layout.total)?;
@@ -412,8 +427,8 @@ impl Arena {
         &self.map
     }
 
-    /// Takes a slot whose DMB is empty, with its header initialised and its first segment backed by memory; `None`
-    /// when all are taken.
+    /// Takes a slot whose DMB is empty, with its header initialised and its first segment backed by
+    /// memory; `None` when all are taken.
     ///
     /// # Errors
     ///
@@ -441,7 +456,8 @@ impl Arena {
         Ok(Some(slot))
     }
 
-    /// Gives a slot back: both sides are done with it (the producer has detached). Nothing of its bytes remains.
+    /// Gives a slot back: both sides are done with it (the producer has detached). Nothing of its
+    /// bytes remains.
     ///
     /// Releasing a slot that is not taken does nothing.
     pub(crate) fn release(&self, slot: u32) {
@@ -451,7 +467,8 @@ impl Arena {
                 debug_assert!(false, "slot {slot} is not taken");
                 return;
             };
-            // Neither taken nor free while it is cleared: nobody gets it, and a second release finds nothing to do.
+            // Neither taken nor free while it is cleared: nobody gets it, and a second release
+            // finds nothing to do.
             *taken = false;
         }
         self.map.clear(slot);

@@ -1,8 +1,10 @@
-//! What this process can spend on its rings: memory to lend, address space to map with, descriptors for its links.
+//! What this process can spend on its rings: memory to lend, address space to map with, descriptors
+//! for its links.
 //!
-//! Receive memory is the receiver's, as in TCP: whoever lends a segment pays for it, out of what its own cgroup and
-//! host have left. Everything here is asked *before* the kernel is, since the kernel answers a lack of memory by
-//! killing somebody, and takes the last of what the application needs itself.
+//! Receive memory is the receiver's, as in TCP: whoever lends a segment pays for it, out of what
+//! its own cgroup and host have left. Everything here is asked *before* the kernel is, since the
+//! kernel answers a lack of memory by killing somebody, and takes the last of what the application
+//! needs itself.
 
 use std::io;
 use std::time::Duration;
@@ -10,9 +12,11 @@ use std::time::Duration;
 use super::sys::{self, Means};
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
-/// All rings together hold at most this part of the memory of the process (of its cgroup, or of the host).
+/// All rings together hold at most this part of the memory of the process (of its cgroup, or of the
+/// host).
 const LENT_PART: u64 = 4;
-/// One segment takes at most this part of the memory that is left: the nearer the end, the smaller the steps.
+/// One segment takes at most this part of the memory that is left: the nearer the end, the smaller
+/// the steps.
 const SEGMENT_PART: u64 = 8;
 /// One mapping takes at most this part of the address space, or of the locked memory, that is left.
 const MAPPING_PART: u64 = 4;
@@ -20,7 +24,8 @@ const MAPPING_PART: u64 = 4;
 const MAPPINGS_PART: usize = 2;
 /// Links hold at most this part of the descriptors of the process.
 const DESCRIPTORS_PART: usize = 4;
-/// The last ones of them are left to the application: this part, but neither fewer nor more than so many.
+/// The last ones of them are left to the application: this part, but neither fewer nor more than so
+/// many.
 const RESERVED_PART: usize = 8;
 const LEAST_RESERVED: usize = 4;
 const MOST_RESERVED: usize = 64;
@@ -55,7 +60,8 @@ fn means() -> Known {
         before => {
             let (lent, mapped) = (LENT.load(Ordering::Relaxed), MAPPED.load(Ordering::Relaxed));
             let fresh = Known { means: sys::means(), since: now, lent, mapped };
-            // For lack of a descriptor nothing can be read: then what was known is better than nothing.
+            // For lack of a descriptor nothing can be read: then what was known is better than
+            // nothing.
             let kept = before.filter(|_| fresh.means.memory == u64::MAX).unwrap_or(fresh);
             *known = Some(kept);
             kept
@@ -92,7 +98,8 @@ pub(crate) fn charge(bytes: usize) -> io::Result<Charge> {
     Err(io::Error::new(io::ErrorKind::OutOfMemory, words))
 }
 
-/// The largest power of two up to `bytes` that [`charge`] allows at the moment; 0 when that is less than `least`.
+/// The largest power of two up to `bytes` that [`charge`] allows at the moment; 0 when that is less
+/// than `least`.
 pub(crate) fn affordable(bytes: u64, least: u64) -> u64 {
     let most = most(&means(), LENT.load(Ordering::Relaxed)).min(bytes);
     let fits = if most == 0 { 0 } else { 1 << most.ilog2() };
@@ -117,8 +124,8 @@ impl Drop for MappingPlace {
     }
 }
 
-/// Refuses a mapping that would take too much of a limited address space, of what may be locked where all is, or of the
-/// mappings that a process may have.
+/// Refuses a mapping that would take too much of a limited address space, of what may be locked
+/// where all is, or of the mappings that a process may have.
 ///
 /// # Errors
 ///
@@ -176,8 +183,8 @@ pub(crate) enum Need {
     Moment,
 }
 
-/// Refuses to use a descriptor of which only the last are left: the kernel hands out the lowest free number, so all
-/// below `number` are in use.
+/// Refuses to use a descriptor of which only the last are left: the kernel hands out the lowest
+/// free number, so all below `number` are in use.
 ///
 /// # Errors
 ///

@@ -7,12 +7,12 @@
 //! port/<port>/<id>    the endpoint has an SmcListener on that TCP port
 //! ```
 //!
-//! There is no daemon. Whoever finds an endpoint dead (its lock free and nobody listening) removes what it left.
-//! The directory says where to ask, never whom to trust: a peer proves itself over the connection, by the
-//! credentials the kernel vouches for.
+//! There is no daemon. Whoever finds an endpoint dead (its lock free and nobody listening) removes
+//! what it left. The directory says where to ask, never whom to trust: a peer proves itself over
+//! the connection, by the credentials the kernel vouches for.
 //!
-//! Names are looked up relative to open directories and no symbolic link is followed, so what was checked when the
-//! device was opened is what is used afterwards.
+//! Names are looked up relative to open directories and no symbolic link is followed, so what was
+//! checked when the device was opened is what is used afterwards.
 
 mod endpoint;
 mod port;
@@ -44,7 +44,8 @@ pub(crate) struct Device {
 struct Inner {
     path: PathBuf,
     gid: [u8; 16],
-    /// Others write to the directory too (it is sticky): peers of other users must reach our sockets.
+    /// Others write to the directory too (it is sticky): peers of other users must reach our
+    /// sockets.
     shared: bool,
     endpoints: OwnedFd,
     ports: OwnedFd,
@@ -84,13 +85,14 @@ fn explain(error: impl Into<io::Error>, words: impl fmt::Display) -> io::Error {
 }
 
 impl Device {
-    /// Opens the device of directory `dir`, or of this user's default directory: `/dev/shm/smc-lo-<uid>`, and where
-    /// there is no `/dev/shm`, the same in the directory for temporary files. Creates what is missing.
+    /// Opens the device of directory `dir`, or of this user's default directory:
+    /// `/dev/shm/smc-lo-<uid>`, and where there is no `/dev/shm`, the same in the directory for
+    /// temporary files. Creates what is missing.
     ///
     /// # Errors
     ///
-    /// `PermissionDenied` when somebody else could replace or rename a component of the path; otherwise what the
-    /// system gives. The text names the component and says what to do.
+    /// `PermissionDenied` when somebody else could replace or rename a component of the path;
+    /// otherwise what the system gives. The text names the component and says what to do.
     pub(crate) fn open(dir: Option<&Path>) -> io::Result<Device> {
         match dir {
             Some(dir) => Device::open_at(&trust::absolute(dir)?, true),
@@ -127,7 +129,8 @@ impl Device {
     }
 }
 
-/// Reads the GID of a device directory, or gives it one. Of several processes that do so at once, one wins.
+/// Reads the GID of a device directory, or gives it one. Of several processes that do so at once,
+/// one wins.
 fn gid(dir: &OwnedFd, path: &Path) -> io::Result<[u8; 16]> {
     let here = || format!("{}/gid", path.display());
     for _ in 0..100 {
@@ -155,7 +158,8 @@ fn gid(dir: &OwnedFd, path: &Path) -> io::Result<[u8; 16]> {
     Err(io::Error::other(format!("{} is being created and removed all the time", here())))
 }
 
-/// Puts a new GID under a name of its own and links it to the final name: whoever sees that, sees all of it.
+/// Puts a new GID under a name of its own and links it to the final name: whoever sees that, sees
+/// all of it.
 fn create_gid(dir: &OwnedFd, (mut gid, draft): ([u8; 16], u64)) -> io::Result<()> {
     // RFC 9562: version 4, variant 10
     gid[6] = gid[6] & 0x0f | 0x40;

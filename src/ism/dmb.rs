@@ -1,9 +1,11 @@
-//! The header of a direct memory buffer (DMB): everything both ends of one direction share besides the bytes.
+//! The header of a direct memory buffer (DMB): everything both ends of one direction share besides
+//! the bytes.
 //!
-//! A DMB lies in memory of the direction's receiver and is written by its sender. The header holds, each on cache
-//! lines of its own, what the sender publishes (cursor, hops, flags), what the receiver publishes (cursor, hop
-//! number, flags), one line for each of the two "wake me" flags, and the words that decide whether this direction
-//! left TCP. Both processes may write every byte of it: whoever reads a word validates it and keeps the copy.
+//! A DMB lies in memory of the direction's receiver and is written by its sender. The header holds,
+//! each on cache lines of its own, what the sender publishes (cursor, hops, flags), what the
+//! receiver publishes (cursor, hop number, flags), one line for each of the two "wake me" flags,
+//! and the words that decide whether this direction left TCP. Both processes may write every byte
+//! of it: whoever reads a word validates it and keeps the copy.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
@@ -20,7 +22,8 @@ pub(crate) const HOPS: usize = 16;
 #[cfg(loom)]
 pub(crate) const HOPS: usize = 2;
 
-/// Connection state flags, as in the CDC message of SMC-D (RFC 7609, section A.4): each end only ever adds some.
+/// Connection state flags, as in the CDC message of SMC-D (RFC 7609, section A.4): each end only
+/// ever adds some.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Flags(u32);
 
@@ -33,7 +36,8 @@ impl Flags {
     pub(crate) const CLOSED: Flags = Flags(0x40);
     /// The end is gone and threw data away: the connection is reset.
     pub(crate) const ABORT: Flags = Flags(0x20);
-    /// The receiver reads what is there, and no more: its descriptor was shut down. (Not one of SMC's.)
+    /// The receiver reads what is there, and no more: its descriptor was shut down. (Not one of
+    /// SMC's.)
     pub(crate) const SHUT: Flags = Flags(0x10);
 
     const KNOWN: u32 = Self::DONE_WRITING.0 | Self::CLOSED.0 | Self::ABORT.0 | Self::SHUT.0;
@@ -98,7 +102,8 @@ pub(crate) enum HandshakeWord {
 }
 
 impl HandshakeWord {
-    // A value nobody defines comes from a peer that breaks the rules; `Off` gives it nothing to decide.
+    // A value nobody defines comes from a peer that breaks the rules; `Off` gives it nothing to
+    // decide.
     const fn from_word(word: u32) -> HandshakeWord {
         match word {
             0 => HandshakeWord::None,
@@ -144,8 +149,8 @@ pub(crate) struct ConsumerLine {
     pub hop: AtomicU64,
 }
 
-/// What a sender looks at with every write. So it hears of a receiver's end from the next one on, as on TCP, and the
-/// receiver's cursor, which moves all the time, costs it nothing.
+/// What a sender looks at with every write. So it hears of a receiver's end from the next one on,
+/// as on TCP, and the receiver's cursor, which moves all the time, costs it nothing.
 #[repr(C, align(128))]
 pub(crate) struct ReaderLine {
     /// The receiver waits for data: as [`ArmedLine`].
@@ -215,9 +220,11 @@ impl DmbHeader {
         header
     }
 
-    /// Puts the header of a slot into its first state; by the owner, before the token leaves the process.
+    /// Puts the header of a slot into its first state; by the owner, before the token leaves the
+    /// process.
     ///
-    /// The message that carries the token orders these stores before whatever the peer does with it.
+    /// The message that carries the token orders these stores before whatever the peer does with
+    /// it.
     pub(crate) fn initialise(&self) {
         self.producer.prod.store(0, Ordering::Relaxed);
         self.producer.hop_count.store(0, Ordering::Relaxed);
@@ -235,7 +242,8 @@ impl DmbHeader {
         self.arm_both();
     }
 
-    // Somebody may already wait on TCP when a slot is made, and must hear of the first thing that happens in it.
+    // Somebody may already wait on TCP when a slot is made, and must hear of the first thing that
+    // happens in it.
     fn arm_both(&self) {
         self.reader.armed.store(1, Ordering::Relaxed);
         self.space_armed.0.store(1, Ordering::Release);
@@ -246,7 +254,8 @@ impl DmbHeader {
         Direction::from_word(self.switch.direction.load(Ordering::Acquire))
     }
 
-    /// Moves the direction onto the ring from `position` on; by the sender. The error is what was decided before.
+    /// Moves the direction onto the ring from `position` on; by the sender. The error is what was
+    /// decided before.
     pub(crate) fn switch(&self, position: u64) -> Result<(), Direction> {
         match position.checked_add(1) {
             Some(word) if word != PINNED => self.decide(word),
@@ -255,7 +264,8 @@ impl DmbHeader {
         }
     }
 
-    /// Keeps the direction on TCP if nothing else was decided; by either end. Returns the final value.
+    /// Keeps the direction on TCP if nothing else was decided; by either end. Returns the final
+    /// value.
     pub(crate) fn pin(&self) -> Direction {
         match self.decide(PINNED) {
             Ok(()) => Direction::Pinned,
@@ -276,7 +286,8 @@ impl DmbHeader {
         HandshakeWord::from_word(self.switch.handshake.load(Ordering::Acquire))
     }
 
-    /// Moves the handshake over TCP from one state to another. The error is the state it was in instead.
+    /// Moves the handshake over TCP from one state to another. The error is the state it was in
+    /// instead.
     pub(crate) fn move_handshake(&self, from: HandshakeWord, to: HandshakeWord) -> Result<(), HandshakeWord> {
         self.switch
             .handshake

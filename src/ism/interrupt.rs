@@ -1,8 +1,9 @@
-//! Interrupts between two endpoints: which connections have news, and whether their poller has to be rung awake.
+//! Interrupts between two endpoints: which connections have news, and whether their poller has to
+//! be rung awake.
 //!
-//! The [`SignalPage`] lies in the memory of the endpoint that is interrupted. A sender sets the bit of a connection
-//! and rings (writes an eventfd) only if the page says that nobody is looking. When the poller looks, how long it
-//! goes on looking and when it sleeps is up to the [`Window`].
+//! The [`SignalPage`] lies in the memory of the endpoint that is interrupted. A sender sets the bit
+//! of a connection and rings (writes an eventfd) only if the page says that nobody is looking. When
+//! the poller looks, how long it goes on looking and when it sleeps is up to the [`Window`].
 
 #[cfg(all(test, loom))]
 mod models;
@@ -59,7 +60,8 @@ struct WordLines([AtomicU64; WORDS]);
 #[repr(C, align(128))]
 pub(crate) struct SignalPage {
     stamp: StampLine,
-    // One bit for each word that may have bits, so that a look at an idle page costs two cache lines.
+    // One bit for each word that may have bits, so that a look at an idle page costs two cache
+    // lines.
     summary: SummaryLine,
     words: WordLines,
 }
@@ -77,12 +79,14 @@ impl SignalPage {
         }
     }
 
-    /// Tells connection `index` of a signal. True if the caller has to ring the page's poller awake.
+    /// Tells connection `index` of a signal. True if the caller has to ring the page's poller
+    /// awake.
     ///
-    /// That is when the poller sleeps (the first to notice rings), or when its last look is more than `stale_after`
-    /// away from `now()`, in either direction since time namespaces shift the clock: then its task may be stuck
-    /// behind another one. `last_rung` belongs to the calling end of the link and holds the last stamp it rang for,
-    /// so that a poller that is late is rung once and not with every message.
+    /// That is when the poller sleeps (the first to notice rings), or when its last look is more
+    /// than `stale_after` away from `now()`, in either direction since time namespaces shift the
+    /// clock: then its task may be stuck behind another one. `last_rung` belongs to the calling end
+    /// of the link and holds the last stamp it rang for, so that a poller that is late is rung once
+    /// and not with every message.
     pub(crate) fn raise(
         &self,
         index: u32,
@@ -99,9 +103,9 @@ impl SignalPage {
         // After the bit, so that whoever takes the summary finds it (SYNC POINT: `drain`).
         self.summary.0[word / 64].fetch_or(1 << (word % 64), Ordering::Release);
 
-        // Between setting the bits and reading the stamp; pairs with the fence in `sleep`. Either the poller sees
-        // the bits before it sleeps or we see that it sleeps. The caller's own fence, between its cursor and the
-        // armed flag, does not order these two.
+        // Between setting the bits and reading the stamp; pairs with the fence in `sleep`. Either
+        // the poller sees the bits before it sleeps or we see that it sleeps. The caller's own
+        // fence, between its cursor and the armed flag, does not order these two.
         fence(Ordering::SeqCst);
         let stamp = self.stamp.0.load(Ordering::Relaxed);
         if stamp == ASLEEP {
@@ -118,8 +122,8 @@ impl SignalPage {
             if summary.load(Ordering::Relaxed) == 0 {
                 continue;
             }
-            // The summary first: a bit set after its word was taken brings the summary back. Acquire, so that the
-            // bits announced are there (SYNC POINT: `raise`).
+            // The summary first: a bit set after its word was taken brings the summary back.
+            // Acquire, so that the bits announced are there (SYNC POINT: `raise`).
             let mut words = summary.swap(0, Ordering::Acquire);
             while words != 0 {
                 let word = group * 64 + words.trailing_zeros() as usize;
@@ -147,8 +151,8 @@ impl SignalPage {
         self.stamp.0.store(now_ns.max(1), Ordering::Relaxed);
     }
 
-    /// Announces that the poller goes to sleep. True if it may: senders ring from now on. False if there are signals:
-    /// drain and publish a look before trying again.
+    /// Announces that the poller goes to sleep. True if it may: senders ring from now on. False if
+    /// there are signals: drain and publish a look before trying again.
     pub(crate) fn sleep(&self) -> bool {
         self.stamp.0.store(ASLEEP, Ordering::Relaxed);
         // Between the stamp and the bits; pairs with the fence in `raise`.

@@ -1,17 +1,21 @@
-//! The ring of one direction: one sender, one receiver, a DMB between them that grows while it runs.
+//! The ring of one direction: one sender, one receiver, a DMB between them that grows while it
+//! runs.
 //!
-//! A DMB has one small segment of its own, number 0. A sender that finds it full asks for a larger one; the receiver,
-//! whose memory it is, lends it under a number of its own (*grants* it), and takes it back once the stream has left it.
-//! Bytes are numbered by their position in the stream, from 0. The stream *visits* one segment after the other: a visit
-//! that begins at position B uses its segment as a ring, position p at offset (p − B) mod size. When a segment is full
-//! and a granted one is there the sender *hops*: it publishes the record {position, segment}, then the number of hops,
-//! then its cursor. The receiver reads up to the position of its next hop and moves on when there is something behind
-//! it. So no byte straddles two segments, and growing needs no empty ring.
+//! A DMB has one small segment of its own, number 0. A sender that finds it full asks for a larger
+//! one; the receiver, whose memory it is, lends it under a number of its own (*grants* it), and
+//! takes it back once the stream has left it. Bytes are numbered by their position in the stream,
+//! from 0. The stream *visits* one segment after the other: a visit that begins at position B uses
+//! its segment as a ring, position p at offset (p − B) mod size. When a segment is full and a
+//! granted one is there the sender *hops*: it publishes the record {position, segment}, then the
+//! number of hops, then its cursor. The receiver reads up to the position of its next hop and moves
+//! on when there is something behind it. So no byte straddles two segments, and growing needs no
+//! empty ring.
 //!
-//! Each end keeps its own cursor in private memory and publishes it by one `Release` store; of the peer's cursors it
-//! keeps the last value it has seen, and looks again only when that does not suffice. What is read from the header
-//! is checked once against private state, then only the copy is used: a peer that breaks a rule earns a
-//! [`Violation`], and neither a panic, nor an access out of bounds, nor an endless loop.
+//! Each end keeps its own cursor in private memory and publishes it by one `Release` store; of the
+//! peer's cursors it keeps the last value it has seen, and looks again only when that does not
+//! suffice. What is read from the header is checked once against private state, then only the copy
+//! is used: a peer that breaks a rule earns a [`Violation`], and neither a panic, nor an access out
+//! of bounds, nor an endless loop.
 //!
 //! Both ends take `&mut self`: whoever shares one among tasks puts its direction's lock around it.
 
@@ -64,7 +68,8 @@ pub(crate) trait Segment {
 /// Number of the segment that belongs to the DMB itself.
 const FIRST: u64 = 0;
 
-/// Copies of at least this size are published in pieces, so that both ends can copy at the same time.
+/// Copies of at least this size are published in pieces, so that both ends can copy at the same
+/// time.
 const PUBLISH_EVERY: usize = 64 * 1024;
 
 /// The peer broke a rule of the ring: nothing it published can be believed any more.

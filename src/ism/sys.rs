@@ -1,8 +1,9 @@
 //! The system calls the crate makes beyond std's, behind safe signatures.
 //!
-//! Everything here is Linux. Nothing blocks: descriptors are created close-on-exec and non-blocking, messages are
-//! sent and received with `MSG_DONTWAIT`. What rustix or socket2 offer is used from there; the few calls they lack
-//! (or get wrong for us, see [`peer_cred`]) go through libc in the submodules that say so.
+//! Everything here is Linux. Nothing blocks: descriptors are created close-on-exec and
+//! non-blocking, messages are sent and received with `MSG_DONTWAIT`. What rustix or socket2 offer
+//! is used from there; the few calls they lack (or get wrong for us, see [`peer_cred`]) go through
+//! libc in the submodules that say so.
 
 mod diag;
 mod event;

@@ -11,8 +11,8 @@ use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
 
-/// Port of the listener and address of the client; the rest of the tuple is checked live at MATCH, so that accept
-/// needs no further system call.
+/// Port of the listener and address of the client; the rest of the tuple is checked live at MATCH,
+/// so that accept needs no further system call.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Key {
     port: u16,
@@ -30,7 +30,8 @@ impl Key {
     }
 }
 
-/// Something that waits until a stream is accepted; an error: it never will be, by us, or this end can not know.
+/// Something that waits until a stream is accepted; an error: it never will be, by us, or this end
+/// can not know.
 pub(crate) type Waiting = Box<dyn FnOnce(Result<Arc<dyn LinkedStream>, FallbackReason>) + Send>;
 
 struct Waiter {
@@ -79,7 +80,8 @@ const MOST_WAITING: usize = 1024;
 /// What the table knows about a client's connection.
 pub(crate) enum Found {
     Stream(Arc<dyn LinkedStream>),
-    /// Not accepted yet: it waits under this number. `sweep`: somebody has to come after [`FIRST_LOOK`].
+    /// Not accepted yet: it waits under this number. `sweep`: somebody has to come after
+    /// [`FIRST_LOOK`].
     Waits {
         number: u64,
         sweep: bool,
@@ -110,8 +112,8 @@ impl AcceptedStreams {
         }
     }
 
-    /// Our stream of the connection that a client describes; when there is none yet, `waiting` is called once it is
-    /// accepted.
+    /// Our stream of the connection that a client describes; when there is none yet, `waiting` is
+    /// called once it is accepted.
     pub(crate) fn find_or_wait(&self, theirs: &Subject, waiting: impl FnOnce() -> Waiting) -> Found {
         let key = Key::of_client(theirs.tuple);
         // Declared before the lock is taken, and so dropped after it: it may have become the last
@@ -119,7 +121,8 @@ impl AcceptedStreams {
         let found;
         let mut table = lock(&self.table);
         found = table.streams.get(&key).and_then(|(_, stream)| stream.upgrade());
-        // A stream that has ended may have left its address to a younger one, which is still to be accepted.
+        // A stream that has ended may have left its address to a younger one, which is still to be
+        // accepted.
         if let Some(stream) = found.as_ref().filter(|stream| !stream.has_ended()) {
             return Found::Stream(stream.clone());
         }
@@ -140,11 +143,12 @@ impl AcceptedStreams {
         Found::Waits { number, sweep }
     }
 
-    /// Tells those who wait in vain, for connections that are not `to_come` any more. Returns when this sweeper has to
-    /// come again; `None` when nobody waits, or another sweeper comes before.
+    /// Tells those who wait in vain, for connections that are not `to_come` any more. Returns when
+    /// this sweeper has to come again; `None` when nobody waits, or another sweeper comes before.
     ///
-    /// It takes two looks to find one: between accept and insertion a stream looks like one that does not come. Who
-    /// waits is looked at ever more rarely: what waits for long mostly waits for a server that is busy.
+    /// It takes two looks to find one: between accept and insertion a stream looks like one that
+    /// does not come. Who waits is looked at ever more rarely: what waits for long mostly waits for
+    /// a server that is busy.
     pub(crate) fn sweep(
         &self,
         now: Duration,

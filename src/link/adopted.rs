@@ -1,4 +1,5 @@
-//! Sockets that came from outside, by their `SO_COOKIE`: two streams of one connection must not both be upgraded.
+//! Sockets that came from outside, by their `SO_COOKIE`: two streams of one connection must not
+//! both be upgraded.
 
 use std::collections::HashMap;
 use std::sync::Weak;

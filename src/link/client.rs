@@ -14,7 +14,8 @@ use crate::transport::FallbackReason;
 /// Streams that may wait for the peer's HELLO.
 const MOST_BEFORE_HELLO: usize = 4096;
 
-/// An offer that stands; dropping it takes it back with CANCEL, unless the upgrade went on meanwhile.
+/// An offer that stands; dropping it takes it back with CANCEL, unless the upgrade went on
+/// meanwhile.
 struct StandingOffer {
     link: Arc<Link>,
     id: u64,
@@ -71,7 +72,8 @@ impl Link {
             return Err(FallbackReason::PeerPolicy);
         }
         if self.outbox.is_clogged() {
-            // What the connections of this link have to say needs the room: a full queue ends them all.
+            // What the connections of this link have to say needs the room: a full queue ends them
+            // all.
             return Err(FallbackReason::NoAnswer);
         }
         let subject = stream.subject()?;
@@ -102,7 +104,8 @@ impl Link {
             self.end_offer(id, self.reason_after(death));
         }
         if self.restricted.load(Ordering::Relaxed) {
-            // Nobody heard of it, or nobody can answer. (`restrict` sets the mark before it looks for offers.)
+            // Nobody heard of it, or nobody can answer. (`restrict` sets the mark before it looks
+            // for offers.)
             self.end_offer(id, FallbackReason::Denied);
         }
         Ok(())
@@ -231,7 +234,8 @@ impl Link {
                 Prelude { proposal: offer.proposal, accept: accept.to_vec(), confirm },
             );
         }
-        // READY before the first CAS of the word: the server learns of the DMB before it hears of a switch.
+        // READY before the first CAS of the word: the server learns of the DMB before it hears of a
+        // switch.
         self.send(&ready);
         if self.restricted.load(Ordering::Relaxed) {
             // The peer does not hear of it, and neither of a switch then.

@@ -1,4 +1,5 @@
-//! One runtime of one process on a device: its links, its accepted streams and its entries in the directory.
+//! One runtime of one process on a device: its links, its accepted streams and its entries in the
+//! directory.
 
 mod links;
 mod upkeep;
@@ -33,17 +34,18 @@ pub(crate) use upkeep::AcceptedEntry;
 
 /// One runtime of one process on a device.
 ///
-/// A runtime opens it for the first listener that publishes a port, or the first stream that begins an upgrade, and
-/// keeps it in its table; it holds the runtime only as a [`Reactor`]. Its tasks ([`drive`](super::drive)) accept what
-/// connects to its control socket, look for interrupts and serve its timer; each of its links has one more. When one
-/// of them ends, so does the endpoint ([`Endpoint::shut_down`]): every link dies, and nothing starts any more.
+/// A runtime opens it for the first listener that publishes a port, or the first stream that begins
+/// an upgrade, and keeps it in its table; it holds the runtime only as a [`Reactor`]. Its tasks
+/// ([`drive`](super::drive)) accept what connects to its control socket, look for interrupts and
+/// serve its timer; each of its links has one more. When one of them ends, so does the endpoint
+/// ([`Endpoint::shut_down`]): every link dies, and nothing starts any more.
 ///
-/// - Clients call [`Endpoint::offer`], which looks in the device directory for who listens on the peer's port, asks
-///   ([`search`]) where several do, and offers over the link to that endpoint.
-/// - Servers call [`Endpoint::publish`] and [`Endpoint::accept`]; offers and queries for a stream that is not accepted
-///   yet wait in [`AcceptedStreams`].
-/// - Everything may be called from any thread, with no lock held, and by whoever is not a stream inside a step of its
-///   own: an offer may end in a call of a stream.
+/// - Clients call [`Endpoint::offer`], which looks in the device directory for who listens on the
+///   peer's port, asks ([`search`]) where several do, and offers over the link to that endpoint.
+/// - Servers call [`Endpoint::publish`] and [`Endpoint::accept`]; offers and queries for a stream
+///   that is not accepted yet wait in [`AcceptedStreams`].
+/// - Everything may be called from any thread, with no lock held, and by whoever is not a stream
+///   inside a step of its own: an offer may end in a call of a stream.
 pub(crate) struct Endpoint {
     device: Device,
     id: EndpointId,
@@ -117,7 +119,8 @@ impl Endpoint {
         let timers = self.timers.clone();
         self.spawn(async move {
             timers.sleep(pause).await;
-            // Else that was not its time: the timer's task has ended, and the endpoint ends with it.
+            // Else that was not its time: the timer's task has ended, and the endpoint ends with
+            // it.
             if !timers.have_ended() {
                 work();
             }
@@ -169,7 +172,8 @@ impl Endpoint {
         Death::from_u8(self.dead.load(Ordering::Acquire)).map_or(Ok(()), |death| Err(death.reason()))
     }
 
-    /// From now on processes that `policy` has to do with may link with us. Each stream asks its own policy besides.
+    /// From now on processes that `policy` has to do with may link with us. Each stream asks its
+    /// own policy besides.
     pub(crate) fn let_in(&self, policy: &PeerPolicy) {
         let mut let_in = lock(&self.let_in);
         if !let_in.contains(policy) {
@@ -187,8 +191,8 @@ impl Endpoint {
         Err(io::Error::new(io::ErrorKind::PermissionDenied, words))
     }
 
-    /// Says in the device directory that we listen on `port`, for those whom `policy` admits, as long as the entry
-    /// lives.
+    /// Says in the device directory that we listen on `port`, for those whom `policy` admits, as
+    /// long as the entry lives.
     pub(crate) fn publish(&self, port: u16, policy: &PeerPolicy) -> io::Result<Arc<PortEntry>> {
         self.let_in(policy);
         self.device.publish_port(port, self.id()).map(Arc::new)

@@ -1,4 +1,5 @@
-//! How a connection to an endpoint begins: with HELLO, which makes a link of it, or with a QUERY, which is answered.
+//! How a connection to an endpoint begins: with HELLO, which makes a link of it, or with a QUERY,
+//! which is answered.
 
 use std::future::poll_fn;
 use std::io;

@@ -27,19 +27,22 @@ impl Link {
         self.needed.fetch_max(bytes, Ordering::Relaxed);
     }
 
-    /// A stream ends that had a use for so many bytes at most. What earlier ones needed is forgotten by halves.
+    /// A stream ends that had a use for so many bytes at most. What earlier ones needed is
+    /// forgotten by halves.
     pub(crate) fn learn(&self, bytes: u64) {
         // A guess: of two that end at once one may be forgotten.
         let before = self.needed.load(Ordering::Relaxed);
         self.needed.store(bytes.max(before / 2), Ordering::Relaxed);
     }
 
-    /// So many bytes the next stream is likely to have a use for: asked for as it begins, they are there in time.
+    /// So many bytes the next stream is likely to have a use for: asked for as it begins, they are
+    /// there in time.
     pub(crate) fn expected(&self) -> u64 {
         self.needed.load(Ordering::Relaxed)
     }
 
-    /// The stream that reads from our DMB of that token; `None` also for one that has crossed its own DETACH.
+    /// The stream that reads from our DMB of that token; `None` also for one that has crossed its
+    /// own DETACH.
     fn reader(&self, token: u64) -> Option<Arc<dyn LinkedStream>> {
         let stream = lock(&self.state).own.stream(token);
         stream.and_then(|stream| stream.upgrade())

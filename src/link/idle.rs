@@ -1,4 +1,5 @@
-//! The end of a link that nobody needs: its descriptors and its memory are not held for a peer without connections.
+//! The end of a link that nobody needs: its descriptors and its memory are not held for a peer
+//! without connections.
 
 use super::{Fault, Link};
 use crate::link::message::Message;
@@ -24,7 +25,8 @@ impl Drop for Hold {
 }
 
 impl Link {
-    /// To be called with the lock of the endpoint's links held, as everything that decides whether it is idle.
+    /// To be called with the lock of the endpoint's links held, as everything that decides whether
+    /// it is idle.
     pub(crate) fn hold(self: &Arc<Self>) -> Hold {
         self.users.fetch_add(1, Ordering::Relaxed);
         Hold(self.clone())

@@ -12,10 +12,11 @@ use crate::link::message::Message;
 use crate::peer::is_same_user;
 use crate::transport::FallbackReason;
 
-/// Why a stream stays on TCP after `error` of a system call that this end made for itself; `otherwise` when the error
-/// tells nothing but that the call failed.
+/// Why a stream stays on TCP after `error` of a system call that this end made for itself;
+/// `otherwise` when the error tells nothing but that the call failed.
 pub(crate) fn reason_of(error: &io::Error, otherwise: FallbackReason) -> FallbackReason {
-    // Of a file in the device directory: that it is full, or not ours to write, is the directory's matter.
+    // Of a file in the device directory: that it is full, or not ours to write, is the directory's
+    // matter.
     let mut at_place = false;
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = cause {
@@ -54,7 +55,8 @@ pub(crate) fn why_no_link(message: &[u8]) -> Option<FallbackReason> {
     }
 }
 
-/// What it means when that process hangs up without a word: whoever does not trust our user does so.
+/// What it means when that process hangs up without a word: whoever does not trust our user does
+/// so.
 pub(crate) fn silence_of(peer: &PeerCred) -> FallbackReason {
     if is_same_user(peer) { FallbackReason::LinkDown } else { FallbackReason::PeerPolicy }
 }
@@ -63,12 +65,12 @@ fn of_errno(errno: Errno, at_place: bool) -> Option<FallbackReason> {
     match errno {
         Errno::MFILE | Errno::NFILE | Errno::TOOMANYREFS => Some(FallbackReason::Descriptors),
         Errno::NOMEM | Errno::NOBUFS => Some(FallbackReason::Memory),
-        // A filter of the process answers with whatever it was told to; these are the usual ones. A kernel without the
-        // call, or without that kind of socket, answers likewise.
+        // A filter of the process answers with whatever it was told to; these are the usual ones. A
+        // kernel without the call, or without that kind of socket, answers likewise.
         Errno::NOSYS | Errno::AFNOSUPPORT | Errno::PROTONOSUPPORT => Some(FallbackReason::Denied),
         _ if at_place => None,
-        // Of a memory file, where there is no other space: the host's, or what a limit leaves (of the size of files,
-        // and of locked memory, for which mmap says AGAIN).
+        // Of a memory file, where there is no other space: the host's, or what a limit leaves (of
+        // the size of files, and of locked memory, for which mmap says AGAIN).
         Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::AGAIN => Some(FallbackReason::Memory),
         Errno::PERM | Errno::ACCESS => Some(FallbackReason::Denied),
         _ => None,

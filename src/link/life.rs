@@ -19,7 +19,8 @@ use crate::sync::{Arc, Ordering, lock};
 use crate::transport::{FallbackReason, UCred};
 
 impl Link {
-    /// Reads and answers what has come; returns when the socket is empty, or with `Err` when the link has to end.
+    /// Reads and answers what has come; returns when the socket is empty, or with `Err` when the
+    /// link has to end.
     ///
     /// `Ok(false)`: there may be more than `most` messages, others should have a turn first.
     pub(crate) fn receive(self: &Arc<Self>, buffer: &mut [u8; LONGEST], most: usize) -> Result<bool, Death> {
@@ -33,15 +34,17 @@ impl Link {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                // Told once, when the peer has closed without reading all of ours; what it said before is still there.
+                // Told once, when the peer has closed without reading all of ours; what it said
+                // before is still there.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     crate::trace::warning!("link ended: {error}");
                     self.blame(self.misbehaviour(error));
                     return Err(Death::Fault);
                 }
-                // This process lacks something, or may not ask any more: its connections need the link only to grow and
-                // to free what they leave. They go on until the peer hangs up.
+                // This process lacks something, or may not ask any more: its connections need the
+                // link only to grow and to free what they leave. They go on until the peer hangs
+                // up.
                 Err(error)
                     if reason_of(&error, FallbackReason::LinkDown) != FallbackReason::LinkDown
                         && sys::has_hung_up(self.socket()).is_ok_and(|gone| !gone) =>
@@ -67,7 +70,8 @@ impl Link {
         Ok(false)
     }
 
-    /// Obeys one message: also the first of an accepted connection, which was read to see how it begins.
+    /// Obeys one message: also the first of an accepted connection, which was read to see how it
+    /// begins.
     pub(crate) fn deliver(self: &Arc<Self>, message: Message, carried: Carried) -> Result<(), Death> {
         self.on_message(message, carried).map_err(|Fault(rule)| {
             crate::trace::warning!(
@@ -236,7 +240,8 @@ impl Link {
         }
     }
 
-    /// This end can not serve the link, and says why to its own streams and to the peer; the link is to end.
+    /// This end can not serve the link, and says why to its own streams and to the peer; the link
+    /// is to end.
     pub(crate) fn lacks(&self, reason: FallbackReason) {
         if self.lack.set(reason).is_ok() {
             self.send(&no_link(reason));
@@ -255,7 +260,8 @@ impl Link {
         drop(stale);
     }
 
-    /// Declares the link dead: every stream of it is told once, then the socket closes for both sides.
+    /// Declares the link dead: every stream of it is told once, then the socket closes for both
+    /// sides.
     pub(crate) fn bury(&self, death: Death) {
         if self.death.compare_exchange(0, death as u8, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return;

@@ -1,9 +1,11 @@
-//! The poller of an endpoint: takes the interrupts of all its links and wakes the streams they are for.
+//! The poller of an endpoint: takes the interrupts of all its links and wakes the streams they are
+//! for.
 //!
-//! While there is work it looks again and again, giving way to other tasks between looks, within an adaptive window;
-//! then it arms and sleeps in the reactor. The eventfd is served by a waker that drains the signals inside the
-//! reactor's own turn, so that a handler which blocks the worker the poller sits on delays nobody else (the peers
-//! ring when the poller's last look is stale). docs/design.md, "Wake-ups".
+//! While there is work it looks again and again, giving way to other tasks between looks, within an
+//! adaptive window; then it arms and sleeps in the reactor. The eventfd is served by a waker that
+//! drains the signals inside the reactor's own turn, so that a handler which blocks the worker the
+//! poller sits on delays nobody else (the peers ring when the poller's last look is stale).
+//! docs/design.md, "Wake-ups".
 
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -16,7 +18,8 @@ use crate::link::tally::Looks;
 use crate::shield::shielded;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock, rank};
 
-/// A gap between two looks, in ns, from which the thread may have been preempted; only then the kernel is asked.
+/// A gap between two looks, in ns, from which the thread may have been preempted; only then the
+/// kernel is asked.
 const SUSPICIOUS_GAP: u64 = 10_000;
 
 /// What both the task and the reactor's waker use.
@@ -66,7 +69,8 @@ impl Poller {
         links.iter().filter(|link| !link.signals().sleep()).count() == 0
     }
 
-    /// One look, and what follows from it: `true` to look again soon, `false` when the peers have to ring.
+    /// One look, and what follows from it: `true` to look again soon, `false` when the peers have
+    /// to ring.
     fn turn(&self) -> bool {
         let links = self.links();
         let now = (self.clock)();
@@ -114,7 +118,8 @@ impl Wake for Poller {
             // The reactor is the whole runtime's: it goes on, and the task ends the endpoint.
             self.failed.store(true, Ordering::Release);
         }
-        // A window that is shut needs no task: the streams are awake, and the pages say that we sleep.
+        // A window that is shut needs no task: the streams are awake, and the pages say that we
+        // sleep.
         if looked.unwrap_or(true) {
             let task = lock(&self.task).clone();
             if let Some(task) = task {

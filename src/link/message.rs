@@ -14,7 +14,8 @@ const MAGIC: [u8; 4] = *b"SMCL";
 /// Longest message a link carries, in bytes.
 pub(crate) const LONGEST: usize = 4096;
 
-/// The two addresses of a TCP connection as one of its ends sees them, canonical (no v4-mapped addresses).
+/// The two addresses of a TCP connection as one of its ends sees them, canonical (no v4-mapped
+/// addresses).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Tuple {
     pub(crate) local: SocketAddr,
@@ -75,8 +76,8 @@ pub(crate) enum Message {
     Query { subject: Subject },
     /// Yes; a no is the end of the connection.
     Answer,
-    /// The producer of this DMB has found it full: a segment of so many bytes, please. It would itself hold so many
-    /// more of them, if it were TCP.
+    /// The producer of this DMB has found it full: a segment of so many bytes, please. It would
+    /// itself hold so many more of them, if it were TCP.
     Ask { token: u64, bytes: u64, held: u64 },
     /// The owner lends a segment, which it carries, under this number.
     Grant { token: u64, segment: u64, bytes: u64 },

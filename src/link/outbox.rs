@@ -1,4 +1,5 @@
-//! Messages on their way to the peer: sent at once when the socket takes them, queued otherwise, never blocking.
+//! Messages on their way to the peer: sent at once when the socket takes them, queued otherwise,
+//! never blocking.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,7 +13,8 @@ use crate::sync::{Mutex, assert_unlocked, lock};
 
 /// A peer that lets this many bytes of control messages pile up is not working any more.
 const MOST_QUEUED: usize = 8 << 20;
-/// Descriptors that may wait with their messages: a peer that does not read must not keep more of them open.
+/// Descriptors that may wait with their messages: a peer that does not read must not keep more of
+/// them open.
 const MOST_FDS_QUEUED: usize = 16;
 
 #[derive(Default)]
@@ -53,8 +55,8 @@ impl Outbox {
     ///
     /// # Errors
     ///
-    /// `WouldBlock` when too many of that kind wait; `ETOOMANYREFS` when too many descriptors of this user are on their
-    /// way to others. Nothing has happened then. Else as [`Outbox::send`].
+    /// `WouldBlock` when too many of that kind wait; `ETOOMANYREFS` when too many descriptors of
+    /// this user are on their way to others. Nothing has happened then. Else as [`Outbox::send`].
     pub(crate) fn send_fd(&self, socket: BorrowedFd<'_>, bytes: Vec<u8>, fd: OwnedFd) -> io::Result<Flusher> {
         self.send_or_queue(socket, bytes, Some(fd))
     }
@@ -99,18 +101,21 @@ impl Outbox {
         lock(&self.queue).bytes > MOST_QUEUED / 8
     }
 
-    /// Sends what is queued. `false`: the socket is full, `flusher` is woken when more was queued meanwhile.
+    /// Sends what is queued. `false`: the socket is full, `flusher` is woken when more was queued
+    /// meanwhile.
     pub(crate) fn flush(&self, socket: BorrowedFd<'_>, flusher: &Waker) -> io::Result<bool> {
         let mut queue = lock(&self.queue);
         while let Some((bytes, fd)) = queue.waiting.front() {
             let sent = match transmit(socket, bytes, fd.as_ref()) {
-                // The peer makes do without: it takes what did not come for what it had no place for.
+                // The peer makes do without: it takes what did not come for what it had no place
+                // for.
                 Err(error) if is_too_many_refs(&error) => transmit(socket, bytes, None),
                 sent => sent,
             };
             match sent {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                // The socket would take it: no readiness will tell when. The next message tries again.
+                // The socket would take it: no readiness will tell when. The next message tries
+                // again.
                 Err(error) if lacks_memory(&error) => break,
                 Err(error) => return Err(error),
                 Ok(()) => {

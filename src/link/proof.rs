@@ -1,4 +1,5 @@
-//! The proof that a peer holds the other end of this very TCP connection (docs/protocol.md, "Proof").
+//! The proof that a peer holds the other end of this very TCP connection (docs/protocol.md,
+//! "Proof").
 
 use crate::ism::sys::{self, PeerCred};
 use crate::link::lack::reason_of;
@@ -9,11 +10,13 @@ use crate::transport::FallbackReason;
 /// What a peer gives us to prove that it holds the other end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Evidence {
-    /// The number that the kernel has given to the peer's socket (`SO_COOKIE`), which it tells us of, too.
+    /// The number that the kernel has given to the peer's socket (`SO_COOKIE`), which it tells us
+    /// of, too.
     Cookie(u64),
 }
 
-/// Our end of the connection, as far as it is known when the peer is to prove that it holds the other.
+/// Our end of the connection, as far as it is known when the peer is to prove that it holds the
+/// other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Ours {
     /// C: what OFFER has told the server.
@@ -24,8 +27,9 @@ pub(crate) enum Ours {
 
 /// Proves that `peer` holds the other end of this stream's connection; returns our end of it.
 ///
-/// The order makes the proof exact: our own end is known, then the kernel is asked about theirs, then ours is looked at
-/// again. Two different sockets can not have held these two ends at the same time.
+/// The order makes the proof exact: our own end is known, then the kernel is asked about theirs,
+/// then ours is looked at again. Two different sockets can not have held these two ends at the same
+/// time.
 ///
 /// # Errors
 ///
@@ -51,7 +55,8 @@ pub(crate) fn prove(
     if after == before { Ok(after) } else { Err(FallbackReason::Unproved) }
 }
 
-/// Asks the kernel whether the other end of the connection that is `ours` is the socket with `cookie`, owned by `uid`.
+/// Asks the kernel whether the other end of the connection that is `ours` is the socket with
+/// `cookie`, owned by `uid`.
 fn other_end_is(ours: &Subject, cookie: u64, uid: u32) -> Result<(), FallbackReason> {
     let theirs = ours.tuple.mirrored();
     match sys::owner_of(theirs.local, theirs.remote, cookie, ours.network_namespace) {
@@ -64,8 +69,8 @@ fn other_end_is(ours: &Subject, cookie: u64, uid: u32) -> Result<(), FallbackRea
     }
 }
 
-/// Is our end of the connection that a client describes still to be accepted? A kernel that does not answer, or not for
-/// that network namespace, would prove nothing later either.
+/// Is our end of the connection that a client describes still to be accepted? A kernel that does
+/// not answer, or not for that network namespace, would prove nothing later either.
 pub(crate) fn waits_for_accept(theirs: &Subject) -> Result<(), FallbackReason> {
     let ours = theirs.tuple.mirrored();
     match sys::waits_for_accept(ours.local, ours.remote, theirs.network_namespace) {
@@ -75,7 +80,8 @@ pub(crate) fn waits_for_accept(theirs: &Subject) -> Result<(), FallbackReason> {
     }
 }
 
-/// Addresses that never match: a connection to itself, and addresses that are unique only per interface.
+/// Addresses that never match: a connection to itself, and addresses that are unique only per
+/// interface.
 pub(crate) fn suitable(tuple: Tuple) -> Result<(), FallbackReason> {
     let link_local = |ip: std::net::IpAddr| match ip {
         std::net::IpAddr::V4(v4) => v4.is_link_local(),

@@ -19,12 +19,14 @@ pub(crate) enum Interest {
     Write,
 }
 
-/// A runtime, as the engine sees it: it tells of descriptors and polls tasks. (Time is a descriptor, too.)
+/// A runtime, as the engine sees it: it tells of descriptors and polls tasks. (Time is a
+/// descriptor, too.)
 pub(crate) trait Reactor: Send + Sync {
     /// Registers a descriptor.
     fn watch(&self, fd: OwnedFd) -> io::Result<Arc<dyn Watched>>;
 
-    /// Polls `task` until it is done. A runtime that ends drops it, also one that has ended already.
+    /// Polls `task` until it is done. A runtime that ends drops it, also one that has ended
+    /// already.
     fn spawn(&self, task: Task);
 
     /// For how long at most its poller looks for more interrupts before it sleeps.
@@ -38,13 +40,15 @@ pub(crate) trait Reactor: Send + Sync {
     }
 }
 
-/// A registered descriptor. Its readiness is a guess that holds until an attempt has failed: edge-triggered reactors
-/// tell of every change once.
+/// A registered descriptor. Its readiness is a guess that holds until an attempt has failed:
+/// edge-triggered reactors tell of every change once.
 pub(crate) trait Watched: AsFd + Send + Sync {
-    /// Ready when an attempt may succeed. `Pending` keeps the waker of `cx`, one for each interest: the latest.
+    /// Ready when an attempt may succeed. `Pending` keeps the waker of `cx`, one for each interest:
+    /// the latest.
     fn poll_ready(&self, interest: Interest, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Makes an attempt. One that answers `WouldBlock` ends the readiness that was known before it, and no later one.
+    /// Makes an attempt. One that answers `WouldBlock` ends the readiness that was known before it,
+    /// and no later one.
     fn attempt(&self, interest: Interest, attempt: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()>;
 }
 

@@ -84,7 +84,8 @@ impl Asked {
     }
 }
 
-/// Asks the candidates which one holds the other end of the client's connection, and offers to the first that does.
+/// Asks the candidates which one holds the other end of the client's connection, and offers to the
+/// first that does.
 pub(super) async fn run(
     endpoint: Arc<Endpoint>,
     stream: Weak<dyn LinkedStream>,

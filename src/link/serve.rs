@@ -1,4 +1,5 @@
-//! The task of one link: it takes what comes, sends what waits, and ends the link when that is over.
+//! The task of one link: it takes what comes, sends what waits, and ends the link when that is
+//! over.
 
 use std::future::poll_fn;
 use std::io;
@@ -66,7 +67,8 @@ pub(super) async fn run(link: Arc<Link>, messages_per_turn: usize) {
 /// `Ready` when the queue is worth another try: the readiness was stale or new.
 fn poll_writable(socket: &dyn Watched, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     ready!(socket.poll_ready(Interest::Write, cx))?;
-    // The socket was full a moment ago. If it still is, the readiness was older than that: clear it.
+    // The socket was full a moment ago. If it still is, the readiness was older than that: clear
+    // it.
     let _ = socket.attempt(Interest::Write, &mut || {
         if sys::is_ready(socket.as_fd(), false, true)? {
             Ok(())

@@ -64,7 +64,8 @@ impl Link {
         let key = Key::of_client(subject.tuple);
         let mut proposed = Some(Proposed { offered, clc });
         let link = self.clone();
-        // Under the state lock, so that the stream can not be accepted before its offer is known to wait.
+        // Under the state lock, so that the stream can not be accepted before its offer is known to
+        // wait.
         let mut state = lock(&self.state);
         let found = endpoint.accepted().find_or_wait(&subject, || {
             let proposed = proposed.take();
@@ -127,8 +128,8 @@ impl Link {
         }
         match stream {
             Ok(stream) => self.match_stream(proposed, &stream),
-            // Somebody else has accepted it, or the application has taken or closed it before the offer came, or this
-            // end lacks what it takes to know.
+            // Somebody else has accepted it, or the application has taken or closed it before the
+            // offer came, or this end lacks what it takes to know.
             Err(reason) => self.refuse(id, &mut proposed.clc, reason),
         }
     }
@@ -224,7 +225,8 @@ impl Link {
             clc: accept,
         });
         if self.restricted.load(Ordering::Relaxed) {
-            // `restrict` sets the mark before it looks for matches, and may have looked before this one was there.
+            // `restrict` sets the mark before it looks for matches, and may have looked before this
+            // one was there.
             stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
         }
         self.bury_late(stream);

@@ -1,6 +1,7 @@
 //! The DMBs of a link: our own arenas with the state of each token, and the peer's arenas.
 //!
-//! A slot is free when its DETACH has come *and* its own stream is done with it (docs/protocol.md, "Tokens").
+//! A slot is free when its DETACH has come *and* its own stream is done with it (docs/protocol.md,
+//! "Tokens").
 
 use std::collections::HashMap;
 use std::io;
@@ -166,7 +167,8 @@ pub(crate) enum NoDmb {
 impl PeerArenas {
     /// Takes an arena; no descriptor came with it if this process had none left.
     ///
-    /// The inner error is this process's own lack, and is told again when a DMB of the arena is named.
+    /// The inner error is this process's own lack, and is told again when a DMB of the arena is
+    /// named.
     ///
     /// # Errors
     ///
@@ -198,7 +200,8 @@ impl PeerArenas {
     }
 }
 
-/// Whether an error of attaching a memory file says that the peer broke a rule, not that this process lacks something.
+/// Whether an error of attaching a memory file says that the peer broke a rule, not that this
+/// process lacks something.
 pub(crate) fn is_the_peers(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
 }

@@ -55,10 +55,12 @@ pub(crate) trait InterruptHandler: Send + Sync {
     fn on_interrupt(&self, signal: Signal);
 }
 
-/// Something that stands for a stream until it is dropped: an offer, or the search for whom to offer to.
+/// Something that stands for a stream until it is dropped: an offer, or the search for whom to
+/// offer to.
 pub(crate) type Standing = Box<dyn Send + Sync>;
 
-/// The CLC messages of a connection that go over TCP before its first byte (docs/protocol.md, "Policy Handshake").
+/// The CLC messages of a connection that go over TCP before its first byte (docs/protocol.md,
+/// "Policy Handshake").
 #[derive(Clone, Debug)]
 pub(crate) struct Prelude {
     pub(crate) proposal: Vec<u8>,
@@ -84,7 +86,8 @@ pub(crate) enum Answer {
         fd: OwnedFd,
     },
     Deny(Refusal),
-    /// That depends on what the reader does, or on what will be had then: it is to be asked again after that time.
+    /// That depends on what the reader does, or on what will be had then: it is to be asked again
+    /// after that time.
     Later(Duration),
     /// The peer has broken a rule.
     Fault(&'static str),
@@ -101,10 +104,11 @@ pub(crate) enum Granted {
     NotAsked,
 }
 
-/// The rings of a connection as they grow, as its link sees them: its own DMB, which its reader's end lends more memory,
-/// and the peer's, which its writer asks more for.
+/// The rings of a connection as they grow, as its link sees them: its own DMB, which its reader's
+/// end lends more memory, and the peer's, which its writer asks more for.
 pub(crate) trait GrowingStream {
-    /// Lets the sending ring go back to its first segment if it was idle since the last call. `false`: ask again.
+    /// Lets the sending ring go back to its first segment if it was idle since the last call.
+    /// `false`: ask again.
     fn shrink(&self) -> bool;
 
     /// The peer's writer wants a larger segment of our DMB.
@@ -136,7 +140,8 @@ pub(crate) enum Verdict {
     StayOnTcp(FallbackReason),
     /// S: an offer for this stream was refused; another one may come.
     OfferRefused(FallbackReason),
-    /// The peer named a DMB that this end can not use, or nothing can be said on the link: the sender stays on TCP.
+    /// The peer named a DMB that this end can not use, or nothing can be said on the link: the
+    /// sender stays on TCP.
     CanNotSend(FallbackReason),
     /// Another stream of the same socket exists: neither can know what passes through it.
     SocketShared,
@@ -148,12 +153,14 @@ pub(crate) enum Verdict {
     LinkDied { link: u64, death: Death },
 }
 
-/// A connection as its link sees it. No lock of the link is held during any of these calls, but for `has_ended`.
+/// A connection as its link sees it. No lock of the link is held during any of these calls, but for
+/// `has_ended`.
 pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     /// Live facts from the kernel, or why this stream can not be upgraded.
     fn subject(&self) -> Result<Subject, FallbackReason>;
 
-    /// Is its connection over both ways? Then another one may have its addresses; one that is half closed keeps them.
+    /// Is its connection over both ways? Then another one may have its addresses; one that is half
+    /// closed keeps them.
     fn has_ended(&self) -> bool;
 
     /// Bytes of the largest segment of this stream's DMB.
@@ -171,15 +178,15 @@ pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     /// An offer for this stream stands, until `offer` is dropped.
     fn offered(&self, offer: Standing);
 
-    /// From here on the reader obeys the word in `dmb`. With `accept` the client asks for CLC over TCP; if it goes,
-    /// the Accept is that message.
+    /// From here on the reader obeys the word in `dmb`. With `accept` the client asks for CLC over
+    /// TCP; if it goes, the Accept is that message.
     fn attach_receive(&self, dmb: ReceiveDmb, accept: Option<&[u8]>) -> Result<(), FallbackReason>;
 
     /// From here on the sender may switch to `dmb`.
     fn attach_send(&self, dmb: SendDmb);
 
-    /// C with policy Handshake, between MATCH and READY: sends these messages over TCP, if the word in the server's DMB
-    /// lets it.
+    /// C with policy Handshake, between MATCH and READY: sends these messages over TCP, if the word
+    /// in the server's DMB lets it.
     fn start_prelude(&self, word: &DmbMemory, messages: Prelude);
 
     /// S with policy Handshake, at READY: the client has started its prelude or never will.
@@ -214,8 +221,8 @@ pub(crate) enum Undelivered {
 }
 
 impl PeerInterrupt {
-    /// Interrupts the peer's reader (`Data`) or writer (`Space`), as far as that calls nobody: what is left is for
-    /// [`PeerInterrupt::deliver`], once no lock is held.
+    /// Interrupts the peer's reader (`Data`) or writer (`Space`), as far as that calls nobody: what
+    /// is left is for [`PeerInterrupt::deliver`], once no lock is held.
     #[inline]
     pub(crate) fn raise(&self, signal: Signal) -> Option<Undelivered> {
         self.link.raise(self.index, signal)

@@ -60,7 +60,8 @@ impl Timers {
         Sleep { timers: self.clone(), deadline, number: None }
     }
 
-    /// Sets the timer to the earliest deadline; to be called with the lock held, so that no older one overwrites it.
+    /// Sets the timer to the earliest deadline; to be called with the lock held, so that no older
+    /// one overwrites it.
     fn arm(&self, waiting: &Waiting) -> io::Result<()> {
         let first = waiting.wakers.first_key_value().map(|((deadline, _), _)| {
             // Zero would disarm it.

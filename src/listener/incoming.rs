@@ -9,7 +9,8 @@ use futures_core::Stream;
 use super::SmcListener;
 use crate::stream::SmcStream;
 
-/// The streams that a listener accepts, one after the other, without end: as `tokio_stream`'s `TcpListenerStream`.
+/// The streams that a listener accepts, one after the other, without end: as `tokio_stream`'s
+/// `TcpListenerStream`.
 ///
 /// A failed accept is an item, too; the next one may succeed.
 ///

@@ -1,9 +1,10 @@
 //! The glue to tokio: the only place that spawns its tasks and registers descriptors with it.
 //!
-//! One [`Endpoint`] serves a runtime on a device directory. It is made by the first stream or listener that needs
-//! it and ends with its runtime: dropping the runtime drops the endpoint's tasks, and with the first of them every
-//! link is declared dead, so that nobody waits for a runtime that is gone. A task that panics or returns ends it, too:
-//! what it served has nobody left to wait for. The next stream makes another endpoint then.
+//! One [`Endpoint`] serves a runtime on a device directory. It is made by the first stream or
+//! listener that needs it and ends with its runtime: dropping the runtime drops the endpoint's
+//! tasks, and with the first of them every link is declared dead, so that nobody waits for a
+//! runtime that is gone. A task that panics or returns ends it, too: what it served has nobody left
+//! to wait for. The next stream makes another endpoint then.
 
 mod ops;
 mod tcp;
@@ -73,8 +74,8 @@ struct Tokio(Handle);
 impl Reactor for Tokio {
     fn watch(&self, fd: OwnedFd) -> io::Result<Arc<dyn Watched>> {
         let _context = self.0.enter();
-        // `UnixStream` serves any descriptor here: only its readiness is used, never its reads and writes. (`AsyncFd`
-        // would say the same, but its registration is unsafe since tokio 1.54.)
+        // `UnixStream` serves any descriptor here: only its readiness is used, never its reads and
+        // writes. (`AsyncFd` would say the same, but its registration is unsafe since tokio 1.54.)
         let registered = UnixStream::from_std(std::os::unix::net::UnixStream::from(fd))?;
         Ok(Arc::new(Registered(registered)))
     }

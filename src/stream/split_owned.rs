@@ -38,7 +38,8 @@ pub struct OwnedReadHalf {
 
 /// The half of an [`SmcStream`] to write to, made by [`SmcStream::into_split`].
 ///
-/// Dropping it shuts down the sending direction, unless it is reunited or [forgotten](OwnedWriteHalf::forget).
+/// Dropping it shuts down the sending direction, unless it is reunited or
+/// [forgotten](OwnedWriteHalf::forget).
 ///
 /// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -19,7 +19,8 @@ impl SmcStream {
         cx: &mut Context<'_>,
         op: &mut O,
     ) -> Poll<io::Result<usize>> {
-        // Here for both transports, and not below: a spent budget wakes the task, which must not be under a lock.
+        // Here for both transports, and not below: a spent budget wakes the task, which must not be
+        // under a lock.
         let coop = ready!(poll_proceed(cx));
         let in_ring = self.conn.reads_ring();
         let answer = self.conn.poll_read(cx, op);

@@ -42,11 +42,13 @@ impl SmcStream {
         SmcInfo::new(self, &self.conn, &self.conn.handle)
     }
 
-    /// Whose process holds the other end, as the kernel told the link when it was made (`SO_PEERCRED`).
+    /// Whose process holds the other end, as the kernel told the link when it was made
+    /// (`SO_PEERCRED`).
     ///
     /// # Errors
     ///
-    /// `Unsupported`, with the [`FallbackReason`], while the stream runs on TCP, which does not tell.
+    /// `Unsupported`, with the [`FallbackReason`], while the stream runs on TCP, which does not
+    /// tell.
     pub fn peer_cred(&self) -> io::Result<UCred> {
         self.conn.peer_cred().map_err(io::Error::from)
     }
@@ -56,14 +58,17 @@ impl SmcStream {
         self.conn.counters()
     }
 
-    /// Asks for the upgrade, where this end may ask, and waits until it is done or known not to happen.
+    /// Asks for the upgrade, where this end may ask, and waits until it is done or known not to
+    /// happen.
     ///
-    /// On an accepted stream, whose client does the asking, it only waits for an upgrade that is under way.
+    /// On an accepted stream, whose client does the asking, it only waits for an upgrade that is
+    /// under way.
     ///
-    /// It waits 5 seconds for each of the peer's two steps (to take the offer, to switch its own direction), so 10 in
-    /// total at most, and answers [`FallbackReason::NoAnswer`] then: the peer's process is stopped or busy, or its
-    /// application has not accepted the connection yet. The upgrade goes on in the background all the same;
-    /// [`SmcStream::watch`] tells when it comes.
+    /// It waits 5 seconds for each of the peer's two steps (to take the offer, to switch its own
+    /// direction), so 10 in total at most, and answers [`FallbackReason::NoAnswer`] then: the
+    /// peer's process is stopped or busy, or its application has not accepted the connection yet.
+    /// The upgrade goes on in the background all the same; [`SmcStream::watch`] tells when it
+    /// comes.
     ///
     /// # Cancel safety
     ///
@@ -105,7 +110,8 @@ impl SmcStream {
         self.conn.handle.spawn(offer);
     }
 
-    /// Does what the policy wants of a stream that has just connected; where it waits, then not longer than `limit`.
+    /// Does what the policy wants of a stream that has just connected; where it waits, then not
+    /// longer than `limit`.
     pub(crate) async fn after_connect(&self, limit: Option<Duration>) -> io::Result<()> {
         let wait = match self.conn.config.upgrade_policy {
             _ if self.conn.config.off => return Ok(()),
@@ -179,8 +185,9 @@ impl Patience {
 
 /// The transport of a stream and its changes, also after the stream itself was given away.
 ///
-/// As a `Stream` it yields the transport of now, then every change, and ends when the stream is closed. Changes that follow
-/// each other closely may come as one. It keeps neither the stream nor its socket open.
+/// As a `Stream` it yields the transport of now, then every change, and ends when the stream is
+/// closed. Changes that follow each other closely may come as one. It keeps neither the stream nor
+/// its socket open.
 ///
 /// ```
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -222,7 +229,8 @@ impl TransportWatch {
         self.conn.transport()
     }
 
-    /// Waits until the transport is another one than was seen last; `None` when the stream has been closed.
+    /// Waits until the transport is another one than was seen last; `None` when the stream has been
+    /// closed.
     ///
     /// # Cancel safety
     ///
@@ -232,8 +240,9 @@ impl TransportWatch {
         poll_fn(|cx| self.poll_changed(cx)).await
     }
 
-    /// Waits until the stream runs on loopback-ism, or is known to stay on TCP, or is closed: the transport then. A peer
-    /// that does not answer is waited for as long as [`SmcStream::upgrade`] does.
+    /// Waits until the stream runs on loopback-ism, or is known to stay on TCP, or is closed: the
+    /// transport then. A peer that does not answer is waited for as long as [`SmcStream::upgrade`]
+    /// does.
     ///
     /// # Cancel safety
     ///

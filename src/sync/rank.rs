@@ -1,7 +1,8 @@
 //! The order of locks, kept by the machine in debug builds: docs/design.md, "Locks".
 //!
-//! Each mutex has a rank as part of its type. Whoever holds one locks only mutexes of a later rank, so no two threads
-//! wait for each other. A thread that calls code of others, a waker or a stream, holds none of them.
+//! Each mutex has a rank as part of its type. Whoever holds one locks only mutexes of a later rank,
+//! so no two threads wait for each other. A thread that calls code of others, a waker or a stream,
+//! holds none of them.
 
 /// A place in the order of locks.
 pub(crate) trait Rank {
@@ -103,7 +104,8 @@ mod checked {
         }
     }
 
-    /// To be called where the code of others runs, which may use a stream of ours: this thread holds no lock.
+    /// To be called where the code of others runs, which may use a stream of ours: this thread
+    /// holds no lock.
     pub(crate) fn assert_unlocked(what: &str) {
         let _ = HELD.try_with(|held| {
             // A copy, for a hook of panics may take locks of ours.

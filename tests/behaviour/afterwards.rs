@@ -1,5 +1,6 @@
-//! What is left of a stream once the other end has gone, or once somebody has shut a descriptor down: each line is a play
-//! and what Linux's TCP makes of it, step by step. The mount on tokio's own TCP is the measure of this table.
+//! What is left of a stream once the other end has gone, or once somebody has shut a descriptor
+//! down: each line is a play and what Linux's TCP makes of it, step by step. The mount on tokio's
+//! own TCP is the measure of this table.
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -22,7 +23,8 @@ use crate::watchdog::step;
 /// * `d` drop, `l` drop with zero linger
 /// * `W` `R` `B`: shut the descriptor down to write, to read, both ways
 /// * `G` write 8 MiB, as much as goes
-/// * `,` wait until the end of reading shows, `.` until the descriptor has hung up, `:` until there is something to read
+/// * `,` wait until the end of reading shows, `.` until the descriptor has hung up, `:` until there
+///   is something to read
 /// * `-` wait until the other end's kernel has acknowledged a FIN, which it may put off for 40 ms
 ///
 /// and after `=` what comes of it: bytes, `pipe`, `reset`, `block`, `none`.

@@ -100,7 +100,8 @@ pub(crate) async fn zero_linger_resets_a_waiting_reader<N: Net>(net: &N) {
     // Owned halves end the same way: the option, not the type, decides.
     drop(a.into_split());
     let outcome = reader.await.expect("no panic");
-    // tokio's write half sends a FIN before the socket closes, so TCP may show the end before the reset.
+    // tokio's write half sends a FIN before the socket closes, so TCP may show the end before the
+    // reset.
     match outcome {
         Ok(n) => assert_eq!(n, 0),
         Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),

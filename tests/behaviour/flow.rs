@@ -8,7 +8,8 @@ use crate::net::{Net, Stream, fresh};
 use crate::tools::{fill, pattern};
 use crate::watchdog::step;
 
-/// TCP on loopback absorbs megabytes without a reader; a program that counts on it must not hang on the ring.
+/// TCP on loopback absorbs megabytes without a reader; a program that counts on it must not hang on
+/// the ring.
 pub(crate) async fn both_write_before_they_read<N: Net>(net: &N) {
     for size in [65 << 10, 1 << 20] {
         step(format!("{size} bytes each way"));

@@ -1,5 +1,5 @@
-//! What a user of `TcpStream` sees, written once and mounted three times: on tokio's own TCP, on SMC that runs on
-//! the ring, and on SMC that stays on TCP; each on both of tokio's schedulers.
+//! What a user of `TcpStream` sees, written once and mounted three times: on tokio's own TCP, on
+//! SMC that runs on the ring, and on SMC that stays on TCP; each on both of tokio's schedulers.
 
 mod afterwards;
 #[path = "../support/agree.rs"]

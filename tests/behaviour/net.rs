@@ -1,4 +1,5 @@
-//! What a test body may use of a stream: the part of tokio's surface that `TcpStream` and `SmcStream` share, by name.
+//! What a test body may use of a stream: the part of tokio's surface that `TcpStream` and
+//! `SmcStream` share, by name.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -178,7 +179,8 @@ impl Net for Fallback {
     }
 }
 
-// The inherent methods win over the trait's in `<$stream>::peek`, so each line calls the type's own.
+// The inherent methods win over the trait's in `<$stream>::peek`, so each line calls the type's
+// own.
 macro_rules! implement {
     ($stream:ty, $listener:ty, $read:ty, $write:ty) => {
         impl Stream for $stream {

@@ -237,10 +237,12 @@ pub(crate) async fn a_timeout_leaves_the_stream_whole<N: Net>(net: &N) {
     }
 }
 
-/// A stream that always has bytes must not keep the thread: its reads spend tokio's budget as TCP's do.
+/// A stream that always has bytes must not keep the thread: its reads spend tokio's budget as TCP's
+/// do.
 pub(crate) async fn reads_give_way_to_other_tasks<N: Net>(net: &N) {
     const BYTES: usize = 50_000;
-    // Where another worker may run it, the count says nothing; who never gives way is ended by the watchdog.
+    // Where another worker may run it, the count says nothing; who never gives way is ended by the
+    // watchdog.
     let alone = Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread;
     let (mut a, mut b) = net.pair().await;
     let (started, mut other) = tokio::sync::oneshot::channel();
@@ -292,8 +294,8 @@ pub(crate) async fn an_urgent_byte_is_no_part_of_the_stream<N: Net>(net: &N) {
         assert_eq!(SockRef::from(&a).send_out_of_band(b"!").expect("urgent"), 1);
         a.write_all(&sent[1000..2000]).await.expect("write");
         let mut got = vec![0; sent.len()];
-        // A read ends before the byte; one that is short would end tokio's readiness, and what lies behind the byte
-        // would wait for more to come.
+        // A read ends before the byte; one that is short would end tokio's readiness, and what lies
+        // behind the byte would wait for more to come.
         for part in got[..2000].chunks_mut(1000) {
             b.read_exact(part).await.expect("read");
         }

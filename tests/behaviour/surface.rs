@@ -51,7 +51,8 @@ pub(crate) async fn no_error_to_take<N: Net>(net: &N) {
     assert!(b.take_error().expect("take_error").is_none());
 }
 
-/// On TCP the socket is handed out with every byte in place; on the ring there is nothing to hand out.
+/// On TCP the socket is handed out with every byte in place; on the ring there is nothing to hand
+/// out.
 pub(crate) async fn into_std_where_it_is_tcp<N: Net>(net: &N) {
     let (mut a, b) = net.pair().await;
     a.write_all(b"for std").await.expect("write");

@@ -52,7 +52,8 @@ pub(crate) fn would_block<T>(result: &io::Result<T>) -> bool {
     matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Writes `pattern(from, ..)` until the stream takes no more for a while, and says how much it took.
+/// Writes `pattern(from, ..)` until the stream takes no more for a while, and says how much it
+/// took.
 pub(crate) async fn fill(stream: &impl Stream, from: usize) -> usize {
     let mut taken = 0;
     let quiet = Duration::from_millis(50);

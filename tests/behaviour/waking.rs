@@ -221,7 +221,8 @@ pub(crate) async fn poll_readiness<N: Net>(net: &N) {
     assert_eq!(b.try_read_buf(&mut got).expect("read"), 4);
 }
 
-/// Readiness is what tokio says it is: it lasts until a call says WouldBlock, whatever is there meanwhile.
+/// Readiness is what tokio says it is: it lasts until a call says WouldBlock, whatever is there
+/// meanwhile.
 pub(crate) async fn readiness_lasts_until_would_block<N: Net>(net: &N) {
     let (a, b) = net.pair().await;
     assert!(would_block(&b.try_read(&mut [0; 8])));
@@ -243,7 +244,8 @@ pub(crate) async fn readiness_lasts_until_would_block<N: Net>(net: &N) {
 /// A read that did not fill its buffer has found the end of what is there.
 pub(crate) async fn a_short_read_ends_readiness<N: Net>(net: &N) {
     let (mut a, mut b) = net.pair().await;
-    // The driver has told of the bytes before they are read: news that came later would be another readiness.
+    // The driver has told of the bytes before they are read: news that came later would be another
+    // readiness.
     assert!(would_block(&b.try_read(&mut [0; 8])));
     a.write_all(b"here").await.expect("write");
     b.readable().await.expect("readable");
@@ -273,7 +275,8 @@ pub(crate) async fn a_short_write_ends_readiness<N: Net>(net: &N) {
     drained.await.expect("no panic");
 }
 
-/// As a FIN does, the end shows at once in what `ready` says, also while bytes before it are unread.
+/// As a FIN does, the end shows at once in what `ready` says, also while bytes before it are
+/// unread.
 pub(crate) async fn the_end_shows_before_the_last_bytes_are_read<N: Net>(net: &N) {
     let (mut a, b) = net.pair().await;
     a.write_all(b"last").await.expect("write");
@@ -359,8 +362,8 @@ pub(crate) async fn dropped_waiters_take_no_wakeup_along<N: Net>(net: &N) {
     }
 }
 
-/// One task owns both ends and only tries: nothing may need a second task to make progress (no control message, no
-/// wake-up that blocks).
+/// One task owns both ends and only tries: nothing may need a second task to make progress (no
+/// control message, no wake-up that blocks).
 pub(crate) async fn a_full_pair_in_one_task<N: Net>(net: &N) {
     let (a, b) = net.pair().await;
     let (mut sent, mut received) = (0, 0);

@@ -1,4 +1,5 @@
-//! The other processes of the laboratory: this test binary once more, each driven by words and answering each.
+//! The other processes of the laboratory: this test binary once more, each driven by words and
+//! answering each.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -47,7 +48,8 @@ impl Start {
         self.with(LIMIT, limit)
     }
 
-    /// The heap is taken at once and kept, so that a limit on memory meets the library and not the test's own tasks.
+    /// The heap is taken at once and kept, so that a limit on memory meets the library and not the
+    /// test's own tasks.
     pub(crate) fn with_a_heap_of_its_own(self) -> Self {
         let bytes = 48 << 20;
         self.with("MALLOC_ARENA_MAX", 1)
@@ -90,7 +92,8 @@ impl Start {
     }
 }
 
-/// A running process of the laboratory. It is killed when this is dropped, and does not outlive its parent.
+/// A running process of the laboratory. It is killed when this is dropped, and does not outlive its
+/// parent.
 #[derive(Debug)]
 pub(crate) struct Actor {
     role: String,

@@ -1,4 +1,5 @@
-//! System calls that a sandbox denies: every one that the library makes beyond what tokio and std need themselves.
+//! System calls that a sandbox denies: every one that the library makes beyond what tokio and std
+//! need themselves.
 //!
 //! The list was found with `strace -f` on two processes that upgrade, grow, end and sweep.
 

@@ -1,4 +1,5 @@
-//! The laboratory of limits: what a process lacks never ends a connection, never kills it, and is told as it is.
+//! The laboratory of limits: what a process lacks never ends a connection, never kills it, and is
+//! told as it is.
 
 #[path = "../support/footprint.rs"]
 mod footprint;

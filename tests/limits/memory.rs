@@ -59,7 +59,8 @@ fn locked_memory_is_that_of_tcp_and_8_mib() {
     });
 }
 
-/// Only root may lock what it likes: others have a limit, and then a mapping fails that would exceed it.
+/// Only root may lock what it likes: others have a limit, and then a mapping fails that would
+/// exceed it.
 #[test]
 fn locked_memory_within_a_limit() {
     privileged(|| {

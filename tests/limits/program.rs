@@ -98,7 +98,8 @@ fn begin(program: &Program, limit: Option<String>) -> mpsc::UnboundedReceiver<St
     words
 }
 
-/// Answers the parent's words until it is gone. Each is a task of its own: a limit may come while something runs.
+/// Answers the parent's words until it is gone. Each is a task of its own: a limit may come while
+/// something runs.
 async fn obey(program: Program, to: Option<SocketAddr>, mut words: mpsc::UnboundedReceiver<String>) {
     while let Some(line) = words.recv().await {
         let program = program.clone();

@@ -15,7 +15,8 @@ pub(crate) const USER: u32 = 65_533;
 /// The words that turn a program into one of that user.
 pub(crate) const AS_USER: &[&str] = &["setpriv", "--reuid=65533", "--regid=65533", "--clear-groups"];
 
-/// Runs `body` where it may do what only root may; elsewhere says that it was not run, and fails in CI.
+/// Runs `body` where it may do what only root may; elsewhere says that it was not run, and fails in
+/// CI.
 #[track_caller]
 pub(crate) fn privileged(body: fn()) {
     let lacks = lacking();
@@ -32,7 +33,8 @@ pub(crate) fn not_run(name: &str, lacks: &str) {
     let _ = writeln!(std::io::stderr(), "{words}");
 }
 
-/// Runs `body` where its mounts are seen by nobody else and go with it. `name` is the path of the test.
+/// Runs `body` where its mounts are seen by nobody else and go with it. `name` is the path of the
+/// test.
 pub(crate) fn with_own_mounts(name: &str, body: fn()) {
     if std::env::var(BODY).is_ok_and(|running| running == name) {
         return watched(body);
@@ -76,7 +78,8 @@ pub(crate) fn hand_over(dir: &Path) {
     std::os::unix::fs::chown(dir, Some(USER), Some(USER)).expect("chown");
 }
 
-/// A memory control group of version 1 or 2. It goes when this is dropped, after the processes in it.
+/// A memory control group of version 1 or 2. It goes when this is dropped, after the processes in
+/// it.
 #[derive(Debug)]
 pub(crate) struct Group {
     path: PathBuf,

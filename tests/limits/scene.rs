@@ -1,4 +1,5 @@
-//! A scene: 64 connections talk all the time, a limit comes to one end, and 66 more connections are made.
+//! A scene: 64 connections talk all the time, a limit comes to one end, and 66 more connections are
+//! made.
 
 use std::path::Path;
 
@@ -72,7 +73,8 @@ impl Pair {
         self.client.tell("settle")
     }
 
-    /// Ends all connections and both programs; what each of them says, if nothing is wrong with any byte.
+    /// Ends all connections and both programs; what each of them says, if nothing is wrong with any
+    /// byte.
     pub(crate) fn finish(mut self) -> Result<Outcome, String> {
         let outcome = conclude(&mut self.server, &mut [&mut self.client])?;
         self.client.end()?;
@@ -81,7 +83,8 @@ impl Pair {
     }
 }
 
-/// Ends all connections of a server and its clients; what they say, if nothing is wrong with any byte.
+/// Ends all connections of a server and its clients; what they say, if nothing is wrong with any
+/// byte.
 pub(crate) fn conclude(server: &mut Actor, clients: &mut [&mut Actor]) -> Result<Outcome, String> {
     fn hear(server: &mut Actor, clients: &mut [&mut Actor]) -> Result<Outcome, String> {
         let mut client = Report::default();

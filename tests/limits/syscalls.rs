@@ -1,4 +1,5 @@
-//! A sandbox that denies one system call, at either end, before, while and after connections are upgraded.
+//! A sandbox that denies one system call, at either end, before, while and after connections are
+//! upgraded.
 
 use crate::denied::CALLS;
 use crate::scene::{Moment, Scene, Side, all_well};

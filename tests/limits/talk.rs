@@ -1,4 +1,5 @@
-//! What goes over a connection: both ends send a pattern of their own, and check each byte of the other's.
+//! What goes over a connection: both ends send a pattern of their own, and check each byte of the
+//! other's.
 //!
 //! The server answers each piece with as many bytes, so the client knows when something hangs.
 
@@ -166,7 +167,8 @@ impl Ledger {
 pub(crate) enum Kind {
     /// Both ends send and read all the time.
     Talk = 0,
-    /// The server sends until it is told to finish; the client does not read before it is told so, too.
+    /// The server sends until it is told to finish; the client does not read before it is told so,
+    /// too.
     Pull = 1,
     /// The other way round.
     Push = 2,

@@ -1,5 +1,6 @@
-//! What passes by a stream: urgent data, splice(2), a socket under repair, BPF programs. The kernel then counts other
-//! bytes than went through the stream, which stays on TCP, and nothing of it is lost.
+//! What passes by a stream: urgent data, splice(2), a socket under repair, BPF programs. The kernel
+//! then counts other bytes than went through the stream, which stays on TCP, and nothing of it is
+//! lost.
 
 #[path = "../support/bpf.rs"]
 mod bpf;

@@ -1,4 +1,5 @@
-//! An application, or something of it, that takes the socket of a stream and reads or writes past the stream.
+//! An application, or something of it, that takes the socket of a stream and reads or writes past
+//! the stream.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -41,8 +42,8 @@ async fn send_rest(
     sender.write_all(b"CCCC").await.expect("write");
     let mut got = [0; 12];
     step("reading past the urgent byte");
-    // A read stops before the urgent byte, and one that is short ends tokio's readiness, on its own streams, too: what
-    // lies behind the byte is not waited for but asked for.
+    // A read stops before the urgent byte, and one that is short ends tokio's readiness, on its own
+    // streams, too: what lies behind the byte is not waited for but asked for.
     for part in got.chunks_mut(4) {
         receiver.read_exact(part).await.expect("read");
     }
@@ -103,7 +104,8 @@ fn urgent_data_before_the_upgrade() {
     });
 }
 
-/// On a stream that has moved the byte goes over TCP, out of line: `recv` with `MSG_OOB` gets it, no read does.
+/// On a stream that has moved the byte goes over TCP, out of line: `recv` with `MSG_OOB` gets it,
+/// no read does.
 #[test]
 fn urgent_data_after_the_upgrade() {
     on_both_schedulers(async || {

@@ -1,5 +1,5 @@
-//! Hosts whose BPF programs take the bytes of local connections past TCP, as Cilium and other meshes have them. Only root
-//! may load such programs.
+//! Hosts whose BPF programs take the bytes of local connections past TCP, as Cilium and other
+//! meshes have them. Only root may load such programs.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -24,8 +24,8 @@ const TOTAL: usize = 40_000;
 enum Host {
     /// What is sent goes to the receiver's queue, past TCP.
     Redirects,
-    /// What is received passes through a program. (Without a parser of records: with one, tokio's own streams now and
-    /// then wait for ever, on Linux 6.18.)
+    /// What is received passes through a program. (Without a parser of records: with one, tokio's
+    /// own streams now and then wait for ever, on Linux 6.18.)
     Verdicts,
 }
 

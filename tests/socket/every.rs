@@ -63,7 +63,8 @@ async fn talk(client: &mut SmcStream, server: &mut SmcStream) {
     }
 }
 
-/// The kernel lacks the option, or only root may set it: said aloud, and where root tests it not for the latter.
+/// The kernel lacks the option, or only root may set it: said aloud, and where root tests it not
+/// for the latter.
 fn excused(name: &str, error: &io::Error) -> bool {
     let code = error.raw_os_error();
     let lacks = matches!(code, Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP | libc::ENOENT));

@@ -1,4 +1,5 @@
-//! What options mean once a stream has come of them: inherited as tokio's are, and honoured on shared memory.
+//! What options mean once a stream has come of them: inherited as tokio's are, and honoured on
+//! shared memory.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -180,7 +181,8 @@ async fn last_word(mut reader: impl AsyncRead + Unpin) -> Result<usize, ErrorKin
     reader.read(&mut [0; 8]).await.map_err(|error| error.kind())
 }
 
-/// Zero linger, set on a socket, makes the drop of its stream a reset at the other end; a listener hands it on.
+/// Zero linger, set on a socket, makes the drop of its stream a reset at the other end; a listener
+/// hands it on.
 #[test]
 fn zero_linger_of_a_socket_aborts_on_the_ring() {
     on_both_schedulers(async || {

@@ -1,4 +1,5 @@
-//! Every socket option of socket(7), tcp(7), ip(7) and ipv6(7): what `docs/options.md` says of it is what happens.
+//! Every socket option of socket(7), tcp(7), ip(7) and ipv6(7): what `docs/options.md` says of it
+//! is what happens.
 
 use Found::{Moves, NotForIt, StaysOnTcp};
 use Value::{Classic, Extended, Int, Ints, Md5, Name, Nothing};
@@ -8,7 +9,8 @@ use Value::{Classic, Extended, Int, Ints, Md5, Name, Nothing};
 pub(crate) enum Found {
     Moves,
     StaysOnTcp,
-    /// It is only read, or not meant for a connection; what the kernel answers to setting it does not matter.
+    /// It is only read, or not meant for a connection; what the kernel answers to setting it does
+    /// not matter.
     NotForIt,
 }
 

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_smc::SmcStream;
 
-/// An upgrade takes microseconds; who is not there by now stays on TCP, and the reason is what the test must show.
+/// An upgrade takes microseconds; who is not there by now stays on TCP, and the reason is what the
+/// test must show.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Exchanges single bytes with a peer that does the same (one end calls it with `first`) until both ends report
-/// loopback-ism. Both leave after the same exchange, so nothing of it is left in the stream.
+/// Exchanges single bytes with a peer that does the same (one end calls it with `first`) until both
+/// ends report loopback-ism. Both leave after the same exchange, so nothing of it is left in the
+/// stream.
 pub(crate) async fn agree(stream: &mut SmcStream, first: bool) {
     let started = Instant::now();
     loop {

@@ -1,4 +1,5 @@
-//! The little of bpf(2) that a sockmap needs: maps of sockets, and programs of a few instructions written by hand.
+//! The little of bpf(2) that a sockmap needs: maps of sockets, and programs of a few instructions
+//! written by hand.
 #![allow(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -44,8 +45,8 @@ impl Kind {
 
 /// One bpf(2) with the attributes of `attributes`.
 fn bpf<const N: usize>(command: c_long, attributes: &[u64; N]) -> io::Result<i32> {
-    // SAFETY: the kernel reads `attributes`, whose size is given, and the memory that its pointers name, which the
-    // callers keep alive.
+    // SAFETY: the kernel reads `attributes`, whose size is given, and the memory that its pointers
+    // name, which the callers keep alive.
     let answer =
         unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes)) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer as i32) }
@@ -88,8 +89,8 @@ impl SockHash {
         bpf(PROG_ATTACH, &[fds, pair(kind.attach_type(), 0)]).map(drop)
     }
 
-    /// Sends what is written to a socket straight into the receive queue of the other end, if that is in the map: what
-    /// Cilium and others do on one host.
+    /// Sends what is written to a socket straight into the receive queue of the other end, if that
+    /// is in the map: what Cilium and others do on one host.
     pub(crate) fn redirect(&self) -> io::Result<OwnedFd> {
         let map = self.0.as_raw_fd();
         load(
@@ -154,18 +155,21 @@ fn load(kind: Kind, program: &[[u8; 8]]) -> io::Result<OwnedFd> {
 /// One setsockopt(2).
 pub(crate) fn set_option(socket: RawFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     let size = value.len() as libc::socklen_t;
-    // SAFETY: the pointer and the size describe `value`, and the memory that its pointers name is kept by the callers.
+    // SAFETY: the pointer and the size describe `value`, and the memory that its pointers name is
+    // kept by the callers.
     let status = unsafe { libc::setsockopt(socket, level, name, value.as_ptr().cast(), size) };
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A filter in the old language, as `SO_ATTACH_FILTER` takes it, that lets everything pass; sets it.
+/// A filter in the old language, as `SO_ATTACH_FILTER` takes it, that lets everything pass; sets
+/// it.
 pub(crate) fn set_filter(socket: RawFd, name: i32) -> io::Result<()> {
     // One instruction: return the largest length.
     let program = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: u32::MAX };
     let program = libc::sock_fprog { len: 1, filter: (&raw const program).cast_mut() };
     let size = size_of::<libc::sock_fprog>() as libc::socklen_t;
-    // SAFETY: the pointer is to a program, whose size is given, and whose instruction lives as long as the call.
+    // SAFETY: the pointer is to a program, whose size is given, and whose instruction lives as long
+    // as the call.
     let status =
         unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, name, (&raw const program).cast(), size) };
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

@@ -1,4 +1,5 @@
-//! A second process: this test binary once more, running only its `child_process` test in the role it is given.
+//! A second process: this test binary once more, running only its `child_process` test in the role
+//! it is given.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
@@ -79,7 +80,8 @@ impl Drop for Child {
     }
 }
 
-/// The role this process was started in, if it is a child. A child that has a role does not outlive its parent.
+/// The role this process was started in, if it is a child. A child that has a role does not outlive
+/// its parent.
 pub(crate) fn role() -> Option<String> {
     let role = std::env::var(ROLE).ok()?;
     let kill = Some(rustix::process::Signal::KILL);

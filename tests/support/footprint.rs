@@ -16,7 +16,8 @@ pub(crate) struct Footprint {
     pub(crate) resident: u64,
     /// RssShmem: the resident part that is shared memory.
     pub(crate) shared: u64,
-    /// All memory of the memory files that it maps, each counted once, whoever has touched it; 0 if that is not told.
+    /// All memory of the memory files that it maps, each counted once, whoever has touched it; 0 if
+    /// that is not told.
     pub(crate) mapped: u64,
     /// VmPTE.
     pub(crate) page_tables: u64,
@@ -24,7 +25,8 @@ pub(crate) struct Footprint {
 }
 
 impl Footprint {
-    /// Reads the process `id`; the reading itself costs that process nothing, unless it is this one.
+    /// Reads the process `id`; the reading itself costs that process nothing, unless it is this
+    /// one.
     pub(crate) fn of(id: u32) -> io::Result<Self> {
         let status = fs::read_to_string(format!("/proc/{id}/status"))?;
         let field = |name: &str| {

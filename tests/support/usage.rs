@@ -11,7 +11,8 @@ use tokio::runtime::Handle;
 pub(crate) struct Usage {
     /// Private memory in use, KiB.
     pub(crate) anonymous: u64,
-    /// Memory of all memfds this process holds open or mapped, its own and its peers', KiB; each counted once.
+    /// Memory of all memfds this process holds open or mapped, its own and its peers', KiB; each
+    /// counted once.
     pub(crate) shared: u64,
     pub(crate) fds: u64,
     pub(crate) tasks: u64,
@@ -55,7 +56,8 @@ impl Usage {
     }
 }
 
-/// Reads until `fits`, for what is given back a little after the last close; the last reading if it never does.
+/// Reads until `fits`, for what is given back a little after the last close; the last reading if it
+/// never does.
 pub(crate) fn settled(mut read: impl FnMut() -> Usage, fits: impl Fn(&Usage) -> bool) -> Usage {
     let started = Instant::now();
     loop {

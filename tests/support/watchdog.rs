@@ -53,8 +53,8 @@ pub(crate) fn step(label: impl Into<String>) {
     });
 }
 
-/// The name of the running test, as the harness has given it to the thread; where tests run one by one on the main
-/// thread, the place that asks.
+/// The name of the running test, as the harness has given it to the thread; where tests run one by
+/// one on the main thread, the place that asks.
 #[track_caller]
 pub(crate) fn own_name() -> String {
     let caller = Location::caller().to_string();
@@ -73,7 +73,8 @@ pub(crate) fn on_both_schedulers(body: impl AsyncFn() + Copy + Send + 'static) {
     }
 }
 
-/// Runs `body` on a thread of its own and aborts the process, naming test and step, when it outlives the deadline.
+/// Runs `body` on a thread of its own and aborts the process, naming test and step, when it
+/// outlives the deadline.
 #[track_caller]
 pub(crate) fn watched<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
     let name = own_name();

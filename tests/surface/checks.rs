@@ -1,4 +1,5 @@
-//! The code that stands or falls with one offer: a module on one line, so that the line of an error names the offer.
+//! The code that stands or falls with one offer: a module on one line, so that the line of an error
+//! names the offer.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, format_ident, quote};
@@ -20,7 +21,8 @@ pub(crate) struct Check {
     pub(crate) panics: bool,
 }
 
-/// Types to stand for type parameters: the bound's name, and two types, one with all auto traits where there is one.
+/// Types to stand for type parameters: the bound's name, and two types, one with all auto traits
+/// where there is one.
 fn samples(bound: Option<&str>) -> Option<[Type; 2]> {
     Some(match bound {
         None => [parse_quote!(()), parse_quote!(::std::rc::Rc<()>)],
@@ -121,7 +123,8 @@ fn method(offer: &Offer, signature: &Signature) -> Result<TokenStream, String> {
     let turbofish = (!own.is_empty()).then(|| quote!(::<#(#own),*>));
     let call = quote!(<#this>::#name #turbofish);
 
-    // A function of exactly tokio's signature, which calls it: every program that compiled still does.
+    // A function of exactly tokio's signature, which calls it: every program that compiled still
+    // does.
     let mut wrapper = signature.clone();
     wrapper.ident = format_ident!("wrapper");
     let mut arguments = Vec::new();

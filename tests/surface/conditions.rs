@@ -1,4 +1,5 @@
-//! What `cfg` leaves of tokio's sources on this target: attributes, and the macros that tokio wraps items in.
+//! What `cfg` leaves of tokio's sources on this target: attributes, and the macros that tokio wraps
+//! items in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env::consts;

@@ -1,5 +1,6 @@
-//! What tokio offers to everyone: its public types of TCP with their fields, methods and trait impls, every name in
-//! them made absolute. `WHOSE` stands for the crate, which is tokio or this one.
+//! What tokio offers to everyone: its public types of TCP with their fields, methods and trait
+//! impls, every name in them made absolute. `WHOSE` stands for the crate, which is tokio or this
+//! one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -289,8 +290,8 @@ impl Reader {
     }
 }
 
-/// The public items of an impl that are compiled and not hidden. A hidden one that is deprecated is an old name, which
-/// programs still use.
+/// The public items of an impl that are compiled and not hidden. A hidden one that is deprecated is
+/// an old name, which programs still use.
 fn methods(conditions: &Conditions, items: Vec<ImplItem>) -> Vec<ImplItem> {
     let mut left = Vec::new();
     for item in items {

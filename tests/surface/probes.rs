@@ -15,7 +15,8 @@ impl<T: ?Sized> Probe<T> {
     }
 }
 
-/// Per auto trait a method that answers "yes" where the bound holds, and one that is found after it and answers "no".
+/// Per auto trait a method that answers "yes" where the bound holds, and one that is found after it
+/// and answers "no".
 macro_rules! auto_traits {
     ($($method:ident $yes:ident $no:ident: $bound:path;)*) => {$(
         pub trait $yes { fn $method(&self) -> bool { true } }
@@ -51,7 +52,8 @@ macro_rules! autos {
     }};
 }
 
-/// Functions that take a function of exactly these types: plain ones, those that make a future, and a probe of the future.
+/// Functions that take a function of exactly these types: plain ones, those that make a future, and
+/// a probe of the future.
 macro_rules! functions {
     ($($exact:ident $future:ident $probe:ident ($($argument:ident)*);)*) => {$(
         pub fn $exact<$($argument,)* O>(_: impl Fn($($argument),*) -> O) {}
@@ -100,7 +102,8 @@ thread_local! {
     static LAST: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// What a call panics with and where: with a good socket but no runtime, and with a runtime but a blocking socket.
+/// What a call panics with and where: with a good socket but no runtime, and with a runtime but a
+/// blocking socket.
 pub fn panics(call: impl Fn(bool)) -> Vec<String> {
     panic::set_hook(Box::new(|panic| {
         let text = panic.payload().downcast_ref::<String>().map(String::as_str);

@@ -175,7 +175,8 @@ impl<'a> Program<'a> {
             String::from_utf8_lossy(&built.stderr)
         );
         for (place, codes) in failed {
-            // No such function, associated item, path, type, value or import; and of a trait, no impl.
+            // No such function, associated item, path, type, value or import; and of a trait, no
+            // impl.
             let absent = ["E0599", "E0576", "E0433", "E0412", "E0425", "E0432"];
             let no_impl = matches!(self.offers[place].what, What::Impl(_)) && codes.contains("E0277");
             let missing = no_impl || codes.iter().any(|code| absent.contains(code));
@@ -224,8 +225,8 @@ impl<'a> Program<'a> {
     }
 }
 
-/// Are ours the auto traits that tokio's has? More of unwind safety than tokio's is no difference that a program could
-/// notice; more or less of anything else is.
+/// Are ours the auto traits that tokio's has? More of unwind safety than tokio's is no difference
+/// that a program could notice; more or less of anything else is.
 fn like(ours: &str, theirs: &str) -> bool {
     let unwind_safety = |word: &&str| word.ends_with("UnwindSafe");
     let ours: BTreeSet<&str> = ours.split(' ').collect();

@@ -18,7 +18,8 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(90);
 /// Where the demos of one test meet.
 pub(crate) struct Device(TempDir);
 
-/// A running demo. Dropping it kills it; it also ends with the thread that started it, however that ends.
+/// A running demo. Dropping it kills it; it also ends with the thread that started it, however that
+/// ends.
 pub(crate) struct Demo {
     name: String,
     process: Child,

@@ -135,7 +135,8 @@ fn it_answers_as_a_redis_server_does() {
             let same = match &command[0][..] {
                 // The words of an error are free.
                 _ if ours[0] == b'-' => theirs[0] == b'-',
-                // The servers do not look at the same moment; all lifetimes differ by more than this.
+                // The servers do not look at the same moment; all lifetimes differ by more than
+                // this.
                 b"TTL" if theirs[0] == b':' => seconds(ours).abs_diff(seconds(theirs)) < 100,
                 _ => ours == theirs,
             };

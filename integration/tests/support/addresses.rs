@@ -31,7 +31,8 @@ impl Refusing {
     }
 }
 
-/// An address that never answers: the queue of its listener is full, so that the kernel drops further attempts.
+/// An address that never answers: the queue of its listener is full, so that the kernel drops
+/// further attempts.
 pub(crate) struct Silent {
     pub(crate) addr: SocketAddr,
     _listener: TcpListener,

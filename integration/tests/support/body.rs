@@ -78,7 +78,8 @@ pub(crate) fn sized(length: u64) -> Payload {
     body(length, true)
 }
 
-/// `length` bytes; only the end tells their number if they are not `sized`, in chunks over HTTP/1.1.
+/// `length` bytes; only the end tells their number if they are not `sized`, in chunks over
+/// HTTP/1.1.
 pub(crate) fn body(length: u64, sized: bool) -> Payload {
     Pattern { at: 0, end: length, sized }.map_err(|never| match never {}).boxed()
 }

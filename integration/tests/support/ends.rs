@@ -2,7 +2,8 @@
 
 use tokio_smc::{FallbackReason, TransportWatch};
 
-/// Makes turns until every end runs on loopback-ism; panics with the reason when one of them stays on TCP.
+/// Makes turns until every end runs on loopback-ism; panics with the reason when one of them stays
+/// on TCP.
 pub(crate) async fn until_loopback_ism<const N: usize>(
     ends: [&TransportWatch; N],
     mut turn: impl AsyncFnMut(),

@@ -1,4 +1,5 @@
-//! A small gRPC service and its client, written by hand: what tonic-build would make of four methods.
+//! A small gRPC service and its client, written by hand: what tonic-build would make of four
+//! methods.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -60,8 +61,8 @@ impl NotesServer {
         NotesServer { counted: watch::Sender::new(0), allowed: watch::Sender::new(u64::MAX) }
     }
 
-    /// Answers with the same note, the caller's metadata and who the caller is; a note without payload and with the
-    /// number of a status code is answered with that error.
+    /// Answers with the same note, the caller's metadata and who the caller is; a note without
+    /// payload and with the number of a status code is answered with that error.
     async fn echo(self, request: Request<Note>) -> Result<Response<Note>, Status> {
         let mut metadata = MetadataMap::new();
         for key in ["ask", "ask-twice"] {

@@ -14,7 +14,8 @@ use tower::Service;
 
 /// Makes so many connections; further ones stay under way.
 ///
-/// The pool asks for another connection whenever the ones it has are not idle yet, and takes what comes first.
+/// The pool asks for another connection whenever the ones it has are not idle yet, and takes what
+/// comes first.
 #[derive(Clone)]
 pub(crate) struct Limited<C> {
     connector: C,

@@ -9,7 +9,8 @@ use std::thread;
 /// Somebody else may take the free port in the meantime.
 const ATTEMPTS: usize = 5;
 
-/// A running server. Dropping it stops it; it also ends when the thread that started it does, however that ends.
+/// A running server. Dropping it stops it; it also ends when the thread that started it does,
+/// however that ends.
 #[derive(Debug)]
 pub(crate) struct Program {
     process: Child,
@@ -17,7 +18,8 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Starts what `command` makes for a port, and waits for the line of its output that has `ready` in it.
+    /// Starts what `command` makes for a port, and waits for the line of its output that has
+    /// `ready` in it.
     pub(crate) fn start(ready: &str, mut command: impl FnMut(u16) -> Command) -> Self {
         let mut told = String::new();
         for _ in 0..ATTEMPTS {
@@ -80,8 +82,8 @@ fn free_addr() -> SocketAddr {
         .expect("a free port")
 }
 
-/// The path of a program, found as the shell does or in one more directory; without it the test fails, and says what
-/// to install.
+/// The path of a program, found as the shell does or in one more directory; without it the test
+/// fails, and says what to install.
 pub(crate) fn find(name: &str, also_in: Option<&Path>, package: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -1,8 +1,10 @@
-//! Messages of the real kernel: what Linux' own SMC sent over loopback, taken off the wire with tcpdump.
+//! Messages of the real kernel: what Linux' own SMC sent over loopback, taken off the wire with
+//! tcpdump.
 //!
-//! Two kernels, x86-64, both ends `AF_SMC` sockets on one machine, the UEID set with `smcd ueid add`: 6.12.95 (Debian's,
-//! `net/smc` of the same source with CONFIG_SMC_LO), and 7.3.4 (Debian's source, user-mode Linux, CONFIG_DIBS_LO, where
-//! the host had no name yet when SMC was loaded). `kernel.txt` has one message of each form that they sent.
+//! Two kernels, x86-64, both ends `AF_SMC` sockets on one machine, the UEID set with
+//! `smcd ueid add`: 6.12.95 (Debian's, `net/smc` of the same source with CONFIG_SMC_LO), and 7.3.4
+//! (Debian's source, user-mode Linux, CONFIG_DIBS_LO, where the host had no name yet when SMC was
+//! loaded). `kernel.txt` has one message of each form that they sent.
 
 use super::super::*;
 

@@ -1,4 +1,5 @@
-//! Properties: no input panics, nothing is lost on the way, and no handshake ends in a wrong agreement.
+//! Properties: no input panics, nothing is lost on the way, and no handshake ends in a wrong
+//! agreement.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -167,7 +168,8 @@ fn drive(steps: Vec<Step>, first_contact: bool) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Four times the usual number of cases, which `PROPTEST_CASES` sets. Failing cases are printed, not kept in files.
+/// Four times the usual number of cases, which `PROPTEST_CASES` sets. Failing cases are printed,
+/// not kept in files.
 fn config() -> ProptestConfig {
     let usual = ProptestConfig::default();
     ProptestConfig { failure_persistence: None, cases: usual.cases.saturating_mul(4), ..usual }

@@ -125,8 +125,9 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
     ]
 }
 
-/// What happens to a message on its way: bytes changed (by offset modulo the length), then cut or extended; at
-/// times with the length field put right again, so that the damage gets past the header.
+/// What happens to a message on its way: bytes changed (by offset modulo the length), then cut or
+/// extended; at times with the length field put right again, so that the damage gets past the
+/// header.
 #[derive(Clone, Debug)]
 pub(super) struct Damage {
     bytes: Vec<(usize, u8)>,

@@ -152,7 +152,8 @@ fn version_1_forms() {
 
 #[test]
 fn version_2_proposal_with_version_1_parts() {
-    // Both versions, both paths, 2 EIDs, a native device and the loopback device: offsets 40, 36 + 17 and 96.
+    // Both versions, both paths, 2 EIDs, a native device and the loopback device: offsets 40, 36 +
+    // 17 and 96.
     let wire = bytes(
         "e2d4c3d9 01 0123 2f 00*30 0028 1112131415161718 0700 0035 00*28
          0a000000 18 0000 01 20010db8 00*12 40
@@ -280,7 +281,8 @@ fn releases_have_their_lengths() {
         assert_eq!(Accept::decode(&wire).unwrap(), accept);
         assert_eq!(accept.0.dmb().bytes, 512 << 20, "SMC-R's largest size is tolerated");
     }
-    // Release 0 in the long form, release 1 in the short one, a newer release in less than release 1 has.
+    // Release 0 in the long form, release 1 in the short one, a newer release in less than release
+    // 1 has.
     assert!(with_byte(form(1, v21).encode(), 75, 0x20).is_err());
     assert!(with_byte(form(0, FirstContactV21::default()).encode(), 75, 0x21).is_err());
     assert!(with_byte(form(0, FirstContactV21::default()).encode(), 75, 0x25).is_err());

@@ -1,5 +1,5 @@
-//! Ends that are not peaceful: closes with unread bytes, deaths of links and peers, peers that lie in the ring
-//! (hazards C1, H12, H14, H15, M8).
+//! Ends that are not peaceful: closes with unread bytes, deaths of links and peers, peers that lie
+//! in the ring (hazards C1, H12, H14, H15, M8).
 
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
@@ -38,7 +38,8 @@ impl Mode {
     }
 }
 
-/// A connection of which one direction has switched and the other one never will: what `by_tcp` writes goes through TCP.
+/// A connection of which one direction has switched and the other one never will: what `by_tcp`
+/// writes goes through TCP.
 pub(super) fn mixed(lab: &mut Lab, by_tcp: usize) -> Pair {
     let pair = lab.pair();
     pair.offer(lab);
@@ -102,8 +103,9 @@ fn hazard_h14_a_close_is_a_reset_or_delivers_everything_in_every_mode() {
     });
 }
 
-/// A peer that loses the link first takes this end for dead and writes to TCP. To close with that unread is a reset,
-/// as always, whether this end has lost the link as well or not, and whether it has read since the switch or not.
+/// A peer that loses the link first takes this end for dead and writes to TCP. To close with that
+/// unread is a reset, as always, whether this end has lost the link as well or not, and whether it
+/// has read since the switch or not.
 #[test]
 fn what_comes_by_tcp_after_the_link_is_unread_like_anything_else() {
     watched("what_comes_by_tcp_after_the_link_is_unread_like_anything_else", || {
@@ -182,8 +184,8 @@ fn a_reset_from_outside_is_a_reset_in_the_ring() {
     });
 }
 
-/// After the first of two shutdowns of its descriptor the socket is still listened to, also when nothing but an
-/// acknowledgement has happened in between.
+/// After the first of two shutdowns of its descriptor the socket is still listened to, also when
+/// nothing but an acknowledgement has happened in between.
 #[test]
 fn a_descriptor_is_heeded_until_both_directions_have_ended() {
     watched(|| {

@@ -98,7 +98,8 @@ impl Host {
         self.listener.as_fd()
     }
 
-    /// Takes one thing that has come: a piece of work, a connection, or one message. False: nothing has.
+    /// Takes one thing that has come: a piece of work, a connection, or one message. False: nothing
+    /// has.
     pub(super) fn step(&mut self) -> bool {
         !self.dead && self.by_hand.step()
     }

@@ -1,4 +1,5 @@
-//! One connection whose both ends do whatever they are told, and what has to be true of it at each step.
+//! One connection whose both ends do whatever they are told, and what has to be true of it at each
+//! step.
 
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::os::fd::AsFd;
@@ -44,8 +45,8 @@ pub(super) enum Act {
     Watch,
     Nodelay(bool),
     Cork(bool),
-    /// The application sends an urgent byte past the stream, once: a second one would make an ordinary byte of the
-    /// first.
+    /// The application sends an urgent byte past the stream, once: a second one would make an
+    /// ordinary byte of the first.
     Urgent,
     Shutdown,
     Close,
@@ -86,7 +87,8 @@ struct Side {
     /// How its incoming stream ended.
     end: Option<Result<(), ErrorKind>>,
     write_failed: bool,
-    /// It has been told of an error; TCP tells of a reset once, to whoever asks first, and then of the end.
+    /// It has been told of an error; TCP tells of a reset once, to whoever asks first, and then of
+    /// the end.
     told: bool,
     shut: bool,
     gone: bool,
@@ -376,8 +378,9 @@ impl Model {
         }
     }
 
-    /// Lets everything come to its end: every message is delivered, what waits to be written is written, both ends
-    /// shut down and read all there is. Whoever waits goes on only when it is woken.
+    /// Lets everything come to its end: every message is delivered, what waits to be written is
+    /// written, both ends shut down and read all there is. Whoever waits goes on only when it is
+    /// woken.
     pub(super) fn finish(mut self) {
         self.pair.accept(&self.lab);
         for side in [CLIENT, SERVER] {
@@ -415,7 +418,8 @@ impl Model {
         }
     }
 
-    /// Without a link both ends may have nothing but the other's end on TCP to wait for: one of them closes.
+    /// Without a link both ends may have nothing but the other's end on TCP to wait for: one of
+    /// them closes.
     fn give_up(&mut self) -> bool {
         if !self.link_broke_it() {
             return false;
@@ -427,7 +431,8 @@ impl Model {
         if self.sides[side].end.is_none() {
             let answer = self.pair.conns[side].try_read(&mut peeking(&mut &mut [0][..]), OnPending::Return);
             if answer.is_ready() {
-                // Written by a peer that had not heard of the death, after this end had: TCP's end would tell.
+                // Written by a peer that had not heard of the death, after this end had: TCP's end
+                // would tell.
                 self.sides[side].reader = None;
                 return true;
             }

@@ -1,4 +1,5 @@
-//! Peers that lie, repeat themselves, or speak out of turn (hazards H7, H8, M12): at most their own link ends.
+//! Peers that lie, repeat themselves, or speak out of turn (hazards H7, H8, M12): at most their own
+//! link ends.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -62,7 +63,8 @@ impl Stranger {
         sys::send(self.socket.as_fd(), bytes, fds).expect("send");
     }
 
-    /// The next message that is no HELLO; `Err` when the link has ended, `None` when nothing has come.
+    /// The next message that is no HELLO; `Err` when the link has ended, `None` when nothing has
+    /// come.
     fn hear(&self) -> Result<Option<Message>, ()> {
         let mut buffer = [0; LONGEST];
         loop {
@@ -354,7 +356,8 @@ fn hazard_h8_a_match_is_an_assertion_and_no_proof() {
     watched(|| {
         let lab = Lab::new();
         let unrelated = TcpListener::bind("127.0.0.1:0").unwrap();
-        // Made up; of another socket; of the client's own socket. (That of the innocent server is a secret.)
+        // Made up; of another socket; of the client's own socket. (That of the innocent server is a
+        // secret.)
         let forgeries: [fn(&Impostor, &TcpListener) -> u64; 3] = [
             |_, _| 4711,
             |_, other| sys::cookie(other.as_fd()).unwrap(),

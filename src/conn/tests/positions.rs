@@ -1,4 +1,5 @@
-//! Positions: who else reads and writes the socket, and what the kernel still holds back (hazards C3, H3, M1).
+//! Positions: who else reads and writes the socket, and what the kernel still holds back (hazards
+//! C3, H3, M1).
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -53,8 +54,8 @@ fn hazard_c3_bytes_that_passed_before_the_stream_was_made() {
     });
 }
 
-/// What the kernel does not count as this stream does went past it: whoever sees that before the switch stays on TCP.
-/// Nobody loses a byte of what is left.
+/// What the kernel does not count as this stream does went past it: whoever sees that before the
+/// switch stays on TCP. Nobody loses a byte of what is left.
 #[test]
 fn hazard_c3_others_read_and_write_the_socket_during_the_upgrade() {
     watched(|| {
@@ -96,7 +97,8 @@ fn hazard_c3_others_read_and_write_the_socket_during_the_upgrade() {
     });
 }
 
-/// The server's end is the one whose socket others read or write, and the client's knows nothing of it.
+/// The server's end is the one whose socket others read or write, and the client's knows nothing of
+/// it.
 #[test]
 fn hazard_c3_either_end_may_be_the_one_that_notices() {
     watched(|| {
@@ -134,7 +136,8 @@ fn hazard_c3_two_streams_of_one_connection() {
     watched(|| {
         let mut lab = Lab::new();
         let pair = lab.pair();
-        // Another stream on a copy of the client's descriptor: both offer, each tells the same cookie.
+        // Another stream on a copy of the client's descriptor: both offer, each tells the same
+        // cookie.
         let copy = pair.tcp(CLIENT).tcp.try_clone().unwrap();
         let unused = lab.pair();
         let other = Pair::new(copy, unused.tcp(SERVER).tcp.try_clone().unwrap(), UpgradePolicy::Manual, 4096);
@@ -206,7 +209,8 @@ fn bytes_behind_the_switch_reset_the_connection_and_nothing_else() {
         third.offer(&lab);
         lab.run();
         third.write(CLIENT, b"in the ring");
-        // Somebody writes to the socket of a switched direction; its reader has yet to see the switch.
+        // Somebody writes to the socket of a switched direction; its reader has yet to see the
+        // switch.
         (&third.tcp(CLIENT).tcp).write_all(b"foreign").unwrap();
         patiently("the foreign bytes", || sys::queued_in(third.tcp(SERVER).tcp.as_fd()).unwrap() == 7);
         let error = third.end(SERVER).unwrap_err();

@@ -20,7 +20,8 @@ fn upgrade(pair: &Pair, side: usize) -> Option<Transport> {
     }
 }
 
-/// The side waits, until the peer's turn has lasted too long; then it is told, and the stream says the same.
+/// The side waits, until the peer's turn has lasted too long; then it is told, and the stream says
+/// the same.
 fn waits_but_not_for_ever(pair: &Pair, side: usize) {
     let conn = &pair.conns[side];
     assert_eq!(upgrade(pair, side), None);

@@ -33,7 +33,8 @@ fn hazard_c5_a_late_producer_writes_into_nobody_elses_dmb() {
     watched(|| {
         let mut lab = Lab::new();
         let old = lab.upgraded();
-        // The reader is gone; its peer was stopped in the middle of a write and knows nothing of it.
+        // The reader is gone; its peer was stopped in the middle of a write and knows nothing of
+        // it.
         let late = lock(&old.conns[CLIENT].tx).dmb.as_ref().expect("a DMB").producer.memory().clone();
         old.close(SERVER);
         lab.run();

@@ -15,18 +15,19 @@ use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 /// A socket with the wakers of those who wait for it, one each way, as a reactor keeps them.
 pub(super) struct StdTcp {
     pub(super) tcp: TcpStream,
-    /// With what there was before the read that found nothing. As an edge-triggered reactor does, it takes something new
-    /// to wake: poll(2) may go on calling readable what no read gets to.
+    /// With what there was before the read that found nothing. As an edge-triggered reactor does,
+    /// it takes something new to wake: poll(2) may go on calling readable what no read gets to.
     read: Mutex<Option<(Waker, Look)>>,
     write: Mutex<Option<Waker>>,
-    /// Who waits for any event in the slot of writing and of reading, and what there was when it began to wait.
+    /// Who waits for any event in the slot of writing and of reading, and what there was when it
+    /// began to wait.
     events: [Mutex<Option<(Waker, Look)>>; 2],
     /// The reactor is broken: who asks it for an event panics.
     pub(super) broken: AtomicBool,
 }
 
-/// What an edge-triggered reactor would tell a change of: the end of reading, a failure, the state, received and unread
-/// bytes.
+/// What an edge-triggered reactor would tell a change of: the end of reading, a failure, the state,
+/// received and unread bytes.
 type Look = (bool, bool, Option<(sys::TcpState, u64)>, Option<u32>);
 
 impl StdTcp {
@@ -114,8 +115,8 @@ impl StdTcp {
     }
 }
 
-/// Does what the runtime does for a closed stream: reads exactly the CLC that is left, then closes. True while some
-/// of it has not come.
+/// Does what the runtime does for a closed stream: reads exactly the CLC that is left, then closes.
+/// True while some of it has not come.
 pub(super) fn drain(leftover: &mut Leftover<StdTcp>) -> bool {
     while leftover.clc_left > 0 {
         let mut scratch = [0; 512];

@@ -1,5 +1,5 @@
-//! Urgent data (`MSG_OOB`): a byte that is no part of the stream, though the kernel counts it as one. The application
-//! sends it past the stream, for tokio has no call for it.
+//! Urgent data (`MSG_OOB`): a byte that is no part of the stream, though the kernel counts it as
+//! one. The application sends it past the stream, for tokio has no call for it.
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -50,8 +50,8 @@ enum Read {
     TheUrgentByte,
 }
 
-/// The byte comes before the upgrade, at any moment of it, or after it: the rest of the stream arrives, in order, and
-/// nothing ends. Before the switch it keeps its direction on TCP.
+/// The byte comes before the upgrade, at any moment of it, or after it: the rest of the stream
+/// arrives, in order, and nothing ends. Before the switch it keeps its direction on TCP.
 #[test]
 fn an_urgent_byte_at_any_moment_costs_no_other_byte() {
     watched(|| {
@@ -95,8 +95,8 @@ fn an_urgent_byte_at_any_moment_costs_no_other_byte() {
     });
 }
 
-/// The reader, whose socket is the only one that knows of the byte (the sender has sent it before it made a stream of
-/// its socket), refuses; if the byte comes too late for that, nothing hangs.
+/// The reader, whose socket is the only one that knows of the byte (the sender has sent it before
+/// it made a stream of its socket), refuses; if the byte comes too late for that, nothing hangs.
 #[test]
 fn the_reader_alone_may_notice() {
     watched(|| {
@@ -128,8 +128,8 @@ fn the_reader_alone_may_notice() {
     });
 }
 
-/// A direction that has switched leaves an urgent byte on the socket; to close it with that unread would be a reset, and
-/// throw away what the other direction has still to send over TCP.
+/// A direction that has switched leaves an urgent byte on the socket; to close it with that unread
+/// would be a reset, and throw away what the other direction has still to send over TCP.
 #[test]
 fn an_urgent_byte_left_behind_resets_no_direction_that_is_on_tcp() {
     watched(|| {
@@ -162,7 +162,8 @@ fn an_urgent_byte_left_behind_resets_no_direction_that_is_on_tcp() {
     });
 }
 
-/// Bytes that are urgent when the reader has still to read up to the switch, one or several, in line or not.
+/// Bytes that are urgent when the reader has still to read up to the switch, one or several, in
+/// line or not.
 #[test]
 fn urgent_bytes_right_behind_the_switch_are_no_foreign_ones() {
     watched(|| {
@@ -192,8 +193,9 @@ fn urgent_bytes_right_behind_the_switch_are_no_foreign_ones() {
     });
 }
 
-/// On plain TCP poll(2) calls a socket readable whose one byte is an urgent one, if the window is narrow, and no read
-/// gets to it. The reactor of these tests must not tell of that for ever, as no edge-triggered one does.
+/// On plain TCP poll(2) calls a socket readable whose one byte is an urgent one, if the window is
+/// narrow, and no read gets to it. The reactor of these tests must not tell of that for ever, as no
+/// edge-triggered one does.
 #[test]
 fn a_reactor_tells_once_of_what_no_read_gets_to() {
     watched("a_reactor_tells_once_of_what_no_read_gets_to", || {

@@ -38,7 +38,8 @@ fn hazard_h1_a_reader_that_waits_on_tcp_hears_of_the_switch_at_every_moment() {
                 }
                 let reader = pair.park_reader(side);
                 lab.run();
-                // It may have been woken by the switch already; if it sleeps on, the bytes must wake it.
+                // It may have been woken by the switch already; if it sleeps on, the bytes must
+                // wake it.
                 let reader = if reader.is_woken() { pair.park_reader(side) } else { reader };
                 assert!(pair.writes_ring(1 - side));
                 pair.write(1 - side, b"x");

@@ -109,8 +109,8 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `NotFound` or `ConnectionRefused` when the endpoint is gone (if it died, what it left is removed) or not yet
-    /// ready; `WouldBlock` when too many wait to be accepted by it.
+    /// `NotFound` or `ConnectionRefused` when the endpoint is gone (if it died, what it left is
+    /// removed) or not yet ready; `WouldBlock` when too many wait to be accepted by it.
     pub(crate) fn connect(&self, id: EndpointId) -> io::Result<OwnedFd> {
         sys::seqpacket_connect(&self.inner.socket_path(id)).inspect_err(|error| {
             if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
@@ -121,7 +121,8 @@ impl Device {
 }
 
 impl Inner {
-    /// A path to an endpoint's socket that fits a socket address however long the device directory's is.
+    /// A path to an endpoint's socket that fits a socket address however long the device
+    /// directory's is.
     fn socket_path(&self, id: EndpointId) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{}", self.endpoints.as_raw_fd(), id.sock()))
     }
@@ -163,8 +164,8 @@ impl Inner {
         Ok(rustix::fs::chmod(format!("/proc/self/fd/{}", socket.as_raw_fd()), everybody)?)
     }
 
-    /// Takes the lock of endpoint `id` on its open lock file; false when somebody else has it, or when the file has
-    /// lost its name since it was opened, and a lock on it means nothing.
+    /// Takes the lock of endpoint `id` on its open lock file; false when somebody else has it, or
+    /// when the file has lost its name since it was opened, and a lock on it means nothing.
     pub(super) fn acquire(&self, id: EndpointId, file: &OwnedFd) -> io::Result<bool> {
         match rustix::io::retry_on_intr(|| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive))
         {
@@ -208,7 +209,8 @@ impl Inner {
     /// Errors leave it to the next one who comes by (its owner, if the directory is shared).
     fn bury(&self, id: EndpointId) {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        // Held until the end: nobody else buries it, and an owner between creating and locking it starts anew.
+        // Held until the end: nobody else buries it, and an owner between creating and locking it
+        // starts anew.
         let _lock = match rustix::fs::openat(&self.endpoints, id.lock(), flags, Mode::empty()) {
             Ok(lock) => {
                 if !matches!(self.acquire(id, &lock), Ok(true)) {

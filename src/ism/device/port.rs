@@ -52,8 +52,8 @@ impl Drop for PortEntry {
 }
 
 impl Device {
-    /// Says that endpoint `id`, of this process, has a listener on `port`; until the entry is dropped. Several
-    /// listeners of an endpoint may share a port (another address, SO_REUSEPORT).
+    /// Says that endpoint `id`, of this process, has a listener on `port`; until the entry is
+    /// dropped. Several listeners of an endpoint may share a port (another address, SO_REUSEPORT).
     ///
     /// # Errors
     ///

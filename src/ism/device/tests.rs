@@ -11,8 +11,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::{Device, EndpointEntry, EndpointId, format_gid, io, parse_gid, sys};
 
-/// Held while a child process starts, and by tests that close a lock or a listener and expect it to be gone: between
-/// fork and exec the child has copies of both.
+/// Held while a child process starts, and by tests that close a lock or a listener and expect it to
+/// be gone: between fork and exec the child has copies of both.
 static FORK: Mutex<()> = Mutex::new(());
 
 fn no_fork() -> MutexGuard<'static, ()> {

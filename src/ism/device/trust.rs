@@ -16,7 +16,8 @@ pub(super) struct Directory {
     pub(super) shared: bool,
 }
 
-/// Opening a directory as such, without following a symbolic link, and without the right to list it.
+/// Opening a directory as such, without following a symbolic link, and without the right to list
+/// it.
 const WALK: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Opening a directory to be listed.
 const LIST: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -32,10 +33,11 @@ pub(super) fn absolute(path: &Path) -> io::Result<PathBuf> {
     Ok(whole)
 }
 
-/// Opens a device directory, component by component, and creates the last one if it is missing (mode 0700).
+/// Opens a device directory, component by component, and creates the last one if it is missing
+/// (mode 0700).
 ///
-/// `path` is absolute. A directory set explicitly may belong to root as well as to us; the default one, whose name is
-/// known to everybody, only to us. What lies above it may belong to either.
+/// `path` is absolute. A directory set explicitly may belong to root as well as to us; the default
+/// one, whose name is known to everybody, only to us. What lies above it may belong to either.
 pub(super) fn open(path: &Path, explicit: bool) -> io::Result<Directory> {
     let names: Vec<_> = path
         .components()
@@ -68,15 +70,16 @@ pub(super) fn open(path: &Path, explicit: bool) -> io::Result<Directory> {
     Ok(Directory { fd, shared: is_shared(&stat) })
 }
 
-/// Opens directory `name` inside a device directory (or inside one of its parts), and creates it if it is missing: as
-/// open to others as the device directory is.
+/// Opens directory `name` inside a device directory (or inside one of its parts), and creates it if
+/// it is missing: as open to others as the device directory is.
 pub(super) fn create_inside(
     parent: BorrowedFd<'_>,
     name: &str,
     shared: bool,
     explicit: bool,
 ) -> io::Result<OwnedFd> {
-    // Names below a shared directory come and go while we look: somebody creates it, somebody removes it.
+    // Names below a shared directory come and go while we look: somebody creates it, somebody
+    // removes it.
     for _ in 0..100 {
         match rustix::fs::openat(parent, name, LIST, Mode::empty()) {
             Ok(fd) if shared => {
@@ -102,7 +105,8 @@ pub(super) fn create_inside(
     Err(io::Error::other(format!("{name} is being created and removed all the time")))
 }
 
-/// Creates a directory everybody may put names into, under a name of its own until the umask's work is undone.
+/// Creates a directory everybody may put names into, under a name of its own until the umask's work
+/// is undone.
 fn create_shared(parent: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
     let suffix = sys::random_u64().map_err(|_| Errno::AGAIN)?;
     let draft = format!(".{name}.{suffix:016x}");

@@ -102,7 +102,8 @@ fn loom_one_of_two_senders_rings() {
     });
 }
 
-/// What was done before a signal is seen by who takes it. Fails if the bits are taken or set Relaxed.
+/// What was done before a signal is seen by who takes it. Fails if the bits are taken or set
+/// Relaxed.
 #[test]
 fn loom_a_signal_carries_what_precedes_it() {
     check(3, || {

@@ -1,8 +1,9 @@
 //! How long a poller that found work goes on looking before it sleeps.
 //!
-//! An *episode* lasts from one piece of work to the next, whether the poller slept in between or looked all the time.
-//! Short episodes widen the window, a long one closes it; a window that does not pay is shut for a while, and so is
-//! one that competes with other threads for the CPU. All times are monotonic nanoseconds.
+//! An *episode* lasts from one piece of work to the next, whether the poller slept in between or
+//! looked all the time. Short episodes widen the window, a long one closes it; a window that does
+//! not pay is shut for a while, and so is one that competes with other threads for the CPU. All
+//! times are monotonic nanoseconds.
 
 /// Width of a window that opens again.
 const FIRST: u64 = 12_000;
@@ -13,8 +14,9 @@ const FAILURES: u32 = 16;
 /// Episodes it is then shut for, at first and at most.
 const FIRST_REST: u32 = 4;
 const LONGEST_REST: u32 = 16;
-/// Episodes it is shut for when the poller lost its CPU to somebody. Few: often that is another worker of the same
-/// runtime, or the kernel's housekeeping, and to sleep costs more than it gives (docs/design.md, "The adaptive window").
+/// Episodes it is shut for when the poller lost its CPU to somebody. Few: often that is another
+/// worker of the same runtime, or the kernel's housekeeping, and to sleep costs more than it gives
+/// (docs/design.md, "The adaptive window").
 const PREEMPTED_REST: u32 = 3;
 
 /// The adaptive poll window of one poller.

@@ -21,7 +21,8 @@ pub(crate) struct Consumer<M: Memory> {
 /// The segments that the sender may write to.
 struct Lent<S> {
     first: S,
-    /// The larger ones, by rising numbers: the one that is read from, then those that may be entered.
+    /// The larger ones, by rising numbers: the one that is read from, then those that may be
+    /// entered.
     larger: VecDeque<(u64, S)>,
     /// Number of the latest one.
     latest: u64,
@@ -45,7 +46,8 @@ impl<S: Segment> Lent<S> {
         }
         match self.larger.front() {
             Some((number, segment)) if *number == visit.segment => segment,
-            // A visit is only ever to a segment that is lent: none is let go of while bytes are read from it.
+            // A visit is only ever to a segment that is lent: none is let go of while bytes are
+            // read from it.
             _ => self.get(visit.segment).unwrap_or(&self.first),
         }
     }
@@ -103,8 +105,8 @@ impl Place {
 
     /// Looks for the next hop.
     ///
-    /// After `prod` was loaded: the count was published before any cursor behind the hop, so a cursor that we know
-    /// is either not behind it or shows us the hop.
+    /// After `prod` was loaded: the count was published before any cursor behind the hop, so a
+    /// cursor that we know is either not behind it or shows us the hop.
     #[inline]
     fn latch_hop<S: Segment>(&mut self, header: &DmbHeader, lent: &Lent<S>) -> Result<(), Violation> {
         if self.next.is_some() {
@@ -135,15 +137,16 @@ impl Place {
         let Some(size) = lent.get(segment).filter(|_| may_be_entered).map(Segment::size) else {
             return Err(Violation::new(Rule::HopSegment, segment, here));
         };
-        // A visit without a byte is left for segment 0 only, and segment 0 is not left so: each pass over the hops
-        // costs a byte, or a peer could keep us hopping for ever.
+        // A visit without a byte is left for segment 0 only, and segment 0 is not left so: each
+        // pass over the hops costs a byte, or a peer could keep us hopping for ever.
         if position == self.visit.begin && (segment != FIRST || here == FIRST) {
             return Err(Violation::new(Rule::EmptyHop, position, here));
         }
         Ok(Hop { position, segment, size })
     }
 
-    /// Moves on while the visit is read and there are bytes behind it, or the way leads back to segment 0.
+    /// Moves on while the visit is read and there are bytes behind it, or the way leads back to
+    /// segment 0.
     #[inline]
     fn follow<S: Segment>(&mut self, header: &DmbHeader, lent: &Lent<S>, prod: u64) -> Result<(), Violation> {
         while let Some(hop) = self.next {
@@ -183,14 +186,16 @@ impl<M: Memory> Consumer<M> {
         self.lent.latest
     }
 
-    /// The sender says that it will not use the grants up to this number, besides those that unread bytes lie in.
+    /// The sender says that it will not use the grants up to this number, besides those that unread
+    /// bytes lie in.
     pub(crate) fn take_back(&mut self, number: u64) -> Result<(), Violation> {
         // The way back to segment 0 is told in the ring, before this message.
         self.look()?;
         self.publish();
         let Place { visit, next, .. } = self.place;
         let next = next.map(|hop| hop.segment);
-        // Else unread bytes lie in earlier ones, or behind hops to come; those go when they are left.
+        // Else unread bytes lie in earlier ones, or behind hops to come; those go when they are
+        // left.
         let settled = visit.segment == FIRST && next.is_none_or(|next| next == FIRST || next > number);
         self.lent.keep(|other| {
             let in_use = other == visit.segment || next == Some(other);
@@ -199,7 +204,8 @@ impl<M: Memory> Consumer<M> {
         Ok(())
     }
 
-    /// Takes back the latest grant, which the sender was never told of; one that it uses all the same it keeps.
+    /// Takes back the latest grant, which the sender was never told of; one that it uses all the
+    /// same it keeps.
     pub(crate) fn revoke(&mut self, number: u64) {
         let used =
             self.place.visit.segment == number || self.place.next.is_some_and(|hop| hop.segment == number);
@@ -216,19 +222,22 @@ impl<M: Memory> Consumer<M> {
         self.lent.larger.iter().map(|(_, segment)| segment.size()).max().unwrap_or(self.lent.first.size())
     }
 
-    /// Moves bytes into the free part of `buf` (its first chunk). Returns how many: 0 means empty, if `buf` had room.
+    /// Moves bytes into the free part of `buf` (its first chunk). Returns how many: 0 means empty,
+    /// if `buf` had room.
     #[inline]
     pub(crate) fn read<B: BufMut>(&mut self, buf: &mut B) -> Result<usize, Violation> {
         let chunk = buf.chunk_mut();
         // SAFETY: `read_into` and what it calls only ever write initialised bytes through this.
         let dst = unsafe { chunk.as_uninit_slice_mut() };
         let count = self.read_into(dst)?;
-        // SAFETY: `read_into` filled the first `count` bytes of the chunk, and no chunk is longer than what remains.
+        // SAFETY: `read_into` filled the first `count` bytes of the chunk, and no chunk is longer
+        // than what remains.
         unsafe { buf.advance_mut(count) };
         Ok(count)
     }
 
-    /// Copies bytes into the free part of `buf` (its first chunk) and leaves them in the ring. Returns how many.
+    /// Copies bytes into the free part of `buf` (its first chunk) and leaves them in the ring.
+    /// Returns how many.
     pub(crate) fn peek<B: BufMut>(&mut self, buf: &mut B) -> Result<usize, Violation> {
         let chunk = buf.chunk_mut();
         // SAFETY: `copy` only ever writes initialised bytes through this.
@@ -239,7 +248,8 @@ impl<M: Memory> Consumer<M> {
             ahead = self.place;
         }
         let count = self.copy(&mut ahead, dst)?;
-        // SAFETY: `copy` filled the first `count` bytes of the chunk, and no chunk is longer than what remains.
+        // SAFETY: `copy` filled the first `count` bytes of the chunk, and no chunk is longer than
+        // what remains.
         unsafe { buf.advance_mut(count) };
         Ok(count)
     }
@@ -253,13 +263,14 @@ impl<M: Memory> Consumer<M> {
         Ok(self.place.available() > 0)
     }
 
-    /// Whether the caller has to interrupt the sender with [`Signal::Space`](super::super::interrupt::Signal).
+    /// Whether the caller has to interrupt the sender with
+    /// [`Signal::Space`](super::super::interrupt::Signal).
     ///
     /// To be called after every read that read something.
     #[inline]
     pub(crate) fn wake_writer(&self) -> bool {
-        // Between publishing the cursor and reading the flag; pairs with the fence in `Producer::wait`: either the
-        // sender sees the space or we see that it waits.
+        // Between publishing the cursor and reading the flag; pairs with the fence in
+        // `Producer::wait`: either the sender sees the space or we see that it waits.
         fence(Ordering::SeqCst);
         let header = self.memory.header();
         // Acquire: the mark that goes with the flag (SYNC POINT: `Producer::arm_at`).
@@ -269,19 +280,24 @@ impl<M: Memory> Consumer<M> {
     }
 
     /// Prepares to wait for data. True if the caller shall wait: it will be interrupted with
-    /// [`Signal::Data`](super::super::interrupt::Signal). False if there are bytes or flags of the sender.
+    /// [`Signal::Data`](super::super::interrupt::Signal). False if there are bytes or flags of the
+    /// sender.
     ///
-    /// To be called with the waker registered. The caller then looks again at all else it waits for, too.
+    /// To be called with the waker registered. The caller then looks again at all else it waits
+    /// for, too.
     pub(crate) fn wait(&mut self) -> Result<bool, Violation> {
         self.arm();
-        // An armed flag stays armed even when we go on: another task may have gone to sleep relying on it.
+        // An armed flag stays armed even when we go on: another task may have gone to sleep relying
+        // on it.
         Ok(self.writer_flags().is_empty() && !self.is_readable()?)
     }
 
-    /// Asks for an interrupt with the sender's next bytes or change of flags. The caller looks again after this.
+    /// Asks for an interrupt with the sender's next bytes or change of flags. The caller looks
+    /// again after this.
     pub(crate) fn arm(&self) {
         self.memory.header().reader.armed.store(1, Ordering::Relaxed);
-        // Between the flag and the look at the sender's cursor; pairs with the fence in `Producer::wake_reader`.
+        // Between the flag and the look at the sender's cursor; pairs with the fence in
+        // `Producer::wake_reader`.
         fence(Ordering::SeqCst);
     }
 
@@ -295,10 +311,11 @@ impl<M: Memory> Consumer<M> {
         self.memory.header().reader.flags.fetch_or(flags.bits(), Ordering::Release);
     }
 
-    /// The sender's flags. After the first sight of any, [`Consumer::is_readable`] decides whether bytes precede it.
+    /// The sender's flags. After the first sight of any, [`Consumer::is_readable`] decides whether
+    /// bytes precede it.
     pub(crate) fn writer_flags(&self) -> Flags {
-        // Acquire: the cursor published before the flag is there for the look that follows (SYNC POINT:
-        // `Producer::set_flags`).
+        // Acquire: the cursor published before the flag is there for the look that follows (SYNC
+        // POINT: `Producer::set_flags`).
         Flags::from_bits(self.memory.header().producer.flags.load(Ordering::Acquire))
     }
 
@@ -345,7 +362,8 @@ impl<M: Memory> Consumer<M> {
         Ok(count)
     }
 
-    /// Fills `dst` with what is known to be there from `place` on, over the hops, and moves `place` there.
+    /// Fills `dst` with what is known to be there from `place` on, over the hops, and moves `place`
+    /// there.
     fn copy(&self, place: &mut Place, dst: &mut [MaybeUninit<u8>]) -> Result<usize, Violation> {
         let mut count = 0;
         while count < dst.len() {
@@ -367,7 +385,8 @@ impl<M: Memory> Consumer<M> {
         let line = &self.memory.header().consumer;
         if self.published_hop != self.place.hops {
             self.published_hop = self.place.hops;
-            // Release: our loads of the record before its next use (SYNC POINT: `Producer::has_free_record`).
+            // Release: our loads of the record before its next use (SYNC POINT:
+            // `Producer::has_free_record`).
             line.hop.store(self.published_hop, Ordering::Release);
         }
         // Release: our copies of the bytes before their overwriting (SYNC POINT: `Producer::look`).
@@ -376,7 +395,8 @@ impl<M: Memory> Consumer<M> {
 
     /// Reads the sender's cursor, then what it has to say about hops.
     fn look(&mut self) -> Result<(), Violation> {
-        // Acquire: the bytes before the cursor, and the hops among them (SYNC POINT: `Producer::publish`).
+        // Acquire: the bytes before the cursor, and the hops among them (SYNC POINT:
+        // `Producer::publish`).
         let prod = self.memory.header().producer.prod.load(Ordering::Acquire);
         if prod < self.prod {
             return Err(Violation::new(Rule::ProducerMonotonic, prod, self.prod));

@@ -22,9 +22,9 @@ pub(crate) struct HeapSegment(Arc<Cells>);
 
 struct Cells(Box<[Cell]>);
 
-// SAFETY: the cells are the only part that is not `Sync`. A ring's sender touches only bytes between what was read
-// and the end of its segment, its receiver only bytes that were published to it, and the cursors' Release/Acquire
-// pairs order the two; loom checks exactly that for each cell.
+// SAFETY: the cells are the only part that is not `Sync`. A ring's sender touches only bytes
+// between what was read and the end of its segment, its receiver only bytes that were published to
+// it, and the cursors' Release/Acquire pairs order the two; loom checks exactly that for each cell.
 unsafe impl Sync for Cells {}
 // SAFETY: as above; nothing in it belongs to a thread.
 unsafe impl Send for Cells {}
@@ -69,8 +69,9 @@ fn take(cell: &Cell) -> u8 {
 
 #[cfg(not(loom))]
 fn put(cell: &Cell, byte: u8) {
-    // SAFETY: the pointer comes from a live cell, and the ring keeps the other end away from it. A volatile write
-    // keeps a hostile peer's race, which some tests play, from being more than a torn byte.
+    // SAFETY: the pointer comes from a live cell, and the ring keeps the other end away from it. A
+    // volatile write keeps a hostile peer's race, which some tests play, from being more than a
+    // torn byte.
     unsafe { cell.get().write_volatile(byte) };
 }
 

@@ -1,6 +1,7 @@
 //! Loom's models of the ring: all interleavings (within a preemption bound) of two short threads.
 //!
-//! Each was seen to fail with the part of the protocol it is about taken out; the comment at each says which.
+//! Each was seen to fail with the part of the protocol it is about taken out; the comment at each
+//! says which.
 
 use super::super::dmb::{Direction, Flags};
 use super::heap::{HeapMemory, HeapSegment};
@@ -79,7 +80,8 @@ impl Line {
     }
 }
 
-/// Fails if the cursor, or the hop count, is published Relaxed, and if the count is loaded before the cursor.
+/// Fails if the cursor, or the hop count, is published Relaxed, and if the count is loaded before
+/// the cursor.
 #[test]
 fn loom_bytes_cross_a_hop() {
     check(3, || {
@@ -104,7 +106,8 @@ fn loom_bytes_cross_a_hop() {
     });
 }
 
-/// More hops than there are records (two, under loom). Fails if a record is used again before its hop was followed.
+/// More hops than there are records (two, under loom). Fails if a record is used again before its
+/// hop was followed.
 #[test]
 fn loom_hop_records_are_used_again() {
     check(3, || {
@@ -151,8 +154,8 @@ fn loom_bytes_wrap_round() {
     });
 }
 
-/// Back to segment 0 while the receiver is at it, and up again. Fails if `shrink` does not look whether everything was
-/// read.
+/// Back to segment 0 while the receiver is at it, and up again. Fails if `shrink` does not look
+/// whether everything was read.
 #[test]
 fn loom_shrinking_takes_no_byte_from_under_the_reader() {
     check(3, || {
@@ -314,8 +317,8 @@ fn loom_a_writer_that_waits_hears_of_the_close() {
     });
 }
 
-/// A slot is used again only after the sender's DETACH, which follows its last access. Fails (a race on a byte) if
-/// the owner goes by the token alone, that is: without waiting for `detached`.
+/// A slot is used again only after the sender's DETACH, which follows its last access. Fails (a
+/// race on a byte) if the owner goes by the token alone, that is: without waiting for `detached`.
 #[test]
 fn loom_a_slot_is_released_after_its_sender() {
     check(3, || {

@@ -5,12 +5,14 @@ use super::{FIRST, Memory, PUBLISH_EVERY, Rule, Segment, Violation, Visit};
 use crate::sync::{Ordering, fence};
 use std::io::IoSlice;
 
-/// How many times its segment a sender writes, after it was refused a larger one, before it asks again.
+/// How many times its segment a sender writes, after it was refused a larger one, before it asks
+/// again.
 const ASK_AGAIN: u64 = 16;
-/// A sender asks for a segment of so many times the present one: few round trips lead to the largest.
+/// A sender asks for a segment of so many times the present one: few round trips lead to the
+/// largest.
 const STEP: u64 = 8;
-/// If not even an empty one would take what it could not write, it knows what it needs: that, but so many times the
-/// present one at least.
+/// If not even an empty one would take what it could not write, it knows what it needs: that, but
+/// so many times the present one at least.
 const KNOWN_STEP: u64 = 4;
 /// What is expected only is asked for up to this size.
 const MOST_EXPECTED: u64 = 256 * 1024;
@@ -67,7 +69,8 @@ pub(crate) enum Shrunk {
 }
 
 impl<M: Memory> Producer<M> {
-    /// The sender of a fresh slot: position 0, in segment 0. It asks for segments of up to `window` bytes.
+    /// The sender of a fresh slot: position 0, in segment 0. It asks for segments of up to `window`
+    /// bytes.
     pub(crate) fn new(memory: M, window: usize) -> Producer<M> {
         let first = memory.first();
         let visit = Visit { segment: FIRST, begin: 0, size: first.size() };
@@ -91,7 +94,8 @@ impl<M: Memory> Producer<M> {
         }
     }
 
-    /// Writes what fits, entering a granted segment to make it fit. Returns how much that was: 0 means full.
+    /// Writes what fits, entering a granted segment to make it fit. Returns how much that was: 0
+    /// means full.
     #[inline]
     pub(crate) fn write(&mut self, src: &[u8]) -> Result<usize, Violation> {
         let written = self.append(src)?;
@@ -113,16 +117,19 @@ impl<M: Memory> Producer<M> {
         Ok(written)
     }
 
-    /// Whether the caller has to interrupt the receiver with [`Signal::Data`](super::super::interrupt::Signal).
+    /// Whether the caller has to interrupt the receiver with
+    /// [`Signal::Data`](super::super::interrupt::Signal).
     ///
     /// To be called after every write that wrote something and every change of flags.
     #[inline]
     pub(crate) fn wake_reader(&self) -> bool {
-        // Between publishing the cursor and reading the flag; pairs with the fence in `Consumer::wait`: either the
-        // receiver sees our bytes or we see that it waits. Release and Acquire alone lose wake-ups, on x86 too.
+        // Between publishing the cursor and reading the flag; pairs with the fence in
+        // `Consumer::wait`: either the receiver sees our bytes or we see that it waits. Release and
+        // Acquire alone lose wake-ups, on x86 too.
         fence(Ordering::SeqCst);
         let armed = &self.memory.header().reader.armed;
-        // The plain load keeps the line shared while nobody waits; the swap lets only one of us ring.
+        // The plain load keeps the line shared while nobody waits; the swap lets only one of us
+        // ring.
         armed.load(Ordering::Relaxed) != 0 && armed.swap(0, Ordering::AcqRel) != 0
     }
 
@@ -137,10 +144,12 @@ impl<M: Memory> Producer<M> {
     }
 
     /// Prepares to wait for space. True if the caller shall wait: it will be interrupted with
-    /// [`Signal::Space`](super::super::interrupt::Signal) when half of the segment is free. False if it shall write.
+    /// [`Signal::Space`](super::super::interrupt::Signal) when half of the segment is free. False
+    /// if it shall write.
     ///
-    /// To be called, with the waker registered, after a write wrote nothing or [`Producer::is_writable`] said no;
-    /// the low-water mark keeps writer and reader from passing single bytes to and fro.
+    /// To be called, with the waker registered, after a write wrote nothing or
+    /// [`Producer::is_writable`] said no; the low-water mark keeps writer and reader from passing
+    /// single bytes to and fro.
     pub(crate) fn wait(&mut self) -> Result<bool, Violation> {
         if self.room() > 0 || self.may_hop()? {
             return Ok(false);
@@ -150,17 +159,20 @@ impl<M: Memory> Producer<M> {
         let wake_at = self.prod - self.visit.size / 2;
         self.arm_at(wake_at);
         self.look()?;
-        // An armed flag stays armed even when we go on: another task may have gone to sleep relying on it.
+        // An armed flag stays armed even when we go on: another task may have gone to sleep relying
+        // on it.
         Ok(self.cons < wake_at)
     }
 
     fn arm_at(&self, wake_at: u64) {
         let header = self.memory.header();
         header.producer.wake_at.store(wake_at, Ordering::Relaxed);
-        // Release: who sees the flag sees the mark (SYNC POINT: `Consumer::wake_writer`). A flag still set from
-        // before may go with the mark from before: marks only rise, so that one wakes early, never late.
+        // Release: who sees the flag sees the mark (SYNC POINT: `Consumer::wake_writer`). A flag
+        // still set from before may go with the mark from before: marks only rise, so that one
+        // wakes early, never late.
         header.space_armed.0.store(1, Ordering::Release);
-        // Between the flag and the look at the receiver's cursor; pairs with the fence in `Consumer::wake_writer`.
+        // Between the flag and the look at the receiver's cursor; pairs with the fence in
+        // `Consumer::wake_writer`.
         fence(Ordering::SeqCst);
     }
 
@@ -179,7 +191,8 @@ impl<M: Memory> Producer<M> {
 
     /// Adds to the sender's flags. The caller wakes the receiver after this.
     pub(crate) fn set_flags(&self, flags: Flags) {
-        // Release: who sees the flag sees the bytes before it (SYNC POINT: `Consumer::writer_flags`).
+        // Release: who sees the flag sees the bytes before it (SYNC POINT:
+        // `Consumer::writer_flags`).
         self.memory.header().producer.flags.fetch_or(flags.bits(), Ordering::Release);
     }
 
@@ -205,8 +218,8 @@ impl<M: Memory> Producer<M> {
         self.needed
     }
 
-    /// Bytes of the segment that the receiver has to be asked for now, if any. Answers once; then the receiver's
-    /// answer is due: [`Producer::granted`] or [`Producer::refused`].
+    /// Bytes of the segment that the receiver has to be asked for now, if any. Answers once; then
+    /// the receiver's answer is due: [`Producer::granted`] or [`Producer::refused`].
     #[inline]
     pub(crate) fn take_wish(&mut self) -> Option<u64> {
         let Growth::Wanted(bytes) = self.growth else { return None };
@@ -322,15 +335,16 @@ impl<M: Memory> Producer<M> {
     fn publish(&mut self) {
         if self.published != self.prod {
             self.published = self.prod;
-            // Release: the bytes, and the hop that leads to them, before the cursor (SYNC POINT: `Consumer::look`).
+            // Release: the bytes, and the hop that leads to them, before the cursor (SYNC POINT:
+            // `Consumer::look`).
             self.memory.header().producer.prod.store(self.prod, Ordering::Release);
         }
     }
 
     /// Reads the receiver's cursor.
     fn look(&mut self) -> Result<(), Violation> {
-        // Acquire: the receiver's copies of these bytes are done before we overwrite them (SYNC POINT:
-        // `Consumer::publish`).
+        // Acquire: the receiver's copies of these bytes are done before we overwrite them (SYNC
+        // POINT: `Consumer::publish`).
         let cons = self.memory.header().consumer.cons.load(Ordering::Acquire);
         if cons < self.cons {
             return Err(Violation::new(Rule::ConsumerMonotonic, cons, self.cons));
@@ -373,15 +387,16 @@ impl<M: Memory> Producer<M> {
         Ok(true)
     }
 
-    /// The ring is full, with `more` bytes behind: a larger segment would help, or another one of the largest size while
-    /// the receiver does not read.
+    /// The ring is full, with `more` bytes behind: a larger segment would help, or another one of
+    /// the largest size while the receiver does not read.
     #[cold]
     fn want(&mut self, more: u64) {
         let wanted = self.ask_for(more);
         self.needed = self.needed.max(wanted);
     }
 
-    /// Asks for a segment that `more` bytes fit into, unless it is too early to ask; returns how large that would be.
+    /// Asks for a segment that `more` bytes fit into, unless it is too early to ask; returns how
+    /// large that would be.
     fn ask_for(&mut self, more: u64) -> u64 {
         let enough = more.checked_next_power_of_two().unwrap_or(self.window);
         let step = if more > self.visit.size { KNOWN_STEP } else { STEP };
@@ -392,16 +407,16 @@ impl<M: Memory> Producer<M> {
         wanted
     }
 
-    /// Makes `segment` the home of all bytes from here on. It holds no unread byte: each grant is entered once, and back
-    /// to segment 0 only an empty ring goes.
+    /// Makes `segment` the home of all bytes from here on. It holds no unread byte: each grant is
+    /// entered once, and back to segment 0 only an empty ring goes.
     fn hop(&mut self, number: u64, segment: Option<M::Segment>) {
         let header = self.memory.header();
         let record = &header.hops.0[(self.hops % HOPS as u64) as usize];
         record.position.store(self.prod, Ordering::Relaxed);
         record.segment.store(number, Ordering::Relaxed);
         self.hops += 1;
-        // Release: the record before the count; and the count before the next cursor, which is a Release store too
-        // (SYNC POINT: `Consumer::latch_hop`).
+        // Release: the record before the count; and the count before the next cursor, which is a
+        // Release store too (SYNC POINT: `Consumer::latch_hop`).
         header.producer.hop_count.store(self.hops, Ordering::Release);
         let size = segment.as_ref().unwrap_or(&self.first).size();
         self.visit = Visit { segment: number, begin: self.prod, size };

@@ -4,7 +4,8 @@ use bytes::BufMut;
 use bytes::buf::UninitSlice;
 use std::mem::MaybeUninit;
 
-/// The first chunk of a `BufMut`, taken out of it: who fills this, under whatever lock, runs none of its methods.
+/// The first chunk of a `BufMut`, taken out of it: who fills this, under whatever lock, runs none
+/// of its methods.
 pub(crate) struct Room<'a> {
     free: &'a mut [MaybeUninit<u8>],
     filled: usize,
@@ -22,18 +23,20 @@ impl Room<'_> {
 /// All methods of `buf` are called outside of `read`.
 pub(crate) fn fill_room<B: BufMut, R>(buf: &mut B, read: impl FnOnce(&mut Room<'_>) -> R) -> R {
     let chunk = buf.chunk_mut();
-    // SAFETY: through a `Room` only initialised bytes are written: that is what `BufMut` asks of those who write to
-    // its chunks, and `free` is not to be had in another way.
+    // SAFETY: through a `Room` only initialised bytes are written: that is what `BufMut` asks of
+    // those who write to its chunks, and `free` is not to be had in another way.
     let mut room = Room { free: unsafe { chunk.as_uninit_slice_mut() }, filled: 0 };
     let answer = read(&mut room);
     let filled = room.filled;
-    // SAFETY: the first `filled` bytes of the chunk were initialised (`Room::advance_mut`), and no chunk is longer than
-    // what remains. It is this chunk's room: no other one has its lifetime, so `read` can not have exchanged it.
+    // SAFETY: the first `filled` bytes of the chunk were initialised (`Room::advance_mut`), and no
+    // chunk is longer than what remains. It is this chunk's room: no other one has its lifetime, so
+    // `read` can not have exchanged it.
     unsafe { buf.advance_mut(filled) };
     answer
 }
 
-// SAFETY: the chunk is the slice behind what was filled, and `advance_mut` counts only what is inside of it.
+// SAFETY: the chunk is the slice behind what was filled, and `advance_mut` counts only what is
+// inside of it.
 unsafe impl BufMut for Room<'_> {
     fn remaining_mut(&self) -> usize {
         self.free.len() - self.filled

@@ -394,7 +394,8 @@ fn two_threads_pass_every_byte() {
                 if producer.wake_reader() {
                     reader.unpark();
                 }
-                // Parking consumes a token that an earlier wake-up may have left; going round again is harmless.
+                // Parking consumes a token that an earlier wake-up may have left; going round again
+                // is harmless.
                 if written == 0 && producer.wait().unwrap() {
                     std::thread::park();
                 }

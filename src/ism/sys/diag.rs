@@ -26,13 +26,16 @@ const NO_COOKIE: u64 = u64::MAX;
 pub(crate) struct DiagSocket {
     /// State of its connection.
     pub(crate) state: TcpState,
-    /// Whose it is: the effective user when it was made (or fchown'ed), as seen from our user namespace.
+    /// Whose it is: the effective user when it was made (or fchown'ed), as seen from our user
+    /// namespace.
     pub(crate) uid: u32,
-    /// Some process holds it: it is neither waiting to be accepted nor left to the kernel to be closed.
+    /// Some process holds it: it is neither waiting to be accepted nor left to the kernel to be
+    /// closed.
     pub(crate) held: bool,
 }
 
-/// The address as both ends of a connection agree to write it: v4-mapped IPv6 as IPv4, no flow label.
+/// The address as both ends of a connection agree to write it: v4-mapped IPv6 as IPv4, no flow
+/// label.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     match (address.ip().to_canonical(), address) {
         (IpAddr::V6(ip), SocketAddr::V6(v6)) => {
@@ -42,16 +45,18 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// The TCP socket from `local` to `remote` (both as *that* socket sees them) whose SO_COOKIE is `cookie`, in the
-/// network namespace `netns`; `None` when there is no such socket.
+/// The TCP socket from `local` to `remote` (both as *that* socket sees them) whose SO_COOKIE is
+/// `cookie`, in the network namespace `netns`; `None` when there is no such socket.
 ///
-/// Exact and unprivileged: a cookie names one socket of the host for ever, so another socket with the same addresses
-/// is never taken for it. It needs no more rights than `ss` and costs a few system calls.
+/// Exact and unprivileged: a cookie names one socket of the host for ever, so another socket with
+/// the same addresses is never taken for it. It needs no more rights than `ss` and costs a few
+/// system calls.
 ///
 /// # Errors
 ///
-/// `Unsupported` when this process has moved to another network namespace than `netns`, where it cannot ask;
-/// otherwise what opening or using the netlink socket gives (seccomp filters forbid it sometimes).
+/// `Unsupported` when this process has moved to another network namespace than `netns`, where it
+/// cannot ask; otherwise what opening or using the netlink socket gives (seccomp filters forbid it
+/// sometimes).
 pub(crate) fn owner_of(
     local: SocketAddr,
     remote: SocketAddr,
@@ -61,16 +66,16 @@ pub(crate) fn owner_of(
     if cookie == NO_COOKIE { Ok(None) } else { look_up(local, remote, cookie, netns) }
 }
 
-/// Whether the TCP socket from `local` to `remote` (as *that* socket sees them), in the network namespace `netns`, is
-/// still to be accepted from its listener.
+/// Whether the TCP socket from `local` to `remote` (as *that* socket sees them), in the network
+/// namespace `netns`, is still to be accepted from its listener.
 ///
 /// # Errors
 ///
 /// As [`owner_of`].
 pub(crate) fn waits_for_accept(local: SocketAddr, remote: SocketAddr, netns: u64) -> io::Result<bool> {
     let found = look_up(local, remote, NO_COOKIE, netns)?;
-    // SYN_RECV: with TCP_DEFER_ACCEPT it stays there until the client sends. One that was closed without being held
-    // is in a later state.
+    // SYN_RECV: with TCP_DEFER_ACCEPT it stays there until the client sends. One that was closed
+    // without being held is in a later state.
     Ok(found.is_some_and(|socket| {
         let open = matches!(socket.state, TcpState::Established | TcpState::CloseWait | TcpState::SynRecv);
         open && !socket.held
@@ -83,8 +88,8 @@ fn look_up(local: SocketAddr, remote: SocketAddr, cookie: u64, netns: u64) -> io
         return Ok(None);
     }
     let socket = kernel()?;
-    // The question is answered for the namespace of the asking socket. Addresses that mirror each other in two
-    // namespaces prove nothing.
+    // The question is answered for the namespace of the asking socket. Addresses that mirror each
+    // other in two namespaces prove nothing.
     if netns_cookie(socket.as_fd())? != netns {
         let words = "this process is in another network namespace than the connection";
         return Err(io::Error::new(io::ErrorKind::Unsupported, words));
@@ -97,7 +102,8 @@ fn look_up(local: SocketAddr, remote: SocketAddr, cookie: u64, netns: u64) -> io
     answer(buf.get(..length).unwrap_or(&buf), local, remote, cookie)
 }
 
-/// A netlink socket that talks to the kernel only: once connected it refuses datagrams of other processes.
+/// A netlink socket that talks to the kernel only: once connected it refuses datagrams of other
+/// processes.
 fn kernel() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let protocol = Some(netlink::SOCK_DIAG);
@@ -149,8 +155,8 @@ fn answer(
         Some(SOCK_DIAG_BY_FAMILY) if message.len() >= ANSWER => {}
         Some(NLMSG_ERROR) => {
             let code = field(NLMSG_HEADER).ok_or_else(malformed)? as i32;
-            // No such socket, or another one has these addresses; also a kernel without inet_diag, where nothing
-            // can be proved either.
+            // No such socket, or another one has these addresses; also a kernel without inet_diag,
+            // where nothing can be proved either.
             if code == -Errno::NOENT.raw_os_error() {
                 return Ok(None);
             }
@@ -166,7 +172,8 @@ fn answer(
     ) else {
         return Err(malformed());
     };
-    // A kernel that does not compare cookies, or answers with a listener on that address: not the one we asked for.
+    // A kernel that does not compare cookies, or answers with a listener on that address: not the
+    // one we asked for.
     let found = (address(message, 20, 24), address(message, 22, 40));
     let found_cookie = u64::from(high) << 32 | u64::from(low);
     if found != (Some((local.ip(), local.port())), Some((remote.ip(), remote.port())))

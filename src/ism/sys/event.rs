@@ -8,22 +8,24 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
-/// A doorbell: each write is an edge for whoever polls it edge-triggered, also when nobody ever reads it.
+/// A doorbell: each write is an edge for whoever polls it edge-triggered, also when nobody ever
+/// reads it.
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     Ok(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
 /// Rings the doorbell `fd`.
 ///
-/// A doorbell that is never read fills up after 2^64 − 2 rings (or when a peer writes a large number into it). The
-/// write then fails without an edge, so the counter is drained and the write repeated.
+/// A doorbell that is never read fills up after 2^64 − 2 rings (or when a peer writes a large
+/// number into it). The write then fails without an edge, so the counter is drained and the write
+/// repeated.
 ///
 /// # Errors
 ///
 /// `WouldBlock` when somebody keeps the counter full; the descriptor's own errors otherwise.
 pub(crate) fn ring(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // Between our drain and our write others may fill the counter again; each time is an edge of its own, and only
-    // a hostile peer gets further than the second round.
+    // Between our drain and our write others may fill the counter again; each time is an edge of
+    // its own, and only a hostile peer gets further than the second round.
     for _ in 0..4 {
         match retry_on_intr(|| rustix::io::write(fd, &1u64.to_ne_bytes())) {
             Ok(_) => return Ok(()),
@@ -36,7 +38,8 @@ pub(crate) fn ring(fd: BorrowedFd<'_>) -> io::Result<()> {
     Err(Errno::AGAIN.into())
 }
 
-/// Whether `fd`, which somebody else sent, is an eventfd: writing eight bytes to anything else could do harm.
+/// Whether `fd`, which somebody else sent, is an eventfd: writing eight bytes to anything else
+/// could do harm.
 ///
 /// # Errors
 ///
@@ -70,7 +73,8 @@ pub(crate) fn timerfd() -> io::Result<OwnedFd> {
     Ok(rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?)
 }
 
-/// Lets the timer `fd` expire once, `after` from now; `None` disarms it. An expiry not yet cleared is forgotten.
+/// Lets the timer `fd` expire once, `after` from now; `None` disarms it. An expiry not yet cleared
+/// is forgotten.
 pub(crate) fn arm_timer(fd: BorrowedFd<'_>, after: Option<Duration>) -> io::Result<()> {
     let it_value = match after {
         None => Timespec { tv_sec: 0, tv_nsec: 0 },

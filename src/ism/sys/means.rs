@@ -1,7 +1,7 @@
 //! What the system leaves to this process: memory, address space, locked memory, descriptors.
 //!
-//! Read from /proc and from the memory cgroups of either version, of every level above the process. What can not be
-//! read does not limit.
+//! Read from /proc and from the memory cgroups of either version, of every level above the process.
+//! What can not be read does not limit.
 
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,8 @@ pub(crate) fn means() -> Means {
     means
 }
 
-/// Largest file that this process may make, if that is limited: a larger one would end it (SIGXFSZ).
+/// Largest file that this process may make, if that is limited: a larger one would end it
+/// (SIGXFSZ).
 pub(crate) fn largest_file() -> Option<u64> {
     soft_limit(Resource::FileSize)
 }
@@ -67,8 +68,8 @@ pub(crate) fn most_mappings() -> usize {
     *MOST.get_or_init(|| read("/proc/sys/vm/max_map_count").trim().parse().unwrap_or(65530))
 }
 
-/// Bytes that TCP holds of a stream for a receiver that does not read, at most: `tcp_rmem` of the receiver and
-/// `tcp_wmem` of the sender, each the last of three numbers.
+/// Bytes that TCP holds of a stream for a receiver that does not read, at most: `tcp_rmem` of the
+/// receiver and `tcp_wmem` of the sender, each the last of three numbers.
 pub(crate) fn tcp_buffers() -> (u64, u64) {
     static BUFFERS: OnceLock<(u64, u64)> = OnceLock::new();
     let largest = |name: &str, otherwise: u64| {
@@ -123,7 +124,8 @@ impl Cgroup {
             None => (number("memory.limit_in_bytes")?, number("memory.usage_in_bytes")?),
         };
         let stat = text("memory.stat").unwrap_or_default();
-        // Of the file cache, which goes when somebody needs the memory. The totals of version 1 include children.
+        // Of the file cache, which goes when somebody needs the memory. The totals of version 1
+        // include children.
         let cached: u64 = match field(&stat, "total_inactive_file") {
             Some(inactive) => inactive + field(&stat, "total_active_file").unwrap_or(0),
             None => ["inactive_file", "active_file"].into_iter().filter_map(|name| field(&stat, name)).sum(),
@@ -164,7 +166,8 @@ fn memory_cgroups(membership: &str, mountinfo: &str) -> Vec<PathBuf> {
     dirs
 }
 
-/// Root and place of a mount, if it is one of memory cgroups (Linux Documentation/filesystems/proc.rst, mountinfo).
+/// Root and place of a mount, if it is one of memory cgroups (Linux
+/// Documentation/filesystems/proc.rst, mountinfo).
 fn memory_mount(line: &str, version_2: bool) -> Option<(&str, &str)> {
     let (before, behind) = line.split_once(" - ")?;
     let mut kind = behind.split(' ');

@@ -6,21 +6,24 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{FallocateFlags, FileType, MemfdFlags, OFlags, SealFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-/// Type of tmpfs in `statfs` (Linux include/uapi/linux/magic.h). A memfd on huge pages has another one: it takes
-/// seals as well, but not 4 KiB pieces.
+/// Type of tmpfs in `statfs` (Linux include/uapi/linux/magic.h). A memfd on huge pages has another
+/// one: it takes seals as well, but not 4 KiB pieces.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
-/// Seals without which the other side could take pages away from under a mapping (SIGBUS) or add such seals later.
+/// Seals without which the other side could take pages away from under a mapping (SIGBUS) or add
+/// such seals later.
 const REQUIRED: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 
 /// Seals that make a memory file useless as a buffer both sides write to.
 const READ_ONLY: SealFlags = SealFlags::WRITE.union(SealFlags::FUTURE_WRITE);
 
-/// A sparse anonymous memory file of exactly `bytes`, sealed so that neither side can change its size.
+/// A sparse anonymous memory file of exactly `bytes`, sealed so that neither side can change its
+/// size.
 ///
 /// # Errors
 ///
-/// `EFBIG` when `RLIMIT_FSIZE` forbids a file of that size: the kernel would say so by ending the process.
+/// `EFBIG` when `RLIMIT_FSIZE` forbids a file of that size: the kernel would say so by ending the
+/// process.
 pub(crate) fn memfd_sealed(bytes: u64) -> io::Result<OwnedFd> {
     if super::means::largest_file().is_some_and(|largest| bytes > largest) {
         return Err(Errno::FBIG.into());
@@ -80,8 +83,8 @@ pub(crate) fn memory_of(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(rustix::fs::fstat(fd)?.st_blocks.unsigned_abs() * 512)
 }
 
-/// Gives the range pages. Touching it cannot raise SIGBUS afterwards, whatever the system's memory is worth; bytes
-/// already there stay.
+/// Gives the range pages. Touching it cannot raise SIGBUS afterwards, whatever the system's memory
+/// is worth; bytes already there stay.
 ///
 /// # Errors
 ///

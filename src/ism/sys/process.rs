@@ -11,17 +11,20 @@ use std::time::Duration;
 
 use rustix::rand::GetRandomFlags;
 
-/// The user id the kernel shows for users that a user namespace has no name for; never "the same user" as anybody.
+/// The user id the kernel shows for users that a user namespace has no name for; never "the same
+/// user" as anybody.
 pub(crate) fn overflow_uid() -> u32 {
     static UID: OnceLock<u32> = OnceLock::new();
-    // 65534 is the kernel's default (Linux include/linux/highuid.h), for containers that hide /proc/sys.
+    // 65534 is the kernel's default (Linux include/linux/highuid.h), for containers that hide
+    // /proc/sys.
     *UID.get_or_init(|| {
         let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
         text.and_then(|text| text.trim().parse().ok()).unwrap_or(65534)
     })
 }
 
-/// Effective user id of this process; where a sandbox denies the question, a number that is nobody's.
+/// Effective user id of this process; where a sandbox denies the question, a number that is
+/// nobody's.
 pub(crate) fn effective_uid() -> u32 {
     // SAFETY: the call takes no argument and touches no memory.
     unsafe { libc::geteuid() }
@@ -32,13 +35,15 @@ pub(crate) fn is_user(uid: u32, me: u32) -> bool {
     uid == me && uid != overflow_uid()
 }
 
-/// Nanoseconds on the monotonic clock; 0 where there is none to be had. Processes in different time namespaces see
-/// different values.
+/// Nanoseconds on the monotonic clock; 0 where there is none to be had. Processes in different time
+/// namespaces see different values.
 ///
-/// The C library's call: rustix's panics where the kernel's vDSO lacks it, and std's where the kernel refuses it.
+/// The C library's call: rustix's panics where the kernel's vDSO lacks it, and std's where the
+/// kernel refuses it.
 pub(crate) fn monotonic_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a local of the type the call fills in; when it fails the local stays as it is.
+    // SAFETY: the pointer is to a local of the type the call fills in; when it fails the local
+    // stays as it is.
     let failed = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) } != 0;
     if failed {
         return 0;
@@ -47,7 +52,8 @@ pub(crate) fn monotonic_ns() -> u64 {
     (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64)
 }
 
-/// The same as a time, to be compared with others of this process; it stands still where there is no clock.
+/// The same as a time, to be compared with others of this process; it stands still where there is
+/// no clock.
 pub(crate) fn monotonic() -> Duration {
     Duration::from_nanos(monotonic_ns())
 }
@@ -58,13 +64,15 @@ pub(crate) fn thread_id() -> u32 {
     unsafe { libc::gettid() }.unsigned_abs()
 }
 
-/// How often the calling thread was preempted, since it began; 0 where a sandbox denies the question.
+/// How often the calling thread was preempted, since it began; 0 where a sandbox denies the
+/// question.
 pub(crate) fn involuntary_switches() -> u64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // A call that fails leaves the zeros.
     // SAFETY: the pointer is to a local of the type the call fills in.
     unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
-    // SAFETY: all fields are integers, for which all-zero bytes are valid, and the call wrote none or all of them.
+    // SAFETY: all fields are integers, for which all-zero bytes are valid, and the call wrote none
+    // or all of them.
     unsafe { usage.assume_init() }.ru_nivcsw.unsigned_abs()
 }
 
@@ -100,7 +108,8 @@ pub(crate) fn usable_cpus() -> usize {
 ///
 /// # Errors
 ///
-/// Where `getrandom` is forbidden (an old seccomp filter): no SMC then, for tokens must not be guessable.
+/// Where `getrandom` is forbidden (an old seccomp filter): no SMC then, for tokens must not be
+/// guessable.
 pub(crate) fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     let mut done = 0;

@@ -1,4 +1,5 @@
-//! The control connection of a link: unix sockets that keep message boundaries and carry file descriptors.
+//! The control connection of a link: unix sockets that keep message boundaries and carry file
+//! descriptors.
 #![expect(unsafe_code, reason = "SO_PEERCRED as plain integers")]
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -24,7 +25,8 @@ pub(crate) fn seqpacket() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-/// Makes `socket` a listener at `path`, which must not exist yet and must fit a socket address (107 bytes).
+/// Makes `socket` a listener at `path`, which must not exist yet and must fit a socket address (107
+/// bytes).
 pub(crate) fn seqpacket_bind(socket: &OwnedFd, path: &Path) -> io::Result<()> {
     rustix::net::bind(socket, &SocketAddrUnix::new(path)?)?;
     Ok(rustix::net::listen(socket, BACKLOG)?)
@@ -66,8 +68,8 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
 ///
 /// # Errors
 ///
-/// `WouldBlock` when the peer's queue is full; `InvalidInput` for an empty message (it would look like the end of
-/// the connection) or more than [`MOST_FDS`] descriptors.
+/// `WouldBlock` when the peer's queue is full; `InvalidInput` for an empty message (it would look
+/// like the end of the connection) or more than [`MOST_FDS`] descriptors.
 pub(crate) fn send(fd: BorrowedFd<'_>, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     if message.is_empty() || fds.len() > MOST_FDS {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -107,8 +109,9 @@ pub(crate) struct Carried {
 ///
 /// # Errors
 ///
-/// `WouldBlock` when there is none; `InvalidData` for a message that is longer than `buf` or brings more
-/// descriptors than allowed, or brings them with nothing: whatever came with it has been closed.
+/// `WouldBlock` when there is none; `InvalidData` for a message that is longer than `buf` or brings
+/// more descriptors than allowed, or brings them with nothing: whatever came with it has been
+/// closed.
 pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8], max_fds: usize) -> io::Result<Received> {
     let refuse =
         |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, format!("control message {what}")));
@@ -126,7 +129,8 @@ pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8], max_fds: usize) -> io::Re
     if got.flags.contains(ReturnFlags::TRUNC) {
         return refuse("is too long");
     }
-    // There was room for more: the kernel found no number for one, and has closed it and those behind it.
+    // There was room for more: the kernel found no number for one, and has closed it and those
+    // behind it.
     let cut_short = got.flags.contains(ReturnFlags::CTRUNC) && fds.len() < MOST_FDS;
     if (got.flags.contains(ReturnFlags::CTRUNC) && !cut_short) || fds.len() > max_fds {
         return refuse("brings too many descriptors");
@@ -145,7 +149,8 @@ pub(crate) fn shutdown_socket(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// Who was at the other end of a unix connection when it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PeerCred {
-    /// Process id as this process sees it; 0 when the peer lives in a pid namespace we cannot look into.
+    /// Process id as this process sees it; 0 when the peer lives in a pid namespace we cannot look
+    /// into.
     pub(crate) pid: i32,
     /// Effective user id then.
     pub(crate) uid: u32,
@@ -155,11 +160,13 @@ pub(crate) struct PeerCred {
 
 /// The credentials of the peer of a connected unix socket (SO_PEERCRED).
 pub(crate) fn peer_cred(fd: BorrowedFd<'_>) -> io::Result<PeerCred> {
-    // Not rustix's `socket_peercred`: its pid type cannot hold the 0 that peers in other pid namespaces have.
+    // Not rustix's `socket_peercred`: its pid type cannot hold the 0 that peers in other pid
+    // namespaces have.
     let mut cred = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let size = size_of::<libc::ucred>() as libc::socklen_t;
     let mut length = size;
-    // SAFETY: the pointers are to a `ucred` and to its size; the call writes no more than that many bytes.
+    // SAFETY: the pointers are to a `ucred` and to its size; the call writes no more than that many
+    // bytes.
     let status = unsafe {
         libc::getsockopt(
             fd.as_raw_fd(),
@@ -199,7 +206,8 @@ mod tests {
         (client, server)
     }
 
-    /// Whether `done` comes true; a child that another test forks has copies of our descriptors until it execs.
+    /// Whether `done` comes true; a child that another test forks has copies of our descriptors
+    /// until it execs.
     fn soon(done: impl Fn() -> bool) -> bool {
         for _ in 0..1000 {
             if done() {

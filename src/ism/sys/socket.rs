@@ -17,7 +17,8 @@ pub(super) fn option<'buf>(
     buf: &'buf mut [u8],
 ) -> io::Result<&'buf [u8]> {
     let mut length = libc::socklen_t::try_from(buf.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: the pointers are to `buf` and to its length; the kernel writes no more bytes than the length says.
+    // SAFETY: the pointers are to `buf` and to its length; the kernel writes no more bytes than the
+    // length says.
     let status =
         unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, buf.as_mut_ptr().cast(), &raw mut length) };
     if status != 0 {
@@ -35,14 +36,16 @@ fn option_int(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
     }
 }
 
-/// Implements `FromRawFd` for a type that is `From<OwnedFd>`: the one line of it that the compiler cannot check.
+/// Implements `FromRawFd` for a type that is `From<OwnedFd>`: the one line of it that the compiler
+/// cannot check.
 macro_rules! impl_from_raw_fd {
     ($socket:ty) => {
         impl std::os::fd::FromRawFd for $socket {
             /// Takes a TCP socket that is not connected yet and is in non-blocking mode.
             #[allow(unsafe_code, reason = "the trait's method is unsafe")]
             unsafe fn from_raw_fd(fd: std::os::fd::RawFd) -> Self {
-                // SAFETY: the caller promises what `OwnedFd` asks for: an open descriptor that is nobody else's.
+                // SAFETY: the caller promises what `OwnedFd` asks for: an open descriptor that is
+                // nobody else's.
                 Self::from(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
             }
         }
@@ -68,8 +71,8 @@ pub(crate) fn netns_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
     }
 }
 
-/// Bytes of the receive buffer, if the application has set them (`SO_RCVBUF`), on this socket or on its listener. Linux
-/// keeps twice of what is asked for.
+/// Bytes of the receive buffer, if the application has set them (`SO_RCVBUF`), on this socket or on
+/// its listener. Linux keeps twice of what is asked for.
 ///
 /// # Errors
 ///
@@ -81,7 +84,8 @@ pub(crate) fn chosen_receive_buffer(fd: BorrowedFd<'_>) -> io::Result<Option<usi
     Ok(if chosen { Some(rustix::net::sockopt::socket_recv_buffer_size(fd)? / 2) } else { None })
 }
 
-/// Bytes of the send buffer, if the application has set them (`SO_SNDBUF`); as [`chosen_receive_buffer`].
+/// Bytes of the send buffer, if the application has set them (`SO_SNDBUF`); as
+/// [`chosen_receive_buffer`].
 pub(crate) fn chosen_send_buffer(fd: BorrowedFd<'_>) -> io::Result<Option<usize>> {
     // `SOCK_SNDBUF_LOCK`.
     const SEND: i32 = 1;
@@ -151,10 +155,12 @@ pub(crate) fn peer_addr(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     Ok(SocketAddr::try_from(address)?)
 }
 
-/// Why this socket must stay on TCP whatever the peer says; `None` when nothing is against an upgrade.
+/// Why this socket must stay on TCP whatever the peer says; `None` when nothing is against an
+/// upgrade.
 ///
-/// Each of these makes the kernel do something with the bytes, or with their timing, that a ring would not, or says that
-/// the application means to use the socket itself. `docs/options.md` has the decision about every option there is.
+/// Each of these makes the kernel do something with the bytes, or with their timing, that a ring
+/// would not, or says that the application means to use the socket itself. `docs/options.md` has
+/// the decision about every option there is.
 pub(crate) fn ineligible(fd: BorrowedFd<'_>) -> io::Result<Option<&'static str>> {
     use rustix::net::sockopt;
 
@@ -188,7 +194,8 @@ const OPTIONS: [(i32, i32, &[i32], &str); 13] = [
     (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &[0], "TCP_USER_TIMEOUT is set"),
     // Covers SO_BINDTODEVICE as well, and connections accepted inside a VRF.
     (libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, &[0], "bound to a device or VRF"),
-    // 0 is the kernel's own default (sysctl), which is nobody's wish for this stream; -1 is no mark.
+    // 0 is the kernel's own default (sysctl), which is nobody's wish for this stream; -1 is no
+    // mark.
     (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &[0, -1], "TCP_NOTSENT_LOWAT is set"),
     (libc::IPPROTO_TCP, TCP_TX_DELAY, &[0], "TCP_TX_DELAY is set"),
     (libc::IPPROTO_TCP, libc::TCP_REPAIR, &[0], "TCP_REPAIR is on"),
@@ -207,7 +214,8 @@ const OPTIONS: [(i32, i32, &[i32], &str); 13] = [
 fn has_filter(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let mut length: libc::socklen_t = 0;
     let (level, name) = (libc::SOL_SOCKET, libc::SO_GET_FILTER);
-    // SAFETY: with a length of 0 the kernel writes nothing but the number of instructions to `length`.
+    // SAFETY: with a length of 0 the kernel writes nothing but the number of instructions to
+    // `length`.
     let status =
         unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, std::ptr::null_mut(), &raw mut length) };
     if status == 0 {

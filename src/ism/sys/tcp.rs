@@ -1,8 +1,8 @@
 //! The kernel's own byte counters of a TCP connection (docs/protocol.md, Positions).
 //!
-//! Others read and write the socket as well: a PROXY header before `from_std`, `SockRef`, another thread. Only the
-//! kernel counts all of it. One *look* is TCP_INFO, an ioctl, TCP_INFO; it is torn, and worth nothing, when the counter
-//! moved between the two.
+//! Others read and write the socket as well: a PROXY header before `from_std`, `SockRef`, another
+//! thread. Only the kernel counts all of it. One *look* is TCP_INFO, an ioctl, TCP_INFO; it is
+//! torn, and worth nothing, when the counter moved between the two.
 #![expect(unsafe_code, reason = "ioctls of TCP sockets, which rustix lacks")]
 
 use std::io;
@@ -86,7 +86,8 @@ pub(crate) struct TcpLook {
 impl TcpLook {
     /// Whether `bytes_acked` counts our SYN: the `s` of [`tx_position`](Self::tx_position), 0 or 1.
     ///
-    /// `None` when the counters disagree by more than a SYN, or outside ESTABLISHED: the connection stays on TCP.
+    /// `None` when the counters disagree by more than a SYN, or outside ESTABLISHED: the connection
+    /// stays on TCP.
     pub(crate) fn syn(&self, outq: u32) -> Option<u64> {
         let written = self.bytes_sent.checked_sub(self.bytes_retrans)?.checked_add(self.notsent.into())?;
         let counted = self.bytes_acked.checked_add(outq.into())?;
@@ -94,15 +95,16 @@ impl TcpLook {
         (self.state == TcpState::Established && syn <= 1).then_some(syn)
     }
 
-    /// Bytes given to TCP so far, from a look of [`tx_counters`]. Wrong by the FIN after our own shutdown.
+    /// Bytes given to TCP so far, from a look of [`tx_counters`]. Wrong by the FIN after our own
+    /// shutdown.
     pub(crate) fn tx_position(&self, outq: u32, syn: u64) -> Option<u64> {
         self.bytes_acked.checked_add(outq.into())?.checked_sub(syn)
     }
 
     /// Bytes taken from TCP so far, from a look of [`rx_counters`].
     ///
-    /// `None` in CLOSE, whose counters no longer tell whether a FIN was among them, and before the connection is
-    /// established: the caller counts on from the last valid position.
+    /// `None` in CLOSE, whose counters no longer tell whether a FIN was among them, and before the
+    /// connection is established: the caller counts on from the last valid position.
     pub(crate) fn rx_position(&self, inq: u32) -> Option<u64> {
         match self.state {
             TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2 => {
@@ -118,10 +120,11 @@ impl TcpLook {
 ///
 /// # Errors
 ///
-/// `Unsupported` when the kernel's answer is too short (before Linux 4.19, or a system that imitates Linux).
+/// `Unsupported` when the kernel's answer is too short (before Linux 4.19, or a system that
+/// imitates Linux).
 pub(crate) fn tcp_look(fd: BorrowedFd<'_>) -> io::Result<TcpLook> {
-    // Offsets of `struct tcp_info` (Linux include/uapi/linux/tcp.h), which only ever grows at its end. libc's
-    // struct ends before the later counters with some C libraries.
+    // Offsets of `struct tcp_info` (Linux include/uapi/linux/tcp.h), which only ever grows at its
+    // end. libc's struct ends before the later counters with some C libraries.
     let mut info = [0; 256];
     let info = option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
     let (
@@ -166,13 +169,15 @@ fn u32_at(info: &[u8], offset: usize) -> Option<u32> {
 /// What has ended of a connection, by `shutdown` of a descriptor at this end or from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ended {
-    /// This end reads no more. (Not to be told apart once the peer's FIN is there, which ends it as well.)
+    /// This end reads no more. (Not to be told apart once the peer's FIN is there, which ends it as
+    /// well.)
     pub(crate) reads: bool,
     /// This end writes no more.
     pub(crate) writes: bool,
     /// The connection was reset, and nobody has been told yet.
     pub(crate) reset: bool,
-    /// `bytes_acked` of a closed socket. (Whether its end was a reset that somebody was told of it does not say.)
+    /// `bytes_acked` of a closed socket. (Whether its end was a reset that somebody was told of it
+    /// does not say.)
     pub(crate) acked: Option<u64>,
 }
 
@@ -183,8 +188,8 @@ pub(crate) fn ended(fd: BorrowedFd<'_>) -> io::Result<Ended> {
     let events = polled[0].revents();
     let hung_up = events.contains(PollFlags::RDHUP);
     if hung_up {
-        // A FIN that comes sets first what poll shows and then the state, which TCP_INFO loads before it takes the
-        // socket's lock: the second one's is not older than what poll has seen.
+        // A FIN that comes sets first what poll shows and then the state, which TCP_INFO loads
+        // before it takes the socket's lock: the second one's is not older than what poll has seen.
         tcp_look(fd)?;
     }
     let TcpLook { state, bytes_acked, .. } = tcp_look(fd)?;
@@ -198,7 +203,8 @@ pub(crate) fn ended(fd: BorrowedFd<'_>) -> io::Result<Ended> {
     })
 }
 
-/// Bytes received and not yet read (SIOCINQ); the FIN is not among them, nor is what lies behind an urgent byte.
+/// Bytes received and not yet read (SIOCINQ); the FIN is not among them, nor is what lies behind an
+/// urgent byte.
 pub(crate) fn queued_in(fd: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: FIONREAD, which SIOCINQ is another name of, writes one int.
     let bytes = unsafe { ioctl(fd, Getter::<{ libc::FIONREAD as Opcode }, libc::c_int>::new()) }?;
@@ -207,7 +213,8 @@ pub(crate) fn queued_in(fd: BorrowedFd<'_>) -> io::Result<u32> {
 
 /// Is the next byte an urgent one (SIOCATMARK)?
 pub(crate) fn is_at_mark(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    // `SIOCATMARK` of Linux include/uapi/asm-generic/sockios.h, the same on all of Rust's architectures but two.
+    // `SIOCATMARK` of Linux include/uapi/asm-generic/sockios.h, the same on all of Rust's
+    // architectures but two.
     const SIOCATMARK: Opcode =
         if cfg!(any(target_arch = "mips", target_arch = "mips64")) { 0x4004_7307 } else { 0x8905 };
     // SAFETY: SIOCATMARK writes one int.
@@ -219,7 +226,8 @@ pub(crate) fn has_unread(fd: BorrowedFd<'_>) -> bool {
     queued_in(fd).is_ok_and(|unread| unread > 0) || is_at_mark(fd).unwrap_or(false)
 }
 
-/// Does an urgent byte lie ahead, or is one announced? One that was read out of line already does not show.
+/// Does an urgent byte lie ahead, or is one announced? One that was read out of line already does
+/// not show.
 pub(crate) fn has_urgent(fd: BorrowedFd<'_>) -> io::Result<bool> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::net::RecvFlags;
@@ -253,7 +261,8 @@ pub(crate) fn unsent_out(fd: BorrowedFd<'_>) -> io::Result<u32> {
     u32::try_from(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// One look at the sending side: the counters and SIOCOUTQ; `None` when it was torn and must be repeated.
+/// One look at the sending side: the counters and SIOCOUTQ; `None` when it was torn and must be
+/// repeated.
 ///
 /// The caller holds the lock of the sending direction, so that nobody writes meanwhile.
 pub(crate) fn tx_counters(fd: BorrowedFd<'_>) -> io::Result<Option<(TcpLook, u32)>> {
@@ -263,11 +272,13 @@ pub(crate) fn tx_counters(fd: BorrowedFd<'_>) -> io::Result<Option<(TcpLook, u32
     Ok((before.bytes_acked == after.bytes_acked).then_some((after, outq)))
 }
 
-/// One look at the receiving side: the counters and SIOCINQ; `None` when it was torn and must be repeated.
+/// One look at the receiving side: the counters and SIOCINQ; `None` when it was torn and must be
+/// repeated.
 ///
-/// The caller holds the lock of the receiving direction, so that nobody reads meanwhile. The state is that of the
-/// second TCP_INFO: the kernel loads it before it takes the socket's lock for the counters, so the first one's may be
-/// older than its counters; with equal counters the second one's is not.
+/// The caller holds the lock of the receiving direction, so that nobody reads meanwhile. The state
+/// is that of the second TCP_INFO: the kernel loads it before it takes the socket's lock for the
+/// counters, so the first one's may be older than its counters; with equal counters the second
+/// one's is not.
 pub(crate) fn rx_counters(fd: BorrowedFd<'_>) -> io::Result<Option<(TcpLook, u32)>> {
     let before = tcp_look(fd)?;
     let inq = queued_in(fd)?;
@@ -412,7 +423,8 @@ mod tests {
         assert_eq!(rx(&client), Some(0), "our own FIN does not count");
         client.read_exact(&mut [0; 20]).unwrap();
         assert_eq!(rx(&client), Some(20));
-        // With the FIN of both sides the server waits for the last acknowledgement or is done at once.
+        // With the FIN of both sides the server waits for the last acknowledgement or is done at
+        // once.
         server.shutdown(Shutdown::Write).unwrap();
         until("the end", || matches!(state(&client), TcpState::Close | TcpState::TimeWait));
         if state(&client) == TcpState::Close {

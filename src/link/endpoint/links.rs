@@ -1,4 +1,5 @@
-//! The links of an endpoint: made for the first stream that needs one, closed when none has needed it for a while.
+//! The links of an endpoint: made for the first stream that needs one, closed when none has needed
+//! it for a while.
 
 use std::collections::HashMap;
 use std::io;
@@ -200,7 +201,8 @@ impl Endpoint {
     }
 }
 
-/// All links of this process by their number, so that two ends that meet here wake each other directly.
+/// All links of this process by their number, so that two ends that meet here wake each other
+/// directly.
 static LINKS: Mutex<Option<HashMap<u64, Weak<Link>>>> = Mutex::new(None);
 
 /// The link of that number, if it is one of this process.

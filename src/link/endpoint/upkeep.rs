@@ -1,4 +1,5 @@
-//! What an endpoint does for streams that wait: for their accept, for an answer to a query, for their memory's return.
+//! What an endpoint does for streams that wait: for their accept, for an answer to a query, for
+//! their memory's return.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -76,13 +77,15 @@ impl Endpoint {
         });
     }
 
-    /// Tells offers and queries that wait for a stream which will not come; see [`AcceptedStreams::sweep`].
+    /// Tells offers and queries that wait for a stream which will not come; see
+    /// [`AcceptedStreams::sweep`].
     pub(crate) fn sweep(&self, now: Duration) -> Option<Duration> {
         self.accepted.sweep(now, proof::waits_for_accept)
     }
 
-    /// S: calls `answer` once it is known whether the other end of the client's connection is here. Returns what to
-    /// forget when nobody wants to know any more, or `None` when the answer was given.
+    /// S: calls `answer` once it is known whether the other end of the client's connection is here.
+    /// Returns what to forget when nobody wants to know any more, or `None` when the answer was
+    /// given.
     pub(crate) fn on_query(
         self: &Arc<Self>,
         theirs: Subject,
@@ -121,7 +124,8 @@ impl Endpoint {
         self.accepted.forget(entry.key, entry.number);
     }
 
-    /// A stream's sending ring has left its first segment: [`Endpoint::shrink`] comes once it was idle for a while.
+    /// A stream's sending ring has left its first segment: [`Endpoint::shrink`] comes once it was
+    /// idle for a while.
     pub(crate) fn grown(self: &Arc<Self>, stream: Weak<dyn LinkedStream>) {
         let first = {
             let mut grown = lock(&self.grown);
@@ -153,7 +157,8 @@ impl Endpoint {
         });
     }
 
-    /// Gives back the memory of rings that were idle since the last call; `true` while some are left.
+    /// Gives back the memory of rings that were idle since the last call; `true` while some are
+    /// left.
     pub(crate) fn shrink(&self) -> bool {
         let (looked_at, streams) = {
             let grown = lock(&self.grown);

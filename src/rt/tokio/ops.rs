@@ -1,4 +1,5 @@
-//! The ways to read and write that tokio's sockets have, as far as they ask TCP; the rest is in [`crate::conn::op`].
+//! The ways to read and write that tokio's sockets have, as far as they ask TCP; the rest is in
+//! [`crate::conn::op`].
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::task::{Context, Poll, ready};
@@ -43,7 +44,8 @@ pub(crate) fn try_reading(buffer: &mut ReadBuf<'_>) -> impl ReadOp<TokioTcp> {
     Try(Read::new(buffer, |socket: &TcpStream, _, buffer| pending(socket.try_read_buf(buffer))))
 }
 
-/// `try_read_buf`. The caller's buffer is not here: its methods are the caller's code, and this runs under a lock.
+/// `try_read_buf`. The caller's buffer is not here: its methods are the caller's code, and this
+/// runs under a lock.
 pub(crate) fn try_reading_buf(room: &mut Room<'_>) -> impl ReadOp<TokioTcp> {
     Try(Read::new(room, |socket: &TcpStream, _, room| pending(socket.try_read_buf(room))))
 }

@@ -14,13 +14,16 @@ use tokio::task::coop::unconstrained;
 use crate::conn::Tcp;
 use crate::conn::close::Leftover;
 
-/// The socket of a stream. The stream itself holds it, too: its options and its descriptor need no lock.
+/// The socket of a stream. The stream itself holds it, too: its options and its descriptor need no
+/// lock.
 pub(crate) type TokioTcp = TcpStream;
 
-/// Polls readiness as tokio's `ready()` does: it costs none of the task's budget and answers when that is spent.
+/// Polls readiness as tokio's `ready()` does: it costs none of the task's budget and answers when
+/// that is spent.
 ///
-/// Everything here is called under the lock of a direction, where tokio must not find the budget spent: it would wake
-/// whoever waits at once. The callers whose counterpart in tokio is budgeted pay before they take the lock.
+/// Everything here is called under the lock of a direction, where tokio must not find the budget
+/// spent: it would wake whoever waits at once. The callers whose counterpart in tokio is budgeted
+/// pay before they take the lock.
 pub(super) fn without_budget<R>(
     cx: &mut Context<'_>,
     poll: impl FnMut(&mut Context<'_>) -> Poll<R>,
@@ -28,8 +31,9 @@ pub(super) fn without_budget<R>(
     pin!(unconstrained(poll_fn(poll))).poll(cx)
 }
 
-/// Does `io` under a readiness of the socket. One that was `short` has shown that the readiness is over, which spares
-/// the system call that would find it out: as tokio's own `poll_read` and `poll_write` do it.
+/// Does `io` under a readiness of the socket. One that was `short` has shown that the readiness is
+/// over, which spares the system call that would find it out: as tokio's own `poll_read` and
+/// `poll_write` do it.
 fn poll_short(
     tcp: &TcpStream,
     interest: Interest,
@@ -45,7 +49,8 @@ fn poll_short(
         }
         Ok(length)
     });
-    // The WouldBlock was for tokio alone: it clears what was known before the call, not what has happened since.
+    // The WouldBlock was for tokio alone: it clears what was known before the call, not what has
+    // happened since.
     done.map_or(answer, Ok)
 }
 
@@ -84,11 +89,13 @@ pub(crate) fn tcp_ready(tcp: &TcpStream, interest: Interest) -> io::Result<Ready
     }
 }
 
-/// Waits in a waker slot for whatever the reactor tells of a socket. Ready: nothing will come that is not there already.
+/// Waits in a waker slot for whatever the reactor tells of a socket. Ready: nothing will come that
+/// is not there already.
 fn poll_event(tcp: &TcpStream, slot: Interest, cx: &mut Context<'_>) -> Poll<()> {
     loop {
-        // An idle socket is writable, so every event says that it is: forgotten now, it comes again with the next one.
-        // (One that comes in this very moment is not forgotten, and there is another round.)
+        // An idle socket is writable, so every event says that it is: forgotten now, it comes again
+        // with the next one. (One that comes in this very moment is not forgotten, and there is
+        // another round.)
         let _ = tcp.try_io(slot, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
         let writes = slot.is_writable();
         let ready =
@@ -129,7 +136,8 @@ impl Tcp for TokioTcp {
                     if waits {
                         return Poll::Pending;
                     }
-                    // Room that came since the write is forgotten here, too: once this waits, it tries again.
+                    // Room that came since the write is forgotten here, too: once this waits, it
+                    // tries again.
                     let _ = self.try_io(Interest::WRITABLE, || Err::<(), _>(error));
                     match without_budget(cx, |cx| self.poll_write_ready(cx)) {
                         Poll::Ready(ready) => ready?,

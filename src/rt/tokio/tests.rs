@@ -161,7 +161,8 @@ fn a_task_that_returns_ends_its_endpoint() {
     }
 }
 
-/// What the peer reads behind our own reset is no clean end, whatever the application does to its end then.
+/// What the peer reads behind our own reset is no clean end, whatever the application does to its
+/// end then.
 #[test]
 fn a_shutdown_after_our_own_reset_is_no_end_to_the_peer() {
     for (of_client, shuts) in [(true, true), (true, false), (false, true), (false, false)] {
@@ -450,7 +451,8 @@ fn room_that_comes_while_a_late_write_begins_to_wait_is_found() {
     assert!(matches!(answer, Poll::Ready(Ok(4))), "{answer:?}");
 }
 
-/// Events come at every moment while somebody begins to wait for one: he waits then, or there is nothing to wait for.
+/// Events come at every moment while somebody begins to wait for one: he waits then, or there is
+/// nothing to wait for.
 #[test]
 fn an_event_in_the_moment_of_listening_does_not_end_it() {
     let runtime = runtime();
