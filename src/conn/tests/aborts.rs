@@ -108,7 +108,7 @@ fn hazard_h14_a_close_is_a_reset_or_delivers_everything_in_every_mode() {
 /// has read since the switch or not.
 #[test]
 fn what_comes_by_tcp_after_the_link_is_unread_like_anything_else() {
-    watched("what_comes_by_tcp_after_the_link_is_unread_like_anything_else", || {
+    watched(|| {
         for case in 0..32 {
             let [by_ring, settled, heard, comes, by_client] = [1, 2, 4, 8, 16].map(|bit| case & bit != 0);
             let (closer, other) = if by_client { (CLIENT, SERVER) } else { (SERVER, CLIENT) };

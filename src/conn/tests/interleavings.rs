@@ -114,7 +114,7 @@ fn a_pin_leaves_the_reset_to_the_reader() {
 /// to do closes then.
 #[test]
 fn an_urgent_byte_is_no_news_for_ever() {
-    watched("an_urgent_byte_is_no_news_for_ever", || {
+    watched(|| {
         let setup = Setup { handshake: false, small_buffers: false, dmb_size: 4096, upgraded: false };
         let mut model = Model::new(setup);
         model.narrow(1);
@@ -150,7 +150,7 @@ fn an_urgent_byte_is_no_news_for_ever() {
 /// closes with that unread, before it has lost the link.
 #[test]
 fn who_closes_need_not_know_that_the_link_is_lost() {
-    watched("who_closes_need_not_know_that_the_link_is_lost", || {
+    watched(|| {
         let setup = Setup { handshake: false, small_buffers: false, dmb_size: 4096, upgraded: true };
         for read in [None, Some((0, Act::TryRead(1)))] {
             let mut model = Model::new(setup);

@@ -198,7 +198,7 @@ fn urgent_bytes_right_behind_the_switch_are_no_foreign_ones() {
 /// edge-triggered one does.
 #[test]
 fn a_reactor_tells_once_of_what_no_read_gets_to() {
-    watched("a_reactor_tells_once_of_what_no_read_gets_to", || {
+    watched(|| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let receiver = StdTcp::new(listener.accept().unwrap().0);
