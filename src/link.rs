@@ -14,6 +14,7 @@ pub(crate) mod endpoint;
 pub(crate) mod greeting;
 mod growth;
 mod idle;
+mod interrupts;
 pub(crate) mod lack;
 mod life;
 pub(crate) mod look;
@@ -41,7 +42,6 @@ use crate::error::SmcError;
 use crate::ism::arena::{ArenaMap, DmbMemory};
 use crate::ism::budget::{self, LinkPlace, Need};
 use crate::ism::dmb::{LARGEST_SEGMENT, SMALLEST_SEGMENT};
-use crate::ism::interrupt::{CONNECTIONS, Signal, SignalPage};
 use crate::ism::sys;
 use crate::link::accepted::Key;
 use crate::link::endpoint::Endpoint;
@@ -50,12 +50,13 @@ use crate::link::message::{DmbPlace, Message, Subject};
 use crate::link::outbox::{Flusher, Outbox};
 use crate::link::reactor::Watched;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
-use crate::link::stream::{Death, InterruptHandler, LinkedStream, Undelivered};
-use crate::link::tally::WakeUp;
+use crate::link::stream::{Death, LinkedStream};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
 use crate::transport::FallbackReason;
 
 pub(crate) use idle::Hold;
+use interrupts::Entries;
+pub(crate) use interrupts::SignalEntry;
 
 /// What became known with the peer's HELLO.
 struct Peer {
@@ -96,23 +97,6 @@ enum TheirOffer {
     },
 }
 
-struct Registered {
-    handler: Arc<dyn InterruptHandler>,
-    stream: Weak<dyn LinkedStream>,
-}
-
-#[derive(Default)]
-struct Entries {
-    table: Vec<Option<Registered>>,
-    free: Vec<u32>,
-}
-
-impl Entries {
-    fn is_empty(&self) -> bool {
-        self.table.len() == self.free.len()
-    }
-}
-
 struct State {
     own: OwnArenas,
     theirs: PeerArenas,
@@ -128,7 +112,23 @@ struct State {
     before_hello: Vec<Weak<dyn LinkedStream>>,
 }
 
-/// One link. It stays in memory as long as a stream of it lives.
+/// One link (SMC's link group): a control socket to another endpoint, arenas in both directions,
+/// and a signal page on each side, for all connections between the two.
+///
+/// The endpoint makes it ([`Endpoint::link_to`]) or accepts it, and keeps it until it dies; streams
+/// keep it in memory through their DMBs and interrupts, also when it is dead. What drives it:
+///
+/// - Its task (`serve`), which takes the peer's messages one by one and obeys each at once
+///   ([`Link::deliver`]), and sends what the socket did not take.
+/// - Streams: [`Link::offer`] begins an upgrade; the drop of a DMB, of an offer or of a signal's
+///   number says what the peer has to be told; [`Link::raise`] interrupts the peer.
+/// - The endpoint's poller, which calls [`Link::drain_interrupts`].
+/// - Whoever finds that it can not go on: [`Link::bury`], once, tells every stream and ends the
+///   task.
+///
+/// Any thread may call it at any time, with no lock held; only [`Link::raise`] is for who holds the
+/// lock of a direction. What happens after its death is nothing: messages are not sent, offers are
+/// declined.
 pub(crate) struct Link {
     pub(crate) id: u64,
     /// The device that both endpoints are on.
@@ -166,18 +166,6 @@ pub(crate) struct Link {
     death: AtomicU8,
     /// Wakes the task of this link when it has died.
     task: Mutex<Option<Waker>>,
-}
-
-/// The number of a stream's signals on a link; dropping it frees the number.
-pub(crate) struct SignalEntry {
-    link: Arc<Link>,
-    index: u32,
-}
-
-impl Drop for SignalEntry {
-    fn drop(&mut self) {
-        self.link.unregister(self.index);
-    }
 }
 
 impl Link {
@@ -265,122 +253,6 @@ impl Link {
 
     pub(crate) fn death(&self) -> Option<Death> {
         Death::from_u8(self.death.load(Ordering::Acquire))
-    }
-
-    /// Where the peer raises our interrupts.
-    pub(crate) fn signals(&self) -> &SignalPage {
-        self.own_signals.signals()
-    }
-
-    // ---- interrupts ----
-
-    /// Raises a signal for the peer's end of connection `index`. That calls nobody; what is left to
-    /// do, once no lock is held, is for [`Link::deliver_interrupt`].
-    #[inline]
-    pub(crate) fn raise(&self, index: u32, signal: Signal) -> Option<Undelivered> {
-        let peer = self.peer.get()?;
-        if peer.here.is_some() {
-            return Some(Undelivered::Handler(signal));
-        }
-        let page = peer.first_arena.signals();
-        if page.raise(index, signal, sys::monotonic_ns, self.stale_after, &self.last_rung) {
-            return Some(Undelivered::Eventfd);
-        }
-        tally::count_wake_up(self.id, index, WakeUp::Saved);
-        None
-    }
-
-    /// Does what [`Link::raise`] has left to do.
-    pub(crate) fn deliver_interrupt(&self, index: u32, undelivered: Undelivered) {
-        let Some(peer) = self.peer.get() else { return };
-        match undelivered {
-            Undelivered::Eventfd => {
-                tally::count_wake_up(self.id, index, WakeUp::Sent);
-                if let Err(error) = sys::ring(peer.eventfd.as_fd()) {
-                    crate::trace::debug!("writing the peer's eventfd failed: {error}");
-                }
-            }
-            Undelivered::Handler(signal) => {
-                if let Some(link) = peer.here.as_ref().and_then(Weak::upgrade) {
-                    tally::count_wake_up(self.id, index, WakeUp::Saved);
-                    link.interrupted(index, signal);
-                }
-            }
-        }
-    }
-
-    fn interrupted(&self, index: u32, signal: Signal) {
-        let handler = {
-            let entries = lock(&self.entries);
-            entries.table.get(index as usize).and_then(Option::as_ref).map(|entry| entry.handler.clone())
-        };
-        if let Some(handler) = handler {
-            handler.on_interrupt(signal);
-        }
-    }
-
-    /// Takes what the peer has raised and wakes the streams concerned; returns how many signals
-    /// there were.
-    pub(crate) fn drain_interrupts(&self) -> usize {
-        const BATCH: usize = 16;
-        let page = self.signals();
-        let mut batch: [(u32, Signal); BATCH] = [(0, Signal::Data); BATCH];
-        let mut held = 0;
-        let flush = |batch: &[(u32, Signal)]| {
-            let mut woken: [Option<(Arc<dyn InterruptHandler>, Signal)>; BATCH] = [const { None }; BATCH];
-            {
-                let entries = lock(&self.entries);
-                for (slot, (index, signal)) in woken.iter_mut().zip(batch) {
-                    *slot = entries
-                        .table
-                        .get(*index as usize)
-                        .and_then(Option::as_ref)
-                        .map(|entry| (entry.handler.clone(), *signal));
-                }
-            }
-            for (handler, signal) in woken.into_iter().take(batch.len()).flatten() {
-                handler.on_interrupt(signal);
-            }
-        };
-        let found = page.drain(|index, signal| {
-            batch[held] = (index, signal);
-            held += 1;
-            if held == BATCH {
-                flush(&batch);
-                held = 0;
-            }
-        });
-        if held > 0 {
-            flush(&batch[..held]);
-        }
-        found
-    }
-
-    fn register(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Option<u32> {
-        let registered = Registered { handler: stream.interrupt_handler(), stream: Arc::downgrade(stream) };
-        let mut entries = lock(&self.entries);
-        let index = match entries.free.pop() {
-            Some(index) => index,
-            None if entries.table.len() < CONNECTIONS as usize => {
-                entries.table.push(None);
-                entries.table.len() as u32 - 1
-            }
-            None => return None,
-        };
-        entries.table[index as usize] = Some(registered);
-        drop(entries);
-        self.uses.fetch_add(1, Ordering::Relaxed);
-        Some(index)
-    }
-
-    fn unregister(&self, index: u32) {
-        let gone = {
-            let mut entries = lock(&self.entries);
-            entries.free.push(index);
-            entries.table[index as usize].take()
-        };
-        drop(gone);
-        self.close_if_idle();
     }
 
     /// The sending ring of `stream` grew: it is given back once it has been idle.

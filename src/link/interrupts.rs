@@ -1,0 +1,159 @@
+//! Interrupts over a link: raised in the peer's signal page, delivered to the streams that the
+//! peer's are for.
+
+use std::os::fd::AsFd;
+use std::sync::Weak;
+
+use super::Link;
+use crate::ism::interrupt::{CONNECTIONS, Signal, SignalPage};
+use crate::ism::sys;
+use crate::link::stream::{InterruptHandler, LinkedStream, Undelivered};
+use crate::link::tally::{self, WakeUp};
+use crate::sync::{Arc, Ordering, lock};
+
+/// A stream under its number.
+pub(super) struct Registered {
+    handler: Arc<dyn InterruptHandler>,
+    pub(super) stream: Weak<dyn LinkedStream>,
+}
+
+/// The streams of a link by the number of their signals.
+#[derive(Default)]
+pub(super) struct Entries {
+    pub(super) table: Vec<Option<Registered>>,
+    free: Vec<u32>,
+}
+
+impl Entries {
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.len() == self.free.len()
+    }
+}
+
+/// The number of a stream's signals on a link; dropping it frees the number.
+pub(crate) struct SignalEntry {
+    pub(super) link: Arc<Link>,
+    pub(super) index: u32,
+}
+
+impl Drop for SignalEntry {
+    fn drop(&mut self) {
+        self.link.unregister(self.index);
+    }
+}
+
+impl Link {
+    /// Where the peer raises our interrupts.
+    pub(crate) fn signals(&self) -> &SignalPage {
+        self.own_signals.signals()
+    }
+
+    /// Raises a signal for the peer's end of connection `index`. That calls nobody; what is left to
+    /// do, once no lock is held, is for [`Link::deliver_interrupt`].
+    #[inline]
+    pub(crate) fn raise(&self, index: u32, signal: Signal) -> Option<Undelivered> {
+        let peer = self.peer.get()?;
+        if peer.here.is_some() {
+            return Some(Undelivered::Handler(signal));
+        }
+        let page = peer.first_arena.signals();
+        if page.raise(index, signal, sys::monotonic_ns, self.stale_after, &self.last_rung) {
+            return Some(Undelivered::Eventfd);
+        }
+        tally::count_wake_up(self.id, index, WakeUp::Saved);
+        None
+    }
+
+    /// Does what [`Link::raise`] has left to do.
+    pub(crate) fn deliver_interrupt(&self, index: u32, undelivered: Undelivered) {
+        let Some(peer) = self.peer.get() else { return };
+        match undelivered {
+            Undelivered::Eventfd => {
+                tally::count_wake_up(self.id, index, WakeUp::Sent);
+                if let Err(error) = sys::ring(peer.eventfd.as_fd()) {
+                    crate::trace::debug!("writing the peer's eventfd failed: {error}");
+                }
+            }
+            Undelivered::Handler(signal) => {
+                if let Some(link) = peer.here.as_ref().and_then(Weak::upgrade) {
+                    tally::count_wake_up(self.id, index, WakeUp::Saved);
+                    link.interrupted(index, signal);
+                }
+            }
+        }
+    }
+
+    fn interrupted(&self, index: u32, signal: Signal) {
+        let handler = {
+            let entries = lock(&self.entries);
+            entries.table.get(index as usize).and_then(Option::as_ref).map(|entry| entry.handler.clone())
+        };
+        if let Some(handler) = handler {
+            handler.on_interrupt(signal);
+        }
+    }
+
+    /// Takes what the peer has raised and wakes the streams concerned; returns how many signals
+    /// there were.
+    pub(crate) fn drain_interrupts(&self) -> usize {
+        const BATCH: usize = 16;
+        let page = self.signals();
+        let mut batch: [(u32, Signal); BATCH] = [(0, Signal::Data); BATCH];
+        let mut held = 0;
+        let flush = |batch: &[(u32, Signal)]| {
+            let mut woken: [Option<(Arc<dyn InterruptHandler>, Signal)>; BATCH] = [const { None }; BATCH];
+            {
+                let entries = lock(&self.entries);
+                for (slot, (index, signal)) in woken.iter_mut().zip(batch) {
+                    *slot = entries
+                        .table
+                        .get(*index as usize)
+                        .and_then(Option::as_ref)
+                        .map(|entry| (entry.handler.clone(), *signal));
+                }
+            }
+            for (handler, signal) in woken.into_iter().take(batch.len()).flatten() {
+                handler.on_interrupt(signal);
+            }
+        };
+        let found = page.drain(|index, signal| {
+            batch[held] = (index, signal);
+            held += 1;
+            if held == BATCH {
+                flush(&batch);
+                held = 0;
+            }
+        });
+        if held > 0 {
+            flush(&batch[..held]);
+        }
+        found
+    }
+
+    pub(super) fn register(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Option<u32> {
+        let registered = Registered { handler: stream.interrupt_handler(), stream: Arc::downgrade(stream) };
+        let mut entries = lock(&self.entries);
+        let index = match entries.free.pop() {
+            Some(index) => index,
+            None if entries.table.len() < CONNECTIONS as usize => {
+                entries.table.push(None);
+                entries.table.len() as u32 - 1
+            }
+            None => return None,
+        };
+        entries.table[index as usize] = Some(registered);
+        drop(entries);
+        self.uses.fetch_add(1, Ordering::Relaxed);
+        Some(index)
+    }
+
+    pub(super) fn unregister(&self, index: u32) {
+        let gone = {
+            let mut entries = lock(&self.entries);
+            entries.free.push(index);
+            entries.table[index as usize].take()
+        };
+        drop(gone);
+        self.close_if_idle();
+    }
+}
