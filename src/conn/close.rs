@@ -40,8 +40,8 @@ impl<T: Tcp> Connection<T> {
                     // CLC that is still on its way is nobody's data, though it may come in this moment.
                     _ if clc_left > 0 => false,
                     receive::Path::Tcp => rx.fd().is_ok_and(sys::has_unread),
-                    // Without a link, what the peer wrote last is there, and the peer may have lost the link first. As
-                    // long as this end has it, an urgent byte is no reason for a reset.
+                    // Without a link, what the peer wrote last is there, and the peer may have lost
+                    // the link first. As long as this end has it, an urgent byte resets nothing.
                     receive::Path::Draining { .. } | receive::Path::Ring => rx.fd().is_ok_and(|fd| {
                         let is_urgent = || sys::is_at_mark(fd).unwrap_or(false);
                         sys::has_unread(fd) && (self.death().is_some() || !is_urgent())

@@ -102,8 +102,9 @@ fn hazard_h14_c1_a_close_is_a_reset_or_delivers_everything_in_every_mode() {
     });
 }
 
-/// A peer that loses the link first takes this end for dead and writes to TCP. To close with that unread is a reset,
-/// as always, whether this end has lost the link as well or not, and whether it has read since the switch or not.
+/// A peer that loses the link first takes this end for dead and writes to TCP. To close with that
+/// unread is a reset, as always, whether this end has lost the link as well or not, and whether it
+/// has read since the switch or not.
 #[test]
 fn what_comes_by_tcp_after_the_link_is_unread_like_anything_else() {
     watched("what_comes_by_tcp_after_the_link_is_unread_like_anything_else", || {

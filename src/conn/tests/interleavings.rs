@@ -107,8 +107,9 @@ fn a_pin_leaves_the_reset_to_the_reader() {
     });
 }
 
-/// As a random play that stood still: without a link each end waits for the other's end on TCP, where an urgent byte
-/// lies that poll(2) calls readable and no read gets to. Who has nothing more to do closes then.
+/// As a random play that stood still: without a link each end waits for the other's end on TCP,
+/// where an urgent byte lies that poll(2) calls readable and no read gets to. Who has nothing more
+/// to do closes then.
 #[test]
 fn an_urgent_byte_is_no_news_for_ever() {
     watched("an_urgent_byte_is_no_news_for_ever", || {
@@ -143,8 +144,8 @@ fn an_urgent_byte_is_no_news_for_ever() {
     });
 }
 
-/// The random plays met this at times: side 1 has lost the link and writes to TCP, and side 0 closes with that unread,
-/// before it has lost the link.
+/// The random plays met this at times: side 1 has lost the link and writes to TCP, and side 0 closes
+/// with that unread, before it has lost the link.
 #[test]
 fn who_closes_need_not_know_that_the_link_is_lost() {
     watched("who_closes_need_not_know_that_the_link_is_lost", || {

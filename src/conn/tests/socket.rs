@@ -15,8 +15,8 @@ use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 /// A socket with the wakers of those who wait for it, one each way, as a reactor keeps them.
 pub(super) struct StdTcp {
     pub(super) tcp: TcpStream,
-    /// With what there was before the read that found nothing. As an edge-triggered reactor does, it takes something new
-    /// to wake: poll(2) may go on calling readable what no read gets to.
+    /// With what there was before the read that found nothing. As with an edge-triggered reactor
+    /// it takes something new to wake: poll(2) may go on calling readable what no read gets to.
     read: Mutex<Option<(Waker, Look)>>,
     write: Mutex<Option<Waker>>,
     /// Who waits for any event in the slot of writing and of reading, and what there was when it began to wait.
@@ -25,8 +25,8 @@ pub(super) struct StdTcp {
     pub(super) broken: AtomicBool,
 }
 
-/// What an edge-triggered reactor would tell a change of: the end of reading, a failure, the state, received and unread
-/// bytes.
+/// What an edge-triggered reactor would tell a change of: the end of reading, a failure, the state,
+/// received and unread bytes.
 type Look = (bool, bool, Option<(sys::TcpState, u64)>, Option<u32>);
 
 impl StdTcp {

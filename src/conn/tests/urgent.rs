@@ -192,8 +192,9 @@ fn urgent_bytes_right_behind_the_switch_are_no_foreign_ones() {
     });
 }
 
-/// On plain TCP poll(2) calls a socket readable whose one byte is an urgent one, if the window is narrow, and no read
-/// gets to it. The reactor of these tests must not tell of that for ever, as no edge-triggered one does.
+/// On plain TCP poll(2) calls a socket readable whose one byte is an urgent one, if the window is
+/// narrow (Linux `tcp_epollin_ready`), and no read gets to it. The reactor of these tests must not
+/// tell of that for ever, as no edge-triggered one does.
 #[test]
 fn a_reactor_tells_once_of_what_no_read_gets_to() {
     watched("a_reactor_tells_once_of_what_no_read_gets_to", || {
