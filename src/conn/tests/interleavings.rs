@@ -162,3 +162,22 @@ fn who_closes_need_not_know_that_the_link_is_lost() {
         }
     });
 }
+
+/// What a cork holds back has not come to who closes: both TCP and the ring show a clean end then.
+#[test]
+fn what_a_cork_holds_back_is_not_unread() {
+    watched(|| {
+        let setup = Setup { handshake: false, small_buffers: false, dmb_size: 4096, upgraded: false };
+        let cork = [(1, Act::Accept), (1, Act::Cork(true)), (1, Act::Write(1)), (0, Act::Close)];
+        let mut by_tcp = Model::new(setup);
+        cork.into_iter().for_each(|(side, act)| by_tcp.step(side, act));
+        assert_eq!(by_tcp.reads_end(1), Some(Ok(())));
+        by_tcp.finish();
+
+        let mut without_link = Model::new(Setup { upgraded: true, ..setup });
+        let cut = [(1, Act::Write(1)), (0, Act::Read(1)), (0, Act::Cut), (1, Act::Pump(1))];
+        cut.into_iter().chain(cork).for_each(|(side, act)| without_link.step(side, act));
+        assert_eq!(without_link.reads_end(1), Some(Ok(())));
+        without_link.finish();
+    });
+}

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use socket2::SockRef;
 
 use super::bytes;
-use super::hosts::{CLIENT, Lab, Pair, SERVER};
+use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
 use super::ops::{Task, parts, peeking, reading, reading_vectored, writing, writing_vectored};
 use crate::config::UpgradePolicy;
 use crate::conn::watch::WatchKey;
@@ -229,8 +229,9 @@ impl Model {
         if self.setup.handshake || self.sides[side].read == self.sides[peer].written {
             return false;
         }
-        let in_ring = match lock(&self.pair.conns[peer].tx).dmb.as_ref() {
-            Some(dmb) => dmb.producer.position() > 0,
+        // What a peer without a link wrote last may be held back by a cork: that has not come.
+        let in_ring = match lock(&self.pair.conns[peer].tx).dmb.as_mut() {
+            Some(dmb) => !dmb.producer.is_consumed().expect("a ring in order"),
             None => false,
         };
         in_ring || sys::queued_in(self.pair.tcp(side).tcp.as_fd()).is_ok_and(|bytes| bytes > 0)
@@ -352,6 +353,15 @@ impl Model {
         }
         self.sides[side].shut = true;
         self.sides[side].writer = None;
+    }
+
+    /// Reads until the end of what comes to `side`, and says how that was.
+    pub(super) fn reads_end(&mut self, side: usize) -> Option<Result<(), ErrorKind>> {
+        patiently("the end", || {
+            self.step(side, Act::TryRead(1));
+            self.sides[side].end.is_some()
+        });
+        self.sides[side].end
     }
 
     /// Leaves the kernel little room for what comes to `side`.
