@@ -12,6 +12,15 @@ use crate::transport::{Counters, FallbackReason, Transport};
 ///
 /// Each end of a connection counts for itself, so a connection of a process with itself counts
 /// twice. Its `Display` has a line for each number: the name, a blank, the number.
+///
+/// ```
+/// use tokio_smc::FallbackReason;
+///
+/// let stats = tokio_smc::stats();
+/// println!("{} of {} upgrades", stats.upgrades_done, stats.upgrades_tried);
+/// println!("{} streams had no peer here", stats.reason(FallbackReason::NoSmcListener));
+/// print!("{stats}");
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -75,6 +84,12 @@ impl fmt::Display for Stats {
 }
 
 /// The part that this end of a stream plays in its upgrade.
+///
+/// ```
+/// use tokio_smc::StreamRole;
+/// let accepted = tokio_smc::streams().iter().filter(|seen| seen.role == StreamRole::Server).count();
+/// println!("{accepted} {}", StreamRole::Server); // "0 server"
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StreamRole {
@@ -97,6 +112,12 @@ impl fmt::Display for StreamRole {
 }
 
 /// A stream as [`streams`](crate::streams) has seen it. Its `Display` is one line.
+///
+/// ```
+/// for seen in tokio_smc::streams() {
+///     println!("{:?} -> {:?} runs on {}", seen.local_addr, seen.peer_addr, seen.transport);
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StreamStats {

@@ -14,6 +14,9 @@ use crate::ism::sys;
 use crate::rt::mio::SocketWaits;
 use crate::sync::{Arc, PlainGuard, PlainMutex};
 
+/// For how long who can not be woken in poll(2) waits before the next look.
+const BLIND: Duration = Duration::from_millis(10);
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
     #[default]
@@ -91,11 +94,9 @@ impl Parker {
         deadline: Option<Instant>,
     ) -> io::Result<()> {
         let eventfd = match self.eventfd.get() {
-            Some(eventfd) => eventfd,
-            None => {
-                let eventfd = sys::eventfd()?;
-                self.eventfd.get_or_init(|| eventfd)
-            }
+            Some(eventfd) => Some(eventfd),
+            // Out of descriptors: TCP needs none to wait, so this may not fail for one.
+            None => sys::eventfd().ok().map(|eventfd| self.eventfd.get_or_init(|| eventfd)),
         };
         {
             let mut state = self.state();
@@ -105,7 +106,8 @@ impl Parker {
             *state = State::Polling;
         }
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let polled = wait_ready(socket, waits, eventfd.as_fd(), left);
+        let left = if eventfd.is_some() { left } else { Some(left.map_or(BLIND, |left| left.min(BLIND))) };
+        let polled = wait_ready(socket, waits, eventfd.map(AsFd::as_fd), left);
         *self.state() = State::Awake;
         polled
     }
@@ -119,26 +121,31 @@ impl Parker {
 fn wait_ready(
     socket: BorrowedFd<'_>,
     waits: SocketWaits,
-    eventfd: BorrowedFd<'_>,
+    eventfd: Option<BorrowedFd<'_>>,
     timeout: Option<Duration>,
 ) -> io::Result<()> {
     let mut flags = PollFlags::empty();
     flags.set(PollFlags::IN | PollFlags::RDHUP, waits.reads);
     flags.set(PollFlags::OUT, waits.writes);
-    let mut polled =
-        [PollFd::from_borrowed_fd(socket, flags), PollFd::from_borrowed_fd(eventfd, PollFlags::IN)];
+    let rung = eventfd.map(|eventfd| PollFd::from_borrowed_fd(eventfd, PollFlags::IN));
+    let count = 1 + usize::from(rung.is_some());
+    let socket = PollFd::from_borrowed_fd(socket, flags);
+    let mut both = [socket.clone(), rung.unwrap_or(socket)];
+    let polled = &mut both[..count];
     let timeout = timeout.map(|timeout| Timespec {
         tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: timeout.subsec_nanos().into(),
     });
-    match poll(&mut polled, timeout.as_ref()) {
+    match poll(polled, timeout.as_ref()) {
         // After a signal, too, whoever waits looks again.
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => return Err(errno.into()),
     }
-    if polled[1].revents().contains(PollFlags::IN) {
-        // Who has waited here looks anyway: nothing is lost if there is nothing to take.
-        let _ = rustix::io::read(eventfd, &mut [0; 8]);
+    if let (Some(eventfd), Some(rung)) = (eventfd, polled.get(1)) {
+        if rung.revents().contains(PollFlags::IN) {
+            // Who has waited here looks anyway: nothing is lost if there is nothing to take.
+            let _ = rustix::io::read(eventfd, &mut [0; 8]);
+        }
     }
     Ok(())
 }

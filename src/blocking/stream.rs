@@ -18,7 +18,7 @@ use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::reactor::Reactor;
 use crate::link::stream::{LinkedStream, Verdict};
 use crate::rt::mio::{self as rt, Engine, MioTcp};
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 use crate::transport::FallbackReason;
 
 /// A TCP stream that moves onto shared memory when its peer is on this host and uses this crate
@@ -30,7 +30,8 @@ use crate::transport::FallbackReason;
 /// Closing does what it does with TCP: what was written still arrives, unless unread data makes it
 /// a reset.
 ///
-/// Waiting is not interrupted by signals.
+/// Waiting is not interrupted by signals, but where a stream has settled on TCP and the kernel
+/// waits.
 ///
 /// ```no_run
 /// use std::io::{Read, Write};
@@ -58,11 +59,18 @@ pub(super) struct Shared {
     pub(super) reads: Direction,
     pub(super) writes: Direction,
     pub(super) parkers: Mutex<Vec<Arc<Parker>>>,
+    /// The error of a write that had written a part, until somebody is told.
+    late: Mutex<Option<io::Error>>,
+    has_late: AtomicBool,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let Some(leftover) = self.conn.close() else { return };
+        let leftover = self.conn.close();
+        // The sets that it is in find it gone.
+        self.conn.waiters.readers.wake_all();
+        self.conn.waiters.writers.wake_all();
+        let Some(leftover) = leftover else { return };
         if let Some(engine) = self.engine.get() {
             let executor = Arc::downgrade(engine.executor());
             let held = engine.clone();
@@ -143,6 +151,8 @@ impl SmcStream {
             reads: Direction::new(busy_poll, stays, mode.read_timeout),
             writes: Direction::new(busy_poll, stays, mode.write_timeout),
             parkers: Mutex::default(),
+            late: Mutex::default(),
+            has_late: AtomicBool::new(false),
         };
         SmcStream { shared: Arc::new(shared) }
     }
@@ -289,66 +299,111 @@ impl Shared {
         Ok(length)
     }
 
+    /// A write that has written a part tells of its error later, as the kernel does: to the next
+    /// write, or to a read that would else see the end.
+    fn keep_error(&self, error: io::Error) {
+        // Others come again by themselves: that there was no room, and that nobody reads any more.
+        if error.kind() == io::ErrorKind::ConnectionReset {
+            *lock(&self.late) = Some(error);
+            self.has_late.store(true, Ordering::Release);
+        }
+    }
+
+    fn late_error(&self) -> Option<io::Error> {
+        // Acquire: pairs with the Release in `keep_error`.
+        if !self.has_late.load(Ordering::Acquire) {
+            return None;
+        }
+        self.has_late.store(false, Ordering::Relaxed);
+        lock(&self.late).take()
+    }
+
+    /// What a read has found, unless that is an end with an error before it.
+    fn or_late_error(&self, answer: io::Result<usize>) -> io::Result<usize> {
+        match answer {
+            Ok(0) => self.late_error().map_or(Ok(0), Err),
+            answer => answer,
+        }
+    }
+
     fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         if buf.is_empty() {
             return Ok(0);
         }
-        match self.read_with(rt::reading(&mut &mut *buf)) {
+        let answer = match self.read_with(rt::reading(&mut &mut *buf)) {
             Some(answer) => {
                 self.done(Operation::Read, &answer);
                 answer
             }
             None => self.past(Operation::Read, |mut tcp| tcp.read(buf)),
-        }
+        };
+        self.or_late_error(answer)
     }
 
     fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         if bufs.iter().all(|buf| buf.is_empty()) {
             return Ok(0);
         }
-        match self.read_with(rt::reading_vectored(bufs)) {
+        let answer = match self.read_with(rt::reading_vectored(bufs)) {
             Some(answer) => {
                 self.done(Operation::Read, &answer);
                 answer
             }
             None => self.past(Operation::Read, |mut tcp| tcp.read_vectored(bufs)),
-        }
+        };
+        self.or_late_error(answer)
     }
 
     fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
         if buf.is_empty() {
             return Ok(0);
         }
-        self.read_with(rt::peeking(&mut &mut *buf)).unwrap_or_else(|| self.tcp.std().peek(buf))
+        let answer = self.read_with(rt::peeking(&mut &mut *buf)).unwrap_or_else(|| self.tcp.std().peek(buf));
+        self.or_late_error(answer)
     }
 
     /// As the kernel does, it waits until all is written: less is for who does not wait, or not any
     /// longer.
     fn write(&self, buf: &[u8]) -> io::Result<usize> {
+        self.write_until(self.writes.deadline(), buf)
+    }
+
+    fn write_until(&self, deadline: Option<Instant>, buf: &[u8]) -> io::Result<usize> {
+        if let Some(error) = self.late_error() {
+            return Err(error);
+        }
         let mut written = 0;
         loop {
             let left = &buf[written..];
-            let answer = match self.write_with(rt::writing(left)) {
+            let (answer, by_kernel) = match self.write_with(deadline, rt::writing(left)) {
                 Some(answer) => {
                     self.done(Operation::Write, &answer);
-                    answer
+                    (answer, false)
                 }
-                None => self.past(Operation::Write, |mut tcp| tcp.write(left)),
+                None => (self.past(Operation::Write, |mut tcp| tcp.write(left)), true),
             };
             match answer {
                 Ok(length) => written += length,
-                Err(_) if written > 0 => return Ok(written),
+                Err(error) if written > 0 => {
+                    self.keep_error(error);
+                    return Ok(written);
+                }
                 Err(error) => return Err(error),
             }
-            if written == buf.len() || self.is_nonblocking() {
+            // Less than all from the kernel is all that it had time for.
+            if written == buf.len() || by_kernel || self.is_nonblocking() {
                 return Ok(written);
             }
         }
     }
 
     fn write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        if let Some(error) = self.late_error() {
+            return Err(error);
+        }
+        let deadline = self.writes.deadline();
         let length = bufs.iter().map(|buf| buf.len()).sum::<usize>();
-        let answer = match self.write_with(rt::writing_vectored(bufs)) {
+        let answer = match self.write_with(deadline, rt::writing_vectored(bufs)) {
             Some(answer) => {
                 self.done(Operation::Write, &answer);
                 answer
@@ -368,9 +423,12 @@ impl Shared {
             if left.is_empty() {
                 continue;
             }
-            match self.write(left) {
+            match self.write_until(deadline, left) {
                 Ok(more) => written += more,
-                Err(_) => break,
+                Err(error) => {
+                    self.keep_error(error);
+                    break;
+                }
             }
             if written < before {
                 break;

@@ -11,6 +11,7 @@ use crate::conn::watch::WatchKey;
 use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
+use crate::link::message::Tuple;
 use crate::link::search::Unsettled;
 use crate::link::stream::{LinkedStream, Verdict};
 use crate::rt::mio::{Engine, MioTcp, noting_waits};
@@ -98,6 +99,20 @@ impl Shared {
     /// Looks for the peer, in the background.
     #[cold]
     pub(super) fn offer(&self) {
+        let config = &self.conn.config;
+        if !Engine::is_running(config) {
+            // A client of plain servers shall not start a thread to find that out.
+            let addresses =
+                self.tcp.std().local_addr().and_then(|local| Ok((local, self.tcp.std().peer_addr()?)));
+            let found = match addresses {
+                Ok((local, remote)) => Endpoint::check_for_listeners(config, Tuple::new(local, remote)),
+                Err(_) => Err(FallbackReason::HalfClosed),
+            };
+            if let Err(reason) = found {
+                self.conn.verdict(Verdict::StayOnTcp(reason));
+                return;
+            }
+        }
         let began = Engine::hold(&self.conn.config).and_then(|engine| {
             let endpoint = engine.endpoint(&self.conn.config)?;
             self.enter(engine);

@@ -45,7 +45,8 @@ impl Direction {
         self.timeout.store(nanos, Ordering::Relaxed);
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    /// Until when who begins to wait now may do so.
+    pub(super) fn deadline(&self) -> Option<Instant> {
         match self.timeout.load(Ordering::Relaxed) {
             0 => None,
             nanos => Instant::now().checked_add(Duration::from_nanos(nanos)),
@@ -86,19 +87,29 @@ impl Shared {
     /// Reads, or waits for it. `None`: the kernel does it.
     pub(super) fn read_with(&self, mut op: impl ReadOp<MioTcp>) -> Option<io::Result<usize>> {
         let in_ring = || self.conn.reads_ring();
-        self.wait_for(Operation::Read, in_ring, |on_pending| self.conn.try_read(&mut op, on_pending))
+        let deadline = self.reads.deadline();
+        self.wait_for(Operation::Read, deadline, in_ring, |on_pending| {
+            self.conn.try_read(&mut op, on_pending)
+        })
     }
 
-    /// Writes, or waits for it. `None`: the kernel does it.
-    pub(super) fn write_with(&self, mut op: impl WriteOp<MioTcp>) -> Option<io::Result<usize>> {
+    /// Writes, or waits for it until the deadline. `None`: the kernel does it.
+    pub(super) fn write_with(
+        &self,
+        deadline: Option<Instant>,
+        mut op: impl WriteOp<MioTcp>,
+    ) -> Option<io::Result<usize>> {
         let in_ring = || self.conn.writes_ring();
-        self.wait_for(Operation::Write, in_ring, |on_pending| self.conn.try_write(&mut op, on_pending))
+        self.wait_for(Operation::Write, deadline, in_ring, |on_pending| {
+            self.conn.try_write(&mut op, on_pending)
+        })
     }
 
     #[inline]
     fn wait_for(
         &self,
         operation: Operation,
+        deadline: Option<Instant>,
         in_ring: impl Fn() -> bool,
         mut attempt: impl FnMut(OnPending) -> Poll<io::Result<usize>>,
     ) -> Option<io::Result<usize>> {
@@ -110,30 +121,35 @@ impl Shared {
             if let Poll::Ready(answer) = attempt(OnPending::Return) {
                 return Some(answer);
             }
-            return Some(if nonblocking { Err(would_block()) } else { self.wait(operation, attempt) });
+            return Some(if nonblocking {
+                Err(would_block())
+            } else {
+                self.wait(operation, deadline, attempt)
+            });
         }
         if self.conn.is_left_to_tcp(operation) {
             self.direction(operation).left_to_tcp.store(true, Ordering::Relaxed);
             return None;
         }
         // An attempt that finds nothing is a system call here: the one before the sleep is enough.
-        Some(self.sleep_for(operation, attempt))
+        Some(self.sleep_for(operation, deadline, attempt))
     }
 
     /// Waits for a ring: looks for a while, then sleeps.
     fn wait(
         &self,
         operation: Operation,
+        deadline: Option<Instant>,
         mut attempt: impl FnMut(OnPending) -> Poll<io::Result<usize>>,
     ) -> io::Result<usize> {
         // Of several threads that wait one looks, and the others sleep.
         let place = &self.direction(operation).looks;
         let looks = lock(place).take();
-        let Some(mut looks) = looks else { return self.sleep_for(operation, attempt) };
+        let Some(mut looks) = looks else { return self.sleep_for(operation, deadline, attempt) };
         let began = looks.begin();
         let answer = match looks.look(&began, || attempt(OnPending::Return)) {
             Poll::Ready(answer) => answer,
-            Poll::Pending => self.sleep_for(operation, attempt),
+            Poll::Pending => self.sleep_for(operation, deadline, attempt),
         };
         looks.end(began);
         *lock(place) = Some(looks);
@@ -144,9 +160,9 @@ impl Shared {
     fn sleep_for(
         &self,
         operation: Operation,
+        deadline: Option<Instant>,
         mut attempt: impl FnMut(OnPending) -> Poll<io::Result<usize>>,
     ) -> io::Result<usize> {
-        let deadline = self.direction(operation).deadline();
         let waiters = match operation {
             Operation::Read => &self.conn.waiters.readers,
             Operation::Write => &self.conn.waiters.writers,
@@ -195,8 +211,12 @@ impl Shared {
 
     /// For the next one who waits.
     pub(super) fn keep(&self, parker: Arc<Parker>) {
-        // Its descriptor is of no use any more once both directions have left TCP.
-        if !(parker.has_eventfd() && self.conn.reads_ring() && self.conn.writes_ring()) {
+        // Its descriptor is of no use any more once both directions have left TCP, or one is left
+        // to it for good.
+        let in_ring = self.conn.reads_ring() && self.conn.writes_ring();
+        let settled =
+            in_ring || self.is_left_to_tcp(Operation::Read) || self.is_left_to_tcp(Operation::Write);
+        if !(parker.has_eventfd() && settled) {
             lock(&self.parkers).push(parker);
         }
     }

@@ -164,7 +164,13 @@ impl<T: Tcp> Connection<T> {
         self.upgrade.phase().is_final()
             && match direction {
                 Operation::Read => lock(&self.rx).is_left_to_tcp(),
-                Operation::Write => lock(&self.tx).is_left_to_tcp(),
+                Operation::Write => {
+                    let mut tx = lock(&self.tx);
+                    let left = tx.is_left_to_tcp();
+                    // A DMB that is still on its way is not switched to.
+                    tx.pinned |= left;
+                    left
+                }
             }
     }
 

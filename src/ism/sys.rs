@@ -22,6 +22,8 @@ pub(crate) use memory::punch;
 pub(crate) use memory::{fallocate, memfd_sealed, memory_of, verify_memfd};
 #[cfg(test)]
 pub(crate) use process::overflow_uid;
+#[cfg(feature = "blocking")]
+pub(crate) use process::without_signals;
 pub(crate) use process::{
     effective_uid, hostname, involuntary_switches, is_user, monotonic, monotonic_ns, random_bytes,
     random_u64, thread_id, usable_cpus,

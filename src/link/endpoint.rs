@@ -17,6 +17,8 @@ use crate::ism::sys;
 use crate::link::accepted::AcceptedStreams;
 use crate::link::lack::reason_of;
 use crate::link::message::Subject;
+#[cfg(feature = "blocking")]
+use crate::link::message::Tuple;
 use crate::link::proof;
 use crate::link::reactor::{Reactor, cancellable};
 use crate::link::search::{self, Unsettled};
@@ -241,6 +243,20 @@ impl Endpoint {
         // Before it begins: it must not end in an offer before the stream knows of it.
         stream.offered(Box::new(cancel));
         self.reactor.spawn(search);
+    }
+
+    /// Does anybody on the device of `config` listen where the connection goes to? Asked without an
+    /// endpoint of our own.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn check_for_listeners(config: &Config, tuple: Tuple) -> Result<(), FallbackReason> {
+        proof::suitable(tuple)?;
+        let found = Device::open(config.directory())
+            .and_then(|device| device.endpoints_on_port(tuple.remote.port()))
+            .map_err(|error| {
+                crate::trace::warning!("no loopback-ism device: {error}");
+                reason_of(&error, FallbackReason::NoDevice)
+            })?;
+        if found.is_empty() { Err(FallbackReason::NoSmcListener) } else { Ok(()) }
     }
 
     /// Opens a connection to another endpoint of the device.

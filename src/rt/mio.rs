@@ -40,12 +40,15 @@ pub(crate) fn busy_poll(config: &Config) -> Duration {
 
 type Key = Option<Arc<Path>>;
 
-static ENGINES: Mutex<Option<HashMap<Key, Weak<Engine>>>, rank::Endpoints> = Mutex::new(None);
+type Table = HashMap<Key, Weak<Engine>>;
+
+static ENGINES: Mutex<Option<Table>, rank::Endpoints> = Mutex::new(None);
 
 /// The engine thread of a device directory, as long as somebody holds this.
 pub(crate) struct Engine {
     executor: Arc<Executor>,
     endpoint: Mutex<Option<Arc<Endpoint>>, rank::Endpoints>,
+    process: u32,
     this: Weak<Engine>,
 }
 
@@ -54,15 +57,32 @@ impl Engine {
     pub(crate) fn hold(config: &Config) -> io::Result<Arc<Engine>> {
         let mut engines = lock(&ENGINES);
         let table = engines.get_or_insert_default();
-        if let Some(engine) = table.get(&config.device_dir).and_then(Weak::upgrade) {
+        if let Some(engine) = Self::running_in(table, config) {
             return Ok(engine);
         }
         let executor = Executor::start()?;
-        let engine =
-            Arc::new_cyclic(|this| Engine { executor, endpoint: Mutex::default(), this: this.clone() });
+        let process = std::process::id();
+        let engine = Arc::new_cyclic(|this| Engine {
+            executor,
+            endpoint: Mutex::default(),
+            process,
+            this: this.clone(),
+        });
         table.retain(|_, engine| engine.strong_count() > 0);
         table.insert(config.device_dir.clone(), Arc::downgrade(&engine));
         Ok(engine)
+    }
+
+    fn running_in(table: &Table, config: &Config) -> Option<Arc<Engine>> {
+        let engine = table.get(&config.device_dir).and_then(Weak::upgrade)?;
+        // A forked child inherits the value, but not the thread.
+        let serves = engine.process == std::process::id() && !engine.executor.has_ended();
+        serves.then_some(engine)
+    }
+
+    /// Is there an engine on the device of `config`?
+    pub(crate) fn is_running(config: &Config) -> bool {
+        lock(&ENGINES).as_ref().is_some_and(|table| Self::running_in(table, config).is_some())
     }
 
     /// The endpoint that the thread serves; one that has failed has a successor.
@@ -103,6 +123,11 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            // The links are the parent's, who shares their sockets: they end with the parent.
+            std::mem::forget((lock(&self.endpoint).take(), self.executor.clone()));
+            return;
+        }
         // At once: a program that ends now leaves nothing in the device directory.
         let served = lock(&self.endpoint).take();
         if let Some(endpoint) = served {

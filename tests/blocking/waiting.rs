@@ -1,7 +1,8 @@
 //! Time-outs, non-blocking mode, several threads; and the properties of a socket.
 
 use std::io::{ErrorKind, Read};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,27 @@ pub(crate) fn a_write_times_out<N: Net>(net: &N) {
     Reader(&server).read_exact(&mut got).expect("read");
     drop(client);
     assert_eq!(server.recv(&mut [0]).expect("the end"), 0);
+}
+
+/// A reader that is slow, but not too slow for each of the pieces that it makes room for.
+pub(crate) fn a_timeout_is_for_all_of_a_write<N: Net>(net: &N) {
+    let (client, server) = net.pair();
+    client.set_write_timeout(Some(SHORT * 8)).expect("a timeout");
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut piece = vec![0; 64 << 10];
+            while !done.load(Ordering::Relaxed) && server.recv(&mut piece).is_ok_and(|length| length > 0) {
+                thread::sleep(SHORT);
+            }
+        });
+        // As it reads, all of it would take minutes.
+        let chunk = vec![7; 256 << 20];
+        let written = client.send(&chunk).expect("a part of it");
+        done.store(true, Ordering::Relaxed);
+        assert!(written < chunk.len(), "all of it");
+        client.shutdown(Shutdown::Write).expect("the end");
+    });
 }
 
 pub(crate) fn timeouts_are_told<N: Net>(net: &N) {

@@ -1,6 +1,6 @@
 //! Writing.
 
-use std::io::{IoSlice, Read, Write};
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::thread;
 use std::time::Duration;
 
@@ -113,4 +113,27 @@ impl<S: Stream> Read for Reader<'_, S> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         self.0.recv(buf)
     }
+}
+
+/// The write that has written a part says how much, and what cut it comes next: nobody takes what
+/// is left of the stream for all of it.
+pub(crate) fn a_reset_that_cuts_a_write_is_told_later<N: Net>(net: &N) {
+    let (client, mut server) = net.pair();
+    let writer = thread::spawn(move || {
+        let answer = client.send(&bytes(MUCH));
+        (answer, client)
+    });
+    server.read_exact(&mut vec![0; 1 << 20]).expect("read");
+    // With unread data, and more to come.
+    drop(server);
+    let (answer, client) = writer.join().expect("the writer");
+    match answer {
+        Ok(length) => {
+            assert!(length < MUCH, "all of it: {length}");
+            let error = client.recv(&mut [0]).expect_err("an end after a part");
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+        }
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
+    }
+    assert_eq!(client.send(b"x").expect_err("nobody reads").kind(), ErrorKind::BrokenPipe);
 }

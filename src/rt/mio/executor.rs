@@ -11,6 +11,7 @@ use std::time::Duration;
 use mio::{Events, Token};
 
 use super::registered::Registered;
+use crate::ism::sys;
 use crate::link::reactor::{Reactor, Task, Watched};
 use crate::shield::shielded;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
@@ -69,7 +70,8 @@ impl Executor {
             this: this.clone(),
         });
         let driver = Driver { poll, executor: executor.clone(), tasks: HashMap::new(), next: 0 };
-        std::thread::Builder::new().name(NAME.into()).spawn(move || driver.run())?;
+        let thread = std::thread::Builder::new().name(NAME.into());
+        sys::without_signals(|| thread.spawn(move || driver.run()))?;
         Ok(executor)
     }
 
