@@ -336,8 +336,11 @@ mod tests {
         let gone = Arc::downgrade(&last);
         *lock(&last.0) = Some((last.clone(), listing));
         drop((last, listed));
-        streams();
-        assert_eq!(gone.strong_count(), 0);
+        // The look of another test may be the one that has it, and be slow.
+        while gone.strong_count() > 0 {
+            streams();
+            std::thread::yield_now();
+        }
     }
 
     #[test]
