@@ -22,7 +22,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! What a process has done with all its streams tell [`streams`] and [`stats`].
+//! What a process has done with all its streams tell [`streams`] and [`stats()`].
 //!
 //! # Features
 //!

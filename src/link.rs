@@ -1,7 +1,7 @@
 //! Links (link groups): control messages, offers, proof, tokens, life and death of a peer.
 //!
 //! A [`Link`] joins two [`Endpoint`]s. It knows streams only as
-//! [`LinkedStream`](stream::LinkedStream)s and does its I/O through non-blocking calls on its own
+//! [`LinkedStream`]s and does its I/O through non-blocking calls on its own
 //! descriptors, so any reactor can drive it.
 //!
 //! Locks: neither `state` nor `entries` is held while a stream or a waker is called.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use crate::config::UpgradePolicy;
 use crate::transport::{Counters, FallbackReason, Transport};
 
-/// The counters of this process since it began: see [`stats`](crate::stats).
+/// The counters of this process since it began: see [`stats`](crate::stats()).
 ///
 /// Each end of a connection counts for itself, so a connection of a process with itself counts
 /// twice. Its `Display` has a line for each number: the name, a blank, the number.

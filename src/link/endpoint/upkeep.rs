@@ -78,7 +78,7 @@ impl Endpoint {
     }
 
     /// Tells offers and queries that wait for a stream which will not come; see
-    /// [`AcceptedStreams::sweep`].
+    /// [`AcceptedStreams::sweep`](crate::link::accepted::AcceptedStreams::sweep).
     pub(crate) fn sweep(&self, now: Duration) -> Option<Duration> {
         self.accepted.sweep(now, proof::waits_for_accept)
     }
