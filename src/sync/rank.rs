@@ -6,13 +6,16 @@
 
 /// A place in the order of locks.
 pub(crate) trait Rank {
+    #[cfg(debug_assertions)]
     const ORDER: u8;
     /// Where the mutex is.
+    #[cfg(debug_assertions)]
     const NAME: &'static str;
 }
 
 macro_rules! ranks {
     ($($(#[doc = $doc:literal])+ $name:ident;)+) => {
+        #[cfg(debug_assertions)]
         #[derive(Clone, Copy)]
         #[repr(u8)]
         enum Order {
@@ -24,7 +27,9 @@ macro_rules! ranks {
             pub(crate) enum $name {}
 
             impl Rank for $name {
+                #[cfg(debug_assertions)]
                 const ORDER: u8 = Order::$name as u8;
+                #[cfg(debug_assertions)]
                 const NAME: &'static str = stringify!($name);
             }
         )+
