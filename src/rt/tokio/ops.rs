@@ -41,7 +41,14 @@ pub(crate) fn try_reading_vectored(buffers: &mut [IoSliceMut<'_>]) -> impl ReadO
 
 /// `try_read`.
 pub(crate) fn try_reading(buffer: &mut ReadBuf<'_>) -> impl ReadOp<TokioTcp> {
-    Try(Read::new(buffer, |socket: &TcpStream, _, buffer| pending(socket.try_read_buf(buffer))))
+    // All of it is initialised: the slice is cheaper than the buffer.
+    Try(Read::new(buffer, |socket: &TcpStream, _, buffer: &mut ReadBuf<'_>| {
+        let answer = socket.try_read(buffer.initialize_unfilled());
+        if let Ok(length) = &answer {
+            buffer.advance(*length);
+        }
+        pending(answer)
+    }))
 }
 
 /// `try_read_buf`. The caller's buffer is not here: its methods are the caller's code, and this
