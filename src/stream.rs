@@ -24,10 +24,9 @@ use tokio::task::coop::poll_proceed;
 
 use crate::config::Config;
 use crate::conn::{Connection, Directions, Role};
-use crate::ism::device::PortEntry;
 use crate::ism::ring::fill_room;
 use crate::link::adopted::adopt;
-use crate::link::endpoint::{AcceptedEntry, Endpoint};
+use crate::link::endpoint::ListedAsAccepted;
 use crate::link::stream::{LinkedStream, Verdict};
 use crate::rt::tokio::{self as rt, TokioTcp};
 use crate::sync::Arc;
@@ -106,20 +105,6 @@ impl Drop for Open {
         if let Some(leftover) = self.conn.close() {
             self.handle.spawn(rt::drain(leftover));
         }
-    }
-}
-
-/// What lets the client of an accepted stream find it, as long as it may still be upgraded.
-struct ListedAsAccepted {
-    endpoint: Arc<Endpoint>,
-    entry: AcceptedEntry,
-    /// The port stays listed as long as a stream of it may need it.
-    _port: Arc<PortEntry>,
-}
-
-impl Drop for ListedAsAccepted {
-    fn drop(&mut self) {
-        self.endpoint.forget_accepted(self.entry);
     }
 }
 

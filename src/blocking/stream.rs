@@ -12,9 +12,8 @@ use super::park::Parker;
 use super::wait::Direction;
 use crate::config::{Config, UpgradePolicy};
 use crate::conn::{Connection, Directions, Operation, Role};
-use crate::ism::device::PortEntry;
 use crate::link::adopted::adopt;
-use crate::link::endpoint::{AcceptedEntry, Endpoint};
+use crate::link::endpoint::ListedAsAccepted;
 use crate::link::reactor::Reactor;
 use crate::link::stream::{LinkedStream, Verdict};
 use crate::rt::mio::{self as rt, Engine, MioTcp};
@@ -79,20 +78,6 @@ impl Drop for Shared {
                 drop(held);
             }));
         }
-    }
-}
-
-/// What lets the client of an accepted stream find it, as long as it may still be upgraded.
-struct ListedAsAccepted {
-    endpoint: Arc<Endpoint>,
-    entry: AcceptedEntry,
-    /// The port stays listed as long as a stream of it may need it.
-    _port: Arc<PortEntry>,
-}
-
-impl Drop for ListedAsAccepted {
-    fn drop(&mut self) {
-        self.endpoint.forget_accepted(self.entry);
     }
 }
 

@@ -32,7 +32,10 @@ use crate::transport::FallbackReason;
 pub(crate) use links::IDLE_LINK;
 use links::Links;
 pub(crate) use links::link_of_this_process;
+#[cfg(test)]
 pub(crate) use upkeep::AcceptedEntry;
+#[cfg(any(feature = "tokio", feature = "blocking"))]
+pub(crate) use upkeep::ListedAsAccepted;
 
 /// One runtime of one process on a device.
 ///

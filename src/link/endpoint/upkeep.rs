@@ -5,6 +5,7 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use super::Endpoint;
+use crate::ism::device::PortEntry;
 use crate::ism::sys;
 use crate::link::accepted::{FIRST_LOOK, Found, Key};
 use crate::link::message::Subject;
@@ -23,6 +24,20 @@ const SHRINK_AFTER: Duration = Duration::from_secs(10);
 pub(crate) struct AcceptedEntry {
     key: Key,
     number: u64,
+}
+
+/// What lets the client of an accepted stream find it, as long as it may still be upgraded.
+pub(crate) struct ListedAsAccepted {
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) entry: AcceptedEntry,
+    /// The port stays listed as long as a stream of it may need it.
+    pub(crate) _port: Arc<PortEntry>,
+}
+
+impl Drop for ListedAsAccepted {
+    fn drop(&mut self) {
+        self.endpoint.forget_accepted(self.entry);
+    }
 }
 
 impl Endpoint {
