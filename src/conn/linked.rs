@@ -212,6 +212,8 @@ impl<T: Tcp> Connection<T> {
     fn socket_shared(&self) {
         // A direction that has switched already goes on in its ring.
         let _ = self.pin("a shared socket", Directions::Both);
+        // One that has left TCP both ways counts as upgraded, though nobody has seen it yet.
+        self.note_upgrade();
         self.upgrade.settle(FallbackReason::Pinned);
     }
 

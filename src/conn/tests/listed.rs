@@ -11,7 +11,7 @@ use crate::link::accepted::Found;
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::message::{Subject, Tuple};
 use crate::link::roster::streams;
-use crate::link::stream::LinkedStream;
+use crate::link::stream::{LinkedStream, Verdict};
 use crate::stats::{StreamRole, StreamStats};
 use crate::sync::{Arc, lock};
 use crate::transport::{FallbackReason, Transport};
@@ -72,6 +72,22 @@ fn an_upgrade_is_noted_when_the_last_direction_has_left_tcp() {
             assert_eq!(stream.transport, Transport::LoopbackIsm(done.1));
             assert!(stream.upgraded_after.is_some_and(|after| after <= stream.age));
             assert_eq!(pair.conns[side].upgrade.done(), Some(done));
+        }
+    });
+}
+
+#[test]
+fn an_upgrade_counts_though_its_socket_is_shared() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        assert!(pair.offer(&lab));
+        lab.run();
+        for side in [CLIENT, SERVER] {
+            // Nobody has looked since both directions left TCP.
+            pair.conns[side].verdict(Verdict::SocketShared);
+            let noted = pair.conns[side].upgrade.done().is_some();
+            assert!(noted && pair.conns[side].transport().is_loopback_ism(), "{side}");
         }
     });
 }
