@@ -358,9 +358,11 @@ impl ReadySet {
             return None;
         };
         let (event, waits) = member.look(&stream);
-        member.listen(&self.epoll, &stream, waits);
         if event.is_some() {
+            // It is looked at again anyway: what the epoll tells meanwhile changes nothing.
             self.ready.push(token);
+        } else {
+            member.listen(&self.epoll, &stream, waits);
         }
         event
     }
@@ -417,12 +419,13 @@ impl Member {
     }
 
     /// Lets the epoll tell of the socket what is waited for there, and no more: its end, which
-    /// nobody can ask it not to tell, is not the stream's.
+    /// nobody can ask it not to tell, is not the stream's. Edges are enough, for each event leads
+    /// to a look, and a socket that outlives its stream in another process tells of few.
     fn listen(&mut self, epoll: &OwnedFd, stream: &Shared, waits: SocketWaits) {
         if waits == self.in_epoll {
             return;
         }
-        let mut flags = EventFlags::empty();
+        let mut flags = EventFlags::ET;
         flags.set(EventFlags::IN | EventFlags::RDHUP, waits.reads);
         flags.set(EventFlags::OUT, waits.writes);
         let (socket, data) = (stream.tcp.as_fd(), EventData::new_u64(self.token as u64));

@@ -270,6 +270,27 @@ fn a_stream_that_is_closed_has_left() {
     });
 }
 
+/// A child that was forked, or whoever was sent it, may have the socket of a closed stream.
+#[test]
+fn a_socket_that_outlives_its_stream_is_told_of_once() {
+    watched(|| {
+        for policy in [UpgradePolicy::Never, UpgradePolicy::Manual] {
+            let lab = Lab::new();
+            let (mut client, server) = smc_pair(&lab.config(policy));
+            let mut set = ReadySet::new().expect("a set");
+            set.add(&server, 0, Interest::Read).expect("added");
+            let copy = server.as_fd().try_clone_to_owned().expect("a copy");
+            drop(server);
+            client.write_all(b"for the copy").expect("write");
+            let outer = epoll_of(&[&set], EventFlags::empty());
+            while !told(&outer, NOW).is_empty() {
+                assert_eq!(only(&mut set), None);
+            }
+            drop(copy);
+        }
+    });
+}
+
 #[test]
 fn streams_come_and_go_under_their_tokens() {
     watched(|| {
