@@ -48,7 +48,6 @@ static ENGINES: Mutex<Option<Table>, rank::Endpoints> = Mutex::new(None);
 pub(crate) struct Engine {
     executor: Arc<Executor>,
     endpoint: Mutex<Option<Arc<Endpoint>>, rank::Endpoints>,
-    process: u32,
     this: Weak<Engine>,
 }
 
@@ -61,13 +60,8 @@ impl Engine {
             return Ok(engine);
         }
         let executor = Executor::start()?;
-        let process = std::process::id();
-        let engine = Arc::new_cyclic(|this| Engine {
-            executor,
-            endpoint: Mutex::default(),
-            process,
-            this: this.clone(),
-        });
+        let engine =
+            Arc::new_cyclic(|this| Engine { executor, endpoint: Mutex::default(), this: this.clone() });
         table.retain(|_, engine| engine.strong_count() > 0);
         table.insert(config.device_dir.clone(), Arc::downgrade(&engine));
         Ok(engine)
@@ -75,8 +69,7 @@ impl Engine {
 
     fn running_in(table: &Table, config: &Config) -> Option<Arc<Engine>> {
         let engine = table.get(&config.device_dir).and_then(Weak::upgrade)?;
-        // A forked child inherits the value, but not the thread.
-        let serves = engine.process == std::process::id() && !engine.executor.has_ended();
+        let serves = engine.executor.is_ours() && !engine.executor.has_ended();
         serves.then_some(engine)
     }
 
@@ -123,7 +116,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        if self.process != std::process::id() {
+        if !self.executor.is_ours() {
             // The links are the parent's, who shares their sockets: they end with the parent.
             std::mem::forget((lock(&self.endpoint).take(), self.executor.clone()));
             return;

@@ -46,6 +46,7 @@ pub(crate) struct Executor {
     queue: Mutex<Queue>,
     watched: Mutex<Descriptors>,
     ended: AtomicBool,
+    process: u32,
     this: Weak<Executor>,
 }
 
@@ -67,6 +68,7 @@ impl Executor {
             queue: Mutex::default(),
             watched: Mutex::default(),
             ended: AtomicBool::new(false),
+            process: std::process::id(),
             this: this.clone(),
         });
         let driver = Driver { poll, executor: executor.clone(), tasks: HashMap::new(), next: 0 };
@@ -87,6 +89,11 @@ impl Executor {
         if sleeps {
             self.call();
         }
+    }
+
+    /// A forked child inherits the value, but not the thread.
+    pub(super) fn is_ours(&self) -> bool {
+        self.process == std::process::id()
     }
 
     pub(super) fn has_ended(&self) -> bool {

@@ -170,6 +170,10 @@ impl Watched for Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        if !self.executor.is_ours() {
+            // The epoll is the one of a parent, which goes on with its own copy of the descriptor.
+            return;
+        }
         self.executor.forget(self.number);
         let fd = self.fd.as_fd().as_raw_fd();
         // Never entered, or gone with the thread's epoll.
