@@ -191,7 +191,7 @@ impl SmcListener {
         let stream = SmcStream::new(stream, Role::Server, self.config.clone());
         match self.home() {
             Ok(home) => stream.register(home.port.port(), peer, &home),
-            Err(Some(reason)) => stream.can_not_be_upgraded(reason),
+            Err(Some(reason)) => stream.stay_on_tcp(reason),
             Err(None) => {}
         }
         (stream, peer)

@@ -169,8 +169,8 @@ impl SmcStream {
     }
 
     /// Its listener has no place where a client could find this stream.
-    pub(crate) fn can_not_be_upgraded(&self, reason: FallbackReason) {
-        self.conn.verdict(Verdict::OfferRefused(reason));
+    pub(crate) fn stay_on_tcp(&self, reason: FallbackReason) {
+        self.conn.verdict(Verdict::StayOnTcp(reason));
     }
 
     /// Makes a stream of a connected std socket, which has to be in non-blocking mode.

@@ -9,7 +9,6 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use super::SmcStream;
 use crate::config::{Config, UpgradePolicy};
-use crate::conn::Role;
 use crate::ism::device::PortEntry;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
@@ -128,10 +127,10 @@ impl SmcListener {
     }
 
     fn adopt(&self, stream: TcpStream, peer: SocketAddr) -> SmcStream {
-        let stream = SmcStream::new(stream, Role::Server, self.shared.config.clone());
+        let stream = SmcStream::accepted(stream, self.shared.config.clone());
         match self.home() {
             Ok(home) => stream.register(home.port.port(), peer, &home),
-            Err(Some(reason)) => stream.can_not_be_upgraded(reason),
+            Err(Some(reason)) => stream.stay_on_tcp(reason),
             Err(None) => {}
         }
         stream

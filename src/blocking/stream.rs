@@ -100,7 +100,7 @@ impl SmcStream {
     ///
     /// Those of [`SmcStream::connect`].
     pub fn connect_with<A: ToSocketAddrs>(addr: A, config: &Config) -> io::Result<SmcStream> {
-        let stream = SmcStream::new(TcpStream::connect(addr)?, Role::Client, config.clone());
+        let stream = SmcStream::connected(TcpStream::connect(addr)?, config.clone());
         stream.after_connect(None)?;
         Ok(stream)
     }
@@ -114,13 +114,19 @@ impl SmcStream {
     pub fn connect_timeout(addr: &SocketAddr, timeout: Duration) -> io::Result<SmcStream> {
         let began = Instant::now();
         let tcp = TcpStream::connect_timeout(addr, timeout)?;
-        let stream = SmcStream::new(tcp, Role::Client, Config::from_env());
+        let stream = SmcStream::connected(tcp, Config::from_env());
         stream.after_connect(Some(timeout.saturating_sub(began.elapsed())))?;
         Ok(stream)
     }
 
-    pub(super) fn new(tcp: TcpStream, role: Role, config: Config) -> SmcStream {
-        Self::with_mode(tcp, role, config, Mode::default())
+    fn connected(tcp: TcpStream, config: Config) -> SmcStream {
+        Self::with_mode(tcp, Role::Client, config, Mode::default())
+    }
+
+    pub(super) fn accepted(tcp: TcpStream, config: Config) -> SmcStream {
+        // The kernel hands a listener's timeouts on to what it accepts.
+        let mode = Mode { nonblocking: false, ..Mode::of(&tcp) };
+        Self::with_mode(tcp, Role::Server, config, mode)
     }
 
     fn with_mode(tcp: TcpStream, role: Role, config: Config, mode: Mode) -> SmcStream {
@@ -152,8 +158,8 @@ impl SmcStream {
     }
 
     /// Its listener has no place where a client could find this stream.
-    pub(super) fn can_not_be_upgraded(&self, reason: FallbackReason) {
-        self.shared.conn.verdict(Verdict::OfferRefused(reason));
+    pub(super) fn stay_on_tcp(&self, reason: FallbackReason) {
+        self.shared.conn.verdict(Verdict::StayOnTcp(reason));
     }
 
     /// Makes a stream of a connected std socket, in whichever mode it is.

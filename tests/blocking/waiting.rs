@@ -6,7 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use tokio_smc::UpgradePolicy;
+use tokio_smc::blocking::{SmcListener, SmcStream};
+
+use crate::lab::Lab;
 use crate::net::{Net, Stream as _};
+use crate::watchdog::watched;
 use crate::writing::Reader;
 
 const SHORT: Duration = Duration::from_millis(40);
@@ -173,4 +179,34 @@ pub(crate) fn properties<N: Net>(net: &N) {
     client.set_ttl(42).expect("set");
     assert_eq!(client.ttl().expect("told"), 42);
     assert!(format!("{client:?}").contains("127.0.0.1"));
+}
+
+/// As the kernel hands them on.
+#[test]
+fn a_listener_s_timeouts_are_those_of_its_streams() {
+    watched(|| {
+        let lab = Lab::new();
+        for policy in [UpgradePolicy::Never, UpgradePolicy::Manual, UpgradePolicy::Require] {
+            let listener = SmcListener::bind_with("127.0.0.1:0", &lab.config(policy)).expect("bind");
+            for timeout in [Timeout::Recv, Timeout::Send] {
+                set_socket_timeout(&listener, timeout, Some(SHORT)).expect("a timeout");
+            }
+            let addr = listener.local_addr().expect("an address");
+            thread::scope(|scope| {
+                let client =
+                    scope.spawn(|| SmcStream::connect_with(addr, &lab.config(policy)).expect("connect"));
+                let server = listener.accept().expect("accept").0;
+                server.upgrade();
+                let _client = client.join().expect("no panic");
+                assert_eq!(server.read_timeout().expect("told").map(|told| told >= SHORT), Some(true));
+                assert_eq!(server.recv(&mut [0]).expect_err("nobody writes").kind(), ErrorKind::WouldBlock);
+                let chunk = vec![7; 1 << 20];
+                let mut sent = 0;
+                while let Ok(length) = server.send(&chunk) {
+                    sent += length;
+                    assert!(sent < 1 << 30, "somewhere it has to end");
+                }
+            });
+        }
+    });
 }
