@@ -32,6 +32,7 @@
 //! # }
 //! ```
 
+mod bell;
 mod listener;
 mod looks;
 mod options;

@@ -1,7 +1,7 @@
 //! How a thread of the application waits.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Condvar, OnceLock};
 use std::task::Wake;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::Timespec;
 
-use crate::ism::sys;
+use super::bell::Bell;
 use crate::rt::mio::SocketWaits;
 use crate::sync::{Arc, PlainGuard, PlainMutex};
 
@@ -24,8 +24,8 @@ enum State {
     Woken,
     /// Waits for the condition.
     Parked,
-    /// Waits in poll(2), for the eventfd among others.
-    Polling,
+    /// Waits in poll(2), at that side of the bell among others.
+    Polling(usize),
 }
 
 /// What a thread waits at. As a waker, it lets that thread go on.
@@ -34,8 +34,8 @@ pub(super) struct Parker {
     /// Not in the order of locks: a condition needs the lock itself, and under it nothing is done.
     state: PlainMutex<State>,
     condition: Condvar,
-    /// Made when somebody waits for a socket and for us.
-    eventfd: OnceLock<OwnedFd>,
+    /// Taken when somebody waits for a socket and for us.
+    bell: OnceLock<Arc<Bell>>,
 }
 
 impl Wake for Parker {
@@ -48,9 +48,9 @@ impl Wake for Parker {
         match before {
             State::Awake | State::Woken => {}
             State::Parked => self.condition.notify_one(),
-            State::Polling => {
-                if let Some(eventfd) = self.eventfd.get() {
-                    let _ = sys::ring(eventfd.as_fd());
+            State::Polling(side) => {
+                if let Some(bell) = self.bell.get() {
+                    bell.call(side);
                 }
             }
         }
@@ -93,59 +93,55 @@ impl Parker {
         waits: SocketWaits,
         deadline: Option<Instant>,
     ) -> io::Result<()> {
-        let eventfd = match self.eventfd.get() {
-            Some(eventfd) => Some(eventfd),
+        let bell = match self.bell.get() {
+            Some(bell) => Some(bell),
             // Out of descriptors: TCP needs none to wait, so this may not fail for one.
-            None => sys::eventfd().ok().map(|eventfd| self.eventfd.get_or_init(|| eventfd)),
+            None => Bell::place().ok().map(|bell| self.bell.get_or_init(|| bell)),
         };
+        let side = bell.map(|bell| bell.enter());
         {
             let mut state = self.state();
             if *state == State::Woken {
                 return Ok(());
             }
-            *state = State::Polling;
+            // Without a bell a call is seen at the next look.
+            *state = side.as_ref().map_or(State::Awake, |side| State::Polling(side.number()));
         }
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let left = if eventfd.is_some() { left } else { Some(left.map_or(BLIND, |left| left.min(BLIND))) };
-        let polled = wait_ready(socket, waits, eventfd.map(AsFd::as_fd), left);
+        let left = if side.is_some() { left } else { Some(left.map_or(BLIND, |left| left.min(BLIND))) };
+        let polled = wait_ready(socket, waits, side.as_ref().map(AsFd::as_fd), left);
+        // Before the side is left: nobody is called there who is not.
         *self.state() = State::Awake;
+        drop(side);
         polled
     }
 
-    pub(super) fn has_eventfd(&self) -> bool {
-        self.eventfd.get().is_some()
+    pub(super) fn has_descriptor(&self) -> bool {
+        self.bell.get().is_some()
     }
 }
 
-/// Waits until the socket is ready or the eventfd was rung, which is taken; or for `timeout`.
+/// Waits until the socket is ready or the bell rings; or for `timeout`.
 fn wait_ready(
     socket: BorrowedFd<'_>,
     waits: SocketWaits,
-    eventfd: Option<BorrowedFd<'_>>,
+    bell: Option<BorrowedFd<'_>>,
     timeout: Option<Duration>,
 ) -> io::Result<()> {
     let mut flags = PollFlags::empty();
     flags.set(PollFlags::IN | PollFlags::RDHUP, waits.reads);
     flags.set(PollFlags::OUT, waits.writes);
-    let rung = eventfd.map(|eventfd| PollFd::from_borrowed_fd(eventfd, PollFlags::IN));
-    let count = 1 + usize::from(rung.is_some());
     let socket = PollFd::from_borrowed_fd(socket, flags);
-    let mut both = [socket.clone(), rung.unwrap_or(socket)];
-    let polled = &mut both[..count];
+    let rings = bell.map(|bell| PollFd::from_borrowed_fd(bell, PollFlags::IN));
+    let count = 1 + usize::from(rings.is_some());
+    let mut both = [socket.clone(), rings.unwrap_or(socket)];
     let timeout = timeout.map(|timeout| Timespec {
         tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: timeout.subsec_nanos().into(),
     });
-    match poll(polled, timeout.as_ref()) {
+    match poll(&mut both[..count], timeout.as_ref()) {
         // After a signal, too, whoever waits looks again.
-        Ok(_) | Err(Errno::INTR) => {}
-        Err(errno) => return Err(errno.into()),
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
-    if let (Some(eventfd), Some(rung)) = (eventfd, polled.get(1)) {
-        if rung.revents().contains(PollFlags::IN) {
-            // Who has waited here looks anyway: nothing is lost if there is nothing to take.
-            let _ = rustix::io::read(eventfd, &mut [0; 8]);
-        }
-    }
-    Ok(())
 }

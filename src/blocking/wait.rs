@@ -216,7 +216,7 @@ impl Shared {
         let in_ring = self.conn.reads_ring() && self.conn.writes_ring();
         let settled =
             in_ring || self.is_left_to_tcp(Operation::Read) || self.is_left_to_tcp(Operation::Write);
-        if !(parker.has_eventfd() && settled) {
+        if !(parker.has_descriptor() && settled) {
             lock(&self.parkers).push(parker);
         }
     }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use tokio_smc::blocking::{SmcListener, SmcStream};
 use tokio_smc::{Config, FallbackReason, Transport, UpgradePolicy};
 
 use crate::child::{Child, next_word, tell};
+use crate::deny::leave_descriptors;
 use crate::lab::Lab;
 use crate::net::smc_pair;
 use crate::watchdog::watched;
@@ -106,6 +108,114 @@ fn is_empty(dir: &Path) -> bool {
         .into_iter()
         .filter(|entry| entry.path().is_dir())
         .all(|entry| entries(&entry.path()).is_empty())
+}
+
+/// Threads of that name that sleep in the kernel.
+fn asleep(name: &str) -> usize {
+    let tasks = fs::read_dir("/proc/self/task").expect("/proc");
+    let stats = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+    stats.filter(|stat| stat.contains(&format!("({name}) S "))).count()
+}
+
+/// What a child does: many threads wait for streams that may still leave TCP.
+pub(crate) fn wait_at_many() {
+    const WAITERS: usize = 64;
+    let lab = Lab::new();
+    let config = lab.config(UpgradePolicy::Manual);
+    let pairs = Vec::from_iter((0..WAITERS).map(|_| smc_pair(&config)));
+    let more = Vec::from_iter((0..8).map(|_| smc_pair(&config)));
+    let homeless = Config::new().device_dir("/proc/nowhere").upgrade_policy(UpgradePolicy::Manual);
+    let settled = Vec::from_iter((0..4).map(|_| smc_pair(&homeless)));
+    // The thread that the homeless asked for in vain takes its leave.
+    eventually("one engine is left", || engine_threads() == 1);
+    eventually("its descriptors are gone", {
+        let mut last = descriptors();
+        move || {
+            thread::sleep(Duration::from_millis(20));
+            std::mem::replace(&mut last, descriptors()) == last
+        }
+    });
+    let before = descriptors();
+    thread::scope(|scope| {
+        let read = |name: &str, (client, server): &'_ (SmcStream, SmcStream)| {
+            let mut server = server.try_clone().expect("a clone");
+            let _ = client;
+            let reads = move || server.read(&mut [0; 8]).expect("read");
+            thread::Builder::new().name(name.into()).spawn_scoped(scope, reads).expect("a thread")
+        };
+        let without = Vec::from_iter(settled.iter().map(|pair| read("settled", pair)));
+        eventually("the settled ones wait", || asleep("settled") == settled.len());
+        assert_eq!(descriptors(), before, "a stream that stays on TCP needs nothing but its socket");
+        let waiters = Vec::from_iter(pairs.iter().map(|pair| read("waits", pair)));
+        eventually("all wait", || asleep("waits") == WAITERS);
+        let used = descriptors() - before;
+        assert!((1..=WAITERS / 8).contains(&used), "{used} descriptors");
+
+        // Also who comes too late for a descriptor of his own is called.
+        leave_descriptors(0);
+        let late = Vec::from_iter(more.iter().map(|pair| read("late", pair)));
+        // To see whether they sleep takes a descriptor.
+        thread::sleep(Duration::from_millis(50));
+        for (at, (client, server)) in more.iter().enumerate() {
+            match at % 2 {
+                0 => drop((&*client).write(b"hello").expect("write")),
+                _ => server.shutdown(Shutdown::Read).expect("shutdown"),
+            }
+        }
+        let read = Vec::from_iter(late.into_iter().map(|late| late.join().expect("no panic")));
+        assert_eq!(read, [5, 0, 5, 0, 5, 0, 5, 0]);
+        for (client, _) in pairs.iter().chain(&settled) {
+            (&*client).write_all(b"x").expect("write");
+        }
+        assert!(waiters.into_iter().chain(without).all(|waiter| waiter.join().expect("no panic") == 1));
+    });
+    tell("all were called");
+    assert_eq!(next_word(), None);
+}
+
+#[test]
+fn threads_that_wait_share_few_descriptors() {
+    watched(|| {
+        let lab = Lab::new();
+        let mut child = Child::start("wait_at_many", lab.dir(), &[]);
+        assert_eq!(child.hear(), "all were called");
+    });
+}
+
+/// What a child does: it waits without a descriptor to be called by.
+pub(crate) fn wait_without_descriptors() {
+    let lab = Lab::new();
+    let config = lab.config(UpgradePolicy::Manual);
+    let (mut client, mut server) = smc_pair(&config);
+    leave_descriptors(0);
+    thread::scope(|scope| {
+        let waits = || (&server).read(&mut [0; 8]).expect("read");
+        let reader =
+            thread::Builder::new().name("waits".into()).spawn_scoped(scope, waits).expect("a thread");
+        // To see whether it sleeps takes a descriptor.
+        thread::sleep(Duration::from_millis(50));
+        client.write_all(b"hello").expect("write");
+        assert_eq!(reader.join().expect("no panic"), 5);
+        let reader =
+            thread::Builder::new().name("waits".into()).spawn_scoped(scope, waits).expect("a thread");
+        thread::sleep(Duration::from_millis(50));
+        server.shutdown(Shutdown::Read).expect("shutdown");
+        assert_eq!(reader.join().expect("no panic"), 0);
+    });
+    // And the other direction works.
+    server.write_all(b"bye").expect("write");
+    assert_eq!(client.read(&mut [0; 8]).expect("read"), 3);
+    tell("both were called");
+    assert_eq!(next_word(), None);
+}
+
+#[test]
+fn who_waits_without_a_descriptor_is_called() {
+    watched(|| {
+        let lab = Lab::new();
+        let mut child = Child::start("wait_without_descriptors", lab.dir(), &[]);
+        assert_eq!(child.hear(), "both were called");
+    });
 }
 
 #[test]

@@ -8,6 +8,9 @@
 #[path = "../support/child.rs"]
 mod child;
 mod closing;
+#[allow(dead_code, reason = "not every test is denied everything")]
+#[path = "../support/deny.rs"]
+mod deny;
 mod engine;
 mod interop;
 #[path = "../support/lab.rs"]
@@ -71,6 +74,8 @@ fn child_process() {
         None => {}
         Some("count") => engine::count(),
         Some("adopt") => engine::adopt(),
+        Some("wait_at_many") => engine::wait_at_many(),
+        Some("wait_without_descriptors") => engine::wait_without_descriptors(),
         Some("blocking_echo") => processes::blocking_echo(),
         Some("tokio_echo") => processes::tokio_echo(),
         Some(role) => panic!("no role {role}"),
