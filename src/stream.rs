@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::conn::{Connection, Directions, Role};
 use crate::ism::ring::fill_room;
 use crate::link::adopted::adopt;
-use crate::link::endpoint::ListedAsAccepted;
+use crate::link::home::Place;
 use crate::link::stream::{LinkedStream, Verdict};
 use crate::rt::tokio::{self as rt, TokioTcp};
 use crate::sync::Arc;
@@ -156,11 +156,9 @@ impl SmcStream {
     }
 
     /// Enters an accepted stream into the table of its endpoint.
-    pub(crate) fn register(&self, port: u16, client: SocketAddr, home: &crate::listener::Home) {
+    pub(crate) fn register(&self, client: SocketAddr, place: &Place<()>) {
         let linked: Arc<dyn LinkedStream> = self.conn.conn.clone();
-        let entry = home.endpoint.accept(port, client, &linked);
-        let (endpoint, _port) = (home.endpoint.clone(), home.port.clone());
-        self.conn.keep_registration(Box::new(ListedAsAccepted { endpoint, entry, _port }));
+        self.conn.keep_registration(Box::new(place.accept(client, &linked)));
     }
 
     #[cfg(test)]
