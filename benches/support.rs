@@ -1,6 +1,7 @@
 //! Connected pairs whose two ends are in this process, on a runtime of their own.
 
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::Poll;
@@ -19,37 +20,144 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-fn config(device: &TempDir) -> Config {
-    Config::new().upgrade_policy(UpgradePolicy::Manual).busy_poll(Duration::ZERO).device_dir(device.path())
+/// Whose types a pair has: ours, or tokio's.
+pub(crate) trait Kind {
+    type Listener;
+    type Stream;
+
+    fn new() -> Self;
+    async fn bind(&self) -> io::Result<Self::Listener>;
+    fn address(listener: &Self::Listener) -> io::Result<SocketAddr>;
+    async fn connect(&self, address: SocketAddr) -> io::Result<Self::Stream>;
+    async fn accept(listener: &Self::Listener) -> io::Result<Self::Stream>;
+    async fn writable(stream: &Self::Stream) -> io::Result<()>;
+    async fn readable(stream: &Self::Stream) -> io::Result<()>;
+    fn try_write(stream: &Self::Stream, message: &[u8]) -> io::Result<usize>;
+    fn try_read(stream: &Self::Stream, buffer: &mut [u8]) -> io::Result<usize>;
 }
 
-/// Two ends that may be upgraded but are not, and what they live in.
-pub(crate) struct Plain {
-    // In this order they are dropped.
-    pub(crate) client: SmcStream,
-    pub(crate) server: SmcStream,
-    listener: SmcListener,
-    address: SocketAddr,
+/// Streams that may be upgraded, on a device of their own.
+pub(crate) struct Smc {
     config: Config,
-    pub(crate) runtime: Runtime,
     _device: TempDir,
 }
 
-impl Plain {
+impl Kind for Smc {
+    type Listener = SmcListener;
+    type Stream = SmcStream;
+
+    fn new() -> Self {
+        let device = TempDir::new().expect("a directory");
+        let config = Config::new().upgrade_policy(UpgradePolicy::Manual).busy_poll(Duration::ZERO);
+        Self { config: config.device_dir(device.path()), _device: device }
+    }
+
+    async fn bind(&self) -> io::Result<SmcListener> {
+        SmcListener::bind_with("127.0.0.1:0", &self.config).await
+    }
+
+    fn address(listener: &SmcListener) -> io::Result<SocketAddr> {
+        listener.local_addr()
+    }
+
+    async fn connect(&self, address: SocketAddr) -> io::Result<SmcStream> {
+        SmcStream::connect_with(address, &self.config).await
+    }
+
+    async fn accept(listener: &SmcListener) -> io::Result<SmcStream> {
+        listener.accept().await.map(|(stream, _)| stream)
+    }
+
+    async fn writable(stream: &SmcStream) -> io::Result<()> {
+        stream.writable().await
+    }
+
+    async fn readable(stream: &SmcStream) -> io::Result<()> {
+        stream.readable().await
+    }
+
+    fn try_write(stream: &SmcStream, message: &[u8]) -> io::Result<usize> {
+        stream.try_write(message)
+    }
+
+    fn try_read(stream: &SmcStream, buffer: &mut [u8]) -> io::Result<usize> {
+        stream.try_read(buffer)
+    }
+}
+
+pub(crate) struct Tokio;
+
+impl Kind for Tokio {
+    type Listener = TcpListener;
+    type Stream = TcpStream;
+
+    fn new() -> Self {
+        Self
+    }
+
+    async fn bind(&self) -> io::Result<TcpListener> {
+        TcpListener::bind("127.0.0.1:0").await
+    }
+
+    fn address(listener: &TcpListener) -> io::Result<SocketAddr> {
+        listener.local_addr()
+    }
+
+    async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        TcpStream::connect(address).await
+    }
+
+    async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
+        listener.accept().await.map(|(stream, _)| stream)
+    }
+
+    async fn writable(stream: &TcpStream) -> io::Result<()> {
+        stream.writable().await
+    }
+
+    async fn readable(stream: &TcpStream) -> io::Result<()> {
+        stream.readable().await
+    }
+
+    fn try_write(stream: &TcpStream, message: &[u8]) -> io::Result<usize> {
+        stream.try_write(message)
+    }
+
+    fn try_read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+        stream.try_read(buffer)
+    }
+}
+
+/// Two ends, and what they live in.
+pub(crate) struct Ends<K: Kind> {
+    // In this order they are dropped.
+    pub(crate) client: K::Stream,
+    pub(crate) server: K::Stream,
+    listener: K::Listener,
+    address: SocketAddr,
+    pub(crate) runtime: Runtime,
+    kind: K,
+}
+
+/// Two ends that may be upgraded but are not.
+pub(crate) type Plain = Ends<Smc>;
+
+/// The same with tokio's own types.
+pub(crate) type TokioPair = Ends<Tokio>;
+
+impl<K: Kind> Ends<K> {
     pub(crate) fn new() -> Self {
-        let (runtime, device) = (runtime(), TempDir::new().expect("a directory"));
-        let config = config(&device);
-        let (listener, client, server) = runtime.block_on(async {
-            let listener = SmcListener::bind_with("127.0.0.1:0", &config).await.expect("a listener");
-            let address = listener.local_addr().expect("an address");
-            let (client, server) = connect(&listener, address, &config).await;
-            (listener, client, server)
+        let (runtime, kind) = (runtime(), K::new());
+        let (listener, address, client, server) = runtime.block_on(async {
+            let listener = kind.bind().await.expect("a listener");
+            let address = K::address(&listener).expect("an address");
+            let (client, server) = connect(&kind, &listener, address).await;
+            (listener, address, client, server)
         });
-        let address = listener.local_addr().expect("an address");
-        let pair = Self { client, server, listener, address, config, runtime, _device: device };
+        let pair = Self { client, server, listener, address, runtime, kind };
         // What happens once is behind both ends.
         pair.send(1, &[0]);
-        assert_eq!(pair.server.try_read(&mut [0]).expect("a byte"), 1);
+        assert_eq!(K::try_read(&pair.server, &mut [0]).expect("a byte"), 1);
         pair.connect_accept(2);
         pair
     }
@@ -57,11 +165,11 @@ impl Plain {
     /// Sends messages, and waits until the server can read.
     pub(crate) fn send(&self, times: usize, message: &[u8]) {
         self.runtime.block_on(async {
-            self.client.writable().await.expect("the client writes");
+            K::writable(&self.client).await.expect("the client writes");
             for _ in 0..times {
-                assert_eq!(self.client.try_write(message).expect("room"), message.len());
+                assert_eq!(K::try_write(&self.client, message).expect("room"), message.len());
             }
-            self.server.readable().await.expect("the server reads");
+            K::readable(&self.server).await.expect("the server reads");
         });
     }
 
@@ -69,64 +177,16 @@ impl Plain {
     pub(crate) fn connect_accept(&self, times: usize) {
         self.runtime.block_on(async {
             for _ in 0..times {
-                drop(connect(&self.listener, self.address, &self.config).await);
+                drop(connect(&self.kind, &self.listener, self.address).await);
             }
         });
     }
 }
 
-async fn connect(listener: &SmcListener, address: SocketAddr, config: &Config) -> (SmcStream, SmcStream) {
-    let client = SmcStream::connect_with(address, config).await.expect("a client");
-    let (server, _) = listener.accept().await.expect("a server");
+async fn connect<K: Kind>(kind: &K, listener: &K::Listener, address: SocketAddr) -> (K::Stream, K::Stream) {
+    let client = kind.connect(address).await.expect("a client");
+    let server = K::accept(listener).await.expect("a server");
     (client, server)
-}
-
-/// The same with tokio's own types.
-pub(crate) struct TokioPair {
-    pub(crate) client: TcpStream,
-    pub(crate) server: TcpStream,
-    listener: TcpListener,
-    address: SocketAddr,
-    pub(crate) runtime: Runtime,
-}
-
-impl TokioPair {
-    pub(crate) fn new() -> Self {
-        let runtime = runtime();
-        let (listener, client, server) = runtime.block_on(async {
-            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-            let client =
-                TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a client");
-            let (server, _) = listener.accept().await.expect("a server");
-            (listener, client, server)
-        });
-        let address = listener.local_addr().expect("an address");
-        let pair = Self { client, server, listener, address, runtime };
-        pair.send(1, &[0]);
-        assert_eq!(pair.server.try_read(&mut [0]).expect("a byte"), 1);
-        pair.connect_accept(2);
-        pair
-    }
-
-    pub(crate) fn send(&self, times: usize, message: &[u8]) {
-        self.runtime.block_on(async {
-            self.client.writable().await.expect("the client writes");
-            for _ in 0..times {
-                assert_eq!(self.client.try_write(message).expect("room"), message.len());
-            }
-            self.server.readable().await.expect("the server reads");
-        });
-    }
-
-    pub(crate) fn connect_accept(&self, times: usize) {
-        self.runtime.block_on(async {
-            for _ in 0..times {
-                let client = TcpStream::connect(self.address).await.expect("a client");
-                let (server, _) = self.listener.accept().await.expect("a server");
-                drop((client, server));
-            }
-        });
-    }
 }
 
 /// Two ends whose rings hold [`ROOM`] bytes, and are empty.
@@ -186,7 +246,7 @@ impl Pair {
 }
 
 async fn upgrade(plain: &Plain) -> (SmcStream, SmcStream) {
-    let (client, server) = connect(&plain.listener, plain.address, &plain.config).await;
+    let (client, server) = connect(&plain.kind, &plain.listener, plain.address).await;
     for transport in [client.upgrade().await, server.upgrade().await] {
         assert!(transport.is_loopback_ism(), "{transport:?}");
     }

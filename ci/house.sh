@@ -109,6 +109,14 @@ while IFS= read -r document; do
     broken "$document links to files that exist" "$hits"
 done < <(git ls-files -- '*.md')
 
+hits=$(git ls-files -- examples | sed -nE 's|^examples/([^/]+)\.rs$|\1|p; s|^examples/([^/]+)/main\.rs$|\1|p' |
+    while IFS= read -r example; do grep -q "^|.*\[\?\`$example\`" examples/README.md || echo "$example"; done)
+broken "the table of examples/README.md has every example" "$hits"
+
+version=$(grep -oP 'const VERSION: u16 = \K\d+' src/link/message.rs)
+hits=$(grep -nP "u16 version = (?!$version\b)" docs/protocol.md || true)
+broken "docs/protocol.md has the version of the link messages, $version" "$hits"
+
 # The legend of hazards: every code has an entry, and every entry tests that exist where it says.
 tests=$(git grep -oP '\bfn \Khazard_\w+' -- '*.rs' | sort)
 entries=$(grep -oP '^### \K[A-Z]\d+(?=: )' docs/hazards.md | sort)

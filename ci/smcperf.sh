@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Smoke of the benchmark: it ends, every result is there and whole, and every SMC connection that
+# Smoke of the benchmarks: they end, every result is there and whole, and every SMC connection that
 # lives long enough ran on loopback-ism. How fast anything was is not judged.
 source "$(dirname "$0")/lib.sh"
 scratch
@@ -42,3 +42,10 @@ jq -s -r '
 ' "$scratch/rows" >"$scratch/faults"
 [[ ! -s $scratch/faults ]] || fail "$(cat "$scratch/faults")"
 echo "$(wc -l <"$scratch/rows") results, all whole"
+
+# The one of the blocking front end: two of its rows are upgraded.
+timeout --foreground 120 cargo run --locked --release --quiet --example blockingperf -- --seconds=0.1 --rounds=1 \
+    >"$scratch/blocking" || fail "blockingperf: exit status $?; its output: $(cat "$scratch/blocking")"
+cat "$scratch/blocking"
+on_ism=$(grep -cE 'loopback-ism *$' "$scratch/blocking" || true)
+((on_ism == 2)) || fail "$on_ism rows of blockingperf ran on loopback-ism, not 2"

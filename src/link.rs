@@ -13,6 +13,8 @@ pub(crate) mod drive;
 pub(crate) mod endpoint;
 pub(crate) mod greeting;
 mod growth;
+#[cfg(any(feature = "tokio", feature = "blocking"))]
+pub(crate) mod home;
 mod idle;
 mod interrupts;
 pub(crate) mod lack;

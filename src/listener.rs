@@ -12,15 +12,11 @@ use std::task::{Context, Poll, ready};
 use tokio::net::{TcpListener, ToSocketAddrs};
 use tokio::runtime::Handle;
 
-use crate::config::{Config, UpgradePolicy};
+use crate::config::Config;
 use crate::conn::Role;
-use crate::ism::device::PortEntry;
-use crate::link::endpoint::Endpoint;
-use crate::link::lack::reason_of;
+use crate::link::home::{Home, Place};
 use crate::rt::tokio as rt;
 use crate::stream::SmcStream;
-use crate::sync::{Arc, Mutex, lock, rank};
-use crate::transport::FallbackReason;
 
 pub use incoming::SmcListenerStream;
 
@@ -49,15 +45,8 @@ pub use incoming::SmcListenerStream;
 pub struct SmcListener {
     listener: TcpListener,
     config: Config,
-    /// Or why its streams stay on TCP, if that is not as the configuration wants it.
-    home: Mutex<Result<Arc<Home>, Option<FallbackReason>>, rank::ListenerHome>,
+    home: Home<()>,
     handle: Handle,
-}
-
-/// Where the listener's streams can be found by their clients.
-pub(crate) struct Home {
-    pub(crate) endpoint: Arc<Endpoint>,
-    pub(crate) port: Arc<PortEntry>,
 }
 
 impl SmcListener {
@@ -113,45 +102,9 @@ impl SmcListener {
     }
 
     pub(crate) fn new(listener: TcpListener, config: Config) -> SmcListener {
-        let wanted = !config.off && config.upgrade_policy != UpgradePolicy::Never;
         let handle = Handle::current();
-        let home = if wanted {
-            Self::move_in(&listener, &config, &handle).map_err(|error| Self::homeless(&error))
-        } else {
-            Err(None)
-        };
-        SmcListener { listener, config, home: Mutex::new(home), handle }
-    }
-
-    fn move_in(listener: &TcpListener, config: &Config, handle: &Handle) -> io::Result<Arc<Home>> {
-        let port = listener.local_addr()?.port();
-        let endpoint = rt::endpoint(handle, config)?;
-        let port = endpoint.publish(port, &config.peer_policy)?;
-        Ok(Arc::new(Home { endpoint, port }))
-    }
-
-    /// Why the streams of a listener without a home stay on TCP.
-    fn homeless(error: &io::Error) -> Option<FallbackReason> {
-        crate::trace::warning!("this listener serves plain tcp only: {error}");
-        Some(reason_of(error, FallbackReason::NoDevice))
-    }
-
-    /// Where its streams are found now: an endpoint that failed has a successor.
-    fn home(&self) -> Result<Arc<Home>, Option<FallbackReason>> {
-        let moved = {
-            let mut home = lock(&self.home);
-            if !home.as_ref().is_ok_and(|home| home.endpoint.is_dead()) {
-                return home.clone();
-            }
-            let moved = Self::move_in(&self.listener, &self.config, &self.handle);
-            *home = match &moved {
-                Ok(moved) => Ok(moved.clone()),
-                Err(error) => Err(Some(reason_of(error, FallbackReason::NoDevice))),
-            };
-            moved
-        };
-        // Without the lock, for it is logged.
-        moved.map_err(|error| Self::homeless(&error))
+        let home = Home::new(&config, || move_in(&listener, &config, &handle));
+        SmcListener { listener, config, home, handle }
     }
 
     /// Takes the std listener out; it stays in non-blocking mode.
@@ -189,8 +142,8 @@ impl SmcListener {
 
     fn adopt(&self, stream: tokio::net::TcpStream, peer: SocketAddr) -> (SmcStream, SocketAddr) {
         let stream = SmcStream::new(stream, Role::Server, self.config.clone());
-        match self.home() {
-            Ok(home) => stream.register(home.port.port(), peer, &home),
+        match self.home.place(|| move_in(&self.listener, &self.config, &self.handle)) {
+            Ok(place) => stream.register(peer, &place),
             Err(Some(reason)) => stream.stay_on_tcp(reason),
             Err(None) => {}
         }
@@ -225,6 +178,10 @@ impl SmcListener {
     }
 }
 
+fn move_in(listener: &TcpListener, config: &Config, handle: &Handle) -> io::Result<Place<()>> {
+    Place::publish(listener.local_addr()?, config, rt::endpoint(handle, config)?, ())
+}
+
 // As tokio's TcpListener; see SmcStream.
 impl UnwindSafe for SmcListener {}
 impl RefUnwindSafe for SmcListener {}
@@ -254,7 +211,7 @@ impl fmt::Debug for SmcListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SmcListener")
             .field("listener", &self.listener)
-            .field("upgrades", &lock(&self.home).is_ok())
+            .field("upgrades", &self.home.upgrades())
             .finish()
     }
 }

@@ -8,13 +8,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use super::SmcStream;
-use crate::config::{Config, UpgradePolicy};
-use crate::ism::device::PortEntry;
-use crate::link::endpoint::Endpoint;
-use crate::link::lack::reason_of;
+use crate::config::Config;
+use crate::link::home::{Home, Place};
 use crate::rt::mio::Engine;
-use crate::sync::{Arc, Mutex, lock, rank};
-use crate::transport::FallbackReason;
+use crate::sync::Arc;
 
 /// A TCP listener whose streams can be upgraded by clients of this crate; plain TCP clients see
 /// plain TCP.
@@ -40,15 +37,7 @@ pub struct SmcListener {
 
 struct Shared {
     config: Config,
-    /// Or why its streams stay on TCP, if that is not as the configuration wants it.
-    home: Mutex<Result<Arc<Home>, Option<FallbackReason>>, rank::ListenerHome>,
-}
-
-/// Where the listener's streams can be found by their clients.
-pub(super) struct Home {
-    pub(super) endpoint: Arc<Endpoint>,
-    pub(super) port: Arc<PortEntry>,
-    pub(super) engine: Arc<Engine>,
+    home: Home<Arc<Engine>>,
 }
 
 impl SmcListener {
@@ -78,10 +67,8 @@ impl SmcListener {
     }
 
     fn new(listener: TcpListener, config: Config) -> SmcListener {
-        let wanted = !config.off && config.upgrade_policy != UpgradePolicy::Never;
-        let home =
-            if wanted { move_in(&listener, &config).map_err(|error| homeless(&error)) } else { Err(None) };
-        SmcListener { listener, shared: Arc::new(Shared { config, home: Mutex::new(home) }) }
+        let home = Home::new(&config, || move_in(&listener, &config));
+        SmcListener { listener, shared: Arc::new(Shared { config, home }) }
     }
 
     /// Takes the std listener out. Streams that it has accepted go on as they were.
@@ -98,24 +85,6 @@ impl SmcListener {
         Ok(SmcListener { listener: self.listener.try_clone()?, shared: self.shared.clone() })
     }
 
-    /// Where its streams are found now: an endpoint that failed has a successor.
-    fn home(&self) -> Result<Arc<Home>, Option<FallbackReason>> {
-        let moved = {
-            let mut home = lock(&self.shared.home);
-            if !home.as_ref().is_ok_and(|home| home.endpoint.is_dead()) {
-                return home.clone();
-            }
-            let moved = move_in(&self.listener, &self.shared.config);
-            *home = match &moved {
-                Ok(moved) => Ok(moved.clone()),
-                Err(error) => Err(Some(reason_of(error, FallbackReason::NoDevice))),
-            };
-            moved
-        };
-        // Without the lock, for it is logged.
-        moved.map_err(|error| homeless(&error))
-    }
-
     /// Waits for a connection.
     ///
     /// # Errors
@@ -128,8 +97,8 @@ impl SmcListener {
 
     fn adopt(&self, stream: TcpStream, peer: SocketAddr) -> SmcStream {
         let stream = SmcStream::accepted(stream, self.shared.config.clone());
-        match self.home() {
-            Ok(home) => stream.register(home.port.port(), peer, &home),
+        match self.shared.home.place(|| move_in(&self.listener, &self.shared.config)) {
+            Ok(place) => stream.register(peer, &place),
             Err(Some(reason)) => stream.stay_on_tcp(reason),
             Err(None) => {}
         }
@@ -188,18 +157,10 @@ impl SmcListener {
     }
 }
 
-fn move_in(listener: &TcpListener, config: &Config) -> io::Result<Arc<Home>> {
-    let port = listener.local_addr()?.port();
+fn move_in(listener: &TcpListener, config: &Config) -> io::Result<Place<Arc<Engine>>> {
+    let port = listener.local_addr()?;
     let engine = Engine::hold(config)?;
-    let endpoint = engine.endpoint(config)?;
-    let port = endpoint.publish(port, &config.peer_policy)?;
-    Ok(Arc::new(Home { endpoint, port, engine }))
-}
-
-/// Why the streams of a listener without a home stay on TCP.
-fn homeless(error: &io::Error) -> Option<FallbackReason> {
-    crate::trace::warning!("this listener serves plain tcp only: {error}");
-    Some(reason_of(error, FallbackReason::NoDevice))
+    Place::publish(port, config, engine.endpoint(config)?, engine)
 }
 
 /// The connections of a listener; see [`SmcListener::incoming`].
@@ -264,7 +225,7 @@ impl fmt::Debug for SmcListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SmcListener")
             .field("listener", &self.listener)
-            .field("upgrades", &lock(&self.shared.home).is_ok())
+            .field("upgrades", &self.shared.home.upgrades())
             .finish()
     }
 }

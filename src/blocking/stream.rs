@@ -13,7 +13,7 @@ use super::wait::Direction;
 use crate::config::{Config, UpgradePolicy};
 use crate::conn::{Connection, Directions, Operation, Role};
 use crate::link::adopted::adopt;
-use crate::link::endpoint::ListedAsAccepted;
+use crate::link::home::Place;
 use crate::link::reactor::Reactor;
 use crate::link::stream::{LinkedStream, Verdict};
 use crate::rt::mio::{self as rt, Engine, MioTcp};
@@ -149,12 +149,10 @@ impl SmcStream {
     }
 
     /// Enters an accepted stream into the table of its endpoint.
-    pub(super) fn register(&self, port: u16, client: SocketAddr, home: &super::listener::Home) {
-        self.shared.enter(home.engine.clone());
+    pub(super) fn register(&self, client: SocketAddr, place: &Place<Arc<Engine>>) {
+        self.shared.enter(place.keeper.clone());
         let linked: Arc<dyn LinkedStream> = self.shared.conn.clone();
-        let entry = home.endpoint.accept(port, client, &linked);
-        let (endpoint, _port) = (home.endpoint.clone(), home.port.clone());
-        self.shared.conn.keep_registration(Box::new(ListedAsAccepted { endpoint, entry, _port }));
+        self.shared.conn.keep_registration(Box::new(place.accept(client, &linked)));
     }
 
     /// Its listener has no place where a client could find this stream.

@@ -15,6 +15,7 @@ use super::upgrade::Upgrade;
 use super::waiters::Waiters;
 use super::{Directions, Effects, OnPending, Operation, Tcp, upgraded_error};
 use crate::config::Config;
+use crate::error::SmcError;
 use crate::ism::dmb::{Direction, Flags};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
@@ -71,6 +72,8 @@ pub(crate) struct Connection<T: Tcp> {
     pub(super) peer_left_unread: AtomicBool,
     /// A reset that a ring showed was reported, which happens once.
     pub(super) reset_reported: AtomicBool,
+    /// Whose fault it was that the stream was reset: what was found first.
+    pub(super) fault: OnceLock<SmcError>,
     /// What looks at the socket, once a link serves the stream.
     pub(super) socket_check: SocketCheck,
     /// Hints for the callers of the fast paths, written under the locks.
@@ -126,6 +129,7 @@ impl<T: Tcp> Connection<T> {
             death: AtomicU8::new(0),
             peer_left_unread: AtomicBool::new(false),
             reset_reported: AtomicBool::new(false),
+            fault: OnceLock::new(),
             socket_check: SocketCheck::default(),
             rx_in_ring: AtomicBool::new(false),
             tx_in_ring: AtomicBool::new(false),
@@ -193,6 +197,7 @@ impl<T: Tcp> Connection<T> {
             death: self.death(),
             peer_left_unread: self.peer_left_unread.load(Ordering::Relaxed),
             reset_reported: &self.reset_reported,
+            fault: &self.fault,
         }
     }
 

@@ -8,6 +8,7 @@ use super::upgrade::Phase;
 use super::{Connection, Directions, Effects, Tcp};
 use crate::clc::Diagnosis;
 use crate::config::usable_dmb_size;
+use crate::error::SmcError;
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Direction, Flags};
 use crate::ism::interrupt::Signal;
@@ -253,7 +254,7 @@ impl<T: Tcp> Connection<T> {
         }
     }
 
-    fn link_died(&self, link: u64, death: Death) {
+    fn link_died(&self, link: u64, mut death: Death) {
         let mut effects = Effects::default();
         let mut unused = (None, None);
         {
@@ -279,6 +280,13 @@ impl<T: Tcp> Connection<T> {
             if rx.path == receive::Path::Tcp && tx.path == send::Path::Tcp {
                 unused = (rx.dmb.take(), tx.dmb.take());
             } else {
+                if matches!(death, Death::Fault | Death::Failed)
+                    && Self::was_reset_by_peer(&rx, &tx)
+                    && matches!(self.fault.get(), None | Some(SmcError::PeerClosed))
+                {
+                    // For this stream the peer was gone already.
+                    death = Death::Peer;
+                }
                 if let (Death::Peer, send::Path::Ring, Some(dmb)) = (death, tx.path, tx.dmb.as_mut()) {
                     let consumed = dmb.producer.is_consumed().unwrap_or(false);
                     self.peer_left_unread.store(!consumed, Ordering::Relaxed);
@@ -289,7 +297,10 @@ impl<T: Tcp> Connection<T> {
                     let kind = if ended { ErrorKind::BrokenPipe } else { ErrorKind::ConnectionReset };
                     tx.lost = (!consumed).then_some(kind);
                 }
-                self.death.store(death as u8, Ordering::Release);
+                // A stream that was reset for its own positions stays so.
+                if self.death().is_none() {
+                    self.death.store(death as u8, Ordering::Release);
+                }
                 effects.reset = matches!(death, Death::Fault | Death::Failed);
                 effects.wake = true;
             }
@@ -300,6 +311,15 @@ impl<T: Tcp> Connection<T> {
             self.upgrade.settle(death.reason());
         }
         drop(unused);
+    }
+
+    /// Has the peer said that it reset the connection, in every ring that is attached?
+    fn was_reset_by_peer(rx: &Receiver<T>, tx: &Sender<T>) -> bool {
+        let said = [
+            rx.dmb.as_ref().map(|dmb| dmb.consumer.writer_flags()),
+            tx.dmb.as_ref().map(|dmb| dmb.producer.reader_flags()),
+        ];
+        said.into_iter().flatten().all(|flags| flags.contains(Flags::ABORT))
     }
 
     /// Resets a connection whose rings or positions can not be trusted, on both transports.

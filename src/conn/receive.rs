@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
 use std::task::{Context, Poll, Waker};
 
 use super::growth::Stall;
@@ -72,6 +73,21 @@ pub(crate) struct Circumstances<'a> {
     /// The reset of a connection was reported, to a reader or a writer; from then on there is only
     /// the end, as with TCP.
     pub(crate) reset_reported: &'a AtomicBool,
+    pub(crate) fault: &'a OnceLock<SmcError>,
+}
+
+impl Circumstances<'_> {
+    /// Whose fault it is that the stream was reset: what was found first, whatever comes later.
+    #[cold]
+    pub(crate) fn fault(&self, found: impl FnOnce() -> SmcError) -> SmcError {
+        self.fault.get_or_init(found).clone()
+    }
+
+    /// The same as an error of the stream.
+    #[cold]
+    pub(crate) fn reset(&self, found: impl FnOnce() -> SmcError) -> io::Error {
+        self.fault(found).of(io::ErrorKind::ConnectionReset)
+    }
 }
 
 impl<T: Tcp> Receiver<T> {
@@ -127,11 +143,11 @@ impl<T: Tcp> Receiver<T> {
                     let fd = self.fd()?;
                     let stray = sys::queued_in(fd).is_ok_and(|unread| unread > 0);
                     if stray && !sys::has_urgent(fd).unwrap_or(false) {
-                        return self.broken(effects);
+                        return self.broken(&circumstances(), effects);
                     }
                     self.path = Path::Ring;
                 }
-                Path::Draining { at, until } if at > until => return self.broken(effects),
+                Path::Draining { at, until } if at > until => return self.broken(&circumstances(), effects),
                 Path::Draining { .. } | Path::Tcp => {
                     if let Some(answer) = self.poll_tcp(op, on_pending, &circumstances, effects) {
                         return answer;
@@ -158,9 +174,9 @@ impl<T: Tcp> Receiver<T> {
             && (self.over || self.dmb.as_ref().is_some_and(|dmb| !dmb.consumer.writer_flags().is_empty()))
     }
 
-    fn broken(&mut self, effects: &mut Effects) -> Poll<io::Result<usize>> {
+    fn broken(&mut self, now: &Circumstances<'_>, effects: &mut Effects) -> Poll<io::Result<usize>> {
         effects.reset = true;
-        Poll::Ready(Err(SmcError::OutOfStep.of(io::ErrorKind::ConnectionReset)))
+        Poll::Ready(Err(now.reset(|| SmcError::OutOfStep)))
     }
 
     /// `None`: the path has changed, look again.
@@ -200,10 +216,8 @@ impl<T: Tcp> Receiver<T> {
             }
             Poll::Ready(Ok(_)) if circumstances().peer_left_unread => {
                 // The peer died with bytes of ours unread, which TCP would have told by a reset.
-                self.confirm_end(
-                    Poll::Ready(Err(SmcError::PeerGone.of(io::ErrorKind::ConnectionReset))),
-                    effects,
-                )
+                let reset = circumstances().reset(|| SmcError::PeerGone);
+                self.confirm_end(Poll::Ready(Err(reset)), effects)
             }
             Poll::Ready(end) => self.confirm_end(Poll::Ready(end), effects),
             Poll::Pending => self.confirm_pending(on_pending),
@@ -389,10 +403,10 @@ impl<T: Tcp> Receiver<T> {
                 Ok(Step::End) => return Poll::Ready(Ok(0)),
                 Ok(Step::Reset) => {
                     let now = circumstances();
-                    let why = match now.death {
+                    let why = now.fault(|| match now.death {
                         Some(Death::Fault) => dmb.peer.link.fault(),
                         _ => SmcError::PeerClosed,
-                    };
+                    });
                     return Poll::Ready(report_reset::<T, O>(now.reset_reported, why));
                 }
                 Ok(Step::Tcp) => {
@@ -402,7 +416,7 @@ impl<T: Tcp> Receiver<T> {
                     let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
                     return op.tcp(socket, &mut Context::from_waker(&self.waker));
                 }
-                Ok(Step::Failed) => return Poll::Ready(Err(failed())),
+                Ok(Step::Failed) => return Poll::Ready(Err(circumstances().reset(failed))),
                 Ok(Step::AskTcp { peer_died, left_unread }) => {
                     let looked = self.look_at_tcp();
                     return match (looked, self.saved_error::<O>()) {
@@ -411,14 +425,16 @@ impl<T: Tcp> Receiver<T> {
                         (Poll::Ready(Err(error)), None) if !peer_died => Poll::Ready(Err(error)),
                         (Poll::Ready(Ok(0)), None) if peer_died && !left_unread => Poll::Ready(Ok(0)),
                         _ => {
-                            let why = if peer_died { SmcError::PeerGone } else { SmcError::RuntimeGone };
-                            Poll::Ready(report_reset::<T, O>(circumstances().reset_reported, why))
+                            let now = circumstances();
+                            let why = now
+                                .fault(|| if peer_died { SmcError::PeerGone } else { SmcError::RuntimeGone });
+                            Poll::Ready(report_reset::<T, O>(now.reset_reported, why))
                         }
                     };
                 }
                 Err(violation) => {
                     effects.rare().violation = Some((dmb.peer.clone(), violation));
-                    return Poll::Ready(Err(dmb.peer.violated(&violation)));
+                    return Poll::Ready(Err(circumstances().reset(|| dmb.peer.link.misbehaviour(violation))));
                 }
             }
         }
@@ -523,10 +539,9 @@ pub(crate) fn consistent<L>(mut look: impl FnMut() -> io::Result<Option<L>>) -> 
     Ok(None)
 }
 
-/// The answer of a stream that a failed task of ours has reset.
-pub(crate) fn failed() -> io::Error {
+/// Why a failed task of ours has reset the stream.
+pub(crate) fn failed() -> SmcError {
     SmcError::OwnFailure("a task that serves shared memory has failed".into())
-        .of(io::ErrorKind::ConnectionReset)
 }
 
 /// The answer of a stream that was closed under a waiter.

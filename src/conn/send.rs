@@ -151,7 +151,8 @@ impl<T: Tcp> Sender<T> {
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
         if self.broken {
-            return Poll::Ready(Err(self.reader_fault().of(io::ErrorKind::BrokenPipe)));
+            let why = circumstances().fault(|| self.reader_fault());
+            return Poll::Ready(Err(why.of(io::ErrorKind::BrokenPipe)));
         }
         if self.over {
             return self.poll_direct(op);
@@ -171,9 +172,9 @@ impl<T: Tcp> Sender<T> {
                 (Some(gone), _) => gone,
             })),
             Some(Death::Fault) => {
-                return Poll::Ready(Err(dmb.peer.link.fault().of(io::ErrorKind::ConnectionReset)));
+                return Poll::Ready(Err(now.reset(|| dmb.peer.link.fault())));
             }
-            Some(Death::Failed) => return Poll::Ready(Err(failed())),
+            Some(Death::Failed) => return Poll::Ready(Err(now.reset(failed))),
             Some(Death::Runtime) => return Poll::Ready(self.runtime_error()),
         };
         match stepped {
@@ -188,7 +189,7 @@ impl<T: Tcp> Sender<T> {
                         now.reset_reported.load(Ordering::Relaxed)
                     };
                 let kind = if told { io::ErrorKind::BrokenPipe } else { kind };
-                Poll::Ready(Err(self.reader_fault().of(kind)))
+                Poll::Ready(Err(now.fault(|| self.reader_fault()).of(kind)))
             }
             // A write has crossed the close, as on TCP whose answer to it would be here by now.
             Ok(Err(Gone::Closed)) if !dmb.producer.is_consumed().unwrap_or(false) => {
@@ -203,7 +204,7 @@ impl<T: Tcp> Sender<T> {
             }
             Err(violation) => {
                 effects.rare().violation = Some((dmb.peer.clone(), violation));
-                Poll::Ready(Err(dmb.peer.violated(&violation)))
+                Poll::Ready(Err(now.reset(|| dmb.peer.link.misbehaviour(violation))))
             }
         }
     }

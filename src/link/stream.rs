@@ -1,12 +1,11 @@
 //! What a link and a stream know of each other.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::ism::arena::{DmbMemory, DmbSegment};
 use crate::ism::interrupt::Signal;
-use crate::ism::ring::{Consumer, Producer, Refusal, Violation};
+use crate::ism::ring::{Consumer, Producer, Refusal};
 use crate::link::message::Subject;
 use crate::link::{Link, SignalEntry};
 use crate::peer::PeerPolicy;
@@ -231,12 +230,6 @@ impl PeerInterrupt {
     /// Does what [`PeerInterrupt::raise`] has left.
     pub(crate) fn deliver(&self, undelivered: Undelivered) {
         self.link.deliver_interrupt(self.index, undelivered);
-    }
-
-    /// What the application is told of a rule that the peer broke in its ring.
-    #[cold]
-    pub(crate) fn violated(&self, violation: &Violation) -> io::Error {
-        self.link.misbehaviour(violation).of(io::ErrorKind::ConnectionReset)
     }
 }
 

@@ -154,6 +154,92 @@ fn bytes_that_do_not_add_up_are_nobodys_fault() {
     });
 }
 
+/// The link of `side` gets nonsense from its peer, and ends.
+fn blame(lab: &mut Lab, side: usize) {
+    let link = lab.hosts[1 - side].links().remove(0);
+    sys::send(link.socket(), &[0xff; 9], &[]).expect("send");
+    let link = lab.hosts[side].links().remove(0);
+    let death = link.receive(&mut [0; LONGEST], 128).expect_err("an end");
+    link.bury(death);
+}
+
+#[test]
+fn a_link_that_is_blamed_later_changes_nothing_for_a_stream_that_was_reset() {
+    watched(|| {
+        let reset = (ErrorKind::ConnectionReset, SmcError::PeerClosed);
+        let broken = (ErrorKind::BrokenPipe, SmcError::PeerClosed);
+        // Who was told before the link ended: nobody, the reader, the writer.
+        for told in [None, Some(true), Some(false)] {
+            for first_reads in [true, false] {
+                let mut lab = Lab::new();
+                let (pair, other) = (lab.upgraded(), lab.upgraded());
+                pair.write(CLIENT, &bytes(0, 100));
+                pair.close(SERVER);
+                match told {
+                    Some(true) => assert_eq!(read(&pair, CLIENT), reset),
+                    Some(false) => assert_eq!(write(&pair, CLIENT), reset),
+                    None => {}
+                }
+                blame(&mut lab, CLIENT);
+                match (told, first_reads) {
+                    (None, true) => assert_eq!(read(&pair, CLIENT), reset),
+                    (None, false) => assert_eq!(write(&pair, CLIENT), reset),
+                    (Some(_), true) => pair.end(CLIENT).expect("told once"),
+                    (Some(_), false) => assert_eq!(write(&pair, CLIENT), broken),
+                }
+                pair.end(CLIENT).expect("told once");
+                assert_eq!(write(&pair, CLIENT), broken);
+                // A stream that was not reset before is by this.
+                assert_misbehaved(read(&other, CLIENT), "unknown type");
+                assert_misbehaved(write(&other, CLIENT), "unknown type");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_link_that_ends_later_changes_nothing_for_a_stream_that_is_out_of_step() {
+    watched(|| {
+        for death in [Death::Fault, Death::Peer, Death::Failed] {
+            let mut lab = Lab::new();
+            let pair = lab.upgraded();
+            pair.write(SERVER, &bytes(0, 100));
+            lock(&pair.conns[SERVER].rx).path = receive::Path::Draining { at: 5, until: 3 };
+            let out_of_step = (ErrorKind::ConnectionReset, SmcError::OutOfStep);
+            assert_eq!(read(&pair, SERVER), out_of_step);
+            if death == Death::Fault {
+                blame(&mut lab, SERVER);
+            } else {
+                lab.hosts[SERVER].links()[0].bury(death);
+            }
+            for _ in 0..2 {
+                assert_eq!(read(&pair, SERVER), out_of_step, "{death:?}");
+                assert_eq!(write(&pair, SERVER), out_of_step, "{death:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_rule_that_was_broken_stays_the_one_that_is_told() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.upgraded();
+        let memory = lock(&pair.conns[SERVER].rx).dmb.as_ref().map(|dmb| dmb.consumer.memory().clone());
+        let memory = memory.expect("a DMB");
+        memory.header().producer.prod.store(u64::MAX, Ordering::Release);
+        let first = read(&pair, SERVER);
+        assert_misbehaved(first.clone(), "producer cursor is");
+        // It says now that it has closed, and that another number is right.
+        memory.header().producer.prod.store(u64::MAX - 1, Ordering::Release);
+        memory.header().producer.flags.store(u32::MAX, Ordering::Release);
+        for _ in 0..2 {
+            assert_eq!(read(&pair, SERVER), first);
+            assert_eq!(write(&pair, SERVER), first);
+        }
+    });
+}
+
 #[test]
 fn a_peer_that_reads_no_messages_hits_a_limit() {
     watched(|| {
