@@ -233,7 +233,7 @@ impl<T: Tcp> Connection<T> {
         let unused = {
             let mut tx = lock(&self.tx);
             if tx.path == send::Path::Tcp {
-                tx.pinned = true;
+                (tx.pinned, tx.declined) = (true, true);
                 tx.dmb.take()
             } else {
                 None
@@ -241,7 +241,7 @@ impl<T: Tcp> Connection<T> {
         };
         if unused.is_some() {
             drop(unused);
-            self.upgrade.settle(FallbackReason::Pinned);
+            self.upgrade.settle(FallbackReason::Declined(Diagnosis::PEERDECL));
         }
     }
 

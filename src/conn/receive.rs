@@ -9,6 +9,7 @@ use super::growth::Stall;
 use super::op::ReadOp;
 use super::prelude::{Front, Incoming};
 use super::{Effects, OnPending, Tcp};
+use crate::clc::Diagnosis;
 use crate::error::SmcError;
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::{Direction, Flags};
@@ -41,6 +42,8 @@ pub(crate) struct Receiver<T: Tcp> {
     pub(crate) dmb: Option<ReceiveDmb>,
     /// The word will never be, or is not any more, obeyed.
     pub(crate) pinned: bool,
+    /// It was the peer who pinned it.
+    pub(crate) declined: bool,
     pub(super) prelude: Incoming,
     /// The position by our own count: what the stream began with, and every byte that passed
     /// through it. `None` when the beginning is not known.
@@ -98,6 +101,7 @@ impl<T: Tcp> Receiver<T> {
             path: Path::Tcp,
             dmb: None,
             pinned: false,
+            declined: false,
             prelude: Incoming::None,
             last_position: None,
             ready: false,
@@ -340,8 +344,8 @@ impl<T: Tcp> Receiver<T> {
         match dmb.consumer.memory().header().direction() {
             Direction::Open => Ok(()),
             Direction::Pinned => {
-                self.pinned = true;
-                effects.rare().settled = Some(FallbackReason::Pinned);
+                (self.pinned, self.declined) = (true, true);
+                effects.rare().settled = Some(FallbackReason::Declined(Diagnosis::PEERDECL));
                 Ok(())
             }
             Direction::Switched(until) => self.drain_until(until),

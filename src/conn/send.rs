@@ -8,6 +8,7 @@ use super::op::WriteOp;
 use super::prelude::Outgoing;
 use super::receive::{Circumstances, closed, consistent, failed};
 use super::{Effects, OnPending, Tcp};
+use crate::clc::Diagnosis;
 use crate::error::SmcError;
 use crate::ism::arena::DmbMemory;
 use crate::ism::dmb::Flags;
@@ -35,6 +36,8 @@ pub(crate) struct Sender<T: Tcp> {
     pub(crate) dmb: Option<SendDmb>,
     /// This end will never switch.
     pub(crate) pinned: bool,
+    /// It was the peer who pinned it.
+    pub(crate) declined: bool,
     /// shutdown(Write) was called.
     pub(crate) shut: bool,
     /// This end has reset the ring: nothing may look like a clean end behind that.
@@ -77,6 +80,7 @@ impl<T: Tcp> Sender<T> {
             path: Path::Tcp,
             dmb: None,
             pinned: false,
+            declined: false,
             shut: false,
             reset: false,
             ready: false,
@@ -353,9 +357,9 @@ impl<T: Tcp> Sender<T> {
         if dmb.producer.memory().header().switch(position).is_err() {
             // The reader has pinned it. Its PINNED is answered here, whether it came already or
             // not.
-            self.pinned = true;
+            (self.pinned, self.declined) = (true, true);
             effects.rare().unused = self.dmb.take();
-            effects.rare().settled = Some(FallbackReason::Pinned);
+            effects.rare().settled = Some(FallbackReason::Declined(Diagnosis::PEERDECL));
             return;
         }
         self.path = Path::Ring;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::send;
 use super::upgrade::Phase;
 use super::{Connection, Tcp};
+use crate::clc::Diagnosis;
 use crate::ism::dmb::Direction;
 use crate::ism::ring::Memory;
 use crate::ism::sys;
@@ -37,16 +38,19 @@ impl<T: Tcp> Connection<T> {
             && !transport.is_loopback_ism()
             && self.death().is_none();
         if runs {
+            let mut declined = false;
             let decided = {
                 let rx = lock(&self.rx);
-                rx.pinned
-                    || rx.dmb.as_ref().is_some_and(|dmb| {
-                        dmb.consumer.arm();
-                        dmb.consumer.memory().header().direction() != Direction::Open
-                    })
+                let word = rx.dmb.as_ref().map(|dmb| {
+                    dmb.consumer.arm();
+                    dmb.consumer.memory().header().direction()
+                });
+                declined |= rx.declined || (!rx.pinned && word == Some(Direction::Pinned));
+                rx.pinned || word.is_some_and(|word| word != Direction::Open)
             };
             let sends = {
                 let tx = lock(&self.tx);
+                declined |= tx.declined;
                 tx.path == send::Path::Ring || tx.pinned || tx.shut
             };
             let over = decided && sends && self.upgrade.phase() == Phase::Attached;
@@ -55,7 +59,11 @@ impl<T: Tcp> Connection<T> {
             }
             if over && !self.transport().is_loopback_ism() {
                 // One of the two directions will never leave TCP.
-                self.upgrade.settle(FallbackReason::Pinned);
+                self.upgrade.settle(if declined {
+                    FallbackReason::Declined(Diagnosis::PEERDECL)
+                } else {
+                    FallbackReason::Pinned
+                });
             }
         }
         self.forget_watch(key);

@@ -6,7 +6,7 @@ use super::bytes;
 use super::hosts::{CLIENT, Lab, MOMENTS, SERVER};
 use super::watched;
 use crate::conn::Directions;
-use crate::transport::Transport;
+use crate::transport::{FallbackReason, Transport};
 
 #[test]
 fn hazard_h9_into_std_at_every_moment_of_the_upgrade() {
@@ -40,8 +40,13 @@ fn hazard_h9_into_std_at_every_moment_of_the_upgrade() {
                         assert!(got == bytes(0, got.len()), "only the application's bytes");
                         (&*socket).write_all(&bytes(sent, 50)).unwrap();
                         pair.expect(peer, &bytes(0, sent as usize + 50));
-                        let transport = pair.conns[peer].transport();
-                        assert!(matches!(transport, Transport::Tcp(_)), "{transport:?}");
+                        // It was not its application that took a socket.
+                        let (transport, own) = (pair.conns[peer].transport(), FallbackReason::Pinned);
+                        assert!(
+                            matches!(transport, Transport::Tcp(reason) if reason != own),
+                            "{transport:?}"
+                        );
+                        assert_eq!(pair.conns[side].transport(), Transport::Tcp(own));
                         drop(taken);
                         pair.end(peer).unwrap();
                         pair.close(peer);
