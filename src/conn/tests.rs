@@ -4,6 +4,7 @@
 
 mod aborts;
 mod by_hand;
+mod descriptors;
 mod faults;
 mod growth;
 mod handshake;
