@@ -8,6 +8,8 @@
 
 pub(crate) mod accepted;
 pub(crate) mod adopted;
+pub(crate) mod aside;
+mod bell;
 mod client;
 pub(crate) mod drive;
 pub(crate) mod endpoint;
@@ -46,6 +48,7 @@ use crate::ism::budget::{self, LinkPlace, Need};
 use crate::ism::dmb::{LARGEST_SEGMENT, SMALLEST_SEGMENT};
 use crate::ism::sys;
 use crate::link::accepted::Key;
+use crate::link::aside::ControlSocket;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::link::message::{DmbPlace, Message, Subject};
@@ -56,6 +59,7 @@ use crate::link::stream::{Death, LinkedStream};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
 use crate::transport::FallbackReason;
 
+use bell::{OwnBell, PeerBell};
 pub(crate) use idle::Hold;
 use interrupts::Entries;
 pub(crate) use interrupts::SignalEntry;
@@ -68,7 +72,7 @@ struct Peer {
     endpoint: [u8; 16],
     /// The control page of this arena takes our interrupts.
     first_arena: Arc<ArenaMap>,
-    eventfd: OwnedFd,
+    bell: PeerBell,
     /// The other side of the link, when it lives in this process.
     here: Option<Weak<Link>>,
 }
@@ -136,7 +140,13 @@ pub(crate) struct Link {
     /// The device that both endpoints are on.
     pub(crate) device: Gid,
     endpoint: Weak<Endpoint>,
-    socket: Arc<dyn Watched>,
+    this: Weak<Link>,
+    bell: OwnBell,
+    socket: Arc<ControlSocket>,
+    /// The file of our first arena, until HELLO has taken it to the peer.
+    first_file: Mutex<Option<OwnedFd>>,
+    /// The task waits until a message of the peer was taken out of the queue elsewhere.
+    takes_aside: AtomicBool,
     /// Its task has begun.
     served: AtomicBool,
     pub(crate) credentials: sys::PeerCred,
@@ -170,18 +180,38 @@ pub(crate) struct Link {
     task: Mutex<Option<Waker>>,
 }
 
+/// Which end has opened a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opened {
+    /// This one: it says LINK, and HELLO after the peer's.
+    Here,
+    /// The peer: HELLO is the answer to its LINK.
+    ByPeer,
+}
+
 impl Link {
-    /// Starts a link on a connected socket and queues HELLO.
-    pub(crate) fn new(endpoint: &Arc<Endpoint>, socket: Arc<dyn Watched>) -> io::Result<Arc<Link>> {
+    /// Starts a link on a connected socket, whose peer may send descriptors from now on.
+    pub(crate) fn new(
+        endpoint: &Arc<Endpoint>,
+        socket: Arc<ControlSocket>,
+        opened: Opened,
+    ) -> io::Result<Arc<Link>> {
         budget::spare_the_last(socket.as_fd().as_raw_fd(), Need::Lasting)?;
         let place = budget::place_for_link()?;
         let credentials = sys::peer_cred(socket.as_fd())?;
-        let (own, first, arena_fd) = OwnArenas::new()?;
-        let link = Arc::new(Link {
-            id: sys::random_u64()?,
+        let bell = OwnBell::new(endpoint.reactor(), socket.as_fd(), &credentials)?;
+        let (own, first, file) = OwnArenas::new()?;
+        let id = sys::random_u64()?;
+        sys::allow_rights(socket.as_fd());
+        let link = Arc::new_cyclic(|this| Link {
+            id,
             device: endpoint.gid(),
             endpoint: Arc::downgrade(endpoint),
+            this: this.clone(),
+            bell,
             socket,
+            first_file: Mutex::new(Some(file)),
+            takes_aside: AtomicBool::new(false),
             served: AtomicBool::new(false),
             credentials,
             outbox: Outbox::default(),
@@ -213,18 +243,30 @@ impl Link {
             death: AtomicU8::new(0),
             task: Mutex::default(),
         });
-        let hello = Message::Hello {
-            link_id: link.id,
-            endpoint: endpoint.id().0,
-            gid: endpoint.gid().0,
-            slots: link.own_signals.slots(),
+        let begun = match opened {
+            Opened::Here => sys::send(link.socket(), &Message::Link.encode(), &[]),
+            Opened::ByPeer => link.send_hello(endpoint),
         };
-        match sys::send(link.socket(), &hello.encode(), &[endpoint.eventfd().as_fd(), arena_fd.as_fd()]) {
+        match begun {
             // A peer that hung up already is noticed where all others are: by the task of this
             // link.
             Err(error) if !has_hung_up(&error) => Err(error),
             _ => Ok(link),
         }
+    }
+
+    /// HELLO, once: to a peer that takes descriptors.
+    fn send_hello(&self, endpoint: &Endpoint) -> io::Result<()> {
+        let Some(file) = lock(&self.first_file).take() else { return Ok(()) };
+        let hello = Message::Hello {
+            link_id: self.id,
+            endpoint: endpoint.id().0,
+            gid: endpoint.gid().0,
+            slots: self.own_signals.slots(),
+            bell: self.bell.kind(),
+        };
+        let fds = Vec::from_iter(std::iter::once(file.as_fd()).chain(self.bell.eventfd()));
+        sys::send(self.socket(), &hello.encode(), &fds)
     }
 
     /// The end of this link that is ours.

@@ -33,8 +33,8 @@ pub struct Stats {
     pub upgrades_tried: u64,
     /// Streams that have left TCP in both directions, as far as this end has noticed.
     pub upgrades_done: u64,
-    /// Wake-ups of a peer in another process for which its eventfd was written: a system call here,
-    /// and one or more there.
+    /// Wake-ups of a peer in another process for which its bell was rung: one or two system calls
+    /// here, and one or more there.
     pub wakeups_sent: u64,
     /// Wake-ups of a waiting peer without a system call, since its poller was looking anyway, or
     /// was rung already, or since the peer lives in this process. (For a peer that does not wait

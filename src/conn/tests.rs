@@ -5,6 +5,7 @@
 mod aborts;
 mod by_hand;
 mod descriptor;
+mod descriptors;
 mod faults;
 mod growth;
 mod handshake;

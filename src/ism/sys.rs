@@ -9,30 +9,34 @@ mod diag;
 mod event;
 mod means;
 mod memory;
+mod namespace;
 mod process;
+mod rights;
 mod seqpacket;
 mod socket;
 mod tcp;
 
 pub(crate) use diag::{canonical, owner_of, waits_for_accept};
-pub(crate) use event::{arm_timer, clear_timer, eventfd, has_hung_up, is_eventfd, is_ready, ring, timerfd};
+pub(crate) use event::{
+    arm_timer, clear_timer, eventfd, has_hung_up, is_eventfd, is_ready, ring, ring_shared, timerfd,
+};
 pub(crate) use means::{Means, descriptor_limit, largest_file, means, most_mappings, tcp_buffers};
 #[cfg(test)]
 pub(crate) use memory::punch;
 pub(crate) use memory::{fallocate, memfd_sealed, memory_of, verify_memfd};
+pub(crate) use namespace::shares_pid_namespace;
 #[cfg(test)]
 pub(crate) use process::overflow_uid;
-#[cfg(feature = "blocking")]
-pub(crate) use process::without_signals;
 pub(crate) use process::{
     effective_uid, hostname, involuntary_switches, is_user, monotonic, monotonic_ns, random_bytes,
-    random_u64, thread_id, usable_cpus,
+    random_u64, thread_id, usable_cpus, without_signals,
 };
+pub(crate) use rights::{allow_rights, refuses_rights};
 #[cfg(test)]
 pub(crate) use seqpacket::seqpacket_listen;
 pub(crate) use seqpacket::{
-    Carried, PeerCred, accept, peer_cred, recv, send, seqpacket, seqpacket_bind, seqpacket_connect,
-    shutdown_socket,
+    Carried, PeerCred, accept, can_close_at_once, empty, peer_cred, recv, send, seqpacket, seqpacket_bind,
+    seqpacket_connect, shutdown_socket, take,
 };
 pub(crate) use socket::{
     chosen_receive_buffer, chosen_send_buffer, cookie, impl_from_raw_fd, ineligible, linger_is_zero,

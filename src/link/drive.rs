@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 
 use crate::ism::sys;
+use crate::link::aside::Fed;
 use crate::link::endpoint::Endpoint;
 use crate::link::reactor::{Cancel, Watched, cancellable};
 use crate::link::stream::Death;
@@ -25,7 +26,7 @@ pub(crate) struct Drive {
 pub(crate) struct Parked {
     endpoint: Arc<Endpoint>,
     listener: Arc<dyn Watched>,
-    eventfd: Arc<dyn Watched>,
+    bell: Arc<dyn Watched>,
     timer: Arc<dyn Watched>,
 }
 
@@ -33,18 +34,18 @@ impl Parked {
     /// Registers the descriptors: what can not be driven is no endpoint.
     pub(crate) fn new(endpoint: Arc<Endpoint>) -> io::Result<Self> {
         let reactor = endpoint.reactor();
-        let listener = reactor.watch(endpoint.take_listener()?)?;
-        let eventfd = reactor.watch(endpoint.eventfd().try_clone()?)?;
+        let listener = Arc::new(Fed::new(endpoint.take_listener()?).watch(reactor)?);
+        let bell = reactor.watch(endpoint.eventfd().try_clone()?)?;
         let timer = endpoint.timers().watch(reactor)?;
-        Ok(Parked { endpoint, listener, eventfd, timer })
+        Ok(Parked { endpoint, listener, bell, timer })
     }
 
     /// Begins the tasks. To be called without a lock that `ended` takes: they may end at once.
     pub(crate) fn start(self, ended: Ended) {
-        let Parked { endpoint, listener, eventfd, timer } = self;
+        let Parked { endpoint, listener, bell, timer } = self;
         let drive = Drive::new(endpoint.clone(), ended);
         drive.serve(greeting::accept(listener, endpoint.clone()));
-        drive.serve(look::run(eventfd, endpoint.clone(), sys::monotonic_ns));
+        drive.serve(look::run(bell, endpoint.clone(), sys::monotonic_ns));
         drive.serve(timer::run(timer, endpoint.timers().clone()));
     }
 }

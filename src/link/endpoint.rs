@@ -6,7 +6,7 @@ mod upkeep;
 
 use std::future::Future;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -151,8 +151,14 @@ impl Endpoint {
         listener.ok_or_else(|| io::Error::other("this endpoint listens already"))
     }
 
+    /// Wakes its poller; nobody else has this eventfd.
     pub(crate) fn eventfd(&self) -> &OwnedFd {
         &self.eventfd
+    }
+
+    /// Lets its poller look.
+    pub(crate) fn ring(&self) {
+        let _ = sys::ring(self.eventfd.as_fd());
     }
 
     pub(crate) fn accepted(&self) -> &AcceptedStreams {

@@ -1,5 +1,5 @@
-//! How a connection to an endpoint begins: with HELLO, which makes a link of it, or with a QUERY,
-//! which is answered.
+//! How a connection to an endpoint begins: with LINK, which makes a link of it, or with a QUERY,
+//! which is answered. Neither comes with descriptors: nobody can send any before we know him.
 
 use std::future::poll_fn;
 use std::io;
@@ -7,13 +7,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use crate::ism::budget::{self, Need};
-use crate::ism::sys::{self, Carried};
+use crate::ism::sys;
+use crate::link::aside::{self, Fed};
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::{no_link, reason_of};
-use crate::link::message::{LONGEST, MOST_FDS, Message, Subject};
+use crate::link::message::{LONGEST, Message, Subject};
 use crate::link::reactor::{Place, Places, Watched, when_readable};
-use crate::link::serve::Buried;
-use crate::link::stream::Death;
 use crate::shield::guarded;
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
@@ -30,8 +29,11 @@ pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) 
     let places = Places::new(MOST_GREETINGS);
     loop {
         let place = poll_fn(|cx| places.poll_take(cx)).await;
+        while aside::is_full() {
+            endpoint.timers().sleep(PAUSE).await;
+        }
         let accepted = when_readable(&*listener, || match sys::accept(listener.as_fd())? {
-            Some(socket) => Ok(socket),
+            Some(socket) => Ok(Fed::new(socket)),
             None => Err(io::ErrorKind::WouldBlock.into()),
         });
         let Ok(socket) = accepted.await else {
@@ -49,25 +51,24 @@ pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) 
     }
 }
 
-async fn first_message(socket: &dyn Watched) -> io::Result<(Message, Carried)> {
+async fn first_message(socket: &dyn Watched) -> io::Result<Message> {
     let mut buffer = [0; LONGEST];
-    let received = when_readable(socket, || sys::recv(socket.as_fd(), &mut buffer, MOST_FDS)).await?;
+    let received = when_readable(socket, || sys::recv(socket.as_fd(), &mut buffer, 0)).await?;
     if received.len == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let message = Message::decode(&buffer[..received.len])
-        .map_err(|malformed| io::Error::new(io::ErrorKind::InvalidData, malformed.to_string()))?;
-    Ok((message, received.carried))
+    Message::decode(&buffer[..received.len])
+        .map_err(|malformed| io::Error::new(io::ErrorKind::InvalidData, malformed.to_string()))
 }
 
 /// Reads how a connection begins, and serves it.
-async fn greet(socket: OwnedFd, endpoint: &Arc<Endpoint>, place: Place) -> io::Result<()> {
+async fn greet(socket: Fed<OwnedFd>, endpoint: &Arc<Endpoint>, place: Place) -> io::Result<()> {
     endpoint.check_user(socket.as_fd())?;
     // Many that come at once must not keep the application from accepting.
-    budget::spare_the_last(socket.as_raw_fd(), Need::Lasting).inspect_err(|_| {
+    budget::spare_the_last(socket.as_fd().as_raw_fd(), Need::Lasting).inspect_err(|_| {
         let _ = sys::send(socket.as_fd(), &no_link(FallbackReason::Descriptors).encode(), &[]);
     })?;
-    let socket = endpoint.reactor().watch(socket)?;
+    let socket = Arc::new(socket.watch(endpoint.reactor())?);
     let first = endpoint.timers().timeout(PATIENCE, first_message(&*socket)).await;
     let first = first.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
     let first = first.inspect_err(|error| {
@@ -80,21 +81,16 @@ async fn greet(socket: OwnedFd, endpoint: &Arc<Endpoint>, place: Place) -> io::R
     // What waits from here on is bounded elsewhere.
     drop(place);
     match first {
-        (Message::Query { subject }, _) => {
+        Message::Query { subject } => {
             answer_query(socket, endpoint, subject).await;
             Ok(())
         }
-        (hello @ Message::Hello { .. }, carried) => {
-            let undriven = Buried::unless_disarmed(endpoint.accept_link(socket)?, Death::Failed);
-            match undriven.link().deliver(hello, carried) {
-                Ok(()) => undriven.link().serve(),
-                Err(death) => undriven.link().bury(death),
-            }
-            undriven.disarm();
+        Message::Link => {
+            endpoint.accept_link(socket)?.serve();
             Ok(())
         }
         // One that makes no link of it, for example. Neither do we.
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it begins with neither HELLO nor QUERY")),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it begins with neither LINK nor QUERY")),
     }
 }
 

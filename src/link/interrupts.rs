@@ -1,7 +1,6 @@
 //! Interrupts over a link: raised in the peer's signal page, delivered to the streams that the
 //! peer's are for.
 
-use std::os::fd::AsFd;
 use std::sync::Weak;
 
 use super::Link;
@@ -58,7 +57,7 @@ impl Link {
         }
         let page = peer.first_arena.signals();
         if page.raise(index, signal, sys::monotonic_ns, self.stale_after, &self.last_rung) {
-            return Some(Undelivered::Eventfd);
+            return Some(Undelivered::Ring);
         }
         tally::count_wake_up(self.id, index, WakeUp::Saved);
         None
@@ -68,11 +67,9 @@ impl Link {
     pub(crate) fn deliver_interrupt(&self, index: u32, undelivered: Undelivered) {
         let Some(peer) = self.peer.get() else { return };
         match undelivered {
-            Undelivered::Eventfd => {
+            Undelivered::Ring => {
                 tally::count_wake_up(self.id, index, WakeUp::Sent);
-                if let Err(error) = sys::ring(peer.eventfd.as_fd()) {
-                    crate::trace::debug!("writing the peer's eventfd failed: {error}");
-                }
+                self.ring(&peer.bell);
             }
             Undelivered::Handler(signal) => {
                 if let Some(link) = peer.here.as_ref().and_then(Weak::upgrade) {

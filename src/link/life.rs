@@ -7,23 +7,44 @@ use std::{fmt, io};
 
 use super::client::MatchMessage;
 use super::server::OfferMessage;
-use super::{Fault, Link, Peer, TheirOffer};
+use super::{Fault, Link, Peer, TheirOffer, has_hung_up};
 use crate::clc::Decline;
 use crate::error::SmcError;
 use crate::ism::sys::{self, Carried};
+use crate::link::aside;
 use crate::link::lack::{NO_LINK, no_link, reason_of, silence_of};
-use crate::link::message::{LONGEST, MOST_FDS, Message};
+use crate::link::message::{Bell, LONGEST, MOST_FDS, Message};
 use crate::link::stream::{Ask, Death, LinkedStream, Verdict};
 use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::{FallbackReason, UCred};
 
+/// How far the task of a link has come with what its peer has sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Nothing is left.
+    Empty,
+    /// There may be more: others should have a turn first.
+    More,
+    /// The next message is to be taken out of the queue first, by somebody who wakes the task then.
+    TakesAside,
+}
+
+/// What HELLO says.
+struct HelloMessage {
+    link_id: u64,
+    endpoint: [u8; 16],
+    gid: [u8; 16],
+    slots: u32,
+}
+
 impl Link {
-    /// Reads and answers what has come; returns when the socket is empty, or with `Err` when the
-    /// link has to end.
-    ///
-    /// `Ok(false)`: there may be more than `most` messages, others should have a turn first.
-    pub(crate) fn receive(self: &Arc<Self>, buffer: &mut [u8; LONGEST], most: usize) -> Result<bool, Death> {
+    /// Reads and answers what has come, at most so many messages; `Err` when the link has to end.
+    pub(crate) fn receive(self: &Arc<Self>, buffer: &mut [u8; LONGEST], most: usize) -> Result<Turn, Death> {
+        // Acquire: pairs with the Release of `take_aside`, after which the message is gone.
+        if self.takes_aside.load(Ordering::Acquire) {
+            return Ok(Turn::TakesAside);
+        }
         let gone = || if self.faulty.load(Ordering::Acquire) { Death::Fault } else { Death::Peer };
         for _ in 0..most {
             if let Some(death) = self.death() {
@@ -32,7 +53,7 @@ impl Link {
             let received = match sys::recv(self.socket(), buffer, MOST_FDS) {
                 Ok(received) if received.len == 0 => return Err(gone()),
                 Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Empty),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 // Told once, when the peer has closed without reading all of ours; what it said
                 // before is still there.
@@ -53,7 +74,7 @@ impl Link {
                     if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
                         self.restrict();
                     }
-                    return Ok(true);
+                    return Ok(Turn::Empty);
                 }
                 Err(error) => {
                     crate::trace::debug!("link ended: {error}");
@@ -65,9 +86,31 @@ impl Link {
                 self.blame(self.misbehaviour(malformed));
                 Death::Fault
             })?;
+            let is_left = received.carried.cut_short;
             self.deliver(message, received.carried)?;
+            if is_left {
+                self.take_aside();
+                return Ok(Turn::TakesAside);
+            }
         }
-        Ok(false)
+        Ok(Turn::More)
+    }
+
+    /// Takes the message, which has descriptors that this process has no number for, out of the
+    /// queue on the thread of what may wait; what is behind it comes after that.
+    fn take_aside(&self) {
+        self.takes_aside.store(true, Ordering::Relaxed);
+        let this = self.this.clone();
+        aside::run(move || {
+            let Some(link) = this.upgrade() else { return };
+            let _ = sys::take(link.socket());
+            // Release: pairs with the Acquire of `receive`.
+            link.takes_aside.store(false, Ordering::Release);
+            let task = lock(&link.task).clone();
+            if let Some(task) = task {
+                task.wake();
+            }
+        });
     }
 
     /// Obeys one message: also the first of an accepted connection, which was read to see how it
@@ -103,12 +146,13 @@ impl Link {
             return Err(Fault("the first message is no HELLO"));
         }
         match message {
-            Message::Hello { link_id, endpoint, gid, slots } => {
-                let (Some(arena_fd), Some(eventfd)) = (fds.pop(), fds.pop()) else {
+            Message::Hello { link_id, endpoint, gid, slots, bell } => {
+                let eventfd = if bell == Bell::Eventfd { fds.pop() } else { None };
+                let Some(arena_fd) = fds.pop().filter(|_| !lacks_ours) else {
                     self.give_up(FallbackReason::Descriptors);
                     return Ok(());
                 };
-                self.on_hello(link_id, endpoint, gid, slots, &arena_fd, eventfd)
+                self.on_hello(HelloMessage { link_id, endpoint, gid, slots }, &arena_fd, eventfd)
             }
             Message::Arena { slots } => {
                 lock(&self.state).theirs.add(fds.pop().as_ref(), slots).map(drop).map_err(|error| {
@@ -157,19 +201,20 @@ impl Link {
                 Ok(())
             }
             Message::Bye => self.on_bye(),
+            // Whoever has read it looks.
+            Message::Wake => Ok(()),
+            Message::Link => Err(Fault("LINK on a link")),
             Message::Query { .. } | Message::Answer => Err(Fault("a query on a link")),
         }
     }
 
     fn on_hello(
         self: &Arc<Self>,
-        link_id: u64,
-        endpoint: [u8; 16],
-        gid: [u8; 16],
-        slots: u32,
+        hello: HelloMessage,
         arena_fd: &OwnedFd,
-        eventfd: OwnedFd,
+        eventfd: Option<OwnedFd>,
     ) -> Result<(), Fault> {
+        let HelloMessage { link_id, endpoint, gid, slots } = hello;
         if self.peer.get().is_some() {
             return Err(Fault("a second HELLO"));
         }
@@ -188,7 +233,7 @@ impl Link {
                 return Ok(());
             }
         };
-        match sys::is_eventfd(eventfd.as_fd()) {
+        match eventfd.as_ref().map_or(Ok(true), |eventfd| sys::is_eventfd(eventfd.as_fd())) {
             Ok(true) => {}
             Ok(false) => return Err(Fault("HELLO carries no eventfd")),
             Err(error) => {
@@ -197,9 +242,18 @@ impl Link {
                 return Ok(());
             }
         }
+        // Its own came first: it takes descriptors now.
+        if let Err(error) = self.send_hello(&ours) {
+            if !has_hung_up(&error) {
+                crate::trace::debug!("HELLO can not be sent: {error}");
+                self.give_up(reason_of(&error, FallbackReason::LinkDown));
+                return Ok(());
+            }
+        }
         let in_this_process = u32::try_from(self.credentials.pid) == Ok(std::process::id());
         let here = if in_this_process { crate::link::endpoint::link_of_this_process(link_id) } else { None };
-        let peer = Peer { link_id, endpoint, first_arena, eventfd, here };
+        let bell = self.bell_of_peer(eventfd);
+        let peer = Peer { link_id, endpoint, first_arena, bell, here };
         let waiting = {
             let mut state = lock(&self.state);
             // Checked above, and only this task sets it.
@@ -297,6 +351,8 @@ impl Link {
         let _ = sys::shutdown_socket(self.socket());
         // Descriptors that wait there go nowhere any more.
         self.outbox.clear();
+        let file = lock(&self.first_file).take();
+        drop(file);
         let task = lock(&self.task).take();
         if let Some(task) = task {
             task.wake();

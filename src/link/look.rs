@@ -2,11 +2,12 @@
 //! for.
 //!
 //! While there is work it looks again and again, giving way to other tasks between looks, within an
-//! adaptive window; then it arms and sleeps in the reactor. The eventfd is served by a waker that
-//! drains the signals inside the reactor's own turn, so that a handler which blocks the worker the
-//! poller sits on delays nobody else (the peers ring when the poller's last look is stale).
-//! docs/design.md, "Wake-ups".
+//! adaptive window; then it arms and sleeps in the reactor. The bells, one of each link and one of
+//! the endpoint's own, are served by wakers that drain the signals inside the reactor's own turn,
+//! so that a handler which blocks the worker the poller sits on delays nobody else (the peers ring
+//! when the poller's last look is stale). docs/design.md, "Wake-ups".
 
+use std::sync::Weak;
 use std::task::{Context, Poll, Wake, Waker};
 
 use crate::ism::interrupt::Window;
@@ -22,10 +23,10 @@ use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock, rank};
 /// kernel is asked.
 const SUSPICIOUS_GAP: u64 = 10_000;
 
-/// What both the task and the reactor's waker use.
+/// What both the task and the reactor's wakers use.
 struct Poller {
+    this: Weak<Poller>,
     endpoint: Arc<Endpoint>,
-    eventfd: Arc<dyn Watched>,
     links: Mutex<Links, rank::PollerLinks>,
     watch: Mutex<Watch>,
     task: Mutex<Option<Waker>>,
@@ -42,13 +43,26 @@ struct Links {
 }
 
 impl Poller {
+    /// The links to look at, each with a bell that is listened to.
     fn links(&self) -> Arc<Vec<Arc<Link>>> {
         let generation = self.endpoint.generation();
-        let mut links = lock(&self.links);
-        if links.generation != generation {
+        let all = {
+            let mut links = lock(&self.links);
+            if links.generation == generation {
+                return links.all.clone();
+            }
             *links = Links { generation, all: Arc::new(self.endpoint.links()) };
+            links.all.clone()
+        };
+        for bell in all.iter().filter_map(|link| link.unheard_bell()) {
+            self.listen(&bell);
         }
-        links.all.clone()
+        all
+    }
+
+    fn listen(&self, bell: &Arc<dyn Watched>) {
+        let ear = Ear { poller: self.this.clone(), bell: Arc::downgrade(bell) };
+        Arc::new(ear).listen(&**bell);
     }
 
     /// One look at everything; returns how many signals there were.
@@ -90,38 +104,47 @@ impl Poller {
         };
         keep_polling || !Self::sleep(&links)
     }
+}
 
-    /// Asks the reactor to call our own waker when the eventfd is written; returns once that is so.
-    fn listen(self: &Arc<Self>) {
+/// What the reactor calls when a bell was rung, on whichever thread it runs. The reactor keeps it
+/// as long as the bell.
+struct Ear {
+    poller: Weak<Poller>,
+    bell: Weak<dyn Watched>,
+}
+
+impl Ear {
+    /// Asks the reactor to call us with the next edge; returns once that is so.
+    fn listen(self: &Arc<Self>, bell: &dyn Watched) {
         let waker = Waker::from(self.clone());
         let mut cx = Context::from_waker(&waker);
-        while let Poll::Ready(Ok(())) = self.eventfd.poll_ready(Interest::Read, &mut cx) {
-            // Never read: the next write makes another edge.
-            forget_readiness(&*self.eventfd, Interest::Read);
+        while let Poll::Ready(Ok(())) = bell.poll_ready(Interest::Read, &mut cx) {
+            // Never read: what is rung next makes another edge.
+            forget_readiness(bell, Interest::Read);
         }
     }
 }
 
-impl Wake for Poller {
+impl Wake for Ear {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
-    /// Called by the reactor, on whichever thread it runs.
     fn wake_by_ref(self: &Arc<Self>) {
+        let (Some(poller), Some(bell)) = (self.poller.upgrade(), self.bell.upgrade()) else { return };
         let looked = shielded(|| {
             // First listen, then look: what is raised after the look makes a new edge.
-            self.listen();
-            self.turn()
+            self.listen(&*bell);
+            poller.turn()
         });
         if looked.is_err() {
             // The reactor is the whole runtime's: it goes on, and the task ends the endpoint.
-            self.failed.store(true, Ordering::Release);
+            poller.failed.store(true, Ordering::Release);
         }
         // A window that is shut needs no task: the streams are awake, and the pages say that we
         // sleep.
         if looked.unwrap_or(true) {
-            let task = lock(&self.task).clone();
+            let task = lock(&poller.task).clone();
             if let Some(task) = task {
                 task.wake();
             }
@@ -166,31 +189,22 @@ impl Cpu {
     }
 }
 
-/// The reactor keeps the poller, and the poller its place in the reactor: dropping this parts them.
-struct Parted(Arc<Poller>);
-
-impl Drop for Parted {
-    fn drop(&mut self) {
-        let _ = self.0.eventfd.poll_ready(Interest::Read, &mut Context::from_waker(Waker::noop()));
-    }
-}
-
-/// Serves the interrupts of an endpoint; returns when that is not possible any more.
-pub(crate) async fn run(eventfd: Arc<dyn Watched>, endpoint: Arc<Endpoint>, clock: fn() -> u64) {
+/// Serves the interrupts of an endpoint, whose own bell is `bell`; returns when that is not
+/// possible any more.
+pub(crate) async fn run(bell: Arc<dyn Watched>, endpoint: Arc<Endpoint>, clock: fn() -> u64) {
     let busy_poll = endpoint.reactor().busy_poll(endpoint.busy_poll());
     let cap = u64::try_from(busy_poll.as_nanos()).unwrap_or(u64::MAX);
     let looks = Looks::new(endpoint.id().0);
     let watch = Watch { window: Window::new(cap), looks, polls: cap > 0, cpu: Cpu::default() };
-    let poller = Arc::new(Poller {
+    let poller = Arc::new_cyclic(|this| Poller {
+        this: this.clone(),
         endpoint,
-        eventfd,
         links: Mutex::default(),
         watch: Mutex::new(watch),
         task: Mutex::new(None),
         failed: AtomicBool::new(false),
         clock,
     });
-    let _parted = Parted(poller.clone());
     let mut listening = false;
     std::future::poll_fn(move |cx| {
         if poller.failed.load(Ordering::Acquire) {
@@ -204,7 +218,7 @@ pub(crate) async fn run(eventfd: Arc<dyn Watched>, endpoint: Arc<Endpoint>, cloc
         }
         if !listening {
             listening = true;
-            poller.listen();
+            poller.listen(&bell);
         }
         if poller.turn() {
             // Behind everything that is ready to run: the looks are cooperative.

@@ -9,7 +9,7 @@ use crate::ism::ring::Refusal;
 use crate::ism::sys::canonical;
 
 /// Version of the link protocol; ends that differ stay on TCP.
-pub(crate) const VERSION: u16 = 2;
+pub(crate) const VERSION: u16 = 3;
 const MAGIC: [u8; 4] = *b"SMCL";
 /// Longest message a link carries, in bytes.
 pub(crate) const LONGEST: usize = 4096;
@@ -54,8 +54,11 @@ pub(crate) struct Subject {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// First on every link, both ways; carries the eventfd and the first arena.
-    Hello { link_id: u64, endpoint: [u8; 16], gid: [u8; 16], slots: u32 },
+    /// Opens a link: may this process have one? HELLO is the answer, and the answer to that.
+    Link,
+    /// First on every link, both ways, but for LINK; carries the first arena, and perhaps an
+    /// eventfd.
+    Hello { link_id: u64, endpoint: [u8; 16], gid: [u8; 16], slots: u32, bell: Bell },
     /// A further arena, numbered in the order of arrival.
     Arena { slots: u32 },
     /// C: may this connection be upgraded?
@@ -87,6 +90,17 @@ pub(crate) enum Message {
     Return { token: u64, segment: u64 },
     /// This end has nothing to do with the link: close it, if you have not either.
     Bye,
+    /// There are signals. That the message comes is all that it says.
+    Wake,
+}
+
+/// How its sender is rung.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bell {
+    /// By messages on the link's own socket.
+    Socket,
+    /// By the eventfd that comes along.
+    Eventfd,
 }
 
 /// How many descriptors a message carries.
@@ -123,11 +137,14 @@ impl Message {
     /// The descriptors it comes with.
     pub(crate) fn descriptors(&self) -> Descriptors {
         match self {
-            // The eventfd and the first arena.
-            Message::Hello { .. } => Descriptors { number: 2, optional: false },
+            // The first arena; the eventfd.
+            Message::Hello { bell: Bell::Socket, .. } => Descriptors { number: 1, optional: false },
+            Message::Hello { bell: Bell::Eventfd, .. } => Descriptors { number: 2, optional: false },
             // The arena; the segment.
             Message::Arena { .. } | Message::Grant { .. } => Descriptors { number: 1, optional: true },
-            Message::Offer { .. }
+            Message::Link
+            | Message::Wake
+            | Message::Offer { .. }
             | Message::Match { .. }
             | Message::Ready { .. }
             | Message::Refuse { .. }
@@ -146,7 +163,12 @@ impl Message {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         match self {
-            Message::Hello { link_id, endpoint, gid, slots } => {
+            Message::Link => {
+                out.push(17);
+                out.extend(MAGIC);
+                out.extend(VERSION.to_le_bytes());
+            }
+            Message::Hello { link_id, endpoint, gid, slots, bell } => {
                 out.push(1);
                 out.extend(MAGIC);
                 out.extend(VERSION.to_le_bytes());
@@ -154,6 +176,10 @@ impl Message {
                 out.extend(endpoint);
                 out.extend(gid);
                 out.extend(slots.to_le_bytes());
+                out.push(match bell {
+                    Bell::Socket => 0,
+                    Bell::Eventfd => 1,
+                });
             }
             Message::Arena { slots } => {
                 out.push(2);
@@ -219,6 +245,7 @@ impl Message {
             }
             Message::Return { token, segment } => encode_numbers(&mut out, 15, &[*token, *segment]),
             Message::Bye => out.push(16),
+            Message::Wake => out.push(18),
         }
         out
     }
@@ -233,6 +260,11 @@ impl Message {
                     endpoint: fields.array()?,
                     gid: fields.array()?,
                     slots: fields.u32()?,
+                    bell: match fields.u8()? {
+                        0 => Bell::Socket,
+                        1 => Bell::Eventfd,
+                        _ => return Err(Malformed("an unknown kind of doorbell")),
+                    },
                 }
             }
             2 => Message::Arena { slots: fields.u32()? },
@@ -272,6 +304,11 @@ impl Message {
             },
             15 => Message::Return { token: fields.u64()?, segment: fields.u64()? },
             16 => Message::Bye,
+            17 => {
+                fields.greeting()?;
+                Message::Link
+            }
+            18 => Message::Wake,
             _ => return Err(Malformed("unknown type")),
         };
         if fields.0.is_empty() { Ok(message) } else { Err(Malformed("longer than its type allows")) }
@@ -384,7 +421,9 @@ mod tests {
     fn every_message() -> Vec<Message> {
         let dmb = DmbPlace { arena: 0, slot: 5, window: 4 << 20 };
         vec![
-            Message::Hello { link_id: 9, endpoint: [3; 16], gid: [4; 16], slots: 64 },
+            Message::Link,
+            Message::Hello { link_id: 9, endpoint: [3; 16], gid: [4; 16], slots: 64, bell: Bell::Socket },
+            Message::Hello { link_id: 9, endpoint: [3; 16], gid: [4; 16], slots: 64, bell: Bell::Eventfd },
             Message::Arena { slots: 128 },
             Message::Offer { id: 1, signal: 2, handshake: true, subject: subject(), clc: vec![1, 2, 3] },
             Message::Match { id: 1, signal: 2, dmb, cookie: 99, clc: vec![9; 130] },
@@ -402,6 +441,7 @@ mod tests {
             Message::Deny { token: 1, why: Refusal::Memory },
             Message::Return { token: 1, segment: 3 },
             Message::Bye,
+            Message::Wake,
         ]
     }
 

@@ -160,7 +160,9 @@ mod tests {
         let path = dir.path().join("s");
         let listener = sys::seqpacket_listen(&path).unwrap();
         let client = sys::seqpacket_connect(&path).unwrap();
-        (client, sys::accept(listener.as_fd()).unwrap().unwrap())
+        let server = sys::accept(listener.as_fd()).unwrap().unwrap();
+        sys::allow_rights(server.as_fd());
+        (client, server)
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use crate::ism::device::EndpointId;
 use crate::ism::sys;
+use crate::link::aside::{self, ControlSocket, Fed};
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::{reason_of, silence_of, why_no_link};
 use crate::link::message::{LONGEST, Message, Subject};
@@ -18,7 +19,7 @@ use crate::transport::FallbackReason;
 
 /// The candidates that were asked and have not answered yet.
 struct Asked {
-    waiting: Vec<(EndpointId, Arc<dyn Watched>)>,
+    waiting: Vec<(EndpointId, ControlSocket)>,
     /// Why the stream stays on TCP if nobody says yes.
     reason: FallbackReason,
 }
@@ -28,15 +29,20 @@ impl Asked {
         let question = Message::Query { subject }.encode();
         let mut asked = Asked { waiting: Vec::new(), reason: FallbackReason::NoSmcListener };
         for candidate in candidates {
+            if aside::is_full() {
+                asked.reason = FallbackReason::Limit;
+                break;
+            }
+            // Nobody sends us descriptors there: an answer has none.
             let socket = match endpoint.connect(candidate) {
-                Ok(socket) => socket,
+                Ok(socket) => Fed::new(socket),
                 Err(FallbackReason::NoSmcListener) => continue,
                 Err(reason) => {
                     asked.reason = reason;
                     continue;
                 }
             };
-            let socket = match endpoint.reactor().watch(socket) {
+            let socket = match socket.watch(endpoint.reactor()) {
                 Ok(socket) => socket,
                 Err(error) => {
                     asked.reason = reason_of(&error, FallbackReason::LinkDown);
@@ -45,7 +51,7 @@ impl Asked {
             };
             match sys::send(socket.as_fd(), &question, &[]) {
                 Ok(()) => asked.waiting.push((candidate, socket)),
-                Err(_) => asked.said_no(&*socket),
+                Err(_) => asked.said_no(&socket),
             }
         }
         asked
@@ -64,7 +70,7 @@ impl Asked {
         let mut buffer = [0; LONGEST];
         let mut at = 0;
         while let Some((candidate, socket)) = self.waiting.get(at) {
-            match poll_attempt(&**socket, Interest::Read, cx, || sys::recv(socket.as_fd(), &mut buffer, 0)) {
+            match poll_attempt(socket, Interest::Read, cx, || sys::recv(socket.as_fd(), &mut buffer, 0)) {
                 Poll::Pending => at += 1,
                 Poll::Ready(Ok(received))
                     if Message::decode(&buffer[..received.len]) == Ok(Message::Answer) =>
@@ -75,7 +81,7 @@ impl Asked {
                     let (_, socket) = self.waiting.swap_remove(at);
                     match answer.ok().and_then(|received| why_no_link(&buffer[..received.len])) {
                         Some(reason) => self.reason = reason,
-                        None => self.said_no(&*socket),
+                        None => self.said_no(&socket),
                     }
                 }
             }

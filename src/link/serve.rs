@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use crate::ism::sys;
 use crate::link::Link;
+use crate::link::life::Turn;
 use crate::link::message::LONGEST;
 use crate::link::reactor::{Interest, Watched};
 use crate::link::stream::Death;
@@ -16,7 +17,7 @@ use crate::sync::Arc;
 /// Serves a link until it dies, answering at most so many messages before others have a turn.
 pub(super) async fn run(link: Arc<Link>, messages_per_turn: usize) {
     // If this task is dropped, then with its runtime.
-    let _end = Buried::unless_disarmed(link.clone(), Death::Runtime);
+    let _end = Buried(link.clone(), Death::Runtime);
     let mut buffer = [0; LONGEST];
     let death = guarded(poll_fn(|cx| {
         let socket = link.watched();
@@ -38,12 +39,12 @@ pub(super) async fn run(link: Arc<Link>, messages_per_turn: usize) {
                 return Poll::Ready(Death::Runtime);
             };
             let mut death = None;
-            let mut more = false;
+            let mut turn = Turn::Empty;
             let _ =
                 socket.attempt(Interest::Read, &mut || match link.receive(&mut buffer, messages_per_turn) {
-                    Ok(true) => Err(io::ErrorKind::WouldBlock.into()),
-                    Ok(false) => {
-                        more = true;
+                    Ok(Turn::Empty) => Err(io::ErrorKind::WouldBlock.into()),
+                    Ok(other) => {
+                        turn = other;
                         Ok(())
                     }
                     Err(cause) => {
@@ -54,9 +55,15 @@ pub(super) async fn run(link: Arc<Link>, messages_per_turn: usize) {
             if let Some(death) = death {
                 return Poll::Ready(death);
             }
-            if more {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+            link.look_after_messages();
+            match turn {
+                Turn::Empty => {}
+                Turn::More => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                // Readable still, which is kept.
+                Turn::TakesAside => return Poll::Pending,
             }
         }
     }))
@@ -80,30 +87,10 @@ fn poll_writable(socket: &dyn Watched, cx: &mut Context<'_>) -> Poll<io::Result<
 }
 
 /// A link that nobody serves any more dies, and of that.
-pub(super) struct Buried {
-    link: Arc<Link>,
-    /// `None` once somebody else cares for it.
-    death: Option<Death>,
-}
-
-impl Buried {
-    pub(super) fn unless_disarmed(link: Arc<Link>, death: Death) -> Self {
-        Buried { link, death: Some(death) }
-    }
-
-    pub(super) fn link(&self) -> &Arc<Link> {
-        &self.link
-    }
-
-    pub(super) fn disarm(mut self) {
-        self.death = None;
-    }
-}
+struct Buried(Arc<Link>, Death);
 
 impl Drop for Buried {
     fn drop(&mut self) {
-        if let Some(death) = self.death {
-            self.link.bury(death);
-        }
+        self.0.bury(self.1);
     }
 }

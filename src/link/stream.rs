@@ -213,8 +213,8 @@ pub(crate) struct PeerInterrupt {
 /// What an interrupt takes besides the bits in the peer's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Undelivered {
-    /// The peer's process sleeps, or has not looked for a while: its eventfd has to be written.
-    Eventfd,
+    /// The peer's poller sleeps, or has not looked for a while: it has to be rung.
+    Ring,
     /// The peer is in this process: its handler has to be called.
     Handler(Signal),
 }

@@ -33,7 +33,7 @@ static LINE: [Line; LINES] = [const {
 /// What a wake-up of a peer cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WakeUp {
-    /// Its eventfd was written.
+    /// Its bell was rung.
     Sent,
     /// No system call.
     Saved,

@@ -86,8 +86,8 @@ fn a_reader_that_lies_is_the_peers_fault() {
 fn nonsense_on_the_link_is_the_peers_fault() {
     watched(|| {
         // What no message begins with, and one that is not the peer's to send now.
-        let again =
-            crate::link::message::Message::Hello { link_id: 1, endpoint: [9; 16], gid: [9; 16], slots: 1 };
+        let (endpoint, bell) = ([9; 16], crate::link::message::Bell::Socket);
+        let again = Message::Hello { link_id: 1, endpoint, gid: [9; 16], slots: 1, bell };
         let detach = Message::Detach { token: 77 };
         for (nonsense, rule) in [
             (vec![0xff; 9], "unknown type"),

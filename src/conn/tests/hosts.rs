@@ -15,6 +15,7 @@ use crate::conn::{Connection, OnPending, Role, receive, send};
 use crate::ism::device::PortEntry;
 use crate::ism::sys;
 use crate::link::accepted::FIRST_LOOK;
+use crate::link::aside::{ControlSocket, Fed};
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::reactor::{Reactor, Watched};
 use crate::link::stream::LinkedStream;
@@ -27,7 +28,7 @@ pub(super) const CLIENT: usize = 0;
 pub(super) const SERVER: usize = 1;
 
 /// Moments of an upgrade: the number of steps after which something else happens.
-pub(super) const MOMENTS: usize = 14;
+pub(super) const MOMENTS: usize = 15;
 
 #[test]
 fn an_upgrade_has_no_other_moments() {
@@ -73,8 +74,8 @@ impl Host {
         self.endpoint.links()
     }
 
-    pub(super) fn watched(&self, socket: OwnedFd) -> Arc<dyn Watched> {
-        self.by_hand.watch(socket).expect("watched")
+    pub(super) fn watched(&self, socket: OwnedFd) -> Arc<ControlSocket> {
+        Arc::new(Fed::new(socket).watch(&*self.by_hand).expect("watched"))
     }
 
     /// Does what there is to do, and takes nothing that has come.

@@ -16,56 +16,71 @@ use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::Refusal;
 use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
-use crate::link::message::{DmbPlace, LONGEST, Message, Subject, Tuple};
+use crate::link::message::{Bell, DmbPlace, LONGEST, Message, Subject, Tuple};
 use crate::link::stream::LinkedStream;
 use crate::peer::PeerPolicy;
 use crate::transport::{FallbackReason, Transport};
 
-const SLOTS: u32 = 4;
+pub(super) const SLOTS: u32 = 4;
 const DMB: usize = 4096;
 const PLACE: DmbPlace = DmbPlace { arena: 0, slot: 0, window: DMB as u64 };
 
 /// A process that speaks the protocol by hand.
-struct Stranger {
-    socket: OwnedFd,
+pub(super) struct Stranger {
+    pub(super) socket: OwnedFd,
     arena: Arena,
-    file: OwnedFd,
-    gid: [u8; 16],
+    pub(super) file: OwnedFd,
+    pub(super) gid: [u8; 16],
 }
 
 impl Stranger {
     /// Connects to a host of the lab.
-    fn to(lab: &Lab, side: usize) -> Self {
+    pub(super) fn to(lab: &Lab, side: usize) -> Self {
         let host = &lab.hosts[side].endpoint;
         let socket = lab.hosts[1 - side].endpoint.connect(host.id()).expect("connect");
         Stranger::on(socket, host.gid().0)
     }
 
     fn on(socket: OwnedFd, gid: [u8; 16]) -> Self {
+        sys::allow_rights(socket.as_fd());
         let (arena, file) = Arena::create(SLOTS).expect("an arena");
         Stranger { socket, arena, file, gid }
     }
 
-    fn hello(&self) -> Message {
-        Message::Hello { link_id: 1, endpoint: [9; 16], gid: self.gid, slots: SLOTS }
+    pub(super) fn hello(&self) -> Message {
+        self.hello_of(SLOTS, self.gid, Bell::Eventfd)
     }
 
-    fn greet(&self) {
+    pub(super) fn hello_of(&self, slots: u32, gid: [u8; 16], bell: Bell) -> Message {
+        Message::Hello { link_id: 1, endpoint: [9; 16], gid, slots, bell }
+    }
+
+    pub(super) fn greet(&self) {
         let eventfd = sys::eventfd().expect("eventfd");
-        self.send_with(&self.hello().encode(), &[eventfd.as_fd(), self.file.as_fd()]);
+        self.send_with(&self.hello().encode(), &[self.file.as_fd(), eventfd.as_fd()]);
     }
 
-    fn send(&self, message: &Message) {
+    /// Says LINK, and hears HELLO, whose descriptors come back.
+    pub(super) fn open(&self, lab: &mut Lab) -> Vec<OwnedFd> {
+        self.send(&Message::Link);
+        lab.run();
+        let mut buffer = [0; LONGEST];
+        let received = sys::recv(self.socket.as_fd(), &mut buffer, 2).expect("an answer");
+        assert!(matches!(Message::decode(&buffer[..received.len]), Ok(Message::Hello { .. })));
+        received.carried.fds
+    }
+
+    pub(super) fn send(&self, message: &Message) {
         self.send_with(&message.encode(), &[]);
     }
 
-    fn send_with(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    pub(super) fn send_with(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
         sys::send(self.socket.as_fd(), bytes, fds).expect("send");
     }
 
     /// The next message that is no HELLO; `Err` when the link has ended, `None` when nothing has
     /// come.
-    fn hear(&self) -> Result<Option<Message>, ()> {
+    pub(super) fn hear(&self) -> Result<Option<Message>, ()> {
         let mut buffer = [0; LONGEST];
         loop {
             match sys::recv(self.socket.as_fd(), &mut buffer, 2) {
@@ -86,11 +101,11 @@ impl Stranger {
 }
 
 /// An upgraded connection that a stranger must not disturb.
-struct Bystander(Pair);
+pub(super) struct Bystander(pub(super) Pair);
 
 impl Bystander {
     #[track_caller]
-    fn is_well(&self) {
+    pub(super) fn is_well(&self) {
         for side in [CLIENT, SERVER] {
             self.0.write(side, &bytes(0, 700));
             self.0.expect(1 - side, &bytes(0, 700));
@@ -99,7 +114,7 @@ impl Bystander {
     }
 }
 
-fn subject(lab: &Lab) -> Subject {
+pub(super) fn subject(lab: &Lab) -> Subject {
     let pair = lab.pair();
     let linked: &dyn LinkedStream = &*pair.conns[CLIENT];
     linked.subject().expect("a subject")
@@ -112,13 +127,26 @@ fn garbage_clc() -> Vec<u8> {
 /// What a stranger does; whether its link must end.
 type Deed = (&'static str, bool, fn(&Stranger, &Lab));
 
-fn judge(deeds: &[Deed], greet: bool) {
+/// How far a stranger has come before it does what it does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begins {
+    /// It is connected.
+    Unknown,
+    /// It was let in, and has still to say HELLO.
+    LetIn,
+    Greeted,
+}
+
+fn judge(deeds: &[Deed], begins: Begins) {
     for (name, ends, deed) in deeds {
         let mut lab = Lab::new();
         let bystander = Bystander(lab.upgraded());
         let links = lab.hosts[SERVER].endpoint.links().len();
         let stranger = Stranger::to(&lab, SERVER);
-        if greet {
+        if begins != Begins::Unknown {
+            stranger.open(&mut lab);
+        }
+        if begins == Begins::Greeted {
             stranger.greet();
             lab.run();
             assert_eq!(stranger.hear(), Ok(None), "{name}: a good HELLO");
@@ -150,16 +178,25 @@ fn hazard_m12_a_link_that_begins_wrong_ends() {
             }),
             ("a HELLO with three", true, |stranger, _| {
                 let eventfd = sys::eventfd().unwrap();
-                let fds = [eventfd.as_fd(), stranger.file.as_fd(), eventfd.as_fd()];
+                let fds = [stranger.file.as_fd(), eventfd.as_fd(), eventfd.as_fd()];
                 stranger.send_with(&stranger.hello().encode(), &fds);
             }),
             ("descriptors the wrong way round", true, |stranger, _| {
                 let eventfd = sys::eventfd().unwrap();
-                stranger.send_with(&stranger.hello().encode(), &[stranger.file.as_fd(), eventfd.as_fd()]);
+                stranger.send_with(&stranger.hello().encode(), &[eventfd.as_fd(), stranger.file.as_fd()]);
             }),
             ("a file for an eventfd", true, |stranger, _| {
                 let file = std::fs::File::open("/dev/null").unwrap();
-                stranger.send_with(&stranger.hello().encode(), &[file.as_fd(), stranger.file.as_fd()]);
+                stranger.send_with(&stranger.hello().encode(), &[stranger.file.as_fd(), file.as_fd()]);
+            }),
+            ("memory for an eventfd", true, |stranger, _| {
+                let file = stranger.file.as_fd();
+                stranger.send_with(&stranger.hello().encode(), &[file, file]);
+            }),
+            ("an eventfd that HELLO does not name", true, |stranger, _| {
+                let eventfd = sys::eventfd().unwrap();
+                let hello = stranger.hello_of(SLOTS, stranger.gid, Bell::Socket);
+                stranger.send_with(&hello.encode(), &[stranger.file.as_fd(), eventfd.as_fd()]);
             }),
             ("an arena without seals", true, |stranger, _| {
                 let eventfd = sys::eventfd().unwrap();
@@ -167,32 +204,56 @@ fn hazard_m12_a_link_that_begins_wrong_ends() {
                     rustix::fs::memfd_create(c"unsealed", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
                 let size = rustix::fs::fstat(stranger.file.as_fd()).unwrap().st_size;
                 rustix::fs::ftruncate(&memfd, size.unsigned_abs()).unwrap();
-                stranger.send_with(&stranger.hello().encode(), &[eventfd.as_fd(), memfd.as_fd()]);
+                stranger.send_with(&stranger.hello().encode(), &[memfd.as_fd(), eventfd.as_fd()]);
             }),
             ("an arena of another size", true, |stranger, _| {
                 let eventfd = sys::eventfd().unwrap();
                 let slots = SLOTS * 1000;
-                let hello = Message::Hello { link_id: 1, endpoint: [9; 16], gid: stranger.gid, slots };
-                stranger.send_with(&hello.encode(), &[eventfd.as_fd(), stranger.file.as_fd()]);
+                let hello = stranger.hello_of(slots, stranger.gid, Bell::Eventfd);
+                stranger.send_with(&hello.encode(), &[stranger.file.as_fd(), eventfd.as_fd()]);
             }),
             ("an arena of impossible size", true, |stranger, _| {
                 let eventfd = sys::eventfd().unwrap();
                 let slots = u32::MAX;
-                let hello = Message::Hello { link_id: 1, endpoint: [9; 16], gid: stranger.gid, slots };
-                stranger.send_with(&hello.encode(), &[eventfd.as_fd(), stranger.file.as_fd()]);
+                let hello = stranger.hello_of(slots, stranger.gid, Bell::Eventfd);
+                stranger.send_with(&hello.encode(), &[stranger.file.as_fd(), eventfd.as_fd()]);
             }),
             ("another device", true, |stranger, _| {
                 let eventfd = sys::eventfd().unwrap();
-                let hello = Message::Hello { link_id: 1, endpoint: [9; 16], gid: [1; 16], slots: SLOTS };
-                stranger.send_with(&hello.encode(), &[eventfd.as_fd(), stranger.file.as_fd()]);
+                let hello = stranger.hello_of(SLOTS, [1; 16], Bell::Eventfd);
+                stranger.send_with(&hello.encode(), &[stranger.file.as_fd(), eventfd.as_fd()]);
             }),
+            ("a second LINK", true, |stranger, _| stranger.send(&Message::Link)),
             ("something else than HELLO", true, |stranger, _| stranger.send(&Message::Cancel { id: 1 })),
             ("an OFFER before HELLO", true, |stranger, lab| {
                 let subject = subject(lab);
                 stranger.send(&Message::Offer { id: 1, signal: 0, handshake: false, subject, clc: vec![] });
             }),
         ];
-        judge(deeds, false);
+        judge(deeds, Begins::LetIn);
+    });
+}
+
+#[test]
+fn hazard_m12_whoever_begins_wrong_is_not_let_in() {
+    watched(|| {
+        let deeds: &[Deed] = &[
+            ("nonsense", true, |stranger, _| stranger.send_with(b"GET / HTTP/1.1\r\n\r\n", &[])),
+            ("a HELLO without descriptors", true, |stranger, _| stranger.send(&stranger.hello())),
+            ("LINK of another version", true, |stranger, _| {
+                let mut link = Message::Link.encode();
+                link[5] ^= 1;
+                stranger.send_with(&link, &[]);
+            }),
+            ("a descriptor, where the kernel lets it pass", true, |stranger, _| {
+                let link = Message::Link.encode();
+                if sys::send(stranger.socket.as_fd(), &link, &[stranger.file.as_fd()]).is_err() {
+                    stranger.send_with(b"no", &[]);
+                }
+            }),
+            ("a wake-up", true, |stranger, _| stranger.send(&Message::Wake)),
+        ];
+        judge(deeds, Begins::Unknown);
     });
 }
 
@@ -279,11 +340,13 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
             ("CANCEL of nothing, which may have crossed a REFUSE", false, |stranger, _| {
                 stranger.send(&Message::Cancel { id: 4 });
             }),
+            ("WAKE, which may come at any time", false, |stranger, _| stranger.send(&Message::Wake)),
+            ("LINK once more", true, |stranger, _| stranger.send(&Message::Link)),
             ("PINNED of nothing, which may have crossed a DETACH", false, |stranger, _| {
                 stranger.send(&Message::Pinned { token: 4 });
             }),
         ];
-        judge(deeds, true);
+        judge(deeds, Begins::Greeted);
     });
 }
 
@@ -318,6 +381,7 @@ impl Impostor {
         self.host.endpoint.offer(self.client.conns[CLIENT].clone());
         let socket = sys::accept(self.listener.as_fd()).unwrap().expect("a link");
         let stranger = Stranger::on(socket, self.host.endpoint.gid().0);
+        assert_eq!(stranger.hear(), Ok(Some(Message::Link)));
         stranger.greet();
         self.host.run();
         match stranger.hear() {

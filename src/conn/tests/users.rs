@@ -16,10 +16,10 @@ use crate::transport::{FallbackReason, Transport};
 const STRANGER: u32 = 64001;
 
 /// As long as it lives this thread, and no other, belongs to another user than its peer.
-struct Disguise;
+pub(super) struct Disguise;
 
 impl Disguise {
-    fn on() -> Self {
+    pub(super) fn on() -> Self {
         Disguise::wear(STRANGER);
         Disguise
     }
@@ -95,7 +95,7 @@ fn a_peer_that_hangs_up_on_another_user_is_named_as_such_however_early_it_does()
             notice(&link);
             offer(&link);
         });
-        hears_of_the_policy("before our HELLO", |lab, offer| {
+        hears_of_the_policy("before our LINK", |lab, offer| {
             let (client, server) = ends(lab);
             let socket = client.connect(server).expect("a connection");
             hang_up(lab);

@@ -5,7 +5,7 @@ use crate::sync::{Arc, AtomicBool};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
 
-/// An eventfd with one reader.
+/// A bell with one listener.
 #[derive(Clone)]
 struct Bell(Arc<Mutex<bool>>, Arc<Condvar>);
 
@@ -99,6 +99,48 @@ fn loom_one_of_two_senders_rings() {
         for sender in senders {
             sender.join().unwrap();
         }
+    });
+}
+
+/// A socket for a bell, of which the poller has seen the edges: while it is full nobody is rung by
+/// it, but who has read it looks. Fails (deadlock) if that look comes before the reading.
+#[test]
+fn loom_a_full_socket_loses_no_ring() {
+    check(2, || {
+        let page = Arc::new(SignalPage::new());
+        let bell = Bell::new();
+        // Room for one message, which is there.
+        let full = Arc::new(Mutex::new(true));
+        let sender = {
+            let (page, bell, full) = (page.clone(), bell.clone(), full.clone());
+            thread::spawn(move || {
+                if page.raise(3, Signal::Data, || 5, NEVER, &AtomicU64::new(0)) {
+                    let was_full = std::mem::replace(&mut *full.lock().unwrap(), true);
+                    if !was_full {
+                        bell.ring();
+                    }
+                }
+            })
+        };
+        let task = {
+            let (page, bell) = (page.clone(), bell.clone());
+            thread::spawn(move || {
+                *full.lock().unwrap() = false;
+                if !page.is_idle() {
+                    bell.ring();
+                }
+            })
+        };
+        let mut found = 0;
+        while found == 0 {
+            if page.sleep() {
+                bell.sleep();
+            }
+            page.publish_look(2);
+            found += page.drain(|_, _| ());
+        }
+        sender.join().unwrap();
+        task.join().unwrap();
     });
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, poll};
+use rustix::fs::OFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
@@ -14,18 +15,17 @@ pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     Ok(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
-/// Rings the doorbell `fd`.
+/// Rings the doorbell `fd`, which nobody else holds.
 ///
-/// A doorbell that is never read fills up after 2^64 − 2 rings (or when a peer writes a large
-/// number into it). The write then fails without an edge, so the counter is drained and the write
-/// repeated.
+/// A doorbell that is never read fills up after 2^64 − 2 rings. The write then fails without an
+/// edge, so the counter is drained and the write repeated.
 ///
 /// # Errors
 ///
-/// `WouldBlock` when somebody keeps the counter full; the descriptor's own errors otherwise.
+/// `WouldBlock` when other threads keep the counter full; the descriptor's own errors otherwise.
 pub(crate) fn ring(fd: BorrowedFd<'_>) -> io::Result<()> {
     // Between our drain and our write others may fill the counter again; each time is an edge of
-    // its own, and only a hostile peer gets further than the second round.
+    // its own.
     for _ in 0..4 {
         match retry_on_intr(|| rustix::io::write(fd, &1u64.to_ne_bytes())) {
             Ok(_) => return Ok(()),
@@ -36,6 +36,21 @@ pub(crate) fn ring(fd: BorrowedFd<'_>) -> io::Result<()> {
         }
     }
     Err(Errno::AGAIN.into())
+}
+
+/// Rings the doorbell `fd` that somebody else holds, too, and does not wait, unless its holder
+/// makes it blocking between the look and the write. (There is no `RWF_NOWAIT` for the writes of an
+/// eventfd.) So its holder has to be one that could as well stop this process.
+///
+/// # Errors
+///
+/// `WouldBlock` when it is full, or blocking: nobody was rung, and somebody else may.
+pub(crate) fn ring_shared(fd: BorrowedFd<'_>) -> io::Result<()> {
+    if !rustix::fs::fcntl_getfl(fd)?.contains(OFlags::NONBLOCK) {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    retry_on_intr(|| rustix::io::write(fd, &1u64.to_ne_bytes()))?;
+    Ok(())
 }
 
 /// Whether `fd`, which somebody else sent, is an eventfd: writing eight bytes to anything else
@@ -153,6 +168,19 @@ mod tests {
         ring(bell.as_fd()).unwrap();
         assert_eq!(edges(&reactor, Duration::ZERO), 1);
         assert_eq!(drain(bell.as_fd()).unwrap(), 1, "drained, then rung once");
+    }
+
+    #[test]
+    fn a_shared_doorbell_that_is_full_or_blocking_does_not_wait() {
+        let bell = eventfd().unwrap();
+        let reactor = reactor(bell.as_fd());
+        ring_shared(bell.as_fd()).unwrap();
+        assert_eq!(edges(&reactor, Duration::ZERO), 1);
+        rustix::io::write(&bell, &(u64::MAX - 2).to_ne_bytes()).unwrap();
+        assert_eq!(ring_shared(bell.as_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let flags = rustix::fs::fcntl_getfl(&bell).unwrap();
+        rustix::fs::fcntl_setfl(&bell, flags - OFlags::NONBLOCK).unwrap();
+        assert_eq!(ring_shared(bell.as_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::io::{Errno, retry_on_intr};
@@ -28,6 +28,9 @@ pub(crate) fn seqpacket() -> io::Result<OwnedFd> {
 /// Makes `socket` a listener at `path`, which must not exist yet and must fit a socket address (107
 /// bytes).
 pub(crate) fn seqpacket_bind(socket: &OwnedFd, path: &Path) -> io::Result<()> {
+    // Strangers reach it, too: no descriptor of theirs gets into a queue of ours. Older kernels can
+    // not do that.
+    let _ = super::rights::refuse_rights(socket.as_fd());
     rustix::net::bind(socket, &SocketAddrUnix::new(path)?)?;
     Ok(rustix::net::listen(socket, BACKLOG)?)
 }
@@ -40,19 +43,22 @@ pub(crate) fn seqpacket_listen(path: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// A non-blocking connection to the listener at `path`.
+/// A non-blocking connection to the listener at `path`, to which nobody can send descriptors yet
+/// (where the kernel can do that).
 ///
 /// # Errors
 ///
 /// `NotFound`, `ConnectionRefused` (nobody listens), `WouldBlock` (too many wait to be accepted).
 pub(crate) fn seqpacket_connect(path: &Path) -> io::Result<OwnedFd> {
     let fd = seqpacket()?;
+    let _ = super::rights::refuse_rights(fd.as_fd());
     let address = SocketAddrUnix::new(path)?;
     retry_on_intr(|| rustix::net::connect(&fd, &address))?;
     Ok(fd)
 }
 
-/// The next connection of a listener; `None` when none waits.
+/// The next connection of a listener, as unwilling to take descriptors as that; `None` when none
+/// waits.
 pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     loop {
         match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
@@ -97,48 +103,177 @@ pub(crate) struct Received {
     pub(crate) carried: Carried,
 }
 
-/// The descriptors that a message brought, close-on-exec.
+/// The descriptors that a message brought, close-on-exec. None of them waits when it is closed.
 #[derive(Debug, Default)]
 pub(crate) struct Carried {
     pub(crate) fds: Vec<OwnedFd>,
-    /// This process had no number left for one, which is gone with all behind it.
+    /// This process had no number left for one, and none for all behind it. The message is still in
+    /// the queue, since nobody knows how long the close of those would take: [`take`] it where that
+    /// does no harm.
     pub(crate) cut_short: bool,
 }
 
 /// Receives one message into `buf`, with at most `max_fds` descriptors.
 ///
+/// Whoever closes a descriptor last does what its close takes, for as long as that takes
+/// (`SO_LINGER`, a file system in user space). So a message is looked at while the queue still
+/// holds what it brings; it leaves the queue only when it brings nothing, or memory files and
+/// eventfds, whose closes never wait. One reader at a time.
+///
 /// # Errors
 ///
 /// `WouldBlock` when there is none; `InvalidData` for a message that is longer than `buf` or brings
-/// more descriptors than allowed, or brings them with nothing: whatever came with it has been
-/// closed.
+/// more or other descriptors than allowed, or brings them with nothing. Such a message stays in the
+/// queue, for a close of the socket that may wait.
 pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8], max_fds: usize) -> io::Result<Received> {
     let refuse =
         |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, format!("control message {what}")));
+    let seen = look(fd, buf)?;
+    if seen.cut {
+        return refuse("is too long");
+    }
+    if !seen.brings {
+        // An empty message looks like the end of the connection, and counts as that.
+        if seen.bytes > 0 {
+            take(fd)?;
+        }
+        return Ok(Received { len: seen.bytes, carried: Carried::default() });
+    }
+    if max_fds == 0 {
+        return refuse("brings descriptors");
+    }
+    if seen.bytes == 0 {
+        return refuse("is empty but brings descriptors");
+    }
+    let carried = peek_fds(fd)?;
+    if carried.fds.len() > max_fds {
+        return refuse("brings too many descriptors");
+    }
+    for brought in &carried.fds {
+        if !super::rights::closes_at_once(brought.as_fd())? {
+            return refuse("brings a descriptor that no message has");
+        }
+    }
+    if !carried.cut_short {
+        take(fd)?;
+    }
+    Ok(Received { len: seen.bytes, carried })
+}
+
+/// What is seen of the first message in the queue, without taking it.
+struct Seen {
+    bytes: usize,
+    /// It is longer than that.
+    cut: bool,
+    /// Descriptors come with it.
+    brings: bool,
+}
+
+fn look(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Seen> {
+    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+    // Without room for control data the kernel only says that there is some.
+    let mut nothing = RecvAncillaryBuffer::default();
+    let seen = retry_on_intr(|| rustix::net::recvmsg(fd, &mut [IoSliceMut::new(buf)], &mut nothing, flags))?;
+    let (cut, brings) = (seen.flags.contains(ReturnFlags::TRUNC), seen.flags.contains(ReturnFlags::CTRUNC));
+    Ok(Seen { bytes: seen.bytes, cut, brings })
+}
+
+/// Copies of the descriptors of the first message in the queue: until that is taken, they are not
+/// the last ones.
+///
+/// # Errors
+///
+/// `InvalidData` when there are more than [`MOST_FDS`].
+fn peek_fds(fd: BorrowedFd<'_>) -> io::Result<Carried> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let got = retry_on_intr(|| rustix::net::recvmsg(fd, &mut [IoSliceMut::new(buf)], &mut control, flags))?;
-    // All descriptors are owned from here on: an early return closes them.
+    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
+    let seen =
+        retry_on_intr(|| rustix::net::recvmsg(fd, &mut [IoSliceMut::new(&mut [])], &mut control, flags))?;
     let mut fds = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(more) = message {
             fds.extend(more);
         }
     }
-    if got.flags.contains(ReturnFlags::TRUNC) {
-        return refuse("is too long");
+    // With room for more it was a number that the kernel lacked.
+    let cut_short = seen.flags.contains(ReturnFlags::CTRUNC);
+    if cut_short && fds.len() >= MOST_FDS {
+        let words = "control message brings too many descriptors";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, words));
     }
-    // There was room for more: the kernel found no number for one, and has closed it and those
-    // behind it.
-    let cut_short = got.flags.contains(ReturnFlags::CTRUNC) && fds.len() < MOST_FDS;
-    if (got.flags.contains(ReturnFlags::CTRUNC) && !cut_short) || fds.len() > max_fds {
-        return refuse("brings too many descriptors");
+    Ok(Carried { fds, cut_short })
+}
+
+/// Takes the first message out of the queue and closes what it brings and nobody has a copy of:
+/// that may wait.
+pub(crate) fn take(fd: BorrowedFd<'_>) -> io::Result<()> {
+    retry_on_intr(|| rustix::net::recv(fd, &mut [0u8; 0][..], RecvFlags::DONTWAIT))?;
+    Ok(())
+}
+
+/// Messages that [`can_close_at_once`] takes out of a queue before it thinks that there is no end
+/// of them.
+const MOST_UNREAD: usize = 4096;
+
+/// Ends the connection `fd` and empties its queue, as far as that waits for nothing. True: the
+/// close of `fd` waits for nothing either.
+pub(crate) fn can_close_at_once(fd: BorrowedFd<'_>) -> bool {
+    if super::rights::refuses_rights(fd) {
+        return true;
     }
-    if got.bytes == 0 && !fds.is_empty() {
-        return refuse("is empty but brings descriptors");
+    // Nothing is queued after this.
+    if shutdown_socket(fd).is_err() {
+        return false;
     }
-    Ok(Received { len: got.bytes, carried: Carried { fds, cut_short } })
+    for _ in 0..MOST_UNREAD {
+        // One byte tells a message from the end.
+        let taken = match look(fd, &mut [0]) {
+            Ok(Seen { bytes: 0, brings: false, .. }) => return true,
+            Ok(Seen { brings: false, .. }) => take(fd),
+            Ok(_) => match peek_fds(fd) {
+                Ok(Carried { fds, cut_short: false }) if fds.iter().all(is_harmless) => take(fd),
+                _ => return false,
+            },
+            Err(error) => Err(error),
+        };
+        match taken {
+            Ok(()) => {}
+            // The peer has closed without reading all of ours: told once.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
+/// Empties the queue of `fd`, which was ended, however long that takes: then its close waits for
+/// nothing, whoever comes to be the last to close it.
+pub(crate) fn empty(fd: BorrowedFd<'_>) {
+    loop {
+        let taken = match look(fd, &mut [0]) {
+            Ok(Seen { bytes: 0, brings: false, .. }) => return,
+            Ok(_) => take(fd),
+            // It listens: what waits to be accepted has queues of its own.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => match accept(fd) {
+                Ok(Some(waiting)) => {
+                    let _ = shutdown_socket(waiting.as_fd());
+                    empty(waiting.as_fd());
+                    Ok(())
+                }
+                _ => return,
+            },
+            Err(error) => Err(error),
+        };
+        // A reset is told once.
+        if taken.is_err_and(|error| error.kind() != io::ErrorKind::ConnectionReset) {
+            return;
+        }
+    }
+}
+
+fn is_harmless(fd: &OwnedFd) -> bool {
+    super::rights::closes_at_once(fd.as_fd()).unwrap_or(false)
 }
 
 /// Ends a connection in both directions; the peer and our own waiters see its end.
@@ -187,9 +322,10 @@ pub(crate) fn peer_cred(fd: BorrowedFd<'_>) -> io::Result<PeerCred> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
+    use super::super::memory::memfd_sealed;
+    use super::super::rights::allow_rights;
     use super::*;
 
     fn pair() -> (OwnedFd, OwnedFd) {
@@ -202,6 +338,9 @@ mod tests {
         for fd in [&listener, &client, &server] {
             assert!(rustix::io::fcntl_getfd(fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
             assert!(rustix::fs::fcntl_getfl(fd).unwrap().contains(rustix::fs::OFlags::NONBLOCK));
+        }
+        for fd in [&client, &server] {
+            allow_rights(fd.as_fd());
         }
         (client, server)
     }
@@ -263,78 +402,149 @@ mod tests {
     #[test]
     fn descriptors_travel_and_are_close_on_exec() {
         let (a, b) = pair();
-        let (one, one_closed) = traced();
-        let (two, two_closed) = traced();
-        send(a.as_fd(), b"two", &[one.as_fd(), two.as_fd()]).unwrap();
-        drop((one, two));
-        let got = recv(b.as_fd(), &mut [0; 8], 2).unwrap();
-        assert_eq!((got.len, got.carried.fds.len()), (3, 2));
-        for fd in &got.carried.fds {
+        let (memory, bell) = (memfd_sealed(4096).unwrap(), super::super::eventfd().unwrap());
+        send(a.as_fd(), b"two", &[memory.as_fd(), bell.as_fd()]).unwrap();
+        send(a.as_fd(), b"next", &[]).unwrap();
+        let mut buf = [0; 8];
+        let got = recv(b.as_fd(), &mut buf, 2).unwrap();
+        assert_eq!((&buf[..got.len], got.carried.fds.len()), (&b"two"[..], 2));
+        for (fd, sent) in got.carried.fds.iter().zip([memory, bell]) {
             assert!(rustix::io::fcntl_getfd(fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+            let (came, sent) = (rustix::fs::fstat(fd).unwrap(), rustix::fs::fstat(sent).unwrap());
+            assert_eq!((came.st_dev, came.st_ino), (sent.st_dev, sent.st_ino), "in their order");
         }
-        drop(got);
-        assert!(one_closed() && two_closed());
+        assert_eq!(recv(b.as_fd(), &mut buf, 2).unwrap().len, 4, "it has left the queue");
     }
 
-    #[test]
-    fn surplus_descriptors_are_refused_and_closed() {
-        // 2 for 1: fits the kernel's padding, so that it reports no truncation.
-        for (sent, allowed) in [(1, 0), (2, 1), (MOST_FDS, 3)] {
-            let (a, b) = pair();
-            let (fds, closed): (Vec<_>, Vec<_>) = (0..sent).map(|_| traced()).unzip();
-            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            send(a.as_fd(), b"x", &borrowed).unwrap();
-            drop(fds);
+    /// What is refused stays in the queue, with its descriptors, until the socket is closed.
+    #[track_caller]
+    fn refused(b: OwnedFd, allowed: usize, closed: impl Fn() -> bool, still_open: impl Fn() -> bool) {
+        for _ in 0..2 {
             let error = recv(b.as_fd(), &mut [0; 8], allowed).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{sent} for {allowed}");
-            assert!(closed.into_iter().all(|closed| closed()), "{sent} for {allowed}");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "for {allowed}");
+            assert!(still_open(), "for {allowed}");
         }
+        assert!(!can_close_at_once(b.as_fd()), "for {allowed}");
+        drop(b);
+        assert!(closed(), "for {allowed}");
     }
 
     #[test]
-    fn more_descriptors_than_any_message_has_are_refused_and_closed() {
-        let (a, b) = pair();
-        let (fds, closed): (Vec<_>, Vec<_>) = (0..MOST_FDS + 5).map(|_| traced()).unzip();
-        let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        assert_eq!(send(a.as_fd(), b"x", &borrowed).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-
-        // Another implementation sends them anyway.
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS + 5))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(&borrowed)));
-        rustix::net::sendmsg(&a, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
-        drop(fds);
-        let error = recv(b.as_fd(), &mut [0; 8], MOST_FDS).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-        assert!(closed.into_iter().all(|closed| closed()), "received ones and truncated ones");
+    fn surplus_descriptors_are_refused_and_left_in_the_queue() {
+        // 2 for 1: fits the kernel's padding, so that it reports no truncation.
+        for (sent, allowed) in [(1, 0), (1, 1), (2, 1), (MOST_FDS, 3), (MOST_FDS + 5, MOST_FDS)] {
+            let (a, b) = pair();
+            let (reader, writer) = UnixStream::pair().unwrap();
+            reader.set_nonblocking(true).unwrap();
+            let fds = vec![writer.as_fd(); sent];
+            // Another implementation sends more than ours would.
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS + 5))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+            rustix::net::sendmsg(&a, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
+            drop(writer);
+            let open = || rustix::io::read(&reader, &mut [0u8; 1]) == Err(Errno::AGAIN);
+            refused(b, allowed, || soon(|| !open()), open);
+        }
+        let (a, _b) = pair();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let many = [null.as_fd(); MOST_FDS + 1];
+        assert_eq!(send(a.as_fd(), b"x", &many).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]
-    fn a_message_too_long_is_refused_and_its_descriptors_closed() {
+    fn a_message_too_long_or_empty_is_refused_and_left_in_the_queue() {
+        for message in [&b"123456789"[..], b""] {
+            let (a, b) = pair();
+            let (fd, closed) = traced();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let fds = [fd.as_fd()];
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+            rustix::net::sendmsg(&a, &[IoSlice::new(message)], &mut control, SendFlags::empty()).unwrap();
+            drop(fd);
+            refused(b, 1, closed, || true);
+        }
         let (a, b) = pair();
-        let (fd, closed) = traced();
-        send(a.as_fd(), b"123456789", &[fd.as_fd()]).unwrap();
-        drop(fd);
-        let error = recv(b.as_fd(), &mut [0; 8], 1).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-        assert!(closed());
         send(a.as_fd(), b"12345678", &[]).unwrap();
         assert_eq!(recv(b.as_fd(), &mut [0; 8], 1).unwrap().len, 8, "exactly full is not too long");
     }
 
     #[test]
-    fn an_empty_message_with_descriptors_is_refused() {
+    fn what_waits_to_be_accepted_is_emptied_with_its_listener() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = seqpacket_listen(&path).unwrap();
+        // As before Linux 6.16.
+        allow_rights(listener.as_fd());
+        let clients: Vec<_> = (0..3).map(|_| seqpacket_connect(&path).unwrap()).collect();
+        let closed: Vec<_> = clients
+            .iter()
+            .map(|client| {
+                let (fd, closed) = traced();
+                send(client.as_fd(), b"x", &[fd.as_fd()]).unwrap();
+                closed
+            })
+            .collect();
+        assert!(!can_close_at_once(listener.as_fd()));
+        empty(listener.as_fd());
+        assert!(closed.into_iter().all(|closed| closed()));
+        drop(clients);
+    }
+
+    #[test]
+    fn a_queue_of_what_closes_at_once_is_emptied() {
         let (a, b) = pair();
-        let (fd, closed) = traced();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [fd.as_fd()];
-        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-        rustix::net::sendmsg(&a, &[IoSlice::new(b"")], &mut control, SendFlags::empty()).unwrap();
-        drop(fd);
-        let error = recv(b.as_fd(), &mut [0; 8], 1).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-        assert!(closed());
+        let memory = memfd_sealed(4096).unwrap();
+        for length in [1, 100, 5000] {
+            send(a.as_fd(), &vec![1; length], &[]).unwrap();
+            send(a.as_fd(), &vec![1; length], &[memory.as_fd()]).unwrap();
+        }
+        assert!(can_close_at_once(b.as_fd()));
+        assert_eq!(send(a.as_fd(), b"x", &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(recv(b.as_fd(), &mut [0; 8], 1).unwrap().len, 0, "nothing is left");
+    }
+
+    #[test]
+    fn only_memory_of_a_final_size_and_eventfds_are_taken() {
+        let unsealed = rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+        let huge = memfd_sealed(1 << 40).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let timer = super::super::timerfd().unwrap();
+        let path =
+            rustix::fs::open("/dev/null", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+        for fd in [unsealed, huge, file.into(), timer, path] {
+            let (a, b) = pair();
+            send(a.as_fd(), b"x", &[fd.as_fd()]).unwrap();
+            assert_eq!(
+                recv(b.as_fd(), &mut [0; 8], 1).unwrap_err().kind(),
+                io::ErrorKind::InvalidData,
+                "{fd:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn nobody_puts_descriptors_into_a_queue_that_refuses_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = seqpacket_listen(&path).unwrap();
+        let client = seqpacket_connect(&path).unwrap();
+        let (fd, _) = traced();
+        let to_server = || send(client.as_fd(), b"x", &[fd.as_fd()]);
+        // Before Linux 6.16 it only arrives.
+        let before_accept = to_server();
+        let server = accept(listener.as_fd()).unwrap().unwrap();
+        if !super::super::rights::refuses_rights(listener.as_fd()) {
+            before_accept.unwrap();
+            return;
+        }
+        let refused = |sent: io::Result<()>| sent.unwrap_err().raw_os_error() == Some(libc::EPERM);
+        assert!(refused(before_accept) && refused(to_server()));
+        assert!(refused(send(server.as_fd(), b"x", &[fd.as_fd()])), "the client's queue refuses them, too");
+        allow_rights(server.as_fd());
+        to_server().unwrap();
+        assert!(refused(send(server.as_fd(), b"x", &[fd.as_fd()])), "each for itself");
     }
 
     #[test]

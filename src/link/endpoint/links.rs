@@ -10,10 +10,10 @@ use std::time::Duration;
 use super::Endpoint;
 use crate::ism::device::EndpointId;
 use crate::ism::sys;
+use crate::link::aside::{self, ControlSocket, Fed};
 use crate::link::lack::{no_link, reason_of};
-use crate::link::reactor::Watched;
 use crate::link::stream::Death;
-use crate::link::{Hold, Link};
+use crate::link::{Hold, Link, Opened};
 use crate::sync::{Arc, Mutex, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -71,9 +71,12 @@ impl Endpoint {
         if let Some(link) = links.by_peer.get(&peer.0) {
             return Ok(link.hold());
         }
-        let socket = self.connect(peer)?;
-        let socket = self.reactor.watch(socket).map_err(NoLink::because(FallbackReason::LinkDown))?;
-        let link = self.new_link(&mut links, socket)?;
+        if aside::is_full() {
+            return Err(FallbackReason::Limit.into());
+        }
+        let socket = Fed::new(self.connect(peer)?);
+        let socket = socket.watch(self.reactor()).map_err(NoLink::because(FallbackReason::LinkDown))?;
+        let link = self.new_link(&mut links, Arc::new(socket), Opened::Here)?;
         links.by_peer.insert(peer.0, link.clone());
         let link = link.hold();
         drop(links);
@@ -81,14 +84,14 @@ impl Endpoint {
         Ok(link)
     }
 
-    /// A peer's connection that begins with HELLO; to be served once that is delivered.
+    /// A peer's connection that begins with LINK; HELLO is the answer.
     pub(crate) fn accept_link(
         self: &Arc<Self>,
-        socket: Arc<dyn Watched>,
+        socket: Arc<ControlSocket>,
     ) -> Result<Arc<Link>, FallbackReason> {
         let made = {
             let mut links = lock(&self.links);
-            self.new_link(&mut links, socket.clone())
+            self.new_link(&mut links, socket.clone(), Opened::ByPeer)
         };
         made.map_err(NoLink::tell).inspect_err(|reason| {
             if *reason != FallbackReason::PeerPolicy {
@@ -97,19 +100,26 @@ impl Endpoint {
         })
     }
 
-    fn new_link(self: &Arc<Self>, links: &mut Links, socket: Arc<dyn Watched>) -> Result<Arc<Link>, NoLink> {
+    fn new_link(
+        self: &Arc<Self>,
+        links: &mut Links,
+        socket: Arc<ControlSocket>,
+        opened: Opened,
+    ) -> Result<Arc<Link>, NoLink> {
         if links.all.len() >= MOST_LINKS {
             return Err(FallbackReason::Limit.into());
         }
         self.check_life()?;
-        // Before HELLO: it carries descriptors.
+        // Before it may send descriptors, and gets ours.
         self.check_user(socket.as_fd()).map_err(NoLink::because(FallbackReason::PeerPolicy))?;
-        let link = Link::new(self, socket).map_err(NoLink::because(FallbackReason::Memory))?;
+        let link = Link::new(self, socket, opened).map_err(NoLink::because(FallbackReason::Memory))?;
         lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
         links.all.push(link.clone());
         // Perhaps nobody ever uses it.
         self.close_idle_links_later();
         self.generation.fetch_add(1, Ordering::Release);
+        // The poller has to listen to its bell.
+        self.ring();
         Ok(link)
     }
 
@@ -136,7 +146,7 @@ impl Endpoint {
         self.generation.fetch_add(1, Ordering::Release);
         drop(gone);
         // The poller has a list of its own, which keeps the memory of the dead.
-        let _ = sys::ring(self.eventfd.as_fd());
+        self.ring();
     }
 
     /// Some link has lost its last connection: it is closed when it has been idle for a while.
