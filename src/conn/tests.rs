@@ -10,6 +10,7 @@ mod handshake;
 mod hosts;
 mod interleavings;
 mod listed;
+mod memory;
 mod model;
 mod ops;
 mod peers;

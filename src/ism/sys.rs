@@ -13,20 +13,20 @@ mod process;
 mod seqpacket;
 mod socket;
 mod tcp;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use diag::{canonical, owner_of, waits_for_accept};
 pub(crate) use event::{arm_timer, clear_timer, eventfd, has_hung_up, is_eventfd, is_ready, ring, timerfd};
 pub(crate) use means::{Means, descriptor_limit, largest_file, means, most_mappings, tcp_buffers};
 #[cfg(test)]
 pub(crate) use memory::punch;
-pub(crate) use memory::{fallocate, memfd_sealed, memory_of, verify_memfd};
+pub(crate) use memory::{FileId, fallocate, is_resident, memfd_sealed, memory_of, verify_memfd};
 #[cfg(test)]
 pub(crate) use process::overflow_uid;
-#[cfg(feature = "blocking")]
-pub(crate) use process::without_signals;
 pub(crate) use process::{
     effective_uid, hostname, involuntary_switches, is_user, monotonic, monotonic_ns, random_bytes,
-    random_u64, thread_id, usable_cpus,
+    random_u64, thread_id, usable_cpus, without_signals,
 };
 #[cfg(test)]
 pub(crate) use seqpacket::seqpacket_listen;
@@ -42,3 +42,5 @@ pub(crate) use tcp::{
     Ended, TcpState, ended, has_unread, has_urgent, is_at_mark, queued_in, rx_counters, tcp_look,
     tx_counters, unsent_out,
 };
+#[cfg(test)]
+pub(crate) use tests::FileLock;
