@@ -130,7 +130,11 @@ impl Account {
     /// The account of this process as its own peer.
     #[cfg(any(test, feature = "unstable-engine"))]
     pub(crate) fn of_ourselves() -> Arc<Account> {
-        Account::of(&PeerCred { pid: std::process::id().cast_signed(), uid: sys::effective_uid(), gid: 0 })
+        Account::of(&PeerCred {
+            pid: i32::try_from(std::process::id()).unwrap_or_default(),
+            uid: sys::effective_uid(),
+            gid: 0,
+        })
     }
 
     /// What it has lent and borrowed.
