@@ -41,8 +41,8 @@ impl FileLock {
         let writer = std::thread::spawn(move || {
             // SAFETY: a system call without pointers.
             tell.send(unsafe { libc::syscall(libc::SYS_gettid) }).unwrap();
-            // SAFETY: the kernel reads 4096 bytes of a mapping of that size. That they are not there
-            // is its business.
+            // SAFETY: the kernel reads 4096 bytes of a mapping of that size; that they are not
+            // there is its business.
             unsafe { libc::pwrite(file.as_raw_fd(), source.as_ptr().cast(), 4096, 0) };
         });
         let thread = told.recv().unwrap();
