@@ -100,6 +100,7 @@ const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(200);
 /// | `SMC_LO_DIR` | the device directory ([`device_dir`](Config::device_dir)) | `/dev/shm/smc-lo-<uid>` |
 /// | `SMC_LO_UPGRADE` | the [`UpgradePolicy`] | `first-turn` |
 /// | `SMC_LO_DMB_SIZE` | bytes of a DMB's largest segment ([`dmb_size`](Config::dmb_size)) | 4194304 |
+/// | `SMC_LO_MEMORY` | bytes that all rings may take ([`memory_limit`](Config::memory_limit)) | a quarter |
 /// | `SMC_LO_BUSY_POLL_US` | longest polling window, in µs ([`busy_poll`](Config::busy_poll)) | 50 |
 ///
 /// Whom to trust ([`peer_policy`](Config::peer_policy)) and how long connect waits for the
@@ -124,6 +125,7 @@ pub struct Config {
     /// Shared: every connection has a copy of its settings.
     pub(crate) device_dir: Option<Arc<Path>>,
     pub(crate) handshake_timeout: Duration,
+    pub(crate) memory_limit: Option<u64>,
 }
 
 impl Default for Config {
@@ -143,6 +145,7 @@ impl Config {
             busy_poll: DEFAULT_BUSY_POLL,
             device_dir: None,
             handshake_timeout: DEFAULT_HANDSHAKE_TIMEOUT,
+            memory_limit: None,
         }
     }
 
@@ -158,6 +161,7 @@ impl Config {
         if let Some(micros) = variable("SMC_LO_BUSY_POLL_US") {
             config.busy_poll = Duration::from_micros(micros);
         }
+        config.memory_limit = variable("SMC_LO_MEMORY");
         config.device_dir =
             env::var_os("SMC_LO_DIR").filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).into());
         config
@@ -220,6 +224,21 @@ impl Config {
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;
+        self
+    }
+
+    /// Sets the bytes of memory that the rings of this process may take together; a quarter of what
+    /// the process may have if nothing is set, and never more than that. What it may have is the
+    /// least limit of its memory cgroups, or the host's memory.
+    ///
+    /// As much again may be borrowed from peers. No peer gets more than half of what all others
+    /// leave. Where that is not enough, rings stay small, and in the end connections stay on TCP
+    /// with [`FallbackReason::Memory`](crate::FallbackReason::Memory).
+    ///
+    /// It belongs to the process: of all that were used there the least counts, from then on.
+    #[must_use]
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.memory_limit = Some(bytes);
         self
     }
 

@@ -44,7 +44,7 @@ use std::task::Waker;
 use crate::clc::{ClientHandshake, Gid, ServerHandshake};
 use crate::error::SmcError;
 use crate::ism::arena::{ArenaMap, DmbMemory};
-use crate::ism::budget::{self, LinkPlace, Need};
+use crate::ism::budget::{self, Account, LinkPlace, Need};
 use crate::ism::dmb::{LARGEST_SEGMENT, SMALLEST_SEGMENT};
 use crate::ism::sys;
 use crate::link::accepted::Key;
@@ -150,6 +150,8 @@ pub(crate) struct Link {
     /// Its task has begun.
     served: AtomicBool,
     pub(crate) credentials: sys::PeerCred,
+    /// What the peer takes of this process.
+    account: Arc<Account>,
     outbox: Outbox,
     own_signals: Arc<ArenaMap>,
     peer: OnceLock<Peer>,
@@ -200,7 +202,8 @@ impl Link {
         let place = budget::place_for_link()?;
         let credentials = sys::peer_cred(socket.as_fd())?;
         let bell = OwnBell::new(endpoint.reactor(), socket.as_fd(), &credentials)?;
-        let (own, first, file) = OwnArenas::new()?;
+        let account = Account::of(&credentials);
+        let (own, first, file) = OwnArenas::new(account.clone())?;
         let id = sys::random_u64()?;
         sys::allow_rights(socket.as_fd());
         let link = Arc::new_cyclic(|this| Link {
@@ -221,7 +224,7 @@ impl Link {
             entries: Mutex::default(),
             state: Mutex::new(State {
                 own,
-                theirs: PeerArenas::default(),
+                theirs: PeerArenas::new(account.clone()),
                 next_offer: 1,
                 met: false,
                 our_offers: HashMap::new(),
@@ -229,6 +232,7 @@ impl Link {
                 received: HashMap::new(),
                 before_hello: Vec::new(),
             }),
+            account,
             faulty: AtomicBool::new(false),
             fault: OnceLock::new(),
             restricted: AtomicBool::new(false),
@@ -371,7 +375,12 @@ impl Link {
         // Whatever the producer stored comes before the peer's reuse of the memory, which the
         // message allows.
         fence(Ordering::SeqCst);
-        if lock(&self.state).received.remove(&token).is_some() {
+        let owed = {
+            let mut state = lock(&self.state);
+            state.theirs.release(token);
+            state.received.remove(&token).is_some()
+        };
+        if owed {
             self.send(&Message::Detach { token });
             self.close_if_idle();
         }
@@ -397,6 +406,17 @@ impl Link {
         })?;
         let place = DmbPlace { arena, slot, window: window as u64 };
         Ok(NewDmb { place, token, memory, window })
+    }
+
+    /// Its first arena.
+    #[cfg(test)]
+    pub(crate) fn own_signals(&self) -> &ArenaMap {
+        &self.own_signals
+    }
+
+    /// What the peer takes of this process.
+    pub(crate) fn account(&self) -> &Arc<Account> {
+        &self.account
     }
 
     /// Takes back a DMB whose token never left this process.

@@ -243,6 +243,21 @@ fn smc_lo_dmb_size_and_busy_poll_are_taken() {
     });
 }
 
+#[test]
+fn smc_lo_memory_limits_what_rings_take() {
+    watched(|| {
+        for (bytes, runs_on) in [
+            ("18446744073709551615", "loopback-ism loopback-ism"),
+            ("200000", "loopback-ism loopback-ism"),
+            ("much", "loopback-ism loopback-ism"),
+            ("20000", "tcp tcp"),
+            ("0", "tcp tcp"),
+        ] {
+            assert_eq!(answer("turns", &[("SMC_LO_MEMORY", bytes)]), runs_on, "{bytes}");
+        }
+    });
+}
+
 /// A device directory that cannot be trusted is no error of the program: it stays on TCP.
 #[test]
 fn an_unusable_device_directory_leaves_tcp() {

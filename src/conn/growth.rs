@@ -6,16 +6,16 @@
 //! means. Up to the window each segment is larger than the one before. Beyond it only a reader that
 //! does not read is lent more, until the ring holds what TCP would.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::receive::Receiver;
 use super::{Connection, Effects, Tcp};
 use crate::ism::arena::DmbSegment;
-use crate::ism::budget;
 use crate::ism::dmb::SMALLEST_SEGMENT;
 use crate::ism::ring::{Refusal, Shrunk};
 use crate::ism::sys;
-use crate::link::stream::{Answer, Ask, Granted, GrowingStream};
+use crate::link::stream::{Answer, Ask, Granted, GrowingStream, Lend};
 use crate::sync::{Ordering, assert_unlocked, lock};
 
 /// A stalled reader is lent what is missing to TCP's buffers in about so many steps, of at most so
@@ -40,13 +40,6 @@ pub(crate) struct Stall {
     position: u64,
     /// How often something was lacking.
     tries: u32,
-}
-
-/// What is to be lent.
-struct Step {
-    wanted: u64,
-    /// Less than this is no help.
-    least: u64,
 }
 
 impl<T: Tcp> GrowingStream for Connection<T> {
@@ -78,45 +71,52 @@ impl<T: Tcp> GrowingStream for Connection<T> {
 
     fn asked(&self, ask: Ask) -> Answer {
         assert_unlocked("a stream");
-        let step = {
-            let mut rx = lock(&self.rx);
-            if rx.stall.is_some() {
-                return Answer::Fault("ASK comes before the answer to the last one");
-            }
-            match Self::step(&mut rx, ask) {
-                Ok(step) => step,
-                Err(answer) => return answer,
-            }
-        };
-        self.lend(step, ask, 0)
+        let mut rx = lock(&self.rx);
+        if rx.stall.is_some() || rx.makes {
+            return Answer::Fault("ASK comes before the answer to the last one");
+        }
+        Self::step(&mut rx, ask, 0)
+    }
+
+    fn lend(&self, lend: &Lend) -> Answer {
+        assert_unlocked("a stream");
+        // Without a lock: the kernel takes its time for large ones.
+        let Some((bytes, segment, fd)) = make(lend) else { return self.not_made(lend) };
+        let mut rx = lock(&self.rx);
+        rx.makes = false;
+        rx.granted = Some((lend.ask, lend.tries));
+        let Some(dmb) = rx.dmb.as_mut() else { return Answer::Deny(Refusal::Limit) };
+        // Before the peer hears of it: then it may enter it.
+        Answer::Grant { segment: dmb.consumer.lend(segment), bytes, fd }
+    }
+
+    fn not_made(&self, lend: &Lend) -> Answer {
+        let mut rx = lock(&self.rx);
+        rx.makes = false;
+        Self::try_later(&mut rx, lend.ask, lend.tries)
     }
 
     fn ask_again(&self) -> Option<Answer> {
         assert_unlocked("a stream");
-        let (step, ask, tries) = {
-            let mut rx = lock(&self.rx);
-            let Stall { ask, position, tries } = rx.stall.take()?;
-            let dmb = rx.dmb.as_ref()?;
-            if dmb.consumer.position() != position {
-                let why = if tries == 0 { Refusal::NotNeeded } else { Refusal::Memory };
-                return Some(Answer::Deny(why));
-            }
-            rx.stalled_at = Some(position);
-            (Self::step(&mut rx, ask), ask, tries)
-        };
-        Some(step.map_or_else(|answer| answer, |step| self.lend(step, ask, tries)))
+        let mut rx = lock(&self.rx);
+        let Stall { ask, position, tries } = rx.stall.take()?;
+        let dmb = rx.dmb.as_ref()?;
+        if dmb.consumer.position() != position {
+            let why = if tries == 0 { Refusal::NotNeeded } else { Refusal::Memory };
+            return Some(Answer::Deny(why));
+        }
+        rx.stalled_at = Some(position);
+        Some(Self::step(&mut rx, ask, tries))
     }
 
     fn not_sent(&self, segment: u64) -> Answer {
         assert_unlocked("a stream");
-        let granted = {
-            let mut rx = lock(&self.rx);
-            if let Some(dmb) = rx.dmb.as_mut() {
-                dmb.consumer.revoke(segment);
-            }
-            rx.granted.take()
-        };
-        granted.map_or(Answer::Deny(Refusal::Memory), |(ask, tries)| self.try_later(ask, tries))
+        let mut rx = lock(&self.rx);
+        if let Some(dmb) = rx.dmb.as_mut() {
+            dmb.consumer.revoke(segment);
+        }
+        let granted = rx.granted.take();
+        granted.map_or(Answer::Deny(Refusal::Memory), |(ask, tries)| Self::try_later(&mut rx, ask, tries))
     }
 
     fn returned(&self, segment: u64) {
@@ -131,10 +131,10 @@ impl<T: Tcp> GrowingStream for Connection<T> {
     }
 
     fn awaits(&self, number: u64, bytes: u64) -> Granted {
-        let tx = lock(&self.tx);
-        let Some(dmb) = tx.dmb.as_ref() else { return Granted::Gone };
+        let mut tx = lock(&self.tx);
+        let Some(dmb) = tx.dmb.as_mut() else { return Granted::Gone };
         let most = LARGEST_STEP.max(dmb.window as u64);
-        if bytes <= most && dmb.producer.awaits(number) { Granted::Taken } else { Granted::NotAsked }
+        if bytes <= most && dmb.producer.expects(number) { Granted::Taken } else { Granted::NotAsked }
     }
 
     fn granted(&self, number: u64, segment: Option<DmbSegment>) -> Granted {
@@ -177,8 +177,7 @@ impl<T: Tcp> GrowingStream for Connection<T> {
 
 impl<T: Tcp> Connection<T> {
     /// Something was lacking: it is looked for again while the reader stays where it is.
-    fn try_later(&self, ask: Ask, tries: u32) -> Answer {
-        let mut rx = lock(&self.rx);
+    fn try_later(rx: &mut Receiver<T>, ask: Ask, tries: u32) -> Answer {
         let Some(position) = rx.dmb.as_ref().map(|dmb| dmb.consumer.position()) else {
             return Answer::Deny(Refusal::Limit);
         };
@@ -189,54 +188,52 @@ impl<T: Tcp> Connection<T> {
         Answer::Later(STALLED_AFTER * (1 << tries))
     }
 
-    fn step(rx: &mut Receiver<T>, ask: Ask) -> Result<Step, Answer> {
+    fn step(rx: &mut Receiver<T>, ask: Ask, tries: u32) -> Answer {
         let chosen = rx.fd().and_then(sys::chosen_receive_buffer).ok().flatten();
-        let Some(dmb) = rx.dmb.as_ref() else { return Err(Answer::Deny(Refusal::Limit)) };
+        let Some(dmb) = rx.dmb.as_ref() else { return Answer::Deny(Refusal::Limit) };
+        let account = dmb.peer.link.account().clone();
         let (largest, lent) = (dmb.consumer.largest_lent(), dmb.consumer.lent_bytes());
         let wanted = ask.bytes.min(dmb.window as u64);
         if wanted > largest {
-            return Ok(Step { wanted, least: largest + 1 });
+            rx.makes = true;
+            return Answer::Aside(Lend { ask, wanted, least: largest + 1, tries, account });
         }
         let position = dmb.consumer.position();
         if rx.stalled_at != Some(position) {
             rx.stall = Some(Stall { ask, position, tries: 0 });
-            return Err(Answer::Later(STALLED_AFTER));
+            return Answer::Later(STALLED_AFTER);
         }
         let (receive, send) = sys::tcp_buffers();
         let held = chosen.map_or(receive, |bytes| bytes as u64).saturating_add(ask.held.min(send));
         let missing = held.min(MOST_HELD).saturating_sub(lent);
         let least = 2 * SMALLEST_SEGMENT as u64;
         if missing < least {
-            return Err(Answer::Deny(Refusal::Limit));
+            return Answer::Deny(Refusal::Limit);
         }
         let step = (held / STALL_STEPS).next_power_of_two().min(LARGEST_STEP).max(largest);
+        rx.makes = true;
         // Rather a little more than TCP than one step less.
-        Ok(Step { wanted: step.min(missing.next_power_of_two()), least })
-    }
-
-    fn lend(&self, step: Step, ask: Ask, tries: u32) -> Answer {
-        let bytes = budget::affordable(step.wanted, step.least);
-        if bytes == 0 {
-            return self.try_later(ask, tries);
-        }
-        // Without a lock: the kernel takes its time for large ones.
-        let (segment, fd) = match DmbSegment::create(bytes as usize) {
-            Ok(made) => made,
-            Err(error) => {
-                crate::trace::debug!("no segment of {bytes} bytes: {error}");
-                return self.try_later(ask, tries);
-            }
-        };
-        let mut rx = lock(&self.rx);
-        rx.granted = Some((ask, tries));
-        let Some(dmb) = rx.dmb.as_mut() else { return Answer::Deny(Refusal::Limit) };
-        // Before the peer hears of it: then it may enter it.
-        Answer::Grant { segment: dmb.consumer.lend(segment), bytes, fd }
+        Answer::Aside(Lend { ask, wanted: step.min(missing.next_power_of_two()), least, tries, account })
     }
 
     /// Bytes that TCP would hold at this end for a reader that does not read.
     pub(super) fn held_here(&self) -> u64 {
         let chosen = lock(&self.tx).fd().and_then(sys::chosen_send_buffer).ok().flatten();
         chosen.map_or_else(|| sys::tcp_buffers().1, |bytes| bytes as u64)
+    }
+}
+
+/// Makes a segment, as large as this process can afford.
+fn make(lend: &Lend) -> Option<(u64, DmbSegment, OwnedFd)> {
+    let bytes = lend.account.affordable(lend.wanted, lend.least);
+    if bytes == 0 {
+        return None;
+    }
+    match DmbSegment::create(bytes as usize, &lend.account) {
+        Ok((segment, fd)) => Some((bytes, segment, fd)),
+        Err(error) => {
+            crate::trace::debug!("no segment of {bytes} bytes: {error}");
+            None
+        }
     }
 }

@@ -58,6 +58,8 @@ pub(crate) struct Receiver<T: Tcp> {
     saved: Option<i32>,
     /// A request for more than the window that is not answered yet.
     pub(crate) stall: Option<Stall>,
+    /// A segment is being made for the writer, who waits for the answer.
+    pub(crate) makes: bool,
     /// What the latest grant answers, and how often something was lacking for it.
     pub(crate) granted: Option<(Ask, u32)>,
     /// The application was found not to read any further than this position of the ring.
@@ -107,6 +109,7 @@ impl<T: Tcp> Receiver<T> {
             ready: false,
             saved: None,
             stall: None,
+            makes: false,
             granted: None,
             stalled_at: None,
             over: false,

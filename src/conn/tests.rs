@@ -12,6 +12,7 @@ mod handshake;
 mod hosts;
 mod interleavings;
 mod listed;
+mod memory;
 mod model;
 mod ops;
 mod peers;

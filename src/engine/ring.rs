@@ -6,6 +6,7 @@ use std::io::{self, IoSlice};
 use bytes::BufMut;
 
 use crate::ism::arena::{Arena, DmbMemory, DmbSegment};
+use crate::ism::budget::Account;
 use crate::ism::ring;
 
 /// A fresh ring: its first segment, and no larger one than `window` bytes when the sender asks.
@@ -14,7 +15,7 @@ use crate::ism::ring;
 ///
 /// What is lacking: memory, descriptors.
 pub fn ring(window: usize) -> io::Result<(Producer, Consumer)> {
-    let (arena, _file) = Arena::create(1)?;
+    let (arena, _file) = Arena::create(1, &Account::of_ourselves())?;
     let slot = arena.allocate()?;
     let memory = slot.and_then(|slot| arena.map().dmb(slot)).ok_or(io::ErrorKind::OutOfMemory)?;
     Ok((Producer(ring::Producer::new(memory.clone(), window)), Consumer(ring::Consumer::new(memory))))
@@ -27,7 +28,7 @@ pub fn ring(window: usize) -> io::Result<(Producer, Consumer)> {
 /// What is lacking: memory, descriptors.
 pub fn grant(producer: &mut Producer, consumer: &mut Consumer) -> io::Result<bool> {
     let Some(wish) = producer.0.take_wish() else { return Ok(false) };
-    let (segment, _file) = DmbSegment::create(wish as usize)?;
+    let (segment, _file) = DmbSegment::create(wish as usize, &Account::of_ourselves())?;
     let number = consumer.0.lend(segment.clone());
     Ok(producer.0.granted(number, segment))
 }

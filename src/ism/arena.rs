@@ -14,9 +14,12 @@
 //! receiver when the sender asks for it.
 //!
 //! The owner gives pages their memory before a token or a segment leaves its process, and the peer
-//! before it first touches them (which costs nothing when the owner was honest): when memory runs
-//! out somebody is told so by an error, never by SIGBUS. No descriptor is needed once a file is
-//! mapped. Nothing of it is inherited by a forked child or written to a core dump.
+//! looks whether it did: when memory runs out somebody is told so by an error, never by SIGBUS. No
+//! descriptor is needed once a file is mapped. Nothing of it is inherited by a forked child or
+//! written to a core dump.
+//!
+//! Both have the file open and can hold its lock (the inode's) for as long as they like. What takes
+//! that lock is done before the file is sent, or [aside](super::aside).
 //!
 //! # What makes the raw copies sound
 //!
@@ -38,11 +41,13 @@ use std::ptr::{self, NonNull};
 
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
-use super::budget::{self, Charge, MappingPlace, Need};
+use super::aside::NoThread;
+use super::budget::{self, Account, Charge, MappingPlace, Need};
 use super::dmb::{DmbHeader, HEADER_BYTES, LARGEST_SEGMENT, SMALLEST_SEGMENT};
+use super::files::Mapped;
 use super::interrupt::{CONNECTIONS, SignalPage};
 use super::ring::{Memory, Segment};
-use super::sys;
+use super::sys::{self, FileId};
 use crate::sync::{Arc, Mutex, lock};
 
 /// Size of the control part, at the beginning of an arena.
@@ -50,6 +55,9 @@ pub(crate) const CONTROL_BYTES: usize = 16 * 1024;
 
 /// Alignment of the parts of an arena: the largest page size of the platforms Linux runs on.
 const PART: usize = 64 * 1024;
+
+/// Memory of a slot: header and first segment.
+pub(crate) const SLOT_BYTES: usize = HEADER_BYTES + SMALLEST_SEGMENT;
 
 /// What is entered into the page table as a segment is mapped. Who fills more waits for its pages
 /// in good company.
@@ -106,49 +114,112 @@ fn memory_file(bytes: usize) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// A memory file that came from a peer, of exactly so many bytes, and has no use yet.
+fn taken(fd: &OwnedFd, bytes: u64, account: &Account) -> io::Result<Mapped> {
+    sys::verify_memfd(fd.as_fd(), bytes)?;
+    Mapped::taken(FileId::of(fd.as_fd())?, account.number(), account.is_here())
+}
+
+/// The peer has not given its memory what it should have: a lack as any other.
+fn unpaid(words: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::OutOfMemory, words)
+}
+
 /// A memory file mapped into this process.
 #[derive(Debug)]
 struct Mapping {
+    base: NonNull<u8>,
+    bytes: usize,
+    account: Arc<Account>,
+    /// There until it is dropped.
+    parts: Option<Parts>,
+}
+
+// SAFETY: `base` points into the mapping in `parts`, which any thread may use. Whoever copies from
+// or to there keeps writers and readers of a byte apart.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+/// What goes with a mapping.
+#[derive(Debug)]
+struct Parts {
     map: MmapRaw,
-    /// Of a segment that is ours to lend.
-    charge: Option<Charge>,
+    purpose: Purpose,
+    /// Of a segment.
+    _charge: Option<Charge>,
     _place: MappingPlace,
+    _file: Mapped,
+}
+
+/// Whose memory it is, and for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Arena,
+    /// Ours to lend: nobody looks at it when this end is done with it.
+    Lent,
+    Borrowed,
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if self.charge.is_some() {
-            // Else this process would pay for what the peer goes on to map. What an honest one
-            // still writes there nobody reads. SAFETY: nothing in this process refers to the memory
-            // any more, which is about to be unmapped; what the advice takes away are pages of a
-            // file that stays as long as it is.
-            let _ = unsafe { self.map.unchecked_advise(UncheckedAdvice::Remove) };
+        let Some(parts) = self.parts.take() else { return };
+        // Both take their time, and the first one a lock that the peer may hold. What is counted is
+        // counted until then.
+        let end = move || {
+            if parts.purpose == Purpose::Lent {
+                // Else this process would pay for what the peer goes on to map. What an honest one
+                // still writes there nobody reads. SAFETY: nothing in this process refers to the
+                // memory any more, which is about to be unmapped; what the advice takes away are
+                // pages of a file that stays as long as it is.
+                let _ = unsafe { parts.map.unchecked_advise(UncheckedAdvice::Remove) };
+            }
+            drop(parts);
+        };
+        // Without a thread it is unmapped here at least.
+        if let Err(NoThread(work)) = self.account.lane().run(end) {
+            drop(work);
         }
     }
 }
 
 impl Mapping {
-    fn new(fd: BorrowedFd<'_>, bytes: usize, charge: Option<Charge>) -> io::Result<Arc<Mapping>> {
+    fn new(
+        fd: BorrowedFd<'_>,
+        bytes: usize,
+        account: &Arc<Account>,
+        (purpose, file, charge): (Purpose, Mapped, Option<Charge>),
+    ) -> io::Result<Arc<Mapping>> {
         let place = budget::admit_mapping(bytes)?;
         let map = MmapOptions::new().len(bytes).no_reserve_swap().map_raw(fd.as_raw_fd())?;
         // A child must not write to our peers' rings, and needs none of this memory.
         map.advise(Advice::DontFork)?;
         // Other people's bytes, and much of them.
         map.advise(Advice::DontDump)?;
-        Ok(Arc::new(Mapping { map, charge, _place: place }))
+        let base = NonNull::new(map.as_mut_ptr()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let parts = Parts { map, purpose, _charge: charge, _place: place, _file: file };
+        Ok(Arc::new(Mapping { base, bytes, account: account.clone(), parts: Some(parts) }))
     }
 
     /// Gives the range its pages. Touching it cannot raise SIGBUS afterwards, unless whoever has
     /// the file takes pages away; bytes already there stay.
     fn populate(&self, range: Range<usize>) -> io::Result<()> {
-        self.map.advise_range(Advice::PopulateWrite, range.start, range.len())
+        self.parts
+            .as_ref()
+            .map_or(Ok(()), |parts| parts.map.advise_range(Advice::PopulateWrite, range.start, range.len()))
     }
 
     /// Enters the first pages, which are there, into this process's page table: all at once, and
     /// before a read or write of the application waits for it, page by page.
     fn prefault(&self) {
         // Nothing depends on it.
-        let _ = self.populate(0..self.map.len().min(MOST_PREFAULTED));
+        let _ = self.populate(0..self.bytes.min(MOST_PREFAULTED));
+    }
+
+    /// Whether the range has its pages. Does not touch them.
+    fn is_resident(&self, range: Range<usize>) -> io::Result<bool> {
+        let bytes = range.len();
+        sys::is_resident(self.at(range), bytes)
     }
 
     /// Pointer to `range`.
@@ -156,10 +227,10 @@ impl Mapping {
     /// # Panics
     ///
     /// If it would leave the mapping.
-    fn bytes(&self, range: Range<usize>) -> NonNull<u8> {
-        assert!(range.start <= range.end && range.end <= self.map.len(), "{range:?} of {}", self.map.len());
-        // SAFETY: `range` lies within the mapping, which is nowhere at address 0.
-        unsafe { NonNull::new_unchecked(self.map.as_mut_ptr().add(range.start)) }
+    fn at(&self, range: Range<usize>) -> NonNull<u8> {
+        assert!(range.start <= range.end && range.end <= self.bytes, "{range:?} of {}", self.bytes);
+        // SAFETY: `range` lies within the mapping.
+        unsafe { self.base.add(range.start) }
     }
 }
 
@@ -171,25 +242,27 @@ pub(crate) struct ArenaMap {
 }
 
 impl ArenaMap {
-    fn map(fd: BorrowedFd<'_>, layout: Layout) -> io::Result<Arc<ArenaMap>> {
-        let map = ArenaMap { mapping: Mapping::new(fd, layout.total, None)?, layout };
-        // Whoever made the file may not have given the signal bits their pages, or may have taken
-        // them away.
-        map.mapping.populate(0..CONTROL_BYTES)?;
-        Ok(Arc::new(map))
+    fn map(fd: BorrowedFd<'_>, layout: Layout, account: &Arc<Account>, file: Mapped) -> io::Result<ArenaMap> {
+        let mapping = Mapping::new(fd, layout.total, account, (Purpose::Arena, file, None))?;
+        Ok(ArenaMap { mapping, layout })
     }
 
-    /// Maps the arena of a peer, which says that it has so many slots.
+    /// Maps the arena of a peer, which says that it has so many slots. Waits for nobody, whatever
+    /// the peer does with it.
     ///
     /// # Errors
     ///
     /// `InvalidInput` for an impossible number; `InvalidData` when `fd` is not a sealed memory file
-    /// of exactly the size that follows from it; otherwise those of the mapping, which are this
-    /// process's own.
-    pub(crate) fn attach(fd: &OwnedFd, slots: u32) -> io::Result<Arc<ArenaMap>> {
+    /// of exactly the size that follows from it, or has a use already; `OutOfMemory` when its
+    /// signal bits have no memory; otherwise those of the mapping, which are this process's own.
+    pub(crate) fn attach(fd: &OwnedFd, slots: u32, account: &Arc<Account>) -> io::Result<Arc<ArenaMap>> {
         let layout = Layout::new(slots)?;
-        sys::verify_memfd(fd.as_fd(), layout.total as u64)?;
-        ArenaMap::map(fd.as_fd(), layout)
+        let file = taken(fd, layout.total as u64, account)?;
+        let map = ArenaMap::map(fd.as_fd(), layout, account, file)?;
+        if !map.mapping.is_resident(0..CONTROL_BYTES)? {
+            return Err(unpaid("an arena without the memory of its signal bits"));
+        }
+        Ok(Arc::new(map))
     }
 
     /// Number of slots.
@@ -201,9 +274,8 @@ impl ArenaMap {
     pub(crate) fn signals(&self) -> &SignalPage {
         // SAFETY: the mapping is page-aligned, longer than CONTROL_BYTES >= size_of::<SignalPage>()
         // and lives as long as `self`. A SignalPage consists of atomics, for which any bytes are
-        // valid, and is never accessed otherwise. Its pages were allocated by `map` and the seals
-        // keep the file from shrinking.
-        unsafe { &*self.mapping.map.as_ptr().cast::<SignalPage>() }
+        // valid, and is never accessed otherwise. The seals keep the file from shrinking.
+        unsafe { self.mapping.base.cast::<SignalPage>().as_ref() }
     }
 
     /// The memory of a slot whose header and first segment have their pages: one that
@@ -215,19 +287,26 @@ impl ArenaMap {
         })
     }
 
-    /// The memory of a slot in a peer's arena.
-    ///
-    /// Gives header and first segment their pages, which costs nothing where the peer did so: it
-    /// need not be honest.
+    /// The memory of a slot in a peer's arena. Does not touch it.
     ///
     /// # Errors
     ///
-    /// `InvalidData` when there is no such slot; otherwise the lack of memory.
+    /// `InvalidData` when there is no such slot; `OutOfMemory` when header or first segment lack
+    /// the memory that its owner has to give them.
     pub(crate) fn claim(self: &Arc<Self>, slot: u32) -> io::Result<DmbMemory> {
         let words = || format!("slot {slot} in an arena of {}", self.layout.slots);
         let dmb = self.dmb(slot).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, words()))?;
-        self.commit_slot(slot)?;
+        // Touching it would cost this process, or make it wait for who takes it away.
+        if !self.has_memory(slot)? {
+            return Err(unpaid("a slot without the memory it should have"));
+        }
         Ok(dmb)
+    }
+
+    /// Whether the header and the first segment of a slot have their pages.
+    fn has_memory(&self, slot: u32) -> io::Result<bool> {
+        Ok(self.mapping.is_resident(self.layout.header(slot))?
+            && self.mapping.is_resident(self.layout.first(slot))?)
     }
 
     /// Gives the header and the first segment of a slot their pages.
@@ -238,19 +317,19 @@ impl ArenaMap {
 
     fn header(&self, slot: u32) -> &DmbHeader {
         let range = self.layout.header(slot);
-        // SAFETY: `bytes` checked that `range` lies within the mapping. It has room for a DmbHeader
+        // SAFETY: `at` checked that `range` lies within the mapping. It has room for a DmbHeader
         // and its alignment (asserted above; the mapping is page-aligned), and the mapping lives as
         // long as `self`. A DmbHeader consists of atomics, for which any bytes are valid, and is
         // never accessed otherwise. Its pages were allocated before a DmbMemory of the slot came to
         // be.
-        unsafe { self.mapping.bytes(range).cast::<DmbHeader>().as_ref() }
+        unsafe { self.mapping.at(range).cast::<DmbHeader>().as_ref() }
     }
 
     /// Resets the header of a slot and zeroes its first segment.
     fn clear(&self, slot: u32) {
         self.header(slot).initialise();
-        let first = self.mapping.bytes(self.layout.first(slot));
-        // SAFETY: `bytes` checked the range, which is SMALLEST_SEGMENT long. Nobody in this process
+        let first = self.mapping.at(self.layout.first(slot));
+        // SAFETY: `at` checked the range, which is SMALLEST_SEGMENT long. Nobody in this process
         // uses the slot's payload any more: it is released when its stream is done with it and the
         // producer has detached.
         unsafe { ptr::write_bytes(first.as_ptr(), 0, SMALLEST_SEGMENT) };
@@ -304,7 +383,7 @@ unsafe impl Sync for DmbSegment {}
 
 impl DmbSegment {
     fn new(mapping: Arc<Mapping>, range: Range<usize>) -> DmbSegment {
-        let (base, size) = (mapping.bytes(range.clone()), range.len());
+        let (base, size) = (mapping.at(range.clone()), range.len());
         DmbSegment { mapping, base, size }
     }
 
@@ -313,38 +392,40 @@ impl DmbSegment {
     /// # Errors
     ///
     /// What is lacking: memory by this process's own budget, or by the system's; descriptors.
-    pub(crate) fn create(bytes: usize) -> io::Result<(DmbSegment, OwnedFd)> {
-        let charge = budget::charge(bytes)?;
+    pub(crate) fn create(bytes: usize, account: &Arc<Account>) -> io::Result<(DmbSegment, OwnedFd)> {
+        let charge = account.lend(bytes)?;
         let fd = memory_file(bytes)?;
         sys::fallocate(fd.as_fd(), 0, bytes as u64)?;
-        let mapping = Mapping::new(fd.as_fd(), bytes, Some(charge))?;
+        let file = Mapped::made(FileId::of(fd.as_fd())?, account.number());
+        let mapping = Mapping::new(fd.as_fd(), bytes, account, (Purpose::Lent, file, Some(charge)))?;
         mapping.prefault();
         Ok((DmbSegment::new(mapping, 0..bytes), fd))
     }
 
-    /// Maps a segment that a peer lends, which says that it has so many bytes.
+    /// Maps a segment that a peer lends, which says that it has so many bytes. May wait for what
+    /// the peer does with it.
     ///
     /// # Errors
     ///
     /// `InvalidInput` for an impossible size; `InvalidData` when `fd` is not a sealed memory file
-    /// of exactly that size; `OutOfMemory` when its memory is gone, as it is once the lender is
-    /// done with it; otherwise those of the mapping, which are this process's own.
-    pub(crate) fn attach(fd: &OwnedFd, bytes: u64) -> io::Result<DmbSegment> {
+    /// of exactly that size, or has a use already; `OutOfMemory` when its memory is gone, as it is
+    /// once the lender is done with it, or beyond this process's budget; otherwise those of the
+    /// mapping, which are this process's own.
+    pub(crate) fn attach(fd: &OwnedFd, bytes: u64, account: &Arc<Account>) -> io::Result<DmbSegment> {
         let size = usize::try_from(bytes)
             .ok()
             .filter(|size| size.is_power_of_two() && (SMALLEST_SEGMENT..=LARGEST_SEGMENT).contains(size));
         let words = || format!("a segment of {bytes} bytes");
         let size = size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, words()))?;
-        sys::verify_memfd(fd.as_fd(), bytes)?;
+        let file = taken(fd, bytes, account)?;
         // It is the lender who pays: touching what has no memory would cost this process. An honest
         // one has closed its stream while the grant was on its way.
         if sys::memory_of(fd.as_fd())? < bytes {
-            return Err(io::Error::new(
-                io::ErrorKind::OutOfMemory,
-                "a segment without the memory it should have",
-            ));
+            return Err(unpaid("a segment without the memory it should have"));
         }
-        let mapping = Mapping::new(fd.as_fd(), size, None)?;
+        // It can still take the memory away, and keep what is written there then.
+        let charge = account.borrow(size)?;
+        let mapping = Mapping::new(fd.as_fd(), size, account, (Purpose::Borrowed, file, Some(charge)))?;
         mapping.prefault();
         Ok(DmbSegment::new(mapping, 0..size))
     }
@@ -398,6 +479,8 @@ struct Slots {
     fresh: u32,
     taken: Vec<bool>,
     in_use: u32,
+    /// Of the slots that were ever used.
+    charges: Vec<Charge>,
 }
 
 /// An arena of our own, of which slots are lent to a peer.
@@ -414,12 +497,21 @@ impl Arena {
     ///
     /// `InvalidInput` for an impossible number of slots; otherwise what is lacking (memory,
     /// descriptors).
-    pub(crate) fn create(slots: u32) -> io::Result<(Arena, OwnedFd)> {
+    pub(crate) fn create(slots: u32, account: &Arc<Account>) -> io::Result<(Arena, OwnedFd)> {
         let layout = Layout::new(slots)?;
+        let charge = account.lend(CONTROL_BYTES)?;
         let fd = memory_file(layout.total)?;
-        let map = ArenaMap::map(fd.as_fd(), layout)?;
-        let slots = Slots { free: Vec::new(), fresh: 0, taken: vec![false; slots as usize], in_use: 0 };
-        Ok((Arena { map, slots: Mutex::new(slots) }, fd))
+        let file = Mapped::made(FileId::of(fd.as_fd())?, account.number());
+        let map = ArenaMap::map(fd.as_fd(), layout, account, file)?;
+        map.mapping.populate(0..CONTROL_BYTES)?;
+        let slots = Slots {
+            free: Vec::new(),
+            fresh: 0,
+            taken: vec![false; slots as usize],
+            in_use: 0,
+            charges: vec![charge],
+        };
+        Ok((Arena { map: Arc::new(map), slots: Mutex::new(slots) }, fd))
     }
 
     /// Its memory.
@@ -447,13 +539,30 @@ impl Arena {
             slots.in_use += 1;
             slot
         };
-        // Also for a slot used before: a peer can take pages away.
-        if let Err(error) = self.map.commit_slot(slot) {
+        if let Err(error) = self.provide(slot) {
             self.give_back(slot);
             return Err(error);
         }
         self.map.header(slot).initialise();
         Ok(Some(slot))
+    }
+
+    /// Sees to it that a slot has its memory.
+    fn provide(&self, slot: u32) -> io::Result<()> {
+        // One that was used before has it, unless the peer has taken it away.
+        if self.map.has_memory(slot)? {
+            return Ok(());
+        }
+        let charge = self.map.mapping.account.lend(SLOT_BYTES)?;
+        self.map.commit_slot(slot)?;
+        let mut slots = lock(&self.slots);
+        if slots.charges.len() <= self.map.layout.slots as usize {
+            slots.charges.push(charge);
+        } else {
+            drop(slots);
+            drop(charge);
+        }
+        Ok(())
     }
 
     /// Gives a slot back: both sides are done with it (the producer has detached). Nothing of its

@@ -4,7 +4,9 @@
 //! Receive memory is the receiver's, as in TCP: whoever lends a segment pays for it, out of what
 //! its own cgroup and host have left. Everything here is asked *before* the kernel is, since the
 //! kernel answers a lack of memory by killing somebody, and takes the last of what the application
-//! needs itself.
+//! needs itself. Who takes how much of the memory is in [`account`].
+
+mod account;
 
 use std::io;
 use std::time::Duration;
@@ -12,8 +14,10 @@ use std::time::Duration;
 use super::sys::{self, Means};
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 
-/// All rings together hold at most this part of the memory of the process (of its cgroup, or of the
-/// host).
+pub(crate) use account::{Account, Charge, limit_memory};
+
+/// Without a limit of their own all rings together hold at most this part of the memory of the
+/// process (of its cgroup, or of the host).
 const LENT_PART: u64 = 4;
 /// One segment takes at most this part of the memory that is left: the nearer the end, the smaller
 /// the steps.
@@ -34,8 +38,6 @@ const DESCRIPTORS_PER_LINK: usize = 3;
 /// For how long an answer of the kernel is used again.
 const FRESH: Duration = Duration::from_millis(100);
 
-/// Bytes lent in segments of their own at the moment.
-static LENT: AtomicU64 = AtomicU64::new(0);
 /// Bytes mapped at the moment, and in how many mappings.
 static MAPPED: AtomicU64 = AtomicU64::new(0);
 static MAPPINGS: AtomicUsize = AtomicUsize::new(0);
@@ -46,19 +48,20 @@ static MEANS: Mutex<Option<Known>> = Mutex::new(None);
 struct Known {
     means: Means,
     since: Duration,
-    /// [`LENT`] and [`MAPPED`] at that time.
+    /// What was lent, and [`MAPPED`], at that time.
     lent: u64,
     mapped: u64,
 }
 
 fn means() -> Known {
+    let lent = account::all_lent();
     let mut known = lock(&MEANS);
     let now = sys::monotonic();
     match *known {
         // A clock that stands still makes nothing fresh.
         Some(known) if !now.is_zero() && now.saturating_sub(known.since) < FRESH => known,
         before => {
-            let (lent, mapped) = (LENT.load(Ordering::Relaxed), MAPPED.load(Ordering::Relaxed));
+            let mapped = MAPPED.load(Ordering::Relaxed);
             let fresh = Known { means: sys::means(), since: now, lent, mapped };
             // For lack of a descriptor nothing can be read: then what was known is better than
             // nothing.
@@ -67,50 +70,6 @@ fn means() -> Known {
             kept
         }
     }
-}
-
-/// Memory that is lent, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Charge(u64);
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        LENT.fetch_sub(self.0, Ordering::Relaxed);
-    }
-}
-
-/// Takes `bytes` of the memory that may be lent.
-///
-/// # Errors
-///
-/// `OutOfMemory` when that is too much.
-pub(crate) fn charge(bytes: usize) -> io::Result<Charge> {
-    let bytes = bytes as u64;
-    let known = means();
-    // Before the answer, so that two threads do not both find the same room.
-    let charge = Charge(bytes);
-    let lent = LENT.fetch_add(bytes, Ordering::Relaxed) + bytes;
-    if bytes <= most(&known, lent - bytes) {
-        return Ok(charge);
-    }
-    let words =
-        format!("{bytes} more bytes of receive memory are beyond this process's share ({lent} with them)");
-    Err(io::Error::new(io::ErrorKind::OutOfMemory, words))
-}
-
-/// The largest power of two up to `bytes` that [`charge`] allows at the moment; 0 when that is less
-/// than `least`.
-pub(crate) fn affordable(bytes: u64, least: u64) -> u64 {
-    let most = most(&means(), LENT.load(Ordering::Relaxed)).min(bytes);
-    let fits = if most == 0 { 0 } else { 1 << most.ilog2() };
-    if fits < least { 0 } else { fits }
-}
-
-/// Bytes that one more segment may have when `lent` are lent.
-fn most(known: &Known, lent: u64) -> u64 {
-    let since = lent.saturating_sub(known.lent);
-    let left = known.means.memory_left.saturating_sub(since);
-    (known.means.memory / LENT_PART).saturating_sub(lent).min(left / SEGMENT_PART)
 }
 
 /// A mapping that was admitted, until it is dropped.
@@ -204,33 +163,6 @@ pub(crate) fn spare_the_last(number: i32, need: Need) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn known(memory: u64, memory_left: u64, lent: u64) -> Known {
-        let means = Means { memory, memory_left, address_space_left: None, lockable_left: None };
-        Known { means, since: Duration::ZERO, lent, mapped: 0 }
-    }
-
-    #[test]
-    fn shares_get_smaller_towards_the_end() {
-        assert_eq!(most(&known(1 << 30, 800, 0), 0), 100, "an eighth of what is left");
-        assert_eq!(most(&known(1 << 30, 800, 0), 400), 50, "what was lent since is not left");
-        assert_eq!(most(&known(1000, 1 << 30, 0), 200), 50, "a quarter of all");
-        assert_eq!(most(&known(1000, 1 << 30, 200), 250), 0);
-        assert_eq!(most(&known(1000, 1 << 30, 300), 250), 0, "less lent than a moment ago");
-        assert_eq!(most(&known(0, 0, 0), 0), 0);
-    }
-
-    #[test]
-    fn a_charge_lasts_until_it_is_dropped() {
-        let held = charge(1 << 16).unwrap();
-        assert!(LENT.load(Ordering::Relaxed) >= 1 << 16);
-        drop(held);
-        let error = charge(usize::MAX / 2).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
-        assert!(LENT.load(Ordering::Relaxed) < u64::MAX / 4, "a refused charge is not kept");
-        assert_eq!(affordable(5000, 4096), 4096);
-        assert_eq!(affordable(5000, 8192), 0);
-    }
 
     #[test]
     fn the_last_descriptors_are_left_alone() {

@@ -13,8 +13,8 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 pub(crate) const HEADER_BYTES: usize = 1024;
 /// Size of segment 0, which every DMB has; larger ones are lent to its sender when it needs them.
 pub(crate) const SMALLEST_SEGMENT: usize = 4096;
-/// Bytes of the largest segment there can be.
-pub(crate) const LARGEST_SEGMENT: usize = 1 << 30;
+/// Bytes of the largest segment there can be, which is the largest that an application may ask for.
+pub(crate) const LARGEST_SEGMENT: usize = 64 << 20;
 /// Hops that can be on their way at once: the records live in a small ring of their own.
 #[cfg(not(loom))]
 pub(crate) const HOPS: usize = 16;

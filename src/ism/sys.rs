@@ -15,6 +15,8 @@ mod rights;
 mod seqpacket;
 mod socket;
 mod tcp;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use diag::{canonical, owner_of, waits_for_accept};
 pub(crate) use event::{
@@ -23,7 +25,7 @@ pub(crate) use event::{
 pub(crate) use means::{Means, descriptor_limit, largest_file, means, most_mappings, tcp_buffers};
 #[cfg(test)]
 pub(crate) use memory::punch;
-pub(crate) use memory::{fallocate, memfd_sealed, memory_of, verify_memfd};
+pub(crate) use memory::{FileId, fallocate, is_resident, memfd_sealed, memory_of, verify_memfd};
 pub(crate) use namespace::shares_pid_namespace;
 #[cfg(test)]
 pub(crate) use process::overflow_uid;
@@ -46,3 +48,5 @@ pub(crate) use tcp::{
     Ended, TcpState, ended, has_unread, has_urgent, is_at_mark, queued_in, rx_counters, tcp_look,
     tx_counters, unsent_out,
 };
+#[cfg(test)]
+pub(crate) use tests::FileLock;

@@ -156,7 +156,7 @@ impl Link {
 
     pub(super) fn on_match(self: &Arc<Self>, matched: &MatchMessage, accept: &[u8]) -> Result<(), Fault> {
         let id = matched.id;
-        let (mut offer, server_dmb) = {
+        let mut offer = {
             let mut state = lock(&self.state);
             let Some(offer) = state.our_offers.remove(&id) else {
                 // It crossed our CANCEL, which stands for the DETACH of its token.
@@ -166,7 +166,7 @@ impl Link {
                     Err(Fault("MATCH of an offer never made"))
                 };
             };
-            (offer, state.theirs.dmb(matched.dmb.arena, matched.dmb.slot))
+            offer
         };
         let entry = Arc::new(SignalEntry { link: self.clone(), index: offer.signal });
         let (answer, window) = (offer.clc.on_answer(accept), usable_window(matched.dmb.window));
@@ -184,11 +184,13 @@ impl Link {
             self.send(&Message::Cancel { id });
             return Ok(());
         };
+        let place = matched.dmb;
+        let server_dmb = lock(&self.state).theirs.claim(place.arena, place.slot, accepted.token);
         let server_dmb = match server_dmb {
             Ok(dmb) => dmb,
-            Err(NoDmb::Unknown) => {
+            Err(NoDmb::Fault(fault)) => {
                 stream.stay_on_tcp(FallbackReason::Protocol);
-                return Err(Fault("MATCH names a DMB that does not exist"));
+                return Err(fault);
             }
             Err(NoDmb::Lacking(reason)) => {
                 self.send(&Message::Cancel { id });
@@ -202,6 +204,7 @@ impl Link {
         let allocated = match allocated {
             Ok(allocated) => allocated,
             Err(reason) => {
+                lock(&self.state).theirs.release(accepted.token);
                 self.send(&Message::Cancel { id });
                 stream.stay_on_tcp(reason);
                 return Ok(());
@@ -223,6 +226,7 @@ impl Link {
         };
         if let Err(reason) = stream.attach_receive(receive, None) {
             self.take_back(token);
+            lock(&self.state).theirs.release(accepted.token);
             self.send(&Message::Cancel { id });
             stream.stay_on_tcp(reason);
             return Ok(());

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::clc::{Eid, Gid, LocalDevice};
 use crate::config::Config;
+use crate::ism::budget;
 use crate::ism::device::{Device, EndpointEntry, EndpointId, PortEntry};
 use crate::ism::sys;
 use crate::link::accepted::AcceptedStreams;
@@ -78,6 +79,9 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     /// Enters the device directory of `config`.
     pub(crate) fn open(config: &Config, reactor: Arc<dyn Reactor>) -> io::Result<Endpoint> {
+        if let Some(bytes) = config.memory_limit {
+            budget::limit_memory(bytes);
+        }
         let device = Device::open(config.directory())?;
         let entry = device.create_endpoint()?;
         let clc = LocalDevice { gid: Gid(device.gid()), eid: Eid::LOOPBACK, host: sys::hostname() };

@@ -77,6 +77,22 @@ impl Link {
                 }
             }
             Answer::Deny(why) => self.send(&Message::Deny { token, why }),
+            Answer::Aside(lend) => {
+                let (link, lender) = (self.clone(), Arc::downgrade(stream));
+                let (works, left) = (Arc::new(lend), lender.clone());
+                let work = works.clone();
+                let made = self.account().lane().run(move || {
+                    if let Some(stream) = lender.upgrade() {
+                        link.answer_aside(token, &stream, || stream.lend(&work));
+                    }
+                });
+                if made.is_err() {
+                    crate::trace::debug!("no thread for a segment");
+                    if let Some(stream) = left.upgrade() {
+                        return self.answer(token, &stream, stream.not_made(&works));
+                    }
+                }
+            }
             Answer::Later(pause) => {
                 let Some(endpoint) = self.endpoint.upgrade() else { return Ok(()) };
                 let link = self.clone();
@@ -92,6 +108,19 @@ impl Link {
         Ok(())
     }
 
+    /// Answers from where a panic concerns nobody else.
+    fn answer_aside(
+        self: &Arc<Self>,
+        token: u64,
+        stream: &Arc<dyn LinkedStream>,
+        answer: impl FnOnce() -> Answer,
+    ) {
+        // What is a fault was one when the ASK came.
+        if shielded(|| self.answer(token, stream, answer())).is_err() {
+            self.bury(Death::Failed);
+        }
+    }
+
     fn answer_late(self: &Arc<Self>, token: u64) {
         // Gone meanwhile: its writer hears that by other ways.
         let Some(stream) = self.reader(token) else { return };
@@ -103,15 +132,14 @@ impl Link {
 
     /// `fd` is missing when one of the two processes had none left for it.
     pub(super) fn on_grant(
-        &self,
+        self: &Arc<Self>,
         token: u64,
         segment: u64,
         bytes: u64,
         fd: Option<OwnedFd>,
     ) -> Result<(), Fault> {
-        let stream = lock(&self.state).received.get(&token).and_then(|stream| stream.upgrade());
         // Unknown when it crossed our DETACH.
-        let Some(stream) = stream else { return Ok(()) };
+        let Some(stream) = self.writer(token) else { return Ok(()) };
         // Before anything is mapped: what was not asked for costs nothing.
         match stream.awaits(segment, bytes) {
             Granted::NotAsked => {
@@ -120,18 +148,43 @@ impl Link {
             Granted::Gone => return Ok(()),
             Granted::Taken | Granted::Declined => {}
         }
-        let attached = match fd.map(|fd| DmbSegment::attach(&fd, bytes)) {
-            Some(Ok(attached)) => Some(attached),
-            Some(Err(error)) if is_the_peers(&error) => {
+        let Some(fd) = fd else { return self.granted(token, segment, None) };
+        let link = self.clone();
+        let mapped = self.account().lane().run(move || {
+            let done = shielded(|| link.map_grant(token, segment, bytes, &fd));
+            match done {
+                Ok(Ok(())) => {}
+                Ok(Err(Fault(rule))) => {
+                    link.blame(link.misbehaviour(rule));
+                    link.bury(Death::Fault);
+                }
+                Err(_) => link.bury(Death::Failed),
+            }
+        });
+        if mapped.is_err() {
+            crate::trace::debug!("no thread to map a segment");
+            return self.granted(token, segment, None);
+        }
+        Ok(())
+    }
+
+    /// Maps a segment that was asked for; may wait for what the peer does with it.
+    fn map_grant(&self, token: u64, segment: u64, bytes: u64, fd: &OwnedFd) -> Result<(), Fault> {
+        match DmbSegment::attach(fd, bytes, self.account()) {
+            Ok(attached) => self.granted(token, segment, Some(attached)),
+            Err(error) if is_the_peers(&error) => {
                 crate::trace::warning!("a segment of the peer is refused: {error}");
-                return Err(Fault("GRANT is not acceptable"));
+                Err(Fault("GRANT is not acceptable"))
             }
-            Some(Err(error)) => {
+            Err(error) => {
                 crate::trace::debug!("a segment of the peer can not be mapped: {error}");
-                None
+                self.granted(token, segment, None)
             }
-            None => None,
-        };
+        }
+    }
+
+    fn granted(&self, token: u64, segment: u64, attached: Option<DmbSegment>) -> Result<(), Fault> {
+        let Some(stream) = self.writer(token) else { return Ok(()) };
         match stream.granted(segment, attached) {
             Granted::Taken | Granted::Gone => {}
             Granted::Declined => self.send_return(token, segment),
@@ -140,9 +193,14 @@ impl Link {
         Ok(())
     }
 
+    /// The stream that writes to the peer's DMB of that token.
+    fn writer(&self, token: u64) -> Option<Arc<dyn LinkedStream>> {
+        let stream = lock(&self.state).received.get(&token).cloned();
+        stream.and_then(|stream| stream.upgrade())
+    }
+
     pub(super) fn on_deny(&self, token: u64, why: Refusal) {
-        let stream = lock(&self.state).received.get(&token).and_then(|stream| stream.upgrade());
-        if let Some(stream) = stream {
+        if let Some(stream) = self.writer(token) {
             stream.denied(why);
         }
     }

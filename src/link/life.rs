@@ -14,6 +14,7 @@ use crate::ism::sys::{self, Carried};
 use crate::link::aside;
 use crate::link::lack::{NO_LINK, no_link, reason_of, silence_of};
 use crate::link::message::{Bell, LONGEST, MOST_FDS, Message};
+use crate::link::slots::{PeerArena, map_peers};
 use crate::link::stream::{Ask, Death, LinkedStream, Verdict};
 use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
@@ -155,7 +156,7 @@ impl Link {
                 self.on_hello(HelloMessage { link_id, endpoint, gid, slots }, &arena_fd, eventfd)
             }
             Message::Arena { slots } => {
-                lock(&self.state).theirs.add(fds.pop().as_ref(), slots).map(drop).map_err(|error| {
+                self.take_arena(fds.pop().as_ref(), slots).map(drop).map_err(|error| {
                     crate::trace::warning!("an arena of the peer is refused: {error}");
                     Fault("ARENA is not acceptable")
                 })
@@ -208,6 +209,15 @@ impl Link {
         }
     }
 
+    /// Maps an arena of the peer, which gets the next number.
+    fn take_arena(&self, fd: Option<&OwnedFd>, slots: u32) -> io::Result<PeerArena> {
+        lock(&self.state).theirs.admit(slots)?;
+        // Without the lock, and in the order in which they come, for only this task does it.
+        let map = map_peers(fd, slots, &self.account)?;
+        lock(&self.state).theirs.add(map.clone());
+        Ok(map)
+    }
+
     fn on_hello(
         self: &Arc<Self>,
         hello: HelloMessage,
@@ -222,7 +232,7 @@ impl Link {
         if gid != ours.gid().0 {
             return Err(Fault("HELLO of another device"));
         }
-        let first_arena = lock(&self.state).theirs.add(Some(arena_fd), slots).map_err(|error| {
+        let first_arena = self.take_arena(Some(arena_fd), slots).map_err(|error| {
             crate::trace::warning!("the first arena of the peer is refused: {error}");
             Fault("the arena of HELLO is not acceptable")
         })?;

@@ -235,30 +235,28 @@ impl Link {
 
     pub(super) fn on_ready(self: &Arc<Self>, id: u64, place: DmbPlace, confirm: &[u8]) -> Result<(), Fault> {
         let window = usable_window(place.window).ok_or(Fault("READY names an impossible window"))?;
-        let (offer, client_dmb) = {
-            let mut state = lock(&self.state);
-            (state.their_offers.remove(&id), state.theirs.dmb(place.arena, place.slot))
-        };
+        let offer = lock(&self.state).their_offers.remove(&id);
         let Some(TheirOffer::Matched { stream, mut clc, peer_signal, handshake, entry, .. }) = offer else {
             return Err(Fault("READY without MATCH"));
         };
         let Ok(Confirmation::Confirmed { dmb, .. }) = clc.on_confirm(confirm) else {
             return Err(Fault("READY carries no CLC Confirm for its Accept"));
         };
-        {
+        let client_dmb = {
             let mut state = lock(&self.state);
             if state.received.contains_key(&dmb.token) {
                 return Err(Fault("READY repeats a token"));
             }
             state.received.insert(dmb.token, stream.clone());
-        }
+            state.theirs.claim(place.arena, place.slot, dmb.token)
+        };
         let stream = stream.upgrade();
         if let (true, Some(stream)) = (handshake, &stream) {
             stream.prelude_decided();
         }
         let client_dmb = match client_dmb {
             Ok(dmb) => dmb,
-            Err(NoDmb::Unknown) => return Err(Fault("READY names a DMB that does not exist")),
+            Err(NoDmb::Fault(fault)) => return Err(fault),
             Err(NoDmb::Lacking(reason)) => {
                 self.detach(dmb.token);
                 if let Some(stream) = stream {

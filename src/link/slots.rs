@@ -3,13 +3,16 @@
 //! A slot is free when its DETACH has come *and* its own stream is done with it (docs/protocol.md,
 //! "Tokens").
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Weak;
 
-use crate::ism::arena::{Arena, ArenaMap, DmbMemory};
+use crate::ism::arena::{Arena, ArenaMap, DmbMemory, SLOT_BYTES};
+use crate::ism::budget::{Account, Charge};
+use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::sys;
+use crate::link::Fault;
 use crate::link::lack::reason_of;
 use crate::link::stream::LinkedStream;
 use crate::sync::Arc;
@@ -18,8 +21,10 @@ use crate::transport::FallbackReason;
 /// Slots of the first arena of a link; each further one doubles, up to `MOST_SLOTS`.
 const FIRST_SLOTS: u32 = 64;
 const MOST_SLOTS: u32 = 4096;
-/// Arenas a peer may send; more than this is no use to anyone.
+/// Arenas a peer may send, and the slots of all of them together; more than this is no use to
+/// anyone.
 const MOST_ARENAS: usize = 256;
+const MOST_SLOTS_IN_ALL: u32 = 2 * CONNECTIONS;
 
 /// A slot whose token the peer holds.
 struct Given {
@@ -34,6 +39,7 @@ struct Given {
 
 /// Our own arenas; the peer's producers write there.
 pub(crate) struct OwnArenas {
+    account: Arc<Account>,
     arenas: Vec<Arena>,
     given: HashMap<u64, Given>,
 }
@@ -48,10 +54,10 @@ pub(crate) struct Allocated {
 
 impl OwnArenas {
     /// With the first arena, which HELLO carries: its control page takes the peer's interrupts.
-    pub(crate) fn new() -> io::Result<(Self, Arc<ArenaMap>, OwnedFd)> {
-        let (first, fd) = Arena::create(FIRST_SLOTS)?;
+    pub(crate) fn new(account: Arc<Account>) -> io::Result<(Self, Arc<ArenaMap>, OwnedFd)> {
+        let (first, fd) = Arena::create(FIRST_SLOTS, &account)?;
         let map = first.map().clone();
-        Ok((OwnArenas { arenas: vec![first], given: HashMap::new() }, map, fd))
+        Ok((OwnArenas { account, arenas: vec![first], given: HashMap::new() }, map, fd))
     }
 
     /// A slot for `stream`; `announce` sends the peer a further arena when one is needed.
@@ -73,7 +79,7 @@ impl OwnArenas {
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "all arenas of this link are full"));
         }
         let last = self.arenas.last().map_or(FIRST_SLOTS / 2, |arena| arena.map().slots());
-        let (arena, fd) = Arena::create((last * 2).min(MOST_SLOTS))?;
+        let (arena, fd) = Arena::create((last * 2).min(MOST_SLOTS), &self.account)?;
         let slot = arena.allocate()?.ok_or_else(|| io::Error::other("a new arena has no free slot"))?;
         // The peer numbers arenas as they come: one that was not sent has no number.
         announce(arena.map().slots(), fd)?;
@@ -148,55 +154,98 @@ impl OwnArenas {
     }
 }
 
-/// The peer's arenas, in the order they came.
-#[derive(Default)]
+/// An arena of a peer, or what this process lacked to map it.
+pub(crate) type PeerArena = Result<Arc<ArenaMap>, FallbackReason>;
+
+/// Maps an arena of the peer; no descriptor came with it if this process had none left.
+///
+/// The inner error is this process's own lack, and is told again when a DMB of the arena is named.
+///
+/// # Errors
+///
+/// What is wrong with the arena.
+pub(crate) fn map_peers(fd: Option<&OwnedFd>, slots: u32, account: &Arc<Account>) -> io::Result<PeerArena> {
+    Ok(match fd.map(|fd| ArenaMap::attach(fd, slots, account)) {
+        None => Err(FallbackReason::Descriptors),
+        Some(Ok(map)) => Ok(map),
+        Some(Err(error)) if is_the_peers(&error) => return Err(error),
+        Some(Err(error)) => Err(reason_of(&error, FallbackReason::Memory)),
+    })
+}
+
+/// The peer's arenas, in the order they came, and which of their slots are in use.
 pub(crate) struct PeerArenas {
+    account: Arc<Account>,
     /// One that this process lacked the means to map keeps its number.
-    maps: Vec<Result<Arc<ArenaMap>, FallbackReason>>,
+    maps: Vec<PeerArena>,
+    slots: u32,
+    /// What was ever claimed, by arena and slot: it counts as borrowed as long as the link lives.
+    claimed: HashMap<(u32, u32), Charge>,
+    /// By the token that names the use.
+    in_use: HashMap<u64, (u32, u32)>,
+    taken: HashSet<(u32, u32)>,
 }
 
 /// Why a DMB that the peer names can not be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoDmb {
-    /// It does not exist: the peer has broken a rule.
-    Unknown,
+    /// The peer has broken a rule.
+    Fault(Fault),
     /// This process lacks the means.
     Lacking(FallbackReason),
 }
 
 impl PeerArenas {
-    /// Takes an arena; no descriptor came with it if this process had none left.
-    ///
-    /// The inner error is this process's own lack, and is told again when a DMB of the arena is
-    /// named.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with the arena.
-    pub(crate) fn add(
-        &mut self,
-        fd: Option<&OwnedFd>,
-        slots: u32,
-    ) -> io::Result<Result<Arc<ArenaMap>, FallbackReason>> {
-        if self.maps.len() == MOST_ARENAS {
-            return Err(io::Error::other("the peer sent too many arenas"));
+    pub(crate) fn new(account: Arc<Account>) -> PeerArenas {
+        PeerArenas {
+            account,
+            maps: Vec::new(),
+            slots: 0,
+            claimed: HashMap::new(),
+            in_use: HashMap::new(),
+            taken: HashSet::new(),
         }
-        let map = match fd.map(|fd| ArenaMap::attach(fd, slots)) {
-            None => Err(FallbackReason::Descriptors),
-            Some(Ok(map)) => Ok(map),
-            Some(Err(error)) if is_the_peers(&error) => return Err(error),
-            Some(Err(error)) => Err(reason_of(&error, FallbackReason::Memory)),
-        };
-        self.maps.push(map.clone());
-        Ok(map)
     }
 
-    /// The DMB that the peer names.
-    pub(crate) fn dmb(&self, arena: u32, slot: u32) -> Result<DmbMemory, NoDmb> {
-        let map = self.maps.get(arena as usize).ok_or(NoDmb::Unknown)?;
+    /// Whether one more arena, of so many slots, may come.
+    pub(crate) fn admit(&mut self, slots: u32) -> io::Result<()> {
+        self.slots = self.slots.saturating_add(slots);
+        if self.maps.len() == MOST_ARENAS || self.slots > MOST_SLOTS_IN_ALL {
+            return Err(io::Error::other("the peer sent too many arenas"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn add(&mut self, map: PeerArena) {
+        self.maps.push(map);
+    }
+
+    /// The DMB that the peer names, for the use that `token` stands for, until
+    /// [`PeerArenas::release`].
+    pub(crate) fn claim(&mut self, arena: u32, slot: u32, token: u64) -> Result<DmbMemory, NoDmb> {
+        let map = self.maps.get(arena as usize).ok_or(NoDmb::Fault(Fault("a DMB that does not exist")))?;
         let map = map.as_ref().map_err(|reason| NoDmb::Lacking(*reason))?;
-        map.dmb(slot).ok_or(NoDmb::Unknown)?;
-        map.claim(slot).map_err(|error| NoDmb::Lacking(reason_of(&error, FallbackReason::Memory)))
+        map.dmb(slot).ok_or(NoDmb::Fault(Fault("a DMB that does not exist")))?;
+        let place = (arena, slot);
+        // Else two producers of ours would write to one ring.
+        if self.taken.contains(&place) || self.in_use.contains_key(&token) {
+            return Err(NoDmb::Fault(Fault("a DMB, or a token, that is in use")));
+        }
+        let lacking = |error| NoDmb::Lacking(reason_of(&error, FallbackReason::Memory));
+        let dmb = map.claim(slot).map_err(lacking)?;
+        if !self.claimed.contains_key(&place) {
+            self.claimed.insert(place, self.account.borrow(SLOT_BYTES).map_err(lacking)?);
+        }
+        self.taken.insert(place);
+        self.in_use.insert(token, place);
+        Ok(dmb)
+    }
+
+    /// The DMB of that token is not used any more.
+    pub(crate) fn release(&mut self, token: u64) {
+        if let Some(place) = self.in_use.remove(&token) {
+            self.taken.remove(&place);
+        }
     }
 }
 

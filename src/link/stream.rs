@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::ism::arena::{DmbMemory, DmbSegment};
+use crate::ism::budget::Account;
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Consumer, Producer, Refusal};
 use crate::link::message::Subject;
@@ -85,11 +86,26 @@ pub(crate) enum Answer {
         fd: OwnedFd,
     },
     Deny(Refusal),
+    /// A segment is to be made, not here: [`GrowingStream::lend`] has the answer.
+    Aside(Lend),
     /// That depends on what the reader does, or on what will be had then: it is to be asked again
     /// after that time.
     Later(Duration),
     /// The peer has broken a rule.
     Fault(&'static str),
+}
+
+/// A segment that is to be made and lent.
+#[derive(Clone, Debug)]
+pub(crate) struct Lend {
+    pub(crate) ask: Ask,
+    /// So many bytes, or less.
+    pub(crate) wanted: u64,
+    /// Less than this is no help.
+    pub(crate) least: u64,
+    /// How often something was lacking.
+    pub(crate) tries: u32,
+    pub(crate) account: Arc<Account>,
 }
 
 /// What became of a grant.
@@ -113,6 +129,12 @@ pub(crate) trait GrowingStream {
     /// The peer's writer wants a larger segment of our DMB.
     fn asked(&self, ask: Ask) -> Answer;
 
+    /// Makes a segment, which may take its time, and answers.
+    fn lend(&self, lend: &Lend) -> Answer;
+
+    /// No segment could be made; it is not tried again at once.
+    fn not_made(&self, lend: &Lend) -> Answer;
+
     /// A while after an [`Answer::Later`]; `None` when it needs no answer any more.
     fn ask_again(&self) -> Option<Answer>;
 
@@ -122,7 +144,7 @@ pub(crate) trait GrowingStream {
     /// The peer's writer does not use the grants up to this number any more.
     fn returned(&self, segment: u64);
 
-    /// Whether our writer waits for a grant of that number and size.
+    /// Whether our writer waits for a grant of that number and size: for one only.
     fn awaits(&self, segment: u64, bytes: u64) -> Granted;
 
     /// The peer grants our writer a segment; `None` when this process lacks the means to map it.

@@ -107,7 +107,17 @@ impl Host {
 
     /// Everything that has come, as the runtime's task would take it.
     pub(super) fn run(&mut self) {
-        while self.step() {}
+        loop {
+            self.settle();
+            if !self.step() {
+                break;
+            }
+        }
+    }
+
+    /// Waits for what is done aside.
+    fn settle(&self) {
+        self.links().iter().for_each(|link| link.account().lane().settle());
     }
 }
 
@@ -213,7 +223,13 @@ impl Lab {
 
     /// Delivers every message there is.
     pub(super) fn run(&mut self) {
-        while self.hosts[CLIENT].step() | self.hosts[SERVER].step() {}
+        loop {
+            // What comes of that is there then.
+            self.hosts.iter().for_each(Host::settle);
+            if !(self.hosts[CLIENT].step() | self.hosts[SERVER].step()) {
+                break;
+            }
+        }
     }
 
     /// An upgraded connection is left, and both ends are done with it.

@@ -1,6 +1,7 @@
 //! Peers that lie, repeat themselves, or speak out of turn (hazards H7, H8, M12): at most their own
 //! link ends.
 
+use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,9 +10,10 @@ use super::by_hand::ByHand;
 use super::bytes;
 use super::hosts::{CLIENT, Host, Lab, Pair, SERVER};
 use super::watched;
-use crate::clc::{Dmb, Eid, Gid, LocalDevice, ServerHandshake};
+use crate::clc::{Confirmation, Dmb, Eid, Gid, LocalDevice, ServerHandshake};
 use crate::config::{Config, UpgradePolicy};
 use crate::ism::arena::Arena;
+use crate::ism::budget::Account;
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::Refusal;
 use crate::ism::sys;
@@ -23,14 +25,18 @@ use crate::transport::{FallbackReason, Transport};
 
 pub(super) const SLOTS: u32 = 4;
 const DMB: usize = 4096;
+/// Of the DMB that an impostor gives away.
+pub(super) const TOKEN: u64 = 4711;
 const PLACE: DmbPlace = DmbPlace { arena: 0, slot: 0, window: DMB as u64 };
 
 /// A process that speaks the protocol by hand.
 pub(super) struct Stranger {
     pub(super) socket: OwnedFd,
-    arena: Arena,
+    pub(super) arena: Arena,
     pub(super) file: OwnedFd,
     pub(super) gid: [u8; 16],
+    /// Descriptors that came with what it has heard.
+    pub(super) got: RefCell<Vec<OwnedFd>>,
 }
 
 impl Stranger {
@@ -43,8 +49,8 @@ impl Stranger {
 
     fn on(socket: OwnedFd, gid: [u8; 16]) -> Self {
         sys::allow_rights(socket.as_fd());
-        let (arena, file) = Arena::create(SLOTS).expect("an arena");
-        Stranger { socket, arena, file, gid }
+        let (arena, file) = Arena::create(SLOTS, &Account::of_ourselves()).expect("an arena");
+        Stranger { socket, arena, file, gid, got: RefCell::default() }
     }
 
     pub(super) fn hello(&self) -> Message {
@@ -85,17 +91,20 @@ impl Stranger {
         loop {
             match sys::recv(self.socket.as_fd(), &mut buffer, 2) {
                 Ok(received) if received.len == 0 => return Err(()),
-                Ok(received) => match Message::decode(&buffer[..received.len]).expect("our own message") {
-                    Message::Hello { .. } | Message::Arena { .. } => {}
-                    message => return Ok(Some(message)),
-                },
+                Ok(received) => {
+                    self.got.borrow_mut().extend(received.carried.fds);
+                    match Message::decode(&buffer[..received.len]).expect("our own message") {
+                        Message::Hello { .. } | Message::Arena { .. } => {}
+                        message => return Ok(Some(message)),
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(_) => return Err(()),
             }
         }
     }
 
-    fn device(&self) -> LocalDevice {
+    pub(super) fn device(&self) -> LocalDevice {
         LocalDevice { gid: Gid(self.gid), eid: Eid::LOOPBACK, host: String::new() }
     }
 }
@@ -282,6 +291,28 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
                 let fds = [stranger.file.as_fd(), stranger.file.as_fd()];
                 stranger.send_with(&Message::Arena { slots: SLOTS }.encode(), &fds);
             }),
+            ("the arena of its HELLO once more", true, |stranger, _| {
+                stranger.send_with(&Message::Arena { slots: SLOTS }.encode(), &[stranger.file.as_fd()]);
+            }),
+            ("one ARENA twice", true, |stranger, _| {
+                let (_arena, file) = Arena::create(SLOTS, &Account::of_ourselves()).unwrap();
+                for _ in 0..2 {
+                    stranger.send_with(&Message::Arena { slots: SLOTS }.encode(), &[file.as_fd()]);
+                }
+            }),
+            ("the host's own arena", true, |stranger, lab| {
+                let (got, link) = (stranger.got.borrow(), &lab.hosts[SERVER].endpoint.links()[1]);
+                let slots = link.own_signals().slots();
+                stranger.send_with(&Message::Arena { slots }.encode(), &[got[1].as_fd()]);
+            }),
+            ("more slots than connections", true, |stranger, _| {
+                for _ in 0..3 {
+                    stranger.send(&Message::Arena { slots: CONNECTIONS });
+                }
+            }),
+            ("an ARENA of many TiB", true, |stranger, _| {
+                stranger.send_with(&Message::Arena { slots: u32::MAX }.encode(), &[stranger.file.as_fd()]);
+            }),
             ("an ARENA that is a socket", true, |stranger, _| {
                 let message = Message::Arena { slots: SLOTS }.encode();
                 stranger.send_with(&message, &[stranger.socket.as_fd()]);
@@ -351,16 +382,17 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
 }
 
 /// A stranger that has published the port of an innocent server.
-struct Impostor {
-    host: Host,
+pub(super) struct Impostor {
+    pub(super) host: Host,
+    tcp: TcpListener,
     listener: OwnedFd,
     _port: std::sync::Arc<crate::ism::device::PortEntry>,
-    client: Pair,
+    pub(super) client: Pair,
     innocent: TcpStream,
 }
 
 impl Impostor {
-    fn new(lab: &Lab) -> Self {
+    pub(super) fn new(lab: &Lab) -> Self {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = Host::new(&Config::new().device_dir(lab.dir.path()).dmb_size(DMB));
         let nobody = std::sync::Arc::new(ByHand::default());
@@ -371,12 +403,12 @@ impl Impostor {
         std::mem::forget(endpoint);
         let client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
         let innocent = tcp.accept().unwrap().0;
-        let client = Pair::new(client, innocent.try_clone().unwrap(), UpgradePolicy::Manual, DMB);
-        Impostor { host, listener, _port: port, client, innocent }
+        let client = Pair::new(client, innocent.try_clone().unwrap(), UpgradePolicy::Manual, 64 << 10);
+        Impostor { host, tcp, listener, _port: port, client, innocent }
     }
 
     /// Lets the client offer; returns the link and the offer.
-    fn offered(&mut self) -> (Stranger, u64, Vec<u8>) {
+    pub(super) fn offered(&mut self) -> (Stranger, u64, Vec<u8>) {
         assert!(self.client.conns[CLIENT].begin_upgrade());
         self.host.endpoint.offer(self.client.conns[CLIENT].clone());
         let socket = sys::accept(self.listener.as_fd()).unwrap().expect("a link");
@@ -387,6 +419,40 @@ impl Impostor {
         match stranger.hear() {
             Ok(Some(Message::Offer { id, clc, .. })) => (stranger, id, clc),
             other => panic!("no offer: {other:?}"),
+        }
+    }
+
+    /// Another connection to that server, which the client offers on the link to the stranger.
+    pub(super) fn offers_another(&mut self, stranger: &Stranger) -> (Pair, u64, Vec<u8>) {
+        let client = TcpStream::connect(self.tcp.local_addr().unwrap()).unwrap();
+        let pair = Pair::new(client, self.tcp.accept().unwrap().0, UpgradePolicy::Manual, DMB);
+        assert!(pair.conns[CLIENT].begin_upgrade());
+        self.host.endpoint.offer(pair.conns[CLIENT].clone());
+        while self.host.step() {}
+        loop {
+            match stranger.hear() {
+                Ok(Some(Message::Offer { id, clc, .. })) => return (pair, id, clc),
+                Ok(Some(_)) => {}
+                other => panic!("no offer: {other:?}"),
+            }
+        }
+    }
+
+    /// Upgrades the client's connection with the stranger, who has found out the server's cookie;
+    /// returns the token of the client's DMB.
+    pub(super) fn upgraded(&mut self) -> (Stranger, u64) {
+        let (stranger, id, proposal) = self.offered();
+        let cookie = sys::cookie(self.innocent.as_fd()).unwrap();
+        let mut server = ServerHandshake::on_proposal(&stranger.device(), &proposal).expect("a Proposal");
+        let slot = stranger.arena.allocate().unwrap().expect("a slot");
+        let clc = server.accept(Dmb { token: TOKEN, bytes: DMB as u32 }, 256, true).unwrap();
+        let dmb = DmbPlace { arena: 0, slot, window: 1 << 20 };
+        stranger.send(&Message::Match { id, signal: 3, dmb, cookie, clc });
+        self.host.run();
+        let Ok(Some(Message::Ready { clc, .. })) = stranger.hear() else { panic!("no READY") };
+        match server.on_confirm(&clc) {
+            Ok(Confirmation::Confirmed { dmb, .. }) => (stranger, dmb.token),
+            other => panic!("no Confirm: {other:?}"),
         }
     }
 
@@ -410,7 +476,7 @@ impl Impostor {
 fn matching(impostor: &Impostor, stranger: &Stranger, id: u64, proposal: &[u8], cookie: u64) -> Message {
     let mut server = ServerHandshake::on_proposal(&stranger.device(), proposal).expect("a Proposal");
     let slot = stranger.arena.allocate().unwrap().expect("a slot");
-    let clc = server.accept(Dmb { token: 4711, bytes: DMB as u32 }, 256, true).unwrap();
+    let clc = server.accept(Dmb { token: TOKEN, bytes: DMB as u32 }, 256, true).unwrap();
     let _ = impostor;
     Message::Match { id, signal: 3, dmb: DmbPlace { slot, ..PLACE }, cookie, clc }
 }

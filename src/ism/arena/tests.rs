@@ -7,9 +7,14 @@ use super::super::ring::{Consumer, Producer};
 use super::*;
 use crate::sync::Ordering;
 
+/// As if everybody were another link.
+fn link() -> Arc<Account> {
+    Account::of_ourselves()
+}
+
 /// A mapping of the arena as the peer has it.
 fn attach(file: &OwnedFd, slots: u32) -> Arc<ArenaMap> {
-    ArenaMap::attach(file, slots).unwrap()
+    ArenaMap::attach(file, slots, &link()).unwrap()
 }
 
 fn get(segment: &DmbSegment, offset: usize, len: usize) -> Vec<u8> {
@@ -43,41 +48,44 @@ fn the_parts_are_disjoint_and_fill_the_file() {
 #[test]
 fn impossible_sizes_are_refused() {
     for slots in [0, CONNECTIONS + 1, u32::MAX] {
-        let error = Arena::create(slots).unwrap_err();
+        let error = Arena::create(slots, &link()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
     }
-    let (_segment, file) = DmbSegment::create(1 << 16).unwrap();
+    let (_segment, file) = DmbSegment::create(1 << 16, &link()).unwrap();
     for bytes in [0, 1, 2048, 4095, 4097, 12288, 2 << 30, u64::MAX, 1 << 63] {
-        let error = DmbSegment::attach(&file, bytes).unwrap_err();
+        let error = DmbSegment::attach(&file, bytes, &link()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
     }
 }
 
 #[test]
 fn only_what_was_announced_can_be_attached() {
-    let (_arena, file) = Arena::create(8).unwrap();
-    ArenaMap::attach(&file, 8).unwrap();
+    let (_arena, file) = Arena::create(8, &link()).unwrap();
+    ArenaMap::attach(&file, 8, &link()).unwrap();
     for slots in [40, 100, 4096] {
-        let error = ArenaMap::attach(&file, slots).unwrap_err();
+        let error = ArenaMap::attach(&file, slots, &link()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
     }
-    assert_eq!(ArenaMap::attach(&file, 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-    let (_segment, segment) = DmbSegment::create(1 << 16).unwrap();
-    DmbSegment::attach(&segment, 1 << 16).unwrap();
-    assert_eq!(DmbSegment::attach(&segment, 1 << 17).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    assert_eq!(ArenaMap::attach(&file, 0, &link()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    let (_segment, segment) = DmbSegment::create(1 << 16, &link()).unwrap();
+    DmbSegment::attach(&segment, 1 << 16, &link()).unwrap();
+    assert_eq!(
+        DmbSegment::attach(&segment, 1 << 17, &link()).unwrap_err().kind(),
+        io::ErrorKind::InvalidData
+    );
 
     // The right size, but its maker could still shrink it under our feet.
     let flags = rustix::fs::MemfdFlags::ALLOW_SEALING;
     let loose = rustix::fs::memfd_create(c"loose", flags).unwrap();
     rustix::fs::ftruncate(&loose, Layout::new(8).unwrap().total as u64).unwrap();
-    assert_eq!(ArenaMap::attach(&loose, 8).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    assert_eq!(ArenaMap::attach(&loose, 8, &link()).unwrap_err().kind(), io::ErrorKind::InvalidData);
     rustix::fs::ftruncate(&loose, 1 << 16).unwrap();
-    assert_eq!(DmbSegment::attach(&loose, 1 << 16).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    assert_eq!(DmbSegment::attach(&loose, 1 << 16, &link()).unwrap_err().kind(), io::ErrorKind::InvalidData);
 }
 
 #[test]
 fn slots_run_out_and_come_back() {
-    let (arena, _file) = Arena::create(3).unwrap();
+    let (arena, _file) = Arena::create(3, &link()).unwrap();
     let taken: Vec<_> = (0..3).map(|_| arena.allocate().unwrap().unwrap()).collect();
     assert_eq!(taken, [0, 1, 2]);
     assert_eq!(arena.allocate().unwrap(), None);
@@ -92,7 +100,7 @@ fn slots_run_out_and_come_back() {
 
 #[test]
 fn a_slot_released_twice_is_free_once() {
-    let (arena, _file) = Arena::create(2).unwrap();
+    let (arena, _file) = Arena::create(2, &link()).unwrap();
     let slot = arena.allocate().unwrap().unwrap();
     arena.release(slot);
     // Debug builds say so.
@@ -105,12 +113,12 @@ fn a_slot_released_twice_is_free_once() {
 
 #[test]
 fn both_mappings_are_one_memory() {
-    let (arena, file) = Arena::create(4).unwrap();
+    let (arena, file) = Arena::create(4, &link()).unwrap();
     arena.allocate().unwrap();
     let slot = arena.allocate().unwrap().unwrap();
     let (ours, theirs) = (arena.map().dmb(slot).unwrap(), attach(&file, 4).claim(slot).unwrap());
-    let (larger, file) = DmbSegment::create(1 << 16).unwrap();
-    let mapped = DmbSegment::attach(&file, 1 << 16).unwrap();
+    let (larger, file) = DmbSegment::create(1 << 16, &link()).unwrap();
+    let mapped = DmbSegment::attach(&file, 1 << 16, &link()).unwrap();
     // From here on nobody needs a descriptor.
     drop(file);
     for (here, there) in [(ours.first(), theirs.first()), (larger, mapped)] {
@@ -128,10 +136,10 @@ fn both_mappings_are_one_memory() {
 
 #[test]
 fn copies_cannot_leave_their_segment() {
-    let (arena, _file) = Arena::create(2).unwrap();
+    let (arena, _file) = Arena::create(2, &link()).unwrap();
     let slot = arena.allocate().unwrap().unwrap();
     let first = arena.map().dmb(slot).unwrap().first();
-    let (larger, _file) = DmbSegment::create(1 << 16).unwrap();
+    let (larger, _file) = DmbSegment::create(1 << 16, &link()).unwrap();
     for (segment, size) in [(&first, 4096), (&larger, 1 << 16)] {
         for (offset, len) in [(size, 1), (size - 1, 2), (1, size), (usize::MAX, 2), (usize::MAX, 1)] {
             let src = vec![0; len];
@@ -145,7 +153,7 @@ fn copies_cannot_leave_their_segment() {
 
 #[test]
 fn nothing_of_a_connection_remains_in_its_slot() {
-    let (arena, file) = Arena::create(4).unwrap();
+    let (arena, file) = Arena::create(4, &link()).unwrap();
     let slots: Vec<_> = (0..3).map(|_| arena.allocate().unwrap().unwrap()).collect();
     for slot in &slots {
         let dmb = arena.map().dmb(*slot).unwrap();
@@ -184,7 +192,7 @@ fn nothing_of_a_connection_remains_in_its_slot() {
 
 #[test]
 fn memory_is_taken_before_it_is_touched_and_not_earlier() {
-    let (arena, file) = Arena::create(1000).unwrap();
+    let (arena, file) = Arena::create(1000, &link()).unwrap();
     assert_eq!(committed(&file), CONTROL_BYTES as u64);
     let before = committed(&file);
     for _ in 0..100 {
@@ -196,38 +204,107 @@ fn memory_is_taken_before_it_is_touched_and_not_earlier() {
     let (before, theirs) = (committed(&file), attach(&file, 1000));
     theirs.claim(99).unwrap().first().copy_in(0, &[1; SMALLEST_SEGMENT]);
     assert_eq!(committed(&file), before);
-    let (_segment, file) = DmbSegment::create(1 << 20).unwrap();
+    let (_segment, file) = DmbSegment::create(1 << 20, &link()).unwrap();
     assert_eq!(committed(&file), 1 << 20, "of a segment all is there at once");
 }
 
 #[test]
 fn a_slot_whose_pages_the_peer_took_away_works_again() {
-    let (arena, file) = Arena::create(4).unwrap();
+    let (arena, file) = Arena::create(4, &link()).unwrap();
     let slot = arena.allocate().unwrap().unwrap();
     arena.release(slot);
     sys::punch(file.as_fd(), 0, arena.map().layout.total as u64).unwrap();
     assert_eq!(committed(&file), 0);
     assert_eq!(arena.allocate().unwrap(), Some(slot));
     assert!(committed(&file) >= 8192, "header and first segment");
+    assert!(arena.map().has_memory(slot).unwrap());
+}
+
+#[test]
+fn a_peer_that_does_not_pay_for_its_arena_makes_nobody_else_pay() {
+    let (arena, file) = Arena::create(4, &link()).unwrap();
+    let (paid, unpaid) = (arena.allocate().unwrap().unwrap(), 3);
     let theirs = attach(&file, 4);
-    assert!(committed(&file) >= 8192 + CONTROL_BYTES as u64, "attaching allocates the signal bits");
-    assert!(theirs.signals().is_idle());
+    let before = committed(&file);
+    theirs.claim(paid).unwrap();
+    assert_eq!(theirs.claim(unpaid).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+    drop(theirs);
+    assert_eq!(committed(&file), before);
+    sys::punch(file.as_fd(), 0, arena.map().layout.total as u64).unwrap();
+    assert_eq!(arena.map().claim(paid).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+    // What is sent first has no signal bits.
+    let (sparse, file) = Arena::create(4, &link()).unwrap();
+    sys::punch(file.as_fd(), 0, sparse.map().layout.total as u64).unwrap();
+    assert_eq!(ArenaMap::attach(&file, 4, &link()).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+    assert_eq!(committed(&file), 0, "looking allocates nothing");
+}
+
+#[test]
+fn a_memory_file_has_one_use() {
+    let (here, there, elsewhere) = (link(), link(), link());
+    let stranger = Account::of(&sys::PeerCred { pid: 0, uid: 0, gid: 0 });
+    let (_arena, arena) = Arena::create(4, &here).unwrap();
+    let (_segment, segment) = DmbSegment::create(1 << 16, &here).unwrap();
+    let refused = |account: &Arc<Account>| {
+        let errors = [
+            ArenaMap::attach(&arena, 4, account).unwrap_err(),
+            DmbSegment::attach(&segment, 1 << 16, account).unwrap_err(),
+        ];
+        assert!(errors.iter().all(|error| error.kind() == io::ErrorKind::InvalidData), "{errors:?}");
+    };
+    // Our own sent back, on its own link or by another process.
+    refused(&here);
+    refused(&stranger);
+    let first = ArenaMap::attach(&arena, 4, &there).unwrap();
+    let second = DmbSegment::attach(&segment, 1 << 16, &there).unwrap();
+    // Another descriptor of the same file is no other file.
+    for account in [&there, &elsewhere, &stranger] {
+        refused(account);
+        let again = [&arena, &segment].map(|file| file.try_clone().unwrap());
+        assert!(ArenaMap::attach(&again[0], 4, account).is_err());
+        assert!(DmbSegment::attach(&again[1], 1 << 16, account).is_err());
+    }
+    drop((first, second));
+    there.lane().settle();
+    ArenaMap::attach(&arena, 4, &elsewhere).unwrap();
+    DmbSegment::attach(&segment, 1 << 16, &elsewhere).unwrap();
+}
+
+#[test]
+fn what_is_counted_is_given_back_when_it_is_unmapped() {
+    let (lender, borrower) = (link(), link());
+    let room = || [&lender, &borrower].map(|account| account.taken());
+    let (arena, _file) = Arena::create(4, &lender).unwrap();
+    let (ours, file) = DmbSegment::create(1 << 16, &lender).unwrap();
+    let theirs = DmbSegment::attach(&file, 1 << 16, &borrower).unwrap();
+    let control = CONTROL_BYTES as u64;
+    assert_eq!(room(), [[control + (1 << 16), 0], [0, 1 << 16]]);
+    let slot = arena.allocate().unwrap().unwrap();
+    arena.release(slot);
+    arena.allocate().unwrap().unwrap();
+    assert_eq!(room()[0][0], control + (1 << 16) + SLOT_BYTES as u64, "a slot counts once");
+    drop((ours, theirs, arena));
+    lender.lane().settle();
+    borrower.lane().settle();
+    assert_eq!(room(), [[0, 0]; 2]);
 }
 
 #[test]
 fn a_segment_without_its_memory_is_refused() {
-    let (_segment, file) = DmbSegment::create(1 << 16).unwrap();
+    let (_segment, file) = DmbSegment::create(1 << 16, &link()).unwrap();
     sys::punch(file.as_fd(), 4096, 4096).unwrap();
-    assert_eq!(DmbSegment::attach(&file, 1 << 16).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+    assert_eq!(DmbSegment::attach(&file, 1 << 16, &link()).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
     assert_eq!(committed(&file), (1 << 16) - 4096, "nothing was paid for it");
 }
 
 #[test]
 fn a_segment_that_its_owner_is_done_with_costs_him_nothing() {
-    let (ours, file) = DmbSegment::create(1 << 16).unwrap();
-    let theirs = DmbSegment::attach(&file, 1 << 16).unwrap();
+    let lender = link();
+    let (ours, file) = DmbSegment::create(1 << 16, &lender).unwrap();
+    let theirs = DmbSegment::attach(&file, 1 << 16, &link()).unwrap();
     theirs.copy_in(0, b"late");
     drop(ours);
+    lender.lane().settle();
     assert_eq!(committed(&file), 0, "though the peer has it mapped, and its file open");
     // A producer that is late writes where nobody reads.
     theirs.copy_in(100, b"later");
@@ -236,11 +313,11 @@ fn a_segment_that_its_owner_is_done_with_costs_him_nothing() {
 
 #[test]
 fn neither_a_forked_child_nor_a_core_dump_gets_the_memory() {
-    let (arena, _file) = Arena::create(4).unwrap();
-    let (segment, _file) = DmbSegment::create(1 << 16).unwrap();
+    let (arena, _file) = Arena::create(4, &link()).unwrap();
+    let (segment, _file) = DmbSegment::create(1 << 16, &link()).unwrap();
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     for mapping in [&arena.map().mapping, &segment.mapping] {
-        let start = format!("{:x}-", mapping.map.as_ptr() as usize);
+        let start = format!("{:x}-", mapping.base.as_ptr() as usize);
         let ours = smaps.lines().skip_while(|line| !line.starts_with(&start));
         let flags = ours.clone().find(|line| line.starts_with("VmFlags:")).unwrap();
         for wanted in ["dc", "dd", "sh"] {
@@ -251,7 +328,7 @@ fn neither_a_forked_child_nor_a_core_dump_gets_the_memory() {
 
 #[test]
 fn threads_share_slots_without_meeting() {
-    let (arena, _file) = Arena::create(8).unwrap();
+    let (arena, _file) = Arena::create(8, &link()).unwrap();
     std::thread::scope(|scope| {
         for thread in 0..4u8 {
             let arena = &arena;
@@ -276,7 +353,7 @@ fn threads_share_slots_without_meeting() {
 #[test]
 fn a_ring_runs_through_two_mappings() {
     const TOTAL: usize = 8 << 20;
-    let (arena, file) = Arena::create(2).unwrap();
+    let (arena, file) = Arena::create(2, &link()).unwrap();
     let slot = arena.allocate().unwrap().unwrap();
     let theirs = attach(&file, 2).claim(slot).unwrap();
     let byte = |position: usize| (position.wrapping_mul(31) >> 3) as u8;
@@ -295,7 +372,7 @@ fn a_ring_runs_through_two_mappings() {
                 tell_reader.send(bytes).unwrap();
             }
             if let Ok((number, bytes, file)) = grants.try_recv() {
-                assert!(producer.granted(number, DmbSegment::attach(&file, bytes).unwrap()));
+                assert!(producer.granted(number, DmbSegment::attach(&file, bytes, &link()).unwrap()));
             }
             if written == 0 {
                 assert!(std::time::Instant::now() < deadline, "stuck at {position}");
@@ -308,7 +385,7 @@ fn a_ring_runs_through_two_mappings() {
     let mut position = 0;
     while position < TOTAL {
         if let Ok(bytes) = wishes.try_recv() {
-            let (segment, file) = DmbSegment::create(bytes as usize).unwrap();
+            let (segment, file) = DmbSegment::create(bytes as usize, &link()).unwrap();
             let _ = tell_writer.send((consumer.lend(segment), bytes, file));
         }
         let mut buf = Vec::with_capacity(7000);

@@ -55,6 +55,8 @@ enum Growth {
     Wanted(u64),
     /// The receiver was asked, and has not answered.
     Asked,
+    /// It has answered with the grant of this number, which is being mapped.
+    Comes(u64),
 }
 
 /// What came of [`Producer::shrink`].
@@ -227,9 +229,24 @@ impl<M: Memory> Producer<M> {
         Some(bytes)
     }
 
+    /// A grant of that number has come, and is to be mapped before it is
+    /// [`granted`](Producer::granted) or [`declined`](Producer::declined). `false`: it was not
+    /// asked for.
+    pub(crate) fn expects(&mut self, number: u64) -> bool {
+        let asked = self.growth == Growth::Asked && number > self.latest;
+        if asked {
+            self.growth = Growth::Comes(number);
+        }
+        asked
+    }
+
     /// Whether a grant of that number would answer what was asked.
-    pub(crate) fn awaits(&self, number: u64) -> bool {
-        self.growth == Growth::Asked && number > self.latest
+    fn awaits(&self, number: u64) -> bool {
+        match self.growth {
+            Growth::Asked => number > self.latest,
+            Growth::Comes(coming) => number == coming,
+            Growth::Content | Growth::Wanted(_) => false,
+        }
     }
 
     /// The receiver has lent `segment` under that number. `false`: it was not asked to.
@@ -275,7 +292,7 @@ impl<M: Memory> Producer<M> {
             self.hop(FIRST, None);
         }
         self.next = None;
-        if self.growth != Growth::Asked {
+        if !matches!(self.growth, Growth::Asked | Growth::Comes(_)) {
             // Else the answer is still to come; a grant has a higher number.
             self.growth = Growth::Content;
         }

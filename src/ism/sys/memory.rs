@@ -1,7 +1,9 @@
 //! Sealed memory files: what an arena is made of.
+#![expect(unsafe_code, reason = "mincore, which rustix lacks")]
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
 
 use rustix::fs::{FallocateFlags, FileType, MemfdFlags, OFlags, SealFlags};
 use rustix::io::{Errno, retry_on_intr};
@@ -39,7 +41,25 @@ pub(crate) fn memfd_sealed(bytes: u64) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// What names a file as long as it exists, by whatever descriptor: its device and its inode. A
+/// memory file's numbers are not used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    pub(crate) fn of(fd: BorrowedFd<'_>) -> io::Result<FileId> {
+        let stat = rustix::fs::fstat(fd)?;
+        // Their types depend on the architecture.
+        Ok(FileId { device: stat.st_dev as u64, inode: stat.st_ino as u64 })
+    }
+}
+
 /// Checks that `fd`, which came from a peer, is a writable sealed memory file of exactly `bytes`.
+///
+/// Takes none of the file's locks, which the peer may hold.
 ///
 /// # Errors
 ///
@@ -92,6 +112,28 @@ pub(crate) fn memory_of(fd: BorrowedFd<'_>) -> io::Result<u64> {
 pub(crate) fn fallocate(fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> io::Result<()> {
     retry_on_intr(|| rustix::fs::fallocate(fd, FallocateFlags::KEEP_SIZE, offset, bytes))?;
     Ok(())
+}
+
+/// Whether all these bytes of a mapped file are in memory; without touching them, which would give
+/// them what is missing. What was swapped out is not.
+pub(crate) fn is_resident(start: NonNull<u8>, bytes: usize) -> io::Result<bool> {
+    let page = rustix::param::page_size();
+    let first = start.as_ptr() as usize / page * page;
+    let pages = (start.as_ptr() as usize + bytes - first).div_ceil(page);
+    let mut each = [0_u8; 64];
+    for from in (0..pages).step_by(each.len()) {
+        let many = each.len().min(pages - from);
+        let at = (first + from * page) as *mut libc::c_void;
+        // SAFETY: mincore reads no memory at that address, and refuses one where nothing is mapped.
+        // It writes a byte for each page to `each`, which has room for `many`.
+        if unsafe { libc::mincore(at, many * page, each.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if each[..many].iter().any(|page| page & 1 == 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Takes the pages of the range away, as a peer may; it reads as zeros until written again.

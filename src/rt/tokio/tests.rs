@@ -19,8 +19,8 @@ use crate::link::look;
 use crate::link::message::Subject;
 use crate::link::search::Unsettled;
 use crate::link::stream::{
-    Answer, Ask, Death, Granted, GrowingStream, InterruptHandler, LinkedStream, Prelude, ReceiveDmb, SendDmb,
-    Standing, Verdict,
+    Answer, Ask, Death, Granted, GrowingStream, InterruptHandler, Lend, LinkedStream, Prelude, ReceiveDmb,
+    SendDmb, Standing, Verdict,
 };
 use crate::listener::SmcListener;
 use crate::peer::PeerPolicy;
@@ -232,6 +232,16 @@ impl GrowingStream for Faulty {
     }
 
     fn asked(&self, _: Ask) -> Answer {
+        fail();
+        Answer::Deny(Refusal::Memory)
+    }
+
+    fn lend(&self, _: &Lend) -> Answer {
+        fail();
+        Answer::Deny(Refusal::Memory)
+    }
+
+    fn not_made(&self, _: &Lend) -> Answer {
         fail();
         Answer::Deny(Refusal::Memory)
     }
