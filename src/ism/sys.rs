@@ -22,7 +22,6 @@ pub(crate) use memory::punch;
 pub(crate) use memory::{fallocate, memfd_sealed, memory_of, verify_memfd};
 #[cfg(test)]
 pub(crate) use process::overflow_uid;
-#[cfg(feature = "blocking")]
 pub(crate) use process::without_signals;
 pub(crate) use process::{
     effective_uid, hostname, involuntary_switches, is_user, monotonic, monotonic_ns, random_bytes,

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::clc::{Eid, Gid, LocalDevice};
 use crate::config::Config;
-use crate::ism::device::{Device, EndpointEntry, EndpointId, PortEntry};
+use crate::ism::device::{Device, EndpointEntry, EndpointId, OnPort, PortEntry};
 use crate::ism::sys;
 use crate::link::accepted::AcceptedStreams;
 use crate::link::lack::reason_of;
@@ -75,11 +75,17 @@ pub(crate) struct Endpoint {
     timers: Arc<Timers>,
 }
 
+/// Why a stream stays on TCP when nobody that might be admitted listens on its peer's port.
+fn nobody_on_port(found: &OnPort) -> FallbackReason {
+    if found.others { FallbackReason::PeerPolicy } else { FallbackReason::NoSmcListener }
+}
+
 impl Endpoint {
     /// Enters the device directory of `config`.
     pub(crate) fn open(config: &Config, reactor: Arc<dyn Reactor>) -> io::Result<Endpoint> {
         let device = Device::open(config.directory())?;
         let entry = device.create_endpoint()?;
+        device.tidy_later(entry.id());
         let clc = LocalDevice { gid: Gid(device.gid()), eid: Eid::LOOPBACK, host: sys::hostname() };
         let busy_poll = if sys::usable_cpus() > 1 { config.busy_poll } else { Duration::ZERO };
         Ok(Endpoint {
@@ -215,12 +221,14 @@ impl Endpoint {
         self.let_in(stream.peer_policy());
         let subject = stream.subject()?;
         proof::suitable(subject.tuple)?;
-        let mut candidates = self.device.endpoints_on_port(subject.tuple.remote.port()).map_err(|error| {
+        let found = self.device.endpoints_on_port(subject.tuple.remote.port()).map_err(|error| {
             crate::trace::warning!("the device directory does not list a port: {error}");
             reason_of(&error, FallbackReason::NoDevice)
         })?;
+        let nobody = nobody_on_port(&found);
+        let mut candidates = found.endpoints;
         match (candidates.pop(), candidates.is_empty()) {
-            (None, _) => Err(FallbackReason::NoSmcListener),
+            (None, _) => Err(nobody),
             (Some(only), true) => {
                 self.link_to(only)?.offer(stream.clone());
                 Ok(())
@@ -259,13 +267,16 @@ impl Endpoint {
                 crate::trace::warning!("no loopback-ism device: {error}");
                 reason_of(&error, FallbackReason::NoDevice)
             })?;
-        if found.is_empty() { Err(FallbackReason::NoSmcListener) } else { Ok(()) }
+        if found.endpoints.is_empty() { Err(nobody_on_port(&found)) } else { Ok(()) }
     }
 
     /// Opens a connection to another endpoint of the device.
     pub(crate) fn connect(&self, peer: EndpointId) -> Result<OwnedFd, FallbackReason> {
         self.device.connect(peer).map_err(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => FallbackReason::NoSmcListener,
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
+                self.device.bury_later();
+                FallbackReason::NoSmcListener
+            }
             // Too many wait there to be accepted.
             io::ErrorKind::WouldBlock => FallbackReason::Limit,
             _ => {

@@ -37,7 +37,6 @@ pub(crate) fn is_user(uid: u32, me: u32) -> bool {
 
 /// Does `work` with all signals of this thread blocked: a thread that it starts inherits that, and
 /// takes none that the program waits for elsewhere.
-#[cfg(feature = "blocking")]
 pub(crate) fn without_signals<R>(work: impl FnOnce() -> R) -> R {
     let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
