@@ -26,6 +26,7 @@ pub(crate) mod roster;
 pub(crate) mod search;
 mod serve;
 mod server;
+pub(crate) mod shares;
 pub(crate) mod slots;
 pub(crate) mod stream;
 pub(crate) mod tally;
@@ -49,6 +50,7 @@ use crate::link::lack::reason_of;
 use crate::link::message::{DmbPlace, Message, Subject};
 use crate::link::outbox::{Flusher, Outbox};
 use crate::link::reactor::Watched;
+use crate::link::shares::Holder;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
 use crate::link::stream::{Death, LinkedStream};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
@@ -145,6 +147,8 @@ pub(crate) struct Link {
     state: Mutex<State, rank::LinkState>,
     /// Of the descriptors that links may have.
     _place: LinkPlace,
+    /// Of the links that its peer may have.
+    share: Holder<Weak<Link>>,
     /// A fault or limit of this end made it hang up.
     faulty: AtomicBool,
     /// Whose fault it was that the link ended, if it was one.
@@ -170,7 +174,11 @@ pub(crate) struct Link {
 
 impl Link {
     /// Starts a link on a connected socket and queues HELLO.
-    pub(crate) fn new(endpoint: &Arc<Endpoint>, socket: Arc<dyn Watched>) -> io::Result<Arc<Link>> {
+    pub(crate) fn new(
+        endpoint: &Arc<Endpoint>,
+        socket: Arc<dyn Watched>,
+        share: Holder<Weak<Link>>,
+    ) -> io::Result<Arc<Link>> {
         budget::spare_the_last(socket.as_fd().as_raw_fd(), Need::Lasting)?;
         let place = budget::place_for_link()?;
         let credentials = sys::peer_cred(socket.as_fd())?;
@@ -185,6 +193,7 @@ impl Link {
             outbox: Outbox::default(),
             own_signals: first,
             _place: place,
+            share,
             peer: OnceLock::new(),
             entries: Mutex::default(),
             state: Mutex::new(State {
@@ -211,6 +220,9 @@ impl Link {
             death: AtomicU8::new(0),
             task: Mutex::default(),
         });
+        if !link.share.is(Arc::downgrade(&link)) {
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "others had to have its place"));
+        }
         let hello = Message::Hello {
             link_id: link.id,
             endpoint: endpoint.id().0,

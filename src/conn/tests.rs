@@ -5,6 +5,7 @@
 mod aborts;
 mod by_hand;
 mod faults;
+mod greedy;
 mod growth;
 mod handshake;
 mod hosts;

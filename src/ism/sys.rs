@@ -14,7 +14,7 @@ mod seqpacket;
 mod socket;
 mod tcp;
 
-pub(crate) use diag::{canonical, owner_of, waits_for_accept};
+pub(crate) use diag::{canonical, is_held, owner_of, waits_for_accept};
 pub(crate) use event::{arm_timer, clear_timer, eventfd, has_hung_up, is_eventfd, is_ready, ring, timerfd};
 pub(crate) use means::{Means, descriptor_limit, largest_file, means, most_mappings, tcp_buffers};
 #[cfg(test)]
