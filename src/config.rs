@@ -86,6 +86,9 @@ const SMALLEST_DMB_SIZE: usize = 4 << 10;
 const LARGEST_DMB_SIZE: usize = 64 << 20;
 const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(50);
 const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(200);
+const DEFAULT_MAX_LINKS: usize = 1024;
+const DEFAULT_PEER_TIMEOUT: Duration = Duration::from_secs(30);
+const LONGEST_PEER_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Settings of streams and listeners.
 ///
@@ -102,6 +105,8 @@ const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(200);
 /// | `SMC_LO_DMB_SIZE` | bytes of a DMB's largest segment ([`dmb_size`](Config::dmb_size)) | 4194304 |
 /// | `SMC_LO_MEMORY` | bytes that all rings may take ([`memory_limit`](Config::memory_limit)) | a quarter |
 /// | `SMC_LO_BUSY_POLL_US` | longest polling window, in µs ([`busy_poll`](Config::busy_poll)) | 50 |
+/// | `SMC_LO_MAX_LINKS` | links of a process ([`max_links`](Config::max_links)) | 1024 |
+/// | `SMC_LO_PEER_TIMEOUT_MS` | patience with a silent peer, in ms ([`peer_timeout`](Config::peer_timeout)) | 30000 |
 ///
 /// Whom to trust ([`peer_policy`](Config::peer_policy)) and how long connect waits for the
 /// handshake ([`handshake_timeout`](Config::handshake_timeout)) are set in code only.
@@ -126,6 +131,8 @@ pub struct Config {
     pub(crate) device_dir: Option<Arc<Path>>,
     pub(crate) handshake_timeout: Duration,
     pub(crate) memory_limit: Option<u64>,
+    pub(crate) max_links: usize,
+    pub(crate) peer_timeout: Duration,
 }
 
 impl Default for Config {
@@ -146,6 +153,8 @@ impl Config {
             device_dir: None,
             handshake_timeout: DEFAULT_HANDSHAKE_TIMEOUT,
             memory_limit: None,
+            max_links: DEFAULT_MAX_LINKS,
+            peer_timeout: DEFAULT_PEER_TIMEOUT,
         }
     }
 
@@ -162,6 +171,12 @@ impl Config {
             config.busy_poll = Duration::from_micros(micros);
         }
         config.memory_limit = variable("SMC_LO_MEMORY");
+        if let Some(links) = variable("SMC_LO_MAX_LINKS") {
+            config.max_links = links;
+        }
+        if let Some(millis) = variable("SMC_LO_PEER_TIMEOUT_MS") {
+            config = config.peer_timeout(Duration::from_millis(millis));
+        }
         config.device_dir =
             env::var_os("SMC_LO_DIR").filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).into());
         config
@@ -239,6 +254,36 @@ impl Config {
     #[must_use]
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.memory_limit = Some(bytes);
+        self
+    }
+
+    /// Sets how many links to endpoints of other processes this one may have; 1024 if nothing is
+    /// set. A quarter of the process's descriptors is a limit besides (`RLIMIT_NOFILE`; a link
+    /// holds three).
+    ///
+    /// When all are in use, the process that has the most gives its latest one up to one that has
+    /// fewer; users that are not ours have half of them at most. Streams that get none stay on TCP,
+    /// with [`FallbackReason::Limit`](crate::FallbackReason::Limit) or
+    /// [`Descriptors`](crate::FallbackReason::Descriptors).
+    ///
+    /// It belongs to the runtime: the first configuration used there with a device directory
+    /// decides.
+    #[must_use]
+    pub fn max_links(mut self, links: usize) -> Self {
+        self.max_links = links;
+        self
+    }
+
+    /// Sets for how long a peer may say nothing and keep something of this process: a descriptor of
+    /// a link that is not greeted, of a question that is not answered, of a closed stream whose
+    /// last bytes are not sent. 30 seconds if nothing is set, a day at most.
+    ///
+    /// Streams that waited for it stay on TCP, with
+    /// [`FallbackReason::NoAnswer`](crate::FallbackReason::NoAnswer). None that is upgraded ends by
+    /// it. It belongs to the runtime, as [`max_links`](Config::max_links).
+    #[must_use]
+    pub fn peer_timeout(mut self, timeout: Duration) -> Self {
+        self.peer_timeout = timeout.min(LONGEST_PEER_TIMEOUT);
         self
     }
 

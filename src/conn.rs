@@ -10,6 +10,7 @@
 pub(crate) mod close;
 pub(crate) mod connection;
 mod descriptor;
+pub(crate) mod deserted;
 mod effects;
 pub(crate) mod growth;
 mod linked;

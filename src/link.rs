@@ -30,6 +30,7 @@ pub(crate) mod roster;
 pub(crate) mod search;
 mod serve;
 mod server;
+pub(crate) mod shares;
 pub(crate) mod slots;
 pub(crate) mod stream;
 pub(crate) mod tally;
@@ -54,6 +55,7 @@ use crate::link::lack::reason_of;
 use crate::link::message::{DmbPlace, Message, Subject};
 use crate::link::outbox::{Flusher, Outbox};
 use crate::link::reactor::Watched;
+use crate::link::shares::Holder;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
 use crate::link::stream::{Death, LinkedStream};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
@@ -159,6 +161,8 @@ pub(crate) struct Link {
     state: Mutex<State, rank::LinkState>,
     /// Of the descriptors that links may have.
     _place: LinkPlace,
+    /// Of the links that its peer may have.
+    share: Holder<Weak<Link>>,
     /// A fault or limit of this end made it hang up.
     faulty: AtomicBool,
     /// Whose fault it was that the link ended, if it was one.
@@ -197,6 +201,7 @@ impl Link {
         endpoint: &Arc<Endpoint>,
         socket: Arc<ControlSocket>,
         opened: Opened,
+        share: Holder<Weak<Link>>,
     ) -> io::Result<Arc<Link>> {
         budget::spare_the_last(socket.as_fd().as_raw_fd(), Need::Lasting)?;
         let place = budget::place_for_link()?;
@@ -220,6 +225,7 @@ impl Link {
             outbox: Outbox::default(),
             own_signals: first,
             _place: place,
+            share,
             peer: OnceLock::new(),
             entries: Mutex::default(),
             state: Mutex::new(State {
@@ -247,6 +253,9 @@ impl Link {
             death: AtomicU8::new(0),
             task: Mutex::default(),
         });
+        if !link.share.is(Arc::downgrade(&link)) {
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "others had to have its place"));
+        }
         let begun = match opened {
             Opened::Here => sys::send(link.socket(), &Message::Link.encode(), &[]),
             Opened::ByPeer => link.send_hello(endpoint),

@@ -258,6 +258,19 @@ fn smc_lo_memory_limits_what_rings_take() {
     });
 }
 
+#[test]
+fn the_limits_for_peers_are_taken() {
+    watched(|| {
+        assert_eq!(answer("turns", &[("SMC_LO_MAX_LINKS", "0")]), "tcp tcp");
+        for [links, timeout] in
+            [["1000000", "18446744073709551615"], ["-1", ""], ["many", "soon"], ["", "-1"]]
+        {
+            let variables = [("SMC_LO_MAX_LINKS", links), ("SMC_LO_PEER_TIMEOUT_MS", timeout)];
+            assert_eq!(answer("turns", &variables), "loopback-ism loopback-ism", "{variables:?}");
+        }
+    });
+}
+
 /// A device directory that cannot be trusted is no error of the program: it stays on TCP.
 #[test]
 fn an_unusable_device_directory_leaves_tcp() {

@@ -1,9 +1,15 @@
 //! The end of a connection, with what TCP would have shown (docs/protocol.md, "Closing").
 
+use std::future::Future;
+use std::sync::Weak;
+use std::time::Duration;
+
 use super::{Connection, Effects, Tcp, receive, send};
 use crate::ism::dmb::Flags;
 use crate::ism::interrupt::Signal;
 use crate::ism::sys;
+use crate::link::reactor::Place;
+use crate::link::timer::Timers;
 use crate::sync::{Arc, lock};
 
 /// A closed connection whose peer's CLC messages are still on their way: closing the socket now
@@ -11,6 +17,23 @@ use crate::sync::{Arc, lock};
 pub(crate) struct Leftover<T: Tcp> {
     pub(crate) socket: Arc<T>,
     pub(crate) clc_left: usize,
+    patience: Patience,
+}
+
+/// For how long a closed connection waits for its peer.
+struct Patience {
+    timers: Arc<Timers>,
+    deadline: Duration,
+    /// Of those that may wait at one time.
+    _place: Place,
+}
+
+impl<T: Tcp> Leftover<T> {
+    /// What `read` gives; `None` when the peer has had its time.
+    pub(crate) fn in_time<F: Future>(&self, read: F) -> impl Future<Output = Option<F::Output>> + use<F, T> {
+        let Patience { timers, deadline, .. } = &self.patience;
+        timers.timeout(deadline.saturating_sub(sys::monotonic()), read)
+    }
 }
 
 impl<T: Tcp> Connection<T> {
@@ -94,6 +117,12 @@ impl<T: Tcp> Connection<T> {
         self.upgrade.end_registration();
         // Who watches the transport learns that the stream is gone.
         self.upgrade.changed();
-        socket.filter(|_| clc_left > 0).map(|socket| Leftover { socket, clc_left })
+        let socket = socket.filter(|_| clc_left > 0)?;
+        // The peer may be silent for ever, and there may be many of them: those that find no place
+        // close at once.
+        let endpoint = self.socket_check.endpoint.get().and_then(Weak::upgrade)?;
+        let place = endpoint.leaving().try_take()?;
+        let (timers, deadline) = (endpoint.timers().clone(), sys::monotonic() + endpoint.patience());
+        Some(Leftover { socket, clc_left, patience: Patience { timers, deadline, _place: place } })
     }
 }

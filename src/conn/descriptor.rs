@@ -25,6 +25,8 @@ use crate::transport::FallbackReason;
 pub(crate) struct SocketCheck {
     /// Somebody is on the way to look.
     scheduled: AtomicBool,
+    /// Somebody comes to see whether the peer has closed its socket.
+    pub(super) deserted: AtomicBool,
     /// Whose runtime looks.
     pub(super) endpoint: OnceLock<Weak<Endpoint>>,
 }
@@ -71,7 +73,22 @@ impl<T: Tcp> Connection<T> {
             self.arm_socket_event(&mut rx, &mut tx);
             rx.fd().and_then(sys::ended)
         });
-        matches!(heard, Ok(Ok(Ended { reads: false, writes: false, reset: false, .. })))
+        match heard {
+            Ok(Ok(Ended { reads: false, writes: false, reset: false, fin, .. })) => {
+                !fin || Self::has_gone(&rx, &tx)
+            }
+            _ => false,
+        }
+    }
+
+    /// Has the peer said that it is done with the connection?
+    pub(super) fn has_gone(rx: &Receiver<T>, tx: &Sender<T>) -> bool {
+        let said = [
+            rx.dmb.as_ref().map(|dmb| dmb.consumer.writer_flags()),
+            tx.dmb.as_ref().map(|dmb| dmb.producer.reader_flags()),
+        ];
+        let gone = |flags: Flags| flags.contains(Flags::CLOSED) || flags.contains(Flags::ABORT);
+        said.into_iter().flatten().any(gone)
     }
 
     /// Ends in the ring what has ended on the socket.
@@ -94,16 +111,14 @@ impl<T: Tcp> Connection<T> {
         let _ = rx.latch(effects);
         // First listen, then look.
         self.arm_socket_event(rx, tx);
-        let Ok(Ended { reads, writes, reset, acked }) = rx.fd().and_then(sys::ended) else { return };
+        let Ok(Ended { reads, writes, reset, fin, acked }) = rx.fd().and_then(sys::ended) else { return };
         // The end of a stream is in the ring before its socket shows it, so it is looked for after
         // that.
-        let said = [
-            rx.dmb.as_ref().map(|dmb| dmb.consumer.writer_flags()),
-            tx.dmb.as_ref().map(|dmb| dmb.producer.reader_flags()),
-        ];
-        let gone = |flags: Flags| flags.contains(Flags::CLOSED) || flags.contains(Flags::ABORT);
-        if said.into_iter().flatten().any(gone) {
+        if Self::has_gone(rx, tx) {
             return;
+        }
+        if fin {
+            self.look_for_desertion();
         }
         // A closed socket whose error somebody was told already has come to its end only if our FIN
         // did: that is the one number behind our last byte.

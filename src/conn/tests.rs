@@ -7,6 +7,7 @@ mod by_hand;
 mod descriptor;
 mod descriptors;
 mod faults;
+mod greedy;
 mod growth;
 mod handshake;
 mod hosts;

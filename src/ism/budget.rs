@@ -26,8 +26,12 @@ const SEGMENT_PART: u64 = 8;
 const MAPPING_PART: u64 = 4;
 /// All mappings together are at most this part of what the kernel allows a process.
 const MAPPINGS_PART: usize = 2;
-/// Links hold at most this part of the descriptors of the process.
+/// Links hold at most this part of the descriptors of the process,
 const DESCRIPTORS_PART: usize = 4;
+/// and half as many again while some of them are about to end.
+const ENDING_PART: usize = 2;
+/// Each other thing that is done for peers holds at most this part.
+const PEERS_PART: usize = 16;
 /// The last ones of them are left to the application: this part, but neither fewer nor more than so
 /// many.
 const RESERVED_PART: usize = 8;
@@ -109,6 +113,17 @@ pub(crate) fn admit_mapping(bytes: usize) -> io::Result<MappingPlace> {
     Ok(place)
 }
 
+/// Links whose descriptors this process can afford.
+pub(crate) fn most_links() -> usize {
+    sys::descriptor_limit() / DESCRIPTORS_PART / DESCRIPTORS_PER_LINK
+}
+
+/// What this process can afford of something that takes one descriptor each and is of use to peers:
+/// a sixteenth of them.
+pub(crate) fn most_for_peers(most: usize) -> usize {
+    (sys::descriptor_limit() / PEERS_PART).clamp(LEAST_RESERVED, most)
+}
+
 /// Keeps the descriptors of a link counted.
 #[derive(Debug)]
 pub(crate) struct LinkPlace(());
@@ -127,7 +142,8 @@ impl Drop for LinkPlace {
 pub(crate) fn place_for_link() -> io::Result<LinkPlace> {
     let place = LinkPlace(());
     let links = LINKS.fetch_add(1, Ordering::Relaxed) + 1;
-    if links * DESCRIPTORS_PER_LINK <= sys::descriptor_limit() / DESCRIPTORS_PART {
+    let most = most_links();
+    if links <= most + most / ENDING_PART {
         return Ok(place);
     }
     Err(rustix::io::Errno::MFILE.into())

@@ -7,28 +7,36 @@
 //! port/<port>/<id>    the endpoint has an SmcListener on that TCP port
 //! ```
 //!
-//! There is no daemon. Whoever finds an endpoint dead (its lock free and nobody listening) removes
-//! what it left. The directory says where to ask, never whom to trust: a peer proves itself over
-//! the connection, by the credentials the kernel vouches for.
+//! In a directory that others write to as well, `ep` and `port` are in a *room* of each user,
+//! `u<uid>`, where only that user makes names: what anybody else plants is in nobody's way.
+//!
+//! There is no daemon. Whoever finds an endpoint dead (its lock free and nobody listening) has what
+//! it left removed, by a thread of its own. The directory says where to ask, never whom to trust: a
+//! peer proves itself over the connection, by the credentials the kernel vouches for.
 //!
 //! Names are looked up relative to open directories and no symbolic link is followed, so what was
-//! checked when the device was opened is what is used afterwards.
+//! checked when the device was opened is what is used afterwards. However many names there are,
+//! a look and a tidying-up read so many of them and no more.
 
 mod endpoint;
 mod port;
+mod room;
 #[cfg(test)]
 mod tests;
+mod tidy;
 mod trust;
 
 pub(crate) use endpoint::{EndpointEntry, EndpointId};
-pub(crate) use port::PortEntry;
+pub(crate) use port::{OnPort, PortEntry};
+use room::Room;
+use tidy::Tidying;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, DirEntry, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::sys;
@@ -44,11 +52,11 @@ pub(crate) struct Device {
 struct Inner {
     path: PathBuf,
     gid: [u8; 16],
-    /// Others write to the directory too (it is sticky): peers of other users must reach our
-    /// sockets.
-    shared: bool,
-    endpoints: OwnedFd,
-    ports: OwnedFd,
+    /// The rooms are in it, if others write to it, too (it is sticky): peers of other users must
+    /// reach our sockets then.
+    shared: Option<OwnedFd>,
+    own: Room,
+    tidying: Tidying,
     /// How many of our listeners stand behind each port entry.
     published: Mutex<HashMap<(u16, EndpointId), u32>>,
 }
@@ -80,6 +88,20 @@ impl std::error::Error for AtPlace {
     }
 }
 
+/// The names in a directory, and `most` of them at most: others may have put any number there. An
+/// error is the last one.
+fn names(dir: Dir, most: usize) -> impl Iterator<Item = Result<DirEntry, Errno>> {
+    let names = dir.take(most);
+    #[cfg(test)]
+    let names = names.inspect(|_| tests::NAMES_READ.set(tests::NAMES_READ.get() + 1));
+    names
+}
+
+/// The same, as far as they can be read.
+fn names_of(dir: impl AsFd, most: usize) -> impl Iterator<Item = DirEntry> {
+    Dir::read_from(dir).into_iter().flat_map(move |dir| names(dir, most)).map_while(Result::ok)
+}
+
 fn explain(error: impl Into<io::Error>, words: impl fmt::Display) -> io::Error {
     AtPlace::explain(error, words)
 }
@@ -108,13 +130,11 @@ impl Device {
     fn open_at(path: &Path, explicit: bool) -> io::Result<Device> {
         let trust::Directory { fd, shared } = trust::open(path, explicit)?;
         let gid = gid(&fd, path)?;
-        let part = |name: &str| {
-            let part = trust::create_inside(fd.as_fd(), name, shared, explicit);
-            part.map_err(|error| explain(error, format_args!("device directory {}", path.display())))
-        };
-        let (endpoints, ports) = (part("ep")?, part("port")?);
+        let own = if shared { Room::own(fd.as_fd()) } else { Room::private(fd.as_fd(), explicit) };
+        let own = own.map_err(|error| explain(error, format_args!("device directory {}", path.display())))?;
         let published = Mutex::new(HashMap::new());
-        let inner = Inner { path: path.to_owned(), gid, shared, endpoints, ports, published };
+        let (path, shared, tidying) = (path.to_owned(), shared.then_some(fd), Tidying::default());
+        let inner = Inner { path, gid, shared, own, tidying, published };
         Ok(Device { inner: Arc::new(inner) })
     }
 

@@ -18,7 +18,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use diag::{canonical, owner_of, waits_for_accept};
+pub(crate) use diag::{canonical, is_held, owner_of, waits_for_accept};
 pub(crate) use event::{
     arm_timer, clear_timer, eventfd, has_hung_up, is_eventfd, is_ready, ring, ring_shared, timerfd,
 };

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Weak;
 use std::time::Duration;
 
-use crate::ism::sys::{canonical, monotonic};
+use crate::ism::sys::{PeerCred, canonical, monotonic};
 use crate::link::message::{Subject, Tuple};
+use crate::link::shares::{Share, Shares};
 use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
@@ -38,6 +39,9 @@ struct Waiter {
     number: u64,
     /// The connection whose stream it waits for, as its client sees it.
     theirs: Subject,
+    /// Whose it is, and its number among those that wait.
+    peer: PeerCred,
+    share: u64,
     /// When to look whether that stream is still to come, and how long after the look before.
     due: Duration,
     pause: Duration,
@@ -51,11 +55,20 @@ struct Table {
     streams: HashMap<Key, (u64, Weak<dyn LinkedStream>)>,
     next: u64,
     waiting: HashMap<Key, Vec<Waiter>>,
+    /// Who of the peers waits how often, and under which key each of them.
+    shares: Shares,
+    shared: HashMap<u64, (Key, u64)>,
     /// When the next sweep comes, if one does.
     next_sweep: Option<Duration>,
 }
 
 impl Table {
+    /// Somebody has stopped waiting.
+    fn gave_up(&mut self, waiter: &Waiter) {
+        self.shares.give_back(&waiter.peer, waiter.share);
+        self.shared.remove(&waiter.share);
+    }
+
     fn waiter(&mut self, key: Key, number: u64) -> Option<&mut Waiter> {
         self.waiting.get_mut(&key)?.iter_mut().find(|waiter| waiter.number == number)
     }
@@ -81,10 +94,12 @@ const MOST_WAITING: usize = 1024;
 pub(crate) enum Found {
     Stream(Arc<dyn LinkedStream>),
     /// Not accepted yet: it waits under this number. `sweep`: somebody has to come after
-    /// [`FIRST_LOOK`].
+    /// [`FIRST_LOOK`]. `instead`: too many wait, and so this one does no more, to be told without a
+    /// lock.
     Waits {
         number: u64,
         sweep: bool,
+        instead: Option<Waiting>,
     },
     /// Not accepted yet, and too many wait already.
     Full,
@@ -101,6 +116,7 @@ impl AcceptedStreams {
             return (number, Vec::new());
         }
         let waited = table.waiting.remove(&key).unwrap_or_default();
+        waited.iter().for_each(|waiter| table.gave_up(waiter));
         self.waiting.fetch_sub(waited.len(), Ordering::Relaxed);
         (number, waited.into_iter().map(|waiter| waiter.waiting).collect())
     }
@@ -114,7 +130,12 @@ impl AcceptedStreams {
 
     /// Our stream of the connection that a client describes; when there is none yet, `waiting` is
     /// called once it is accepted.
-    pub(crate) fn find_or_wait(&self, theirs: &Subject, waiting: impl FnOnce() -> Waiting) -> Found {
+    pub(crate) fn find_or_wait(
+        &self,
+        theirs: &Subject,
+        peer: PeerCred,
+        waiting: impl FnOnce() -> Waiting,
+    ) -> Found {
         let key = Key::of_client(theirs.tuple);
         // Declared before the lock is taken, and so dropped after it: it may have become the last
         // handle, and what a stream drops comes back here.
@@ -126,21 +147,27 @@ impl AcceptedStreams {
         if let Some(stream) = found.as_ref().filter(|stream| !stream.has_ended()) {
             return Found::Stream(stream.clone());
         }
-        if self.waiting.load(Ordering::Relaxed) >= MOST_WAITING {
-            return Found::Full;
-        }
+        let (share, of) = match table.shares.take(MOST_WAITING, &peer) {
+            Share::Given(share) => (share, None),
+            Share::Instead { number, of } => (number, Some(of)),
+            Share::Refused => return Found::Full,
+        };
+        let instead = of.and_then(|of| table.shared.get(&of).copied());
+        let instead = instead.and_then(|(key, number)| self.take(&mut table, key, number));
+        let instead = instead.map(|waiter| waiter.waiting);
         table.next += 1;
         let number = table.next;
         let due = monotonic() + FIRST_LOOK;
-        let waiter =
-            Waiter { number, theirs: *theirs, due, pause: FIRST_LOOK, doubted: false, waiting: waiting() };
+        table.shared.insert(share, (key, number));
+        let (theirs, waiting) = (*theirs, waiting());
+        let waiter = Waiter { number, theirs, peer, share, due, pause: FIRST_LOOK, doubted: false, waiting };
         table.waiting.entry(key).or_default().push(waiter);
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let sweep = table.next_sweep.is_none_or(|next| due < next);
         if sweep {
             table.next_sweep = Some(due);
         }
-        Found::Waits { number, sweep }
+        Found::Waits { number, sweep, instead }
     }
 
     /// Tells those who wait in vain, for connections that are not `to_come` any more. Returns when
@@ -202,6 +229,7 @@ impl AcceptedStreams {
         let gone = {
             let mut table = lock(&self.table);
             self.waiting.store(0, Ordering::Relaxed);
+            (table.shares, table.shared) = Default::default();
             std::mem::take(&mut table.waiting)
         };
         drop(gone);
@@ -221,6 +249,7 @@ impl AcceptedStreams {
         if list.is_empty() {
             table.waiting.remove(&key);
         }
+        table.gave_up(&waiter);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         Some(waiter)
     }
@@ -243,8 +272,8 @@ mod tests {
     fn wait(table: &AcceptedStreams, theirs: &Subject) -> (u64, bool, std::sync::mpsc::Receiver<bool>) {
         let (tell, told) = std::sync::mpsc::channel();
         let waiting = || -> Waiting { Box::new(move |stream| tell.send(stream.is_ok()).unwrap()) };
-        match table.find_or_wait(theirs, waiting) {
-            Found::Waits { number, sweep } => (number, sweep, told),
+        match table.find_or_wait(theirs, PeerCred { pid: 1, uid: 1, gid: 1 }, waiting) {
+            Found::Waits { number, sweep, instead: None } => (number, sweep, told),
             _ => panic!("there is no such stream"),
         }
     }
@@ -338,5 +367,31 @@ mod tests {
             if_so(false)
         });
         assert!(told.try_recv().is_err(), "whoever took it out tells it");
+    }
+
+    #[test]
+    fn who_waits_most_gives_way_to_who_waits_for_the_first_time() {
+        let table = AcceptedStreams::default();
+        let (tell, told) = std::sync::mpsc::channel();
+        let us = crate::ism::sys::effective_uid();
+        let wait = |pid, port| {
+            let tell = tell.clone();
+            let waiting = || -> Waiting { Box::new(move |stream| tell.send((port, stream.err())).unwrap()) };
+            table.find_or_wait(&theirs(port), PeerCred { pid, uid: us, gid: 0 }, waiting)
+        };
+        let most = u16::try_from(MOST_WAITING).unwrap();
+        let mut first = None;
+        for port in 1..=most {
+            let Found::Waits { number, instead: None, .. } = wait(1, port) else { panic!("there is room") };
+            first.get_or_insert(number);
+        }
+        assert!(matches!(wait(1, most + 1), Found::Full));
+        let Found::Waits { instead: Some(latest), .. } = wait(2, most + 2) else { panic!("none gives way") };
+        latest(Err(FallbackReason::Limit));
+        assert_eq!(told.try_recv(), Ok((most, Some(FallbackReason::Limit))));
+        assert!(matches!(wait(1, most + 3), Found::Full));
+        // Who does not wait any more has left room.
+        table.forget(Key::of_client(theirs(1).tuple), first.expect("the first one"));
+        assert!(matches!(wait(1, most + 4), Found::Waits { instead: None, .. }));
     }
 }

@@ -13,16 +13,18 @@ use std::time::Duration;
 use crate::clc::{Eid, Gid, LocalDevice};
 use crate::config::Config;
 use crate::ism::budget;
-use crate::ism::device::{Device, EndpointEntry, EndpointId, PortEntry};
-use crate::ism::sys;
+use crate::ism::device::{Device, EndpointEntry, EndpointId, OnPort, PortEntry};
+use crate::ism::sys::{self, PeerCred};
 use crate::link::accepted::AcceptedStreams;
+use crate::link::aside::ControlSocket;
 use crate::link::lack::reason_of;
 use crate::link::message::Subject;
 #[cfg(feature = "blocking")]
 use crate::link::message::Tuple;
 use crate::link::proof;
-use crate::link::reactor::{Reactor, cancellable};
+use crate::link::reactor::{Places, Reactor, cancellable};
 use crate::link::search::{self, Unsettled};
+use crate::link::shares::Holders;
 use crate::link::stream::{Death, LinkedStream};
 use crate::link::timer::Timers;
 use crate::peer::PeerPolicy;
@@ -37,6 +39,9 @@ pub(crate) use links::link_of_this_process;
 pub(crate) use upkeep::AcceptedEntry;
 #[cfg(any(feature = "tokio", feature = "blocking"))]
 pub(crate) use upkeep::ListedAsAccepted;
+
+/// Closed streams that wait for their peer's last bytes.
+const MOST_LEAVING: usize = 1024;
 
 /// One runtime of one process on a device.
 ///
@@ -70,10 +75,27 @@ pub(crate) struct Endpoint {
     /// Somebody comes to close idle links.
     looks_for_idle: AtomicBool,
     busy_poll: Duration,
+    /// Links that this process may have.
+    max_links: usize,
+    /// For how long a peer may keep something of ours and say nothing.
+    patience: Duration,
+    /// Connections that have not said yet what they want.
+    greetings: Arc<Holders<Weak<ControlSocket>>>,
+    /// Queries that wait for their stream.
+    queries: Arc<Holders<Weak<ControlSocket>>>,
+    /// Queries of our own.
+    asking: Arc<Places>,
+    /// Sockets of closed streams that wait for their peer's last bytes.
+    leaving: Arc<Places>,
     /// 0, or why it serves nobody any more: a `Death`.
     dead: AtomicU8,
     reactor: Arc<dyn Reactor>,
     timers: Arc<Timers>,
+}
+
+/// Why a stream stays on TCP when nobody that might be admitted listens on its peer's port.
+fn nobody_on_port(found: &OnPort) -> FallbackReason {
+    if found.others { FallbackReason::PeerPolicy } else { FallbackReason::NoSmcListener }
 }
 
 impl Endpoint {
@@ -84,6 +106,7 @@ impl Endpoint {
         }
         let device = Device::open(config.directory())?;
         let entry = device.create_endpoint()?;
+        device.tidy_later(entry.id());
         let clc = LocalDevice { gid: Gid(device.gid()), eid: Eid::LOOPBACK, host: sys::hostname() };
         let busy_poll = if sys::usable_cpus() > 1 { config.busy_poll } else { Duration::ZERO };
         Ok(Endpoint {
@@ -99,6 +122,12 @@ impl Endpoint {
             grown: Mutex::default(),
             looks_for_idle: AtomicBool::new(false),
             busy_poll,
+            max_links: config.max_links,
+            patience: config.peer_timeout,
+            greetings: Arc::default(),
+            queries: Arc::default(),
+            asking: Places::new(search::most_asked()),
+            leaving: Places::new(budget::most_for_peers(MOST_LEAVING)),
             dead: AtomicU8::new(0),
             reactor,
             timers: Arc::new(Timers::new()?),
@@ -173,6 +202,26 @@ impl Endpoint {
         self.busy_poll
     }
 
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    pub(crate) fn greetings(&self) -> &Arc<Holders<Weak<ControlSocket>>> {
+        &self.greetings
+    }
+
+    pub(crate) fn queries(&self) -> &Arc<Holders<Weak<ControlSocket>>> {
+        &self.queries
+    }
+
+    pub(crate) fn leaving(&self) -> &Arc<Places> {
+        &self.leaving
+    }
+
+    pub(crate) fn asking(&self) -> &Arc<Places> {
+        &self.asking
+    }
+
     /// Age in ns from which a poller's last look counts as stale.
     pub(crate) fn stale_after(&self) -> u64 {
         2 * u64::try_from(self.busy_poll.as_nanos()).unwrap_or(u64::MAX / 2).min(u64::MAX / 2)
@@ -197,10 +246,10 @@ impl Endpoint {
     }
 
     /// Refuses a connection of a process that no policy in use has to do with.
-    pub(crate) fn check_user(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn check_user(&self, socket: BorrowedFd<'_>) -> io::Result<PeerCred> {
         let peer = sys::peer_cred(socket)?;
         if lock(&self.let_in).iter().any(|policy| policy.hears(&peer)) {
-            return Ok(());
+            return Ok(peer);
         }
         let words = format!("no peer policy in use admits user {}", peer.uid);
         Err(io::Error::new(io::ErrorKind::PermissionDenied, words))
@@ -225,12 +274,14 @@ impl Endpoint {
         self.let_in(stream.peer_policy());
         let subject = stream.subject()?;
         proof::suitable(subject.tuple)?;
-        let mut candidates = self.device.endpoints_on_port(subject.tuple.remote.port()).map_err(|error| {
+        let found = self.device.endpoints_on_port(subject.tuple.remote.port()).map_err(|error| {
             crate::trace::warning!("the device directory does not list a port: {error}");
             reason_of(&error, FallbackReason::NoDevice)
         })?;
+        let nobody = nobody_on_port(&found);
+        let mut candidates = found.endpoints;
         match (candidates.pop(), candidates.is_empty()) {
-            (None, _) => Err(FallbackReason::NoSmcListener),
+            (None, _) => Err(nobody),
             (Some(only), true) => {
                 self.link_to(only)?.offer(stream.clone());
                 Ok(())
@@ -269,13 +320,16 @@ impl Endpoint {
                 crate::trace::warning!("no loopback-ism device: {error}");
                 reason_of(&error, FallbackReason::NoDevice)
             })?;
-        if found.is_empty() { Err(FallbackReason::NoSmcListener) } else { Ok(()) }
+        if found.endpoints.is_empty() { Err(nobody_on_port(&found)) } else { Ok(()) }
     }
 
     /// Opens a connection to another endpoint of the device.
     pub(crate) fn connect(&self, peer: EndpointId) -> Result<OwnedFd, FallbackReason> {
         self.device.connect(peer).map_err(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => FallbackReason::NoSmcListener,
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
+                self.device.bury_later();
+                FallbackReason::NoSmcListener
+            }
             // Too many wait there to be accepted.
             io::ErrorKind::WouldBlock => FallbackReason::Limit,
             _ => {

@@ -1,24 +1,27 @@
 //! How a connection to an endpoint begins: with LINK, which makes a link of it, or with a QUERY,
 //! which is answered. Neither comes with descriptors: nobody can send any before we know him.
 
-use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Weak;
 use std::time::Duration;
 
 use crate::ism::budget::{self, Need};
-use crate::ism::sys;
-use crate::link::aside::{self, Fed};
+use crate::ism::sys::{self, PeerCred};
+use crate::link::aside::{self, ControlSocket, Fed};
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::{no_link, reason_of};
 use crate::link::message::{LONGEST, Message, Subject};
-use crate::link::reactor::{Place, Places, Watched, when_readable};
-use crate::shield::guarded;
+use crate::link::reactor::{Watched, when_readable};
+use crate::link::shares::{Holder, Holders};
+use crate::shield::{guarded, shielded};
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
 
 /// Connections to an endpoint's socket that have not said what they want yet.
 const MOST_GREETINGS: usize = 256;
+/// Queries that wait for their stream; each takes a descriptor.
+const MOST_QUERIES: usize = 1024;
 /// For how long a connection may say nothing.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two attempts to accept when one failed.
@@ -26,9 +29,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Takes what connects to the endpoint's socket.
 pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) {
-    let places = Places::new(MOST_GREETINGS);
     loop {
-        let place = poll_fn(|cx| places.poll_take(cx)).await;
         while aside::is_full() {
             endpoint.timers().sleep(PAUSE).await;
         }
@@ -42,9 +43,12 @@ pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) 
             continue;
         };
         let greeted = endpoint.clone();
+        // Here, not in the task: of many that come at once few are held at a time.
+        let Ok(admitted) = shielded(|| admit(socket, &greeted)) else { continue };
         endpoint.spawn(async move {
+            let greeting = async { greet(admitted?, &greeted).await };
             // Whose greeting panics has hung up, and nothing else has happened.
-            if let Ok(Err(error)) = guarded(greet(socket, &greeted, place)).await {
+            if let Ok(Err(error)) = guarded(greeting).await {
                 crate::trace::debug!("a connection to this endpoint ended early: {error}");
             }
         });
@@ -61,14 +65,28 @@ async fn first_message(socket: &dyn Watched) -> io::Result<Message> {
         .map_err(|malformed| io::Error::new(io::ErrorKind::InvalidData, malformed.to_string()))
 }
 
-/// Reads how a connection begins, and serves it.
-async fn greet(socket: Fed<OwnedFd>, endpoint: &Arc<Endpoint>, place: Place) -> io::Result<()> {
-    endpoint.check_user(socket.as_fd())?;
+/// A connection of a user that is heard, while it has not said what it wants.
+struct Guest {
+    socket: Arc<ControlSocket>,
+    peer: PeerCred,
+    place: Holder<Weak<ControlSocket>>,
+}
+
+/// Lets a connection say what it wants, if there is a place for it.
+fn admit(socket: Fed<OwnedFd>, endpoint: &Arc<Endpoint>) -> io::Result<Guest> {
+    let peer = endpoint.check_user(socket.as_fd())?;
     // Many that come at once must not keep the application from accepting.
     budget::spare_the_last(socket.as_fd().as_raw_fd(), Need::Lasting).inspect_err(|_| {
         let _ = sys::send(socket.as_fd(), &no_link(FallbackReason::Descriptors).encode(), &[]);
     })?;
     let socket = Arc::new(socket.watch(endpoint.reactor())?);
+    let place = place_among(endpoint.greetings(), MOST_GREETINGS, peer, &socket)?;
+    Ok(Guest { socket, peer, place })
+}
+
+/// Reads how a connection begins, and serves it.
+async fn greet(guest: Guest, endpoint: &Arc<Endpoint>) -> io::Result<()> {
+    let Guest { socket, peer, place } = guest;
     let first = endpoint.timers().timeout(PATIENCE, first_message(&*socket)).await;
     let first = first.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
     let first = first.inspect_err(|error| {
@@ -81,10 +99,7 @@ async fn greet(socket: Fed<OwnedFd>, endpoint: &Arc<Endpoint>, place: Place) -> 
     // What waits from here on is bounded elsewhere.
     drop(place);
     match first {
-        Message::Query { subject } => {
-            answer_query(socket, endpoint, subject).await;
-            Ok(())
-        }
+        Message::Query { subject } => answer_query(socket, endpoint, subject, peer).await,
         Message::Link => {
             endpoint.accept_link(socket)?.serve();
             Ok(())
@@ -95,7 +110,7 @@ async fn greet(socket: Fed<OwnedFd>, endpoint: &Arc<Endpoint>, place: Place) -> 
 }
 
 /// The end of a query, also when nobody has come to answer it.
-struct HangUp(Arc<dyn Watched>);
+struct HangUp(Arc<ControlSocket>);
 
 impl Drop for HangUp {
     fn drop(&mut self) {
@@ -103,10 +118,39 @@ impl Drop for HangUp {
     }
 }
 
+/// Gives a connection a place among those of its kind. Where all are taken, the latest one of the
+/// process that has the most of them ends instead, or this one.
+fn place_among(
+    holders: &Arc<Holders<Weak<ControlSocket>>>,
+    most: usize,
+    peer: PeerCred,
+    socket: &Arc<ControlSocket>,
+) -> io::Result<Holder<Weak<ControlSocket>>> {
+    let end = |socket: &ControlSocket| {
+        let _ = sys::send(socket.as_fd(), &no_link(FallbackReason::Limit).encode(), &[]);
+        let _ = sys::shutdown_socket(socket.as_fd());
+    };
+    let taken = holders.take(most, peer);
+    if let Some(loser) = taken.as_ref().and_then(|(_, loser)| loser.as_ref()?.upgrade()) {
+        end(&*loser);
+    }
+    let place = taken.map(|(place, _)| place).filter(|place| place.is(Arc::downgrade(socket)));
+    place.ok_or_else(|| {
+        end(socket);
+        io::Error::new(io::ErrorKind::QuotaExceeded, "others have to have its place")
+    })
+}
+
 /// Answers when the stream is there, now or later; until then the peer may hang up.
-async fn answer_query(socket: Arc<dyn Watched>, endpoint: &Arc<Endpoint>, subject: Subject) {
+async fn answer_query(
+    socket: Arc<ControlSocket>,
+    endpoint: &Arc<Endpoint>,
+    subject: Subject,
+    peer: PeerCred,
+) -> io::Result<()> {
+    let _place = place_among(endpoint.queries(), budget::most_for_peers(MOST_QUERIES), peer, &socket)?;
     let answering = HangUp(socket.clone());
-    let waits = endpoint.on_query(subject, move |here| {
+    let waits = endpoint.on_query(subject, peer, move |here| {
         if here {
             let _ = sys::send(answering.0.as_fd(), &Message::Answer.encode(), &[]);
         }
@@ -114,8 +158,10 @@ async fn answer_query(socket: Arc<dyn Watched>, endpoint: &Arc<Endpoint>, subjec
     });
     if let Some(entry) = waits {
         let mut buffer = [0; LONGEST];
-        // Nothing more is expected than the end, from either side.
-        let _ = when_readable(&*socket, || sys::recv(socket.as_fd(), &mut buffer, 0)).await;
+        // Nothing more is expected than the end, from either side. Whoever asks is gone by then.
+        let end = when_readable(&*socket, || sys::recv(socket.as_fd(), &mut buffer, 0));
+        let _ = endpoint.timers().timeout(endpoint.patience().saturating_mul(2), end).await;
         endpoint.forget_query(entry);
     }
+    Ok(())
 }

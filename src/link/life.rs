@@ -312,7 +312,28 @@ impl Link {
         }
     }
 
-    /// The same, at once: no stream has left TCP by this link.
+    /// The peer has had its time for HELLO.
+    pub(super) fn was_not_greeted(&self) -> Death {
+        let _ = self.lack.set(FallbackReason::NoAnswer);
+        Death::Peer
+    }
+
+    /// Somebody else needs the place of this link more than its peer, who has the most.
+    pub(crate) fn evict_later(self: &Arc<Self>) {
+        let this = self.clone();
+        let Some(endpoint) = self.endpoint.upgrade() else { return };
+        endpoint.run(move || {
+            crate::trace::warning!(
+                "process {} of user {} has more links than others: its latest ends",
+                this.credentials.pid,
+                this.credentials.uid
+            );
+            this.blame(SmcError::Limit("links of one process".into()));
+            this.give_up(FallbackReason::Limit);
+        });
+    }
+
+    /// As [`Link::lacks`], and the link ends at once.
     fn give_up(&self, reason: FallbackReason) {
         self.lacks(reason);
         self.bury(Death::Fault);

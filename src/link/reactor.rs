@@ -147,9 +147,9 @@ pub(crate) fn cancellable(task: impl Future<Output = ()> + Send + 'static) -> (C
     (cancel, Box::pin(polled))
 }
 
-/// A number of places, for which one task waits.
+/// A number of places.
 pub(crate) struct Places {
-    free: Mutex<(usize, Option<Waker>)>,
+    free: Mutex<usize>,
 }
 
 /// One of them, until it is dropped.
@@ -157,34 +157,20 @@ pub(crate) struct Place(Arc<Places>);
 
 impl Places {
     pub(crate) fn new(number: usize) -> Arc<Self> {
-        Arc::new(Places { free: Mutex::new((number, None)) })
+        Arc::new(Places { free: Mutex::new(number) })
     }
 
-    /// Takes a place, or waits for one.
-    pub(crate) fn poll_take(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Place> {
-        let waker = cx.waker().clone();
+    /// Takes a place, if one is free.
+    pub(crate) fn try_take(self: &Arc<Self>) -> Option<Place> {
         let mut free = lock(&self.free);
-        if free.0 > 0 {
-            free.0 -= 1;
-            return Poll::Ready(Place(self.clone()));
-        }
-        let stale = free.1.replace(waker);
-        drop(free);
-        drop(stale);
-        Poll::Pending
+        *free = free.checked_sub(1)?;
+        Some(Place(self.clone()))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let waiting = {
-            let mut free = lock(&self.0.free);
-            free.0 += 1;
-            free.1.take()
-        };
-        if let Some(waiting) = waiting {
-            waiting.wake();
-        }
+        *lock(&self.0.free) += 1;
     }
 }
 
@@ -235,15 +221,11 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_becomes_free_wakes_who_waits() {
-        let woken = std::sync::Arc::new(Woken(AtomicUsize::new(0)));
-        let waker = Waker::from(woken.clone());
-        let mut cx = Context::from_waker(&waker);
+    fn there_are_so_many_places() {
         let places = Places::new(1);
-        let Poll::Ready(place) = places.poll_take(&mut cx) else { panic!("there is one") };
-        assert!(places.poll_take(&mut cx).is_pending());
+        let place = places.try_take().expect("there is one");
+        assert!(places.try_take().is_none());
         drop(place);
-        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
-        assert!(places.poll_take(&mut cx).is_ready());
+        assert!(places.try_take().is_some());
     }
 }

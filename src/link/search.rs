@@ -1,60 +1,107 @@
 //! The search for the endpoint that holds the other end, where several listen on the peer's port.
 
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Weak;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use crate::ism::budget::{self, Need};
 use crate::ism::device::EndpointId;
 use crate::ism::sys;
 use crate::link::aside::{self, ControlSocket, Fed};
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::{reason_of, silence_of, why_no_link};
 use crate::link::message::{LONGEST, Message, Subject};
-use crate::link::reactor::{Interest, Watched, poll_attempt};
+use crate::link::reactor::{Interest, Place, Watched, poll_attempt, yield_now};
 use crate::link::stream::LinkedStream;
 use crate::shield::{Panicked, guarded};
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
 
-/// The candidates that were asked and have not answered yet.
+/// Queries of an endpoint that wait for an answer; each takes a descriptor, at both ends.
+const MOST_ASKED: usize = 64;
+/// Candidates that one search asks at a time.
+const AT_A_TIME: usize = 16;
+/// How long those have, before others are asked that wait for their turn.
+const TURN: Duration = Duration::from_secs(1);
+/// Before a search looks again for a free place to ask from.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Places of an endpoint to ask from.
+pub(crate) fn most_asked() -> usize {
+    budget::most_for_peers(MOST_ASKED)
+}
+
+/// A candidate that was asked and has not answered yet.
 struct Asked {
-    waiting: Vec<(EndpointId, ControlSocket)>,
+    candidate: EndpointId,
+    socket: ControlSocket,
+    _place: Place,
+}
+
+/// Whether a search could ask whom it wanted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Left,
+    /// All places of the endpoint are in use.
+    Taken,
+}
+
+/// The candidates of a stream.
+struct Search {
+    /// Those whose turn is still to come.
+    queue: VecDeque<EndpointId>,
+    waiting: Vec<Asked>,
     /// Why the stream stays on TCP if nobody says yes.
     reason: FallbackReason,
 }
 
-impl Asked {
-    fn ask(endpoint: &Endpoint, subject: Subject, candidates: Vec<EndpointId>) -> Self {
-        let question = Message::Query { subject }.encode();
-        let mut asked = Asked { waiting: Vec::new(), reason: FallbackReason::NoSmcListener };
-        for candidate in candidates {
-            if aside::is_full() {
-                asked.reason = FallbackReason::Limit;
+impl Search {
+    /// Asks those who are next, as far as there are places; not more than some of them, of which
+    /// many may be dead.
+    fn ask(&mut self, endpoint: &Endpoint, question: &[u8]) -> Room {
+        for _ in self.waiting.len()..AT_A_TIME {
+            if self.queue.is_empty() {
                 break;
             }
-            // Nobody sends us descriptors there: an answer has none.
+            if aside::is_full() {
+                self.reason = FallbackReason::Limit;
+                self.queue.clear();
+                break;
+            }
+            let Some(place) = endpoint.asking().try_take() else { return Room::Taken };
+            let Some(candidate) = self.queue.pop_front() else { break };
             let socket = match endpoint.connect(candidate) {
                 Ok(socket) => Fed::new(socket),
                 Err(FallbackReason::NoSmcListener) => continue,
                 Err(reason) => {
-                    asked.reason = reason;
+                    self.reason = reason;
                     continue;
                 }
             };
-            let socket = match socket.watch(endpoint.reactor()) {
+            let watched = budget::spare_the_last(socket.as_fd().as_raw_fd(), Need::Lasting);
+            let socket = match watched.and_then(|()| socket.watch(endpoint.reactor())) {
                 Ok(socket) => socket,
                 Err(error) => {
-                    asked.reason = reason_of(&error, FallbackReason::LinkDown);
+                    self.reason = reason_of(&error, FallbackReason::LinkDown);
                     continue;
                 }
             };
-            match sys::send(socket.as_fd(), &question, &[]) {
-                Ok(()) => asked.waiting.push((candidate, socket)),
-                Err(_) => asked.said_no(&socket),
+            match sys::send(socket.as_fd(), question, &[]) {
+                Ok(()) => self.waiting.push(Asked { candidate, socket, _place: place }),
+                Err(_) => self.said_no(&socket),
             }
         }
-        asked
+        Room::Left
+    }
+
+    /// Those who were silent have had their turn: it comes again after the others'.
+    fn next_turn(&mut self) {
+        if !self.queue.is_empty() {
+            self.queue.extend(self.waiting.drain(..).map(|asked| asked.candidate));
+        }
     }
 
     /// An endpoint says no. One of another user may only mean that it does not trust ours.
@@ -65,20 +112,20 @@ impl Asked {
         }
     }
 
-    /// The first one that says yes, or why there is none.
-    fn poll_owner(&mut self, cx: &mut Context<'_>) -> Poll<Result<EndpointId, FallbackReason>> {
+    /// The first one that says yes; `None` once others can be asked, or nobody is left.
+    fn poll_owner(&mut self, cx: &mut Context<'_>) -> Poll<Option<EndpointId>> {
         let mut buffer = [0; LONGEST];
-        let mut at = 0;
-        while let Some((candidate, socket)) = self.waiting.get(at) {
+        let (mut at, before) = (0, self.waiting.len());
+        while let Some(Asked { candidate, socket, .. }) = self.waiting.get(at) {
             match poll_attempt(socket, Interest::Read, cx, || sys::recv(socket.as_fd(), &mut buffer, 0)) {
                 Poll::Pending => at += 1,
                 Poll::Ready(Ok(received))
                     if Message::decode(&buffer[..received.len]) == Ok(Message::Answer) =>
                 {
-                    return Poll::Ready(Ok(*candidate));
+                    return Poll::Ready(Some(*candidate));
                 }
                 Poll::Ready(answer) => {
-                    let (_, socket) = self.waiting.swap_remove(at);
+                    let Asked { socket, .. } = self.waiting.swap_remove(at);
                     match answer.ok().and_then(|received| why_no_link(&buffer[..received.len])) {
                         Some(reason) => self.reason = reason,
                         None => self.said_no(&socket),
@@ -86,20 +133,59 @@ impl Asked {
                 }
             }
         }
-        if self.waiting.is_empty() { Poll::Ready(Err(self.reason)) } else { Poll::Pending }
+        let go_on = self.waiting.is_empty() || (self.waiting.len() < before && !self.queue.is_empty());
+        if go_on { Poll::Ready(None) } else { Poll::Pending }
+    }
+
+    /// Who of the candidates holds the other end, or why it is not known.
+    async fn run(mut self, endpoint: &Endpoint, question: &[u8]) -> Result<EndpointId, FallbackReason> {
+        let mut left = endpoint.patience();
+        loop {
+            let room = self.ask(endpoint, question);
+            if self.waiting.is_empty() && self.queue.is_empty() {
+                return Err(self.reason);
+            }
+            if left.is_zero() {
+                return Err(FallbackReason::NoAnswer);
+            }
+            let asks_on = room == Room::Left && !self.queue.is_empty() && self.waiting.len() < AT_A_TIME;
+            if !self.waiting.is_empty() && !asks_on {
+                let wait = if self.queue.is_empty() { left } else { TURN.min(left) };
+                match endpoint.timers().timeout(wait, poll_fn(|cx| self.poll_owner(cx))).await {
+                    Some(Some(owner)) => return Ok(owner),
+                    Some(None) => {}
+                    None => {
+                        left -= wait;
+                        self.next_turn();
+                    }
+                }
+            } else if room == Room::Taken {
+                // By other searches, which end.
+                let wait = PAUSE.min(left);
+                endpoint.timers().sleep(wait).await;
+                left -= wait;
+            }
+            // Others have a turn, too, however many candidates there are.
+            yield_now().await;
+        }
     }
 }
 
 /// Asks the candidates which one holds the other end of the client's connection, and offers to the
 /// first that does.
+///
+/// Some at a time are asked, from places that the endpoint has a number of: who is silent holds
+/// none of them for long while others are to be asked, and none for ever.
 pub(super) async fn run(
     endpoint: Arc<Endpoint>,
     stream: Weak<dyn LinkedStream>,
     subject: Subject,
     candidates: Vec<EndpointId>,
 ) {
-    let mut asked = Asked::ask(&endpoint, subject, candidates);
-    let owner = poll_fn(|cx| asked.poll_owner(cx)).await;
+    let question = Message::Query { subject }.encode();
+    let search =
+        Search { queue: candidates.into(), waiting: Vec::new(), reason: FallbackReason::NoSmcListener };
+    let owner = search.run(&endpoint, &question).await;
     let Some(stream) = stream.upgrade() else { return };
     match owner.and_then(|owner| endpoint.link_to(owner)) {
         Ok(link) => link.offer(stream),

@@ -1,8 +1,9 @@
 //! The task of one link: it takes what comes, sends what waits, and ends the link when that is
 //! over.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use crate::ism::sys;
@@ -11,6 +12,7 @@ use crate::link::life::Turn;
 use crate::link::message::LONGEST;
 use crate::link::reactor::{Interest, Watched};
 use crate::link::stream::Death;
+use crate::link::timer::Sleep;
 use crate::shield::guarded;
 use crate::sync::Arc;
 
@@ -19,9 +21,20 @@ pub(super) async fn run(link: Arc<Link>, messages_per_turn: usize) {
     // If this task is dropped, then with its runtime.
     let _end = Buried(link.clone(), Death::Runtime);
     let mut buffer = [0; LONGEST];
+    let endpoint = link.endpoint().upgrade();
+    let mut patience = endpoint.map(|endpoint| endpoint.timers().sleep(endpoint.patience()));
     let death = guarded(poll_fn(|cx| {
         let socket = link.watched();
         link.watch_death(cx.waker());
+        if link.peer_endpoint().is_some() {
+            patience = None;
+        }
+        let over = |patience: &mut Sleep| Pin::new(&mut *patience).poll(cx).is_ready();
+        if let Some(patience) = patience.take_if(over) {
+            if !patience.was_cut_short() {
+                return Poll::Ready(link.was_not_greeted());
+            }
+        }
         loop {
             if let Some(death) = link.death() {
                 return Poll::Ready(death);

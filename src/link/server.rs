@@ -67,7 +67,7 @@ impl Link {
         // Under the state lock, so that the stream can not be accepted before its offer is known to
         // wait.
         let mut state = lock(&self.state);
-        let found = endpoint.accepted().find_or_wait(&subject, || {
+        let found = endpoint.accepted().find_or_wait(&subject, self.credentials, || {
             let proposed = proposed.take();
             Box::new(move |stream| {
                 if let Some(proposed) = proposed {
@@ -79,7 +79,7 @@ impl Link {
             })
         });
         match found {
-            Found::Waits { number, sweep } => {
+            Found::Waits { number, sweep, instead } => {
                 state.their_offers.insert(id, TheirOffer::Waiting { key, number });
                 // The burial may have passed by already.
                 let buried = self.death().is_some();
@@ -90,9 +90,7 @@ impl Link {
                 if buried {
                     endpoint.accepted().forget(key, number);
                 }
-                if sweep {
-                    endpoint.sweep_later();
-                }
+                endpoint.after_waiting(sweep, instead);
             }
             Found::Stream(stream) => {
                 drop(state);

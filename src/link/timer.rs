@@ -133,6 +133,13 @@ pub(crate) struct Sleep {
     number: Option<u64>,
 }
 
+impl Sleep {
+    /// It has ended with its timer, not in its time.
+    pub(super) fn was_cut_short(&self) -> bool {
+        self.timers.have_ended()
+    }
+}
+
 impl Future for Sleep {
     type Output = ();
 

@@ -47,7 +47,7 @@ static ENGINES: Mutex<Option<Table>, rank::Endpoints> = Mutex::new(None);
 /// The engine thread of a device directory, as long as somebody holds this.
 pub(crate) struct Engine {
     executor: Arc<Executor>,
-    endpoint: Mutex<Option<Arc<Endpoint>>, rank::Endpoints>,
+    endpoint: Mutex<Option<Arc<Endpoint>>, rank::EndpointOpening>,
     this: Weak<Engine>,
 }
 

@@ -34,37 +34,49 @@ pub(crate) use tcp::{TokioTcp, drain, tcp_ready};
 
 type Key = (Id, Option<Arc<Path>>);
 
-static ENDPOINTS: Mutex<Option<HashMap<Key, Arc<Endpoint>>>, rank::Endpoints> = Mutex::new(None);
+/// The endpoint of one runtime on one device. It is opened under the lock of this alone: a file
+/// system that takes its time keeps nobody waiting but those who want that very endpoint.
+type Home = Mutex<Option<Arc<Endpoint>>, rank::EndpointOpening>;
+
+static HOMES: Mutex<Option<HashMap<Key, Arc<Home>>>, rank::Endpoints> = Mutex::new(None);
 
 /// The endpoint of a runtime on the device of `config`, made when there is none.
 pub(crate) fn endpoint(handle: &Handle, config: &Config) -> io::Result<Arc<Endpoint>> {
     let key = (handle.id(), config.device_dir.clone());
+    let home = lock(&HOMES).get_or_insert_default().entry(key.clone()).or_default().clone();
     let (endpoint, parked) = {
-        let mut endpoints = lock(&ENDPOINTS);
-        let table = endpoints.get_or_insert_default();
-        if let Some(endpoint) = table.get(&key).filter(|endpoint| !endpoint.is_dead()) {
+        let mut lives = lock(&home);
+        if let Some(endpoint) = lives.as_ref().filter(|endpoint| !endpoint.is_dead()) {
             return Ok(endpoint.clone());
         }
         let endpoint = Arc::new(Endpoint::open(config, Arc::new(Tokio(handle.clone())))?);
         let parked = Parked::new(endpoint.clone())?;
-        table.insert(key.clone(), endpoint.clone());
+        *lives = Some(endpoint.clone());
         (endpoint, parked)
     };
+    drop(home);
     parked.start(forget(key));
     Ok(endpoint)
 }
 
-/// Takes an endpoint that has ended out of the table.
+/// Lets go of an endpoint that has ended.
 fn forget(key: Key) -> Ended {
     Box::new(move |endpoint| {
+        let Some(home) = lock(&HOMES).as_ref().and_then(|homes| homes.get(&key).cloned()) else { return };
         let gone = {
-            let mut endpoints = lock(&ENDPOINTS);
-            let table = endpoints.get_or_insert_default();
+            let mut lives = lock(&home);
             // There may be a younger one already.
-            let ours = table.get(&key).is_some_and(|other| Arc::ptr_eq(other, endpoint));
-            if ours { table.remove(&key) } else { None }
+            let ours = lives.as_ref().is_some_and(|other| Arc::ptr_eq(other, endpoint));
+            if ours { lives.take() } else { None }
         };
-        drop(gone);
+        drop((gone, home));
+        let mut homes = lock(&HOMES);
+        let homes = homes.get_or_insert_default();
+        // Whoever else has it in hand is about to move in.
+        let empty = |home: &Arc<Home>| Arc::strong_count(home) == 1 && lock(home).is_none();
+        if homes.get(&key).is_some_and(empty) {
+            homes.remove(&key);
+        }
     })
 }
 

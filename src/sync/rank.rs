@@ -40,8 +40,10 @@ macro_rules! ranks {
 ranks! {
     /// Where a listener's streams are found.
     ListenerHome;
-    /// The endpoints of a runtime.
+    /// The endpoints of all runtimes.
     Endpoints;
+    /// The endpoint of a runtime, while it is opened.
+    EndpointOpening;
     /// The links that a poller looks at.
     PollerLinks;
     /// The links of an endpoint.

@@ -143,14 +143,28 @@ impl Lab {
         Lab::with(64 << 10, policy)
     }
 
+    /// Both hosts wait so long for a silent peer.
+    pub(super) fn with_patience(patience: Duration) -> Self {
+        Lab::of(Config::new().dmb_size(64 << 10).peer_timeout(patience), &PeerPolicy::SameUser)
+    }
+
     fn with(dmb_size: usize, policy: &PeerPolicy) -> Self {
+        Lab::of(Config::new().dmb_size(dmb_size), policy)
+    }
+
+    fn of(config: Config, policy: &PeerPolicy) -> Self {
         let dir = tempfile::Builder::new().prefix("smc-conn-").tempdir().expect("a temp dir");
-        let config = Config::new().device_dir(dir.path()).dmb_size(dmb_size);
+        let config = config.device_dir(dir.path());
         let hosts = [Host::new(&config), Host::new(&config.clone().peer_policy(policy.clone()))];
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let port = listener.local_addr().expect("an address").port();
         let entry = hosts[SERVER].endpoint.publish(port, policy).expect("publish");
         Lab { hosts, listener, _port: entry, dir }
+    }
+
+    /// The port that the server listens on.
+    pub(super) fn port(&self) -> u16 {
+        self.listener.local_addr().expect("an address").port()
     }
 
     /// A connection that the server's application has not accepted yet.
@@ -344,6 +358,11 @@ impl Pair {
         self.socket(side).expect("an open socket")
     }
 
+    /// Sockets of closed ends that wait for the peer's CLC.
+    pub(super) fn leaving(&self) -> usize {
+        lock(&self.leftovers).len()
+    }
+
     /// One turn of both reactors.
     pub(super) fn turn(&self) {
         for side in [CLIENT, SERVER] {
@@ -351,7 +370,10 @@ impl Pair {
                 socket.turn();
             }
         }
-        lock(&self.leftovers).retain_mut(drain);
+        // What is done with gives its place back, which takes a lock.
+        let mut leftovers = std::mem::take(&mut *lock(&self.leftovers));
+        leftovers.retain_mut(drain);
+        lock(&self.leftovers).extend(leftovers);
     }
 
     /// Lets both readers see that the peer has switched.

@@ -7,6 +7,7 @@ use super::socket::StdTcp;
 use super::watched;
 use crate::config::{Config, UpgradePolicy};
 use crate::conn::{Connection, Role};
+use crate::ism::sys;
 use crate::link::accepted::Found;
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::message::{Subject, Tuple};
@@ -147,7 +148,7 @@ fn the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table() {
             std::thread::scope(|scope| {
                 let held = lock(&conn.rx);
                 let finder = scope.spawn(|| {
-                    let found = endpoint.accepted().find_or_wait(&theirs, || Box::new(|_| ()));
+                    let found = endpoint.accepted().find_or_wait(&theirs, us(), || Box::new(|_| ()));
                     assert!(!matches!(found, Found::Stream(_)));
                 });
                 // The finder has a handle, and waits for the lock to ask whether the stream has
@@ -159,4 +160,10 @@ fn the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table() {
             });
         }
     });
+}
+
+/// A peer that is this process.
+fn us() -> sys::PeerCred {
+    let pid = i32::try_from(std::process::id()).expect("a process id");
+    sys::PeerCred { pid, uid: sys::effective_uid(), gid: 0 }
 }

@@ -123,7 +123,10 @@ pub(super) fn drain(leftover: &mut Leftover<StdTcp>) -> bool {
         let wanted = leftover.clc_left.min(scratch.len());
         match (&leftover.socket.tcp).read(&mut scratch[..wanted]) {
             Ok(length) if length > 0 => leftover.clc_left -= length,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let mut waits = std::pin::pin!(leftover.in_time(std::future::pending::<()>()));
+                return waits.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
+            }
             _ => return false,
         }
     }

@@ -1,13 +1,13 @@
-//! Endpoints: their names, their sockets, and what the dead ones leave behind.
+//! Endpoints: their names, their sockets, and how one sees that they are dead.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::{fmt, io};
 
-use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Device, Inner, explain, sys};
+use super::{Device, Inner, Room, explain, sys};
 use crate::sync::Arc;
 
 /// Name of an endpoint: random, never reused.
@@ -35,6 +35,12 @@ impl EndpointId {
         }
         let digits = std::str::from_utf8(name).ok()?;
         Some(EndpointId(u128::from_str_radix(digits, 16).ok()?.to_be_bytes()))
+    }
+
+    /// The endpoint that a socket or a lock file is of.
+    pub(super) fn of_file(name: &[u8]) -> Option<EndpointId> {
+        let stem = name.strip_suffix(b".lock").or_else(|| name.strip_suffix(b".sock"))?;
+        EndpointId::from_name(stem)
     }
 
     fn sock(self) -> String {
@@ -85,14 +91,12 @@ impl Drop for EndpointEntry {
 }
 
 impl Device {
-    /// Creates an endpoint and removes those that died without tidying up.
+    /// Creates an endpoint.
     ///
     /// # Errors
     ///
     /// What the system gives, with the place.
     pub(crate) fn create_endpoint(&self) -> io::Result<EndpointEntry> {
-        // Tidying up is for others' sake: that it fails is no reason to go without SMC.
-        let _ = self.inner.sweep();
         let here = || format!("cannot create an endpoint in {}/ep", self.path().display());
         for _ in 0..100 {
             // What the system alone may deny, apart from what the directory may.
@@ -109,24 +113,54 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `NotFound` or `ConnectionRefused` when the endpoint is gone (if it died, what it left is
-    /// removed) or not yet ready; `WouldBlock` when too many wait to be accepted by it.
+    /// `NotFound` or `ConnectionRefused` when the endpoint is gone (if it died, [`Device::tidy`]
+    /// removes what it left) or not yet ready; `WouldBlock` when too many wait to be accepted by
+    /// it.
     pub(crate) fn connect(&self, id: EndpointId) -> io::Result<OwnedFd> {
-        sys::seqpacket_connect(&self.inner.socket_path(id)).inspect_err(|error| {
-            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
-                self.inner.bury(id);
+        let mut refusal = io::ErrorKind::NotFound.into();
+        for room in self.inner.rooms() {
+            match room.connect(id) {
+                Err(error) if is_gone(&error) => refusal = error,
+                answer => return answer,
             }
-        })
+        }
+        self.inner.tidying.found_dead(id);
+        Err(refusal)
+    }
+}
+
+/// Does nobody listen there?
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// A path to an open file, however long its own is.
+fn path_of(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+impl Room {
+    /// Connects to the control socket of an endpoint, if that is a socket and of this room's user:
+    /// no link that stands in its place leads anywhere else.
+    fn connect(&self, id: EndpointId) -> io::Result<OwnedFd> {
+        let socket = self.socket(id)?;
+        sys::seqpacket_connect(&path_of(&socket))
+    }
+
+    /// The control socket of an endpoint, as a name that nobody can exchange any more.
+    fn socket(&self, id: EndpointId) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let socket = rustix::fs::openat(&self.endpoints, id.sock(), flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&socket)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || stat.st_uid != self.owner {
+            let words = format!("{} is no socket of user {}", id.sock(), self.owner);
+            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, words));
+        }
+        Ok(socket)
     }
 }
 
 impl Inner {
-    /// A path to an endpoint's socket that fits a socket address however long the device
-    /// directory's is.
-    fn socket_path(&self, id: EndpointId) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}/{}", self.endpoints.as_raw_fd(), id.sock()))
-    }
-
     /// `None`: somebody removed it meanwhile.
     fn create_endpoint(
         inner: &Arc<Inner>,
@@ -134,7 +168,7 @@ impl Inner {
         socket: OwnedFd,
     ) -> io::Result<Option<EndpointEntry>> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let lock = rustix::fs::openat(&inner.endpoints, id.lock(), flags, Mode::RUSR | Mode::WUSR)?;
+        let lock = rustix::fs::openat(&inner.own.endpoints, id.lock(), flags, Mode::RUSR | Mode::WUSR)?;
         // Between the two calls a sweep may take the file for a dead endpoint's.
         if !inner.acquire(id, &lock)? {
             return Ok(None);
@@ -142,10 +176,11 @@ impl Inner {
         let process = std::process::id();
         // From here on dropping it removes everything.
         let mut entry = EndpointEntry { inner: Arc::clone(inner), id, listener: None, _lock: lock, process };
-        // Nobody connects before it has the rights it needs: it is not published yet.
-        sys::seqpacket_bind(&socket, &inner.socket_path(id))?;
+        // Nobody connects before it has the rights it needs: it is not published yet. (No link is
+        // followed here: what has the name already is in the way.)
+        sys::seqpacket_bind(&socket, &path_of(&inner.own.endpoints).join(id.sock()))?;
         entry.listener = Some(socket);
-        if inner.shared {
+        if inner.shared.is_some() {
             inner.open_to_others(id)?;
         }
         Ok(Some(entry))
@@ -153,15 +188,9 @@ impl Inner {
 
     /// Lets other users connect, which the umask may have forbidden.
     fn open_to_others(&self, id: EndpointId) -> io::Result<()> {
-        // Through a descriptor, for a name could be replaced by a link to something else of ours.
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let socket = rustix::fs::openat(&self.endpoints, id.sock(), flags, Mode::empty())?;
-        let stat = rustix::fs::fstat(&socket)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || stat.st_uid != sys::effective_uid() {
-            return Err(io::Error::other("the socket was replaced"));
-        }
+        let socket = self.own.socket(id)?;
         let everybody = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP | Mode::ROTH | Mode::WOTH;
-        Ok(rustix::fs::chmod(format!("/proc/self/fd/{}", socket.as_raw_fd()), everybody)?)
+        Ok(rustix::fs::chmod(path_of(&socket), everybody)?)
     }
 
     /// Takes the lock of endpoint `id` on its open lock file; false when somebody else has it, or
@@ -174,7 +203,10 @@ impl Inner {
             Err(error) => return Err(error.into()),
         }
         let held = rustix::fs::fstat(file)?;
-        match rustix::fs::statat(&self.endpoints, id.lock(), AtFlags::SYMLINK_NOFOLLOW) {
+        if FileType::from_raw_mode(held.st_mode) != FileType::RegularFile {
+            return Ok(false);
+        }
+        match rustix::fs::statat(&self.own.endpoints, id.lock(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(named) => Ok((named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)),
             Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(error.into()),
@@ -183,49 +215,33 @@ impl Inner {
 
     /// Removes an endpoint's files: the socket first, for the lock says whose it is.
     fn remove_endpoint(&self, id: EndpointId) {
-        let _ = rustix::fs::unlinkat(&self.endpoints, id.sock(), AtFlags::empty());
-        let _ = rustix::fs::unlinkat(&self.endpoints, id.lock(), AtFlags::empty());
+        let _ = rustix::fs::unlinkat(&self.own.endpoints, id.sock(), AtFlags::empty());
+        let _ = rustix::fs::unlinkat(&self.own.endpoints, id.lock(), AtFlags::empty());
     }
 
-    /// Removes what dead endpoints left on the device.
-    fn sweep(&self) -> io::Result<()> {
-        let mut found = Vec::new();
-        for entry in Dir::read_from(&self.endpoints)? {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            let stem = name.strip_suffix(b".lock").or_else(|| name.strip_suffix(b".sock"));
-            found.extend(stem.and_then(EndpointId::from_name));
-        }
-        found.sort_unstable();
-        found.dedup();
-        for id in found {
-            self.bury(id);
-        }
-        Ok(())
-    }
-
-    /// Removes all of one endpoint, if it is dead: its lock is free and nobody listens.
+    /// Removes the files of an endpoint, if it is dead: its lock is free and nobody listens.
+    /// Returns whether it is.
     ///
-    /// Errors leave it to the next one who comes by (its owner, if the directory is shared).
-    fn bury(&self, id: EndpointId) {
+    /// Errors leave it to the next one who comes by.
+    pub(super) fn bury(&self, id: EndpointId) -> bool {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         // Held until the end: nobody else buries it, and an owner between creating and locking it
         // starts anew.
-        let _lock = match rustix::fs::openat(&self.endpoints, id.lock(), flags, Mode::empty()) {
+        let _lock = match rustix::fs::openat(&self.own.endpoints, id.lock(), flags, Mode::empty()) {
             Ok(lock) => {
                 if !matches!(self.acquire(id, &lock), Ok(true)) {
-                    return;
+                    return false;
                 }
                 Some(lock)
             }
             // The living make their lock before anything else and remove it last.
             Err(Errno::NOENT) => None,
-            Err(_) => return,
+            Err(_) => return false,
         };
-        let probe = sys::seqpacket_connect(&self.socket_path(id)).map_err(|error| error.kind());
-        if matches!(probe, Err(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)) {
-            self.unpublish_everywhere(id);
+        let dead = self.own.connect(id).is_err_and(|error| is_gone(&error));
+        if dead {
             self.remove_endpoint(id);
         }
+        dead
     }
 }

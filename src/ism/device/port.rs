@@ -1,16 +1,27 @@
 //! Port entries: which endpoints have an SmcListener on a TCP port.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Device, EndpointId, Inner, explain, trust};
+use super::{Device, EndpointId, Inner, explain, names, trust};
 use crate::sync::{Arc, lock};
 
-/// Endpoints looked at on one port: a full directory must not cost a connection more than TCP does.
-const MOST_ENDPOINTS: usize = 1024;
+/// Endpoints looked at on one port, and names read to find them: a full directory must not cost a
+/// connection more than TCP does.
+pub(super) const MOST_ENDPOINTS: usize = 256;
+pub(super) const MOST_NAMES: usize = 1024;
+
+/// What a look for the endpoints on a port has found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct OnPort {
+    /// Of users that may be admitted, ours first; dead ones perhaps among them.
+    pub(crate) endpoints: Vec<EndpointId>,
+    /// There are none, but somebody else's.
+    pub(crate) others: bool,
+}
 
 /// An endpoint's entry on a port; dropping the last one for both takes it away.
 #[derive(Debug)]
@@ -72,34 +83,32 @@ impl Device {
         Ok(PortEntry { inner: Arc::clone(&self.inner), port, id, process: std::process::id() })
     }
 
-    /// The endpoints with a listener on `port`, dead ones perhaps among them.
-    pub(crate) fn endpoints_on_port(&self, port: u16) -> io::Result<Vec<EndpointId>> {
-        let Some(dir) = self.inner.port_dir(port)? else { return Ok(Vec::new()) };
-        let mut found = Vec::new();
-        for entry in Dir::new(dir)? {
-            found.extend(EndpointId::from_name(entry?.file_name().to_bytes()));
-            if found.len() == MOST_ENDPOINTS {
-                break;
+    /// The endpoints with a listener on `port`.
+    ///
+    /// # Errors
+    ///
+    /// What the system gives.
+    pub(crate) fn endpoints_on_port(&self, port: u16) -> io::Result<OnPort> {
+        let mut found = OnPort::default();
+        for room in self.inner.rooms() {
+            let Some(dir) = room.port(port)? else { continue };
+            for entry in names(Dir::new(dir)?, MOST_NAMES) {
+                found.endpoints.extend(EndpointId::from_name(entry?.file_name().to_bytes()));
+                if found.endpoints.len() == MOST_ENDPOINTS {
+                    return Ok(found);
+                }
             }
         }
+        found.others = found.endpoints.is_empty() && self.inner.is_others(port);
         Ok(found)
     }
 }
 
 impl Inner {
-    fn port_dir(&self, port: u16) -> io::Result<Option<OwnedFd>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.ports, port.to_string(), flags, Mode::empty()) {
-            Ok(dir) => Ok(Some(dir)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     fn publish(&self, port: u16, id: EndpointId) -> io::Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         for _ in 0..1000 {
-            let dir = trust::create_inside(self.ports.as_fd(), &port.to_string(), self.shared, true)?;
+            let dir = trust::create_inside(self.own.ports.as_fd(), &port.to_string(), self.access(), true)?;
             match rustix::fs::openat(&dir, id.to_string(), flags, Mode::RUSR | Mode::WUSR) {
                 Ok(_) => return Ok(()),
                 // Whoever closed the last listener on this port has just removed the directory.
@@ -110,22 +119,16 @@ impl Inner {
         Err(io::Error::other("its directory is being created and removed all the time"))
     }
 
-    fn unpublish(&self, port: u16, id: EndpointId) {
-        if let Ok(Some(dir)) = self.port_dir(port) {
+    pub(super) fn unpublish(&self, port: u16, id: EndpointId) {
+        if let Ok(Some(dir)) = self.own.port(port) {
             let _ = rustix::fs::unlinkat(&dir, id.to_string(), AtFlags::empty());
             // Fails while others are in it.
-            let _ = rustix::fs::unlinkat(&self.ports, port.to_string(), AtFlags::REMOVEDIR);
+            let _ = rustix::fs::unlinkat(&self.own.ports, port.to_string(), AtFlags::REMOVEDIR);
         }
     }
 
-    /// Removes a dead endpoint from all ports.
-    pub(super) fn unpublish_everywhere(&self, id: EndpointId) {
-        let Ok(ports) = Dir::read_from(&self.ports) else { return };
-        for entry in ports.flatten() {
-            let port = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
-            if let Some(port) = port {
-                self.unpublish(port, id);
-            }
-        }
+    /// Who has to do with what we make.
+    fn access(&self) -> trust::Access {
+        if self.shared.is_some() { trust::Access::Readable } else { trust::Access::Private }
     }
 }

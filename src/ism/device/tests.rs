@@ -1,3 +1,6 @@
+mod planted;
+
+use std::cell::Cell;
 use std::fs::{self, File, Permissions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +12,12 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{Device, EndpointEntry, EndpointId, format_gid, io, parse_gid, sys};
+use super::{Device, EndpointEntry, EndpointId, format_gid, io, parse_gid, port, sys, tidy};
+
+thread_local! {
+    /// Names of directories that this thread has read.
+    pub(super) static NAMES_READ: Cell<usize> = const { Cell::new(0) };
+}
 
 /// Held while a child process starts, and by tests that close a lock or a listener and expect it to
 /// be gone: between fork and exec the child has copies of both.
@@ -152,6 +160,14 @@ fn a_long_path_fits() {
     device.connect(entry.id()).unwrap();
 }
 
+/// Waits for a thread's work; the test fails by what it asserts then.
+fn soon(done: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// What a crashed endpoint leaves: a lock nobody holds, and perhaps a socket nobody listens on.
 fn remains(place: &Place, socket: bool) -> EndpointId {
     let id = EndpointId(sys::random_bytes().unwrap());
@@ -190,11 +206,12 @@ fn the_dead_are_swept_and_the_living_are_not() {
     File::create(place.path.join("ep/README.lock")).unwrap();
 
     let newest = device.create_endpoint().unwrap();
+    device.tidy();
     let stems: std::collections::BTreeSet<_> =
         place.names("ep").iter().map(|name| name.split('.').next().unwrap().to_owned()).collect();
     let expected = living.iter().map(EndpointEntry::id).chain([unborn, unlocked, newest.id()]);
     assert_eq!(stems, expected.map(|id| id.to_string()).chain(["README".to_owned()]).collect());
-    let mut on_port = device.endpoints_on_port(80).unwrap();
+    let mut on_port = device.endpoints_on_port(80).unwrap().endpoints;
     on_port.sort_unstable();
     let mut expected: Vec<_> = living.iter().map(EndpointEntry::id).collect();
     expected.sort_unstable();
@@ -205,7 +222,7 @@ fn the_dead_are_swept_and_the_living_are_not() {
     }
 
     drop((lock, listener));
-    drop(device.create_endpoint().unwrap());
+    device.tidy();
     assert_eq!(place.names("ep").len(), 2 * 4 + 1, "now these two are dead, too");
     ports.clear();
     assert!(place.names("port").is_empty());
@@ -240,10 +257,12 @@ fn whoever_finds_a_dead_endpoint_removes_it() {
         let id = remains(&place, socket);
         fs::create_dir_all(place.path.join("port/443")).unwrap();
         File::create(place.path.join(format!("port/443/{id}"))).unwrap();
-        assert_eq!(device.endpoints_on_port(443).unwrap(), [id]);
+        assert_eq!(device.endpoints_on_port(443).unwrap().endpoints, [id]);
         assert_eq!(device.connect(id).unwrap_err().kind(), kind);
+        device.bury_later();
+        soon(|| place.names("ep").is_empty() && place.names("port").is_empty());
         assert!(place.names("ep").is_empty() && place.names("port").is_empty());
-        assert!(device.endpoints_on_port(443).unwrap().is_empty());
+        assert!(device.endpoints_on_port(443).unwrap().endpoints.is_empty());
     }
 }
 
@@ -256,9 +275,12 @@ fn listeners_of_one_endpoint_share_a_port_entry() {
     let other = device.publish_port(8080, EndpointId([8; 16])).unwrap();
     assert_eq!((one.port(), one.id()), (8080, id));
     drop(one);
-    assert!(device.endpoints_on_port(8080).unwrap().contains(&id), "the second listener is still there");
+    assert!(
+        device.endpoints_on_port(8080).unwrap().endpoints.contains(&id),
+        "the second listener is still there"
+    );
     drop(two);
-    assert_eq!(device.endpoints_on_port(8080).unwrap(), [other.id()]);
+    assert_eq!(device.endpoints_on_port(8080).unwrap().endpoints, [other.id()]);
     drop(other);
     assert!(place.names("port").is_empty());
     // Names of others are passed over.
@@ -266,7 +288,7 @@ fn listeners_of_one_endpoint_share_a_port_entry() {
     for name in ["x", "0123456789ABCDEF0123456789ABCDEF", "../x", "+1"] {
         let _ = File::create(place.path.join("port/9").join(name.replace('/', "_")));
     }
-    assert!(device.endpoints_on_port(9).unwrap().is_empty());
+    assert!(device.endpoints_on_port(9).unwrap().endpoints.is_empty());
 }
 
 #[test]
@@ -281,9 +303,9 @@ fn publishing_races_with_the_last_one_leaving() {
                 for round in 0..500 {
                     let id = EndpointId([thread; 16]);
                     let entry = device.publish_port(round % 2, id).unwrap();
-                    assert!(device.endpoints_on_port(round % 2).unwrap().contains(&id));
+                    assert!(device.endpoints_on_port(round % 2).unwrap().endpoints.contains(&id));
                     drop(entry);
-                    assert!(!device.endpoints_on_port(round % 2).unwrap().contains(&id));
+                    assert!(!device.endpoints_on_port(round % 2).unwrap().endpoints.contains(&id));
                 }
             });
         }
@@ -316,11 +338,11 @@ fn child_process() {
             std::process::exit(if port.id() == entry.id() { 42 } else { 1 });
         }
         "stranger" => {
-            let id = device.endpoints_on_port(5001).unwrap()[0];
+            let id = device.endpoints_on_port(5001).unwrap().endpoints[0];
             drop(device.connect(id).unwrap());
             let own = device.create_endpoint().unwrap();
             let entry = device.publish_port(5001, own.id()).unwrap();
-            assert_eq!(device.endpoints_on_port(5001).unwrap().len(), 2);
+            assert_eq!(device.endpoints_on_port(5001).unwrap().endpoints.len(), 2);
             drop(entry);
             drop(own);
         }
@@ -331,9 +353,9 @@ fn child_process() {
                 assert_eq!(device.gid(), gid);
                 let entry = device.create_endpoint().unwrap();
                 let port = device.publish_port(round % 3, entry.id()).unwrap();
-                assert!(device.endpoints_on_port(round % 3).unwrap().contains(&entry.id()));
+                assert!(device.endpoints_on_port(round % 3).unwrap().endpoints.contains(&entry.id()));
                 device.connect(entry.id()).unwrap();
-                for other in device.endpoints_on_port(round % 3).unwrap() {
+                for other in device.endpoints_on_port(round % 3).unwrap().endpoints {
                     // Others come and go while we look.
                     let _ = device.connect(other);
                 }
@@ -386,9 +408,12 @@ fn crashed_processes_are_swept_while_others_live() {
     let _port = device.publish_port(5000, living.id()).unwrap();
     let children: Vec<_> = (0..4).map(|_| spawn(&mut child(&place, "crash")).unwrap()).collect();
     assert_eq!(finish(children), vec![Some(42); 4]);
-    assert!(device.endpoints_on_port(5000).unwrap().len() >= 2, "the last one to die is still there");
-    drop(device.create_endpoint().unwrap());
-    assert_eq!(device.endpoints_on_port(5000).unwrap(), [living.id()]);
+    assert!(
+        device.endpoints_on_port(5000).unwrap().endpoints.len() >= 2,
+        "the last one to die is still there"
+    );
+    device.tidy();
+    assert_eq!(device.endpoints_on_port(5000).unwrap().endpoints, [living.id()]);
     assert_eq!(place.names("ep").len(), 2);
     device.connect(living.id()).unwrap();
 }
@@ -402,11 +427,12 @@ fn users_meet_in_a_shared_directory() {
     let device = place.open();
     let entry = device.create_endpoint().unwrap();
     let _port = device.publish_port(5001, entry.id()).unwrap();
-    let socket = place.path.join(format!("ep/{}.sock", entry.id()));
+    let room = place.path.join(format!("u{}", sys::effective_uid()));
+    let socket = room.join(format!("ep/{}.sock", entry.id()));
     assert_eq!(fs::metadata(socket).unwrap().permissions().mode() & 0o777, 0o666);
-    for part in ["ep", "port", "port/5001"] {
-        let mode = fs::metadata(place.path.join(part)).unwrap().permissions().mode() & 0o7777;
-        assert_eq!(mode, 0o1777, "{part}");
+    for part in ["", "ep", "port", "port/5001"] {
+        let mode = fs::metadata(room.join(part)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode, 0o755, "{part}");
     }
     // Being somebody else needs root, and that they may run the test at all.
     if sys::effective_uid() == 0 {
@@ -414,6 +440,6 @@ fn users_meet_in_a_shared_directory() {
             Ok(stranger) => assert_eq!(finish(vec![stranger]), [Some(0)]),
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
         }
-        assert_eq!(device.endpoints_on_port(5001).unwrap(), [entry.id()]);
+        assert_eq!(device.endpoints_on_port(5001).unwrap().endpoints, [entry.id()]);
     }
 }

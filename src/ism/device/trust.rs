@@ -18,9 +18,11 @@ pub(super) struct Directory {
 
 /// Opening a directory as such, without following a symbolic link, and without the right to list
 /// it.
-const WALK: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(super) const WALK: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Opening a directory to be listed.
-const LIST: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(super) const LIST: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// `path` from the root on. Symbolic links stay in it, to be refused; `..` is refused here.
 pub(super) fn absolute(path: &Path) -> io::Result<PathBuf> {
@@ -70,29 +72,35 @@ pub(super) fn open(path: &Path, explicit: bool) -> io::Result<Directory> {
     Ok(Directory { fd, shared: is_shared(&stat) })
 }
 
+/// Who has to do with a directory of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// We alone.
+    Private,
+    /// Others look who is there, whatever our umask is.
+    Readable,
+}
+
 /// Opens directory `name` inside a device directory (or inside one of its parts), and creates it if
-/// it is missing: as open to others as the device directory is.
+/// it is missing. It has to belong to us, or to root where that may be.
 pub(super) fn create_inside(
     parent: BorrowedFd<'_>,
     name: &str,
-    shared: bool,
-    explicit: bool,
+    access: Access,
+    root_too: bool,
 ) -> io::Result<OwnedFd> {
     // Names below a shared directory come and go while we look: somebody creates it, somebody
     // removes it.
     for _ in 0..100 {
         match rustix::fs::openat(parent, name, LIST, Mode::empty()) {
-            Ok(fd) if shared => {
-                // Anybody may have made it. It must only be safe from third parties.
-                let stat = rustix::fs::fstat(&fd)?;
-                return if is_exposed(&stat) { Err(exposed(Path::new(name))) } else { Ok(fd) };
-            }
-            Ok(fd) => return check(&fd, Path::new(name), explicit).map(|_| fd),
+            Ok(fd) => return check(&fd, Path::new(name), root_too).map(|_| fd),
             Err(Errno::NOENT) => {}
             Err(error) => return Err(explain(error, format_args!("cannot open {name}"))),
         }
-        let created =
-            if shared { create_shared(parent, name) } else { rustix::fs::mkdirat(parent, name, Mode::RWXU) };
+        let created = match access {
+            Access::Private => rustix::fs::mkdirat(parent, name, Mode::RWXU),
+            Access::Readable => create_readable(parent, name),
+        };
         match created {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => {
@@ -105,15 +113,15 @@ pub(super) fn create_inside(
     Err(io::Error::other(format!("{name} is being created and removed all the time")))
 }
 
-/// Creates a directory everybody may put names into, under a name of its own until the umask's work
+/// Creates a directory that everybody may look into, under a name of its own until the umask's work
 /// is undone.
-fn create_shared(parent: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+fn create_readable(parent: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
     let suffix = sys::random_u64().map_err(|_| Errno::AGAIN)?;
     let draft = format!(".{name}.{suffix:016x}");
     rustix::fs::mkdirat(parent, &draft, Mode::RWXU)?;
     let finished = (|| {
         let fd = rustix::fs::openat(parent, &draft, LIST, Mode::empty())?;
-        rustix::fs::fchmod(&fd, Mode::RWXU | Mode::RWXG | Mode::RWXO | Mode::SVTX)?;
+        rustix::fs::fchmod(&fd, Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH)?;
         rustix::fs::renameat_with(parent, &draft, parent, name, RenameFlags::NOREPLACE)
     })();
     if finished.is_err() {
@@ -142,6 +150,11 @@ fn check(fd: &OwnedFd, at: &Path, root_too: bool) -> io::Result<Stat> {
     let stat = rustix::fs::fstat(fd)?;
     judge(&stat, at, root_too, sys::effective_uid())?;
     Ok(stat)
+}
+
+/// Refuses a directory that is not that user's, or that others control.
+pub(super) fn belongs_to(fd: &OwnedFd, at: &Path, user: u32) -> io::Result<()> {
+    judge(&rustix::fs::fstat(fd)?, at, false, user)
 }
 
 fn judge(stat: &Stat, at: &Path, root_too: bool, me: u32) -> io::Result<()> {
@@ -279,16 +292,16 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_shared_directory_are_shared() {
+    fn parts_are_as_open_as_they_have_to_be() {
         let dir = tempfile::tempdir().unwrap();
         let root = rustix::fs::open(dir.path(), LIST, Mode::empty()).unwrap();
-        create_inside(root.as_fd(), "open", true, true).unwrap();
-        create_inside(root.as_fd(), "own", false, true).unwrap();
+        create_inside(root.as_fd(), "open", Access::Readable, true).unwrap();
+        create_inside(root.as_fd(), "own", Access::Private, true).unwrap();
         let mode = |name| fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o7777;
-        assert_eq!((mode("open"), mode("own")), (0o1777, 0o700));
+        assert_eq!((mode("open"), mode("own")), (0o755, 0o700));
         fs::set_permissions(dir.path().join("open"), Permissions::from_mode(0o777)).unwrap();
-        assert!(create_inside(root.as_fd(), "open", true, true).is_err());
-        assert!(create_inside(root.as_fd(), "open", false, true).is_err());
+        assert!(create_inside(root.as_fd(), "open", Access::Readable, true).is_err());
+        assert!(create_inside(root.as_fd(), "open", Access::Private, true).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no drafts are left");
     }
 }

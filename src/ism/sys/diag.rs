@@ -82,6 +82,16 @@ pub(crate) fn waits_for_accept(local: SocketAddr, remote: SocketAddr, netns: u64
     }))
 }
 
+/// Whether some process holds the TCP socket from `local` to `remote` (as *that* socket sees them),
+/// in the network namespace `netns`: it is neither closed nor waiting to be accepted.
+///
+/// # Errors
+///
+/// As [`owner_of`].
+pub(crate) fn is_held(local: SocketAddr, remote: SocketAddr, netns: u64) -> io::Result<bool> {
+    Ok(look_up(local, remote, NO_COOKIE, netns)?.is_some_and(|socket| socket.held))
+}
+
 fn look_up(local: SocketAddr, remote: SocketAddr, cookie: u64, netns: u64) -> io::Result<Option<DiagSocket>> {
     let (local, remote) = (canonical(local), canonical(remote));
     if local.is_ipv4() != remote.is_ipv4() {

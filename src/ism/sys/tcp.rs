@@ -176,6 +176,8 @@ pub(crate) struct Ended {
     pub(crate) writes: bool,
     /// The connection was reset, and nobody has been told yet.
     pub(crate) reset: bool,
+    /// The peer's FIN has come.
+    pub(crate) fin: bool,
     /// `bytes_acked` of a closed socket. (Whether its end was a reset that somebody was told of it
     /// does not say.)
     pub(crate) acked: Option<u64>,
@@ -199,6 +201,7 @@ pub(crate) fn ended(fd: BorrowedFd<'_>) -> io::Result<Ended> {
         reads: hung_up && !over && !state.has_fin(),
         writes: over || state.has_sent_fin(),
         reset: over && events.contains(PollFlags::ERR),
+        fin: state.has_fin(),
         acked: over.then_some(bytes_acked),
     })
 }

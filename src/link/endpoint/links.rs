@@ -4,21 +4,19 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Weak;
+use std::sync::{LazyLock, Weak};
 use std::time::Duration;
 
 use super::Endpoint;
 use crate::ism::device::EndpointId;
-use crate::ism::sys;
+use crate::ism::{budget, sys};
 use crate::link::aside::{self, ControlSocket, Fed};
 use crate::link::lack::{no_link, reason_of};
+use crate::link::shares::Holders;
 use crate::link::stream::Death;
 use crate::link::{Hold, Link, Opened};
 use crate::sync::{Arc, Mutex, Ordering, lock};
 use crate::transport::FallbackReason;
-
-/// Links an endpoint keeps at most.
-const MOST_LINKS: usize = 1024;
 
 /// For how long a link may be of no use before it is closed.
 pub(crate) const IDLE_LINK: Duration = Duration::from_secs(10);
@@ -106,13 +104,18 @@ impl Endpoint {
         socket: Arc<ControlSocket>,
         opened: Opened,
     ) -> Result<Arc<Link>, NoLink> {
-        if links.all.len() >= MOST_LINKS {
-            return Err(FallbackReason::Limit.into());
-        }
         self.check_life()?;
         // Before it may send descriptors, and gets ours.
-        self.check_user(socket.as_fd()).map_err(NoLink::because(FallbackReason::PeerPolicy))?;
-        let link = Link::new(self, socket, opened).map_err(NoLink::because(FallbackReason::Memory))?;
+        let peer = self.check_user(socket.as_fd()).map_err(NoLink::because(FallbackReason::PeerPolicy))?;
+        let affordable = budget::most_links();
+        let Some((place, loser)) = SHARES.take(self.max_links.min(affordable), peer) else {
+            let descriptors = affordable < self.max_links;
+            return Err(if descriptors { FallbackReason::Descriptors } else { FallbackReason::Limit }.into());
+        };
+        if let Some(loser) = loser.and_then(|loser| loser.upgrade()) {
+            loser.evict_later();
+        }
+        let link = Link::new(self, socket, opened, place).map_err(NoLink::because(FallbackReason::Memory))?;
         lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
         links.all.push(link.clone());
         // Perhaps nobody ever uses it.
@@ -210,6 +213,10 @@ impl Endpoint {
         lock(&self.links).all.clone()
     }
 }
+
+/// The links of this process, by whom they lead to: one process that makes many must not keep the
+/// others out.
+static SHARES: LazyLock<Arc<Holders<Weak<Link>>>> = LazyLock::new(Arc::default);
 
 /// All links of this process by their number, so that two ends that meet here wake each other
 /// directly.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::Endpoint;
 use crate::ism::device::PortEntry;
-use crate::ism::sys;
-use crate::link::accepted::{FIRST_LOOK, Found, Key};
+use crate::ism::sys::{self, PeerCred};
+use crate::link::accepted::{FIRST_LOOK, Found, Key, Waiting};
 use crate::link::message::Subject;
 use crate::link::proof;
 use crate::link::reactor::yield_now;
@@ -65,8 +65,21 @@ impl Endpoint {
         self.accepted.remove(entry.key, entry.number);
     }
 
+    /// Something waits in the table of accepted streams, perhaps instead of something else, and
+    /// perhaps a sweep has to come.
+    pub(crate) fn after_waiting(self: &Arc<Self>, sweep: bool, instead: Option<Waiting>) {
+        if sweep {
+            self.sweep_later();
+        }
+        if let Some(waiting) = instead {
+            self.run(move || {
+                let _ = shielded(|| waiting(Err(FallbackReason::Limit)));
+            });
+        }
+    }
+
     /// Something waits in the table of accepted streams, and no sweep comes soon.
-    pub(crate) fn sweep_later(self: &Arc<Self>) {
+    fn sweep_later(self: &Arc<Self>) {
         let (timers, this) = (self.timers.clone(), Arc::downgrade(self));
         let sweeping = this.clone();
         let sweeps = async move {
@@ -104,6 +117,7 @@ impl Endpoint {
     pub(crate) fn on_query(
         self: &Arc<Self>,
         theirs: Subject,
+        peer: PeerCred,
         answer: impl FnOnce(bool) + Send + 'static,
     ) -> Option<AcceptedEntry> {
         let answer = move |stream: Result<Arc<dyn LinkedStream>, FallbackReason>| {
@@ -111,7 +125,7 @@ impl Endpoint {
             answer(ours.is_ok_and(|ours| proof::same_place(&ours, &theirs).is_ok()));
         };
         let mut answer = Some(answer);
-        let found = self.accepted.find_or_wait(&theirs, || {
+        let found = self.accepted.find_or_wait(&theirs, peer, || {
             let answer = answer.take();
             Box::new(move |stream| {
                 if let Some(answer) = answer {
@@ -120,10 +134,8 @@ impl Endpoint {
             })
         });
         let stream = match found {
-            Found::Waits { number, sweep } => {
-                if sweep {
-                    self.sweep_later();
-                }
+            Found::Waits { number, sweep, instead } => {
+                self.after_waiting(sweep, instead);
                 return Some(AcceptedEntry { key: Key::of_client(theirs.tuple), number });
             }
             Found::Stream(stream) => Ok(stream),

@@ -165,17 +165,17 @@ impl Tcp for MioTcp {
 
 /// Reads what a closed stream has still to take off its socket, then closes it.
 pub(crate) async fn drain(leftover: Leftover<MioTcp>, executor: Weak<Executor>) {
-    let Leftover { socket, clc_left } = leftover;
-    let _ = Tcp::shutdown(&*socket);
+    let socket = &*leftover.socket;
+    let _ = Tcp::shutdown(socket);
     let Ok(fd) = socket.as_fd().try_clone_to_owned() else { return };
     let Some(Ok(watched)) = executor.upgrade().map(|executor| executor.watch(fd)) else { return };
     let mut scratch = [0; 512];
-    let mut left = clc_left;
+    let mut left = leftover.clc_left;
     while left > 0 {
         let wanted = left.min(scratch.len());
         let read = || receive(watched.as_fd(), &mut scratch[..wanted], RecvFlags::empty());
-        match when_readable(&*watched, read).await {
-            Ok(length) if length > 0 => left -= length,
+        match leftover.in_time(when_readable(&*watched, read)).await {
+            Some(Ok(length)) if length > 0 => left -= length,
             _ => break,
         }
     }

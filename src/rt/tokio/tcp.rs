@@ -169,14 +169,15 @@ impl Tcp for TokioTcp {
 
 /// Reads what a closed stream has still to take off its socket, then closes it.
 pub(crate) async fn drain(leftover: Leftover<TokioTcp>) {
-    let Leftover { socket, clc_left } = leftover;
-    let _ = Tcp::shutdown(&*socket);
+    let socket = &*leftover.socket;
+    let _ = Tcp::shutdown(socket);
     let mut scratch = [0; 512];
-    let mut left = clc_left;
+    let mut left = leftover.clc_left;
     while left > 0 {
         let wanted = left.min(scratch.len());
-        match poll_fn(|cx| Tcp::poll_read(&*socket, cx, &mut scratch[..wanted])).await {
-            Ok(length) if length > 0 => left -= length,
+        let read = poll_fn(|cx| Tcp::poll_read(socket, cx, &mut scratch[..wanted]));
+        match leftover.in_time(read).await {
+            Some(Ok(length)) if length > 0 => left -= length,
             _ => break,
         }
     }

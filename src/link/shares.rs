@@ -1,0 +1,224 @@
+//! Who has how much of something of which there is only so much: when it is all given out, the
+//! greediest peer gives way, with what it took last, and who has it for long keeps it.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::ism::sys::{self, PeerCred};
+use crate::sync::{Arc, Mutex, lock};
+
+/// Of a user that is not ours at most this part.
+const OTHERS_PART: usize = 2;
+
+/// What one process, or one user, has: by number, the youngest last.
+type Held = BTreeSet<u64>;
+
+/// What is given out to peers, by user and process. (Processes that this one has no number for, for
+/// they are in another pid namespace, are one.)
+#[derive(Debug, Default)]
+pub(crate) struct Shares {
+    held: HashMap<(u32, i32), Held>,
+    /// By user, how many.
+    users: HashMap<u32, usize>,
+    all: usize,
+    next: u64,
+}
+
+/// The answer to who wants one more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// It has this number now.
+    Given(u64),
+    /// The same, and that other one has been taken back: its holder has to be told.
+    Instead { number: u64, of: u64 },
+    /// Nobody has much more than the peer would have.
+    Refused,
+}
+
+impl Shares {
+    /// Gives `peer` one more of the `most` that there are.
+    pub(crate) fn take(&mut self, most: usize, peer: &PeerCred) -> Share {
+        let theirs = self.users.get(&peer.uid).copied().unwrap_or(0);
+        let foreign = !sys::is_user(peer.uid, sys::effective_uid());
+        let among = if foreign && theirs >= (most / OTHERS_PART).max(1) {
+            Some(peer.uid)
+        } else if self.all >= most {
+            None
+        } else {
+            return Share::Given(self.give(peer));
+        };
+        let one_more = self.held.get(&(peer.uid, peer.pid)).map_or(0, Held::len) + 1;
+        let Some((greedy, of)) = self.greediest(among, one_more) else { return Share::Refused };
+        self.give_back(&greedy, of);
+        Share::Instead { number: self.give(peer), of }
+    }
+
+    /// The process, of that user, that has the most, and more than so many; and what it took last.
+    /// Our own is none: it is not the one to be told from.
+    fn greediest(&self, among: Option<u32>, more_than: usize) -> Option<(PeerCred, u64)> {
+        let ours = i32::try_from(std::process::id()).ok();
+        let processes = self
+            .held
+            .iter()
+            .filter(|((uid, pid), _)| among.is_none_or(|user| user == *uid) && Some(*pid) != ours);
+        let (&(uid, pid), held) = processes.max_by_key(|(_, held)| (held.len(), held.last().copied()))?;
+        let last = held.last().filter(|_| held.len() > more_than)?;
+        Some((PeerCred { pid, uid, gid: 0 }, *last))
+    }
+
+    fn give(&mut self, peer: &PeerCred) -> u64 {
+        self.next += 1;
+        self.held.entry((peer.uid, peer.pid)).or_default().insert(self.next);
+        *self.users.entry(peer.uid).or_default() += 1;
+        self.all += 1;
+        self.next
+    }
+
+    fn has(&self, peer: &PeerCred, number: u64) -> bool {
+        self.held.get(&(peer.uid, peer.pid)).is_some_and(|held| held.contains(&number))
+    }
+
+    /// The peer does not hold that one any more; it may have been taken back already.
+    pub(crate) fn give_back(&mut self, peer: &PeerCred, number: u64) {
+        let holder = (peer.uid, peer.pid);
+        let Some(held) = self.held.get_mut(&holder) else { return };
+        if !held.remove(&number) {
+            return;
+        }
+        if held.is_empty() {
+            self.held.remove(&holder);
+        }
+        self.all -= 1;
+        if let Some(count) = self.users.get_mut(&peer.uid) {
+            *count -= 1;
+            if *count == 0 {
+                self.users.remove(&peer.uid);
+            }
+        }
+    }
+}
+
+/// [`Shares`] of things, and how each of them is told that it was taken back.
+pub(crate) struct Holders<T> {
+    table: Mutex<(Shares, HashMap<u64, T>)>,
+}
+
+impl<T> Default for Holders<T> {
+    fn default() -> Self {
+        Holders { table: Mutex::default() }
+    }
+}
+
+/// One share, until it is dropped.
+pub(crate) struct Holder<T> {
+    holders: Arc<Holders<T>>,
+    peer: PeerCred,
+    number: u64,
+}
+
+impl<T> Holders<T> {
+    /// Gives `peer` one more of the `most` that there are, and returns what it was taken from, if
+    /// it was; `None`: there is none for it.
+    pub(crate) fn take(self: &Arc<Self>, most: usize, peer: PeerCred) -> Option<(Holder<T>, Option<T>)> {
+        let mut table = lock(&self.table);
+        let (number, of) = match table.0.take(most, &peer) {
+            Share::Given(number) => (number, None),
+            Share::Instead { number, of } => (number, Some(of)),
+            Share::Refused => return None,
+        };
+        let loser = of.and_then(|of| table.1.remove(&of));
+        Some((Holder { holders: self.clone(), peer, number }, loser))
+    }
+}
+
+impl<T> Holder<T> {
+    /// That is it; `false` when it was taken back already.
+    pub(crate) fn is(&self, thing: T) -> bool {
+        let mut table = lock(&self.holders.table);
+        let held = table.0.has(&self.peer, self.number);
+        if held {
+            table.1.insert(self.number, thing);
+        }
+        held
+    }
+}
+
+impl<T> Drop for Holder<T> {
+    fn drop(&mut self) {
+        let gone = {
+            let mut table = lock(&self.holders.table);
+            table.0.give_back(&self.peer, self.number);
+            table.1.remove(&self.number)
+        };
+        drop(gone);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ours(pid: i32) -> PeerCred {
+        PeerCred { pid, uid: sys::effective_uid(), gid: 0 }
+    }
+
+    fn theirs(pid: i32) -> PeerCred {
+        PeerCred { pid, uid: sys::effective_uid() ^ 1, gid: 0 }
+    }
+
+    fn fill(shares: &mut Shares, most: usize, peers: &[PeerCred]) -> Vec<Share> {
+        peers.iter().map(|peer| shares.take(most, peer)).collect()
+    }
+
+    // Process 1 is no test.
+    const GREEDY: i32 = 1;
+
+    #[test]
+    fn the_greediest_gives_way_with_what_it_took_last() {
+        let mut shares = Shares::default();
+        fill(&mut shares, 6, &[ours(2), ours(GREEDY), ours(GREEDY), ours(GREEDY), ours(GREEDY), ours(3)]);
+        assert_eq!(shares.take(6, &ours(GREEDY)), Share::Refused, "the newest of the greediest is itself");
+        assert_eq!(shares.take(6, &ours(4)), Share::Instead { number: 7, of: 5 });
+        assert_eq!(shares.take(6, &ours(5)), Share::Instead { number: 8, of: 4 });
+        assert_eq!(shares.take(6, &ours(6)), Share::Instead { number: 9, of: 3 });
+        assert_eq!(shares.take(6, &ours(7)), Share::Refused, "all have one: those of long ago stay");
+        shares.give_back(&ours(GREEDY), 2);
+        // It was taken back long ago.
+        shares.give_back(&ours(GREEDY), 5);
+        assert_eq!(shares.take(6, &ours(7)), Share::Given(10));
+    }
+
+    #[test]
+    fn many_processes_of_another_user_have_half_at_most() {
+        let mut shares = Shares::default();
+        let given = fill(&mut shares, 8, &[1, 2, 3, 4].map(theirs));
+        assert!(given.iter().all(|share| matches!(share, Share::Given(_))));
+        assert_eq!(shares.take(8, &theirs(5)), Share::Refused);
+        assert_eq!(shares.take(8, &ours(6)), Share::Given(5));
+        // And who is greedy among them gives way to its own.
+        shares.give_back(&theirs(1), 1);
+        shares.give_back(&theirs(2), 2);
+        fill(&mut shares, 8, &[theirs(3), theirs(3)]);
+        assert_eq!(shares.take(8, &theirs(9)), Share::Instead { number: 8, of: 7 });
+    }
+
+    #[test]
+    fn this_process_is_not_told_from() {
+        let mut shares = Shares::default();
+        let own = ours(i32::try_from(std::process::id()).unwrap());
+        fill(&mut shares, 4, &[own, own, own, own]);
+        assert_eq!(shares.take(4, &ours(1)), Share::Refused);
+        assert_eq!(shares.take(5, &ours(1)), Share::Given(5));
+    }
+
+    #[test]
+    fn what_is_given_back_leaves_nothing() {
+        let mut shares = Shares::default();
+        for _ in 0..3 {
+            let Share::Given(number) = shares.take(1, &theirs(1)) else { panic!("it is free") };
+            assert_eq!(shares.take(1, &ours(2)), Share::Refused);
+            shares.give_back(&theirs(1), number);
+            shares.give_back(&theirs(1), number);
+        }
+        assert!(shares.held.is_empty() && shares.users.is_empty() && shares.all == 0);
+    }
+}
