@@ -18,6 +18,7 @@ mod positions;
 mod silence;
 mod slots;
 mod socket;
+mod turns;
 mod unaccepted;
 mod urgent;
 mod users;

@@ -26,16 +26,16 @@ const DMB: usize = 4096;
 const PLACE: DmbPlace = DmbPlace { arena: 0, slot: 0, window: DMB as u64 };
 
 /// A process that speaks the protocol by hand.
-struct Stranger {
-    socket: OwnedFd,
-    arena: Arena,
+pub(super) struct Stranger {
+    pub(super) socket: OwnedFd,
+    pub(super) arena: Arena,
     file: OwnedFd,
     gid: [u8; 16],
 }
 
 impl Stranger {
     /// Connects to a host of the lab.
-    fn to(lab: &Lab, side: usize) -> Self {
+    pub(super) fn to(lab: &Lab, side: usize) -> Self {
         let host = &lab.hosts[side].endpoint;
         let socket = lab.hosts[1 - side].endpoint.connect(host.id()).expect("connect");
         Stranger::on(socket, host.gid().0)
@@ -46,11 +46,11 @@ impl Stranger {
         Stranger { socket, arena, file, gid }
     }
 
-    fn hello(&self) -> Message {
+    pub(super) fn hello(&self) -> Message {
         Message::Hello { link_id: 1, endpoint: [9; 16], gid: self.gid, slots: SLOTS }
     }
 
-    fn greet(&self) {
+    pub(super) fn greet(&self) {
         let eventfd = sys::eventfd().expect("eventfd");
         self.send_with(&self.hello().encode(), &[eventfd.as_fd(), self.file.as_fd()]);
     }
@@ -80,17 +80,17 @@ impl Stranger {
         }
     }
 
-    fn device(&self) -> LocalDevice {
+    pub(super) fn device(&self) -> LocalDevice {
         LocalDevice { gid: Gid(self.gid), eid: Eid::LOOPBACK, host: String::new() }
     }
 }
 
 /// An upgraded connection that a stranger must not disturb.
-struct Bystander(Pair);
+pub(super) struct Bystander(pub(super) Pair);
 
 impl Bystander {
     #[track_caller]
-    fn is_well(&self) {
+    pub(super) fn is_well(&self) {
         for side in [CLIENT, SERVER] {
             self.0.write(side, &bytes(0, 700));
             self.0.expect(1 - side, &bytes(0, 700));
