@@ -1,5 +1,5 @@
-//! The judge: starts a victim, keeps a connection of its own to it (the bystander's) and a plain TCP
-//! client beside, lets an attacker loose, and says whether anybody was harmed.
+//! The judge: starts a victim, keeps a connection of its own to it (the bystander's) and a plain
+//! TCP client beside, lets an attacker loose, and says whether anybody was harmed.
 #![allow(clippy::disallowed_types, reason = "a test, which loom does not run")]
 
 use std::io::{Read, Write};
@@ -16,6 +16,7 @@ use tokio_smc::{SmcStream, UpgradePolicy};
 
 use crate::child::Child;
 use crate::lab::Lab;
+use crate::scenes::DONE;
 use crate::usage::{Usage, settled};
 use crate::victim::{Health, bytes};
 use crate::watchdog::Flavour;
@@ -129,6 +130,12 @@ impl Trial {
         witnesses.stop.store(true, Ordering::Relaxed);
         self.runtime.block_on(witnesses.bystander).expect("the bystander has noticed nothing");
         witnesses.plain.join().expect("the plain TCP client has noticed nothing");
+    }
+
+    /// Another process comes to the victim, as the attacker did, and means well.
+    pub(crate) fn meet_a_newcomer(&self) {
+        let role = format!("newcomer {}", self.addr);
+        assert_eq!(Child::start(&role, self.lab.dir(), &[]).hear(), DONE);
     }
 
     fn fresh_upgrade(&self) {

@@ -3,8 +3,8 @@
 //! and plain TCP clients) must not notice, and nothing is left behind.
 //!
 //! A scene is one function in `scenes/` and one line in [`scenes!`] below. Random sessions are
-//! reproducible: `SMC_TEST_SEED` is the seed (it is printed), `SMC_TEST_SESSIONS` how many, or which
-//! (`10000`, `700..800`), `SMC_TEST_SECONDS` for how long at most.
+//! reproducible: `SMC_TEST_SEED` is the seed (it is printed), `SMC_TEST_SESSIONS` how many, or
+//! which (`10000`, `700..800`), `SMC_TEST_SECONDS` for how long at most.
 
 #[path = "../support/child.rs"]
 mod child;
@@ -23,6 +23,9 @@ mod raw;
 mod scenes;
 mod victim;
 mod wire;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_smc::{Config, SmcStream, UpgradePolicy};
 
 use child::role;
 use judge::Trial;
@@ -106,6 +109,7 @@ scenes! {
 fn child_process() {
     let Some(role) = role() else { return };
     match role.split(' ').collect::<Vec<_>>()[..] {
+        ["newcomer", addr] => newcomer(addr),
         ["victim", "CurrentThread"] => victim::serve(Flavour::CurrentThread),
         ["victim", "MultiThread"] => victim::serve(Flavour::MultiThread),
         ["attack", addr, "random", seed, from, to] => {
@@ -118,6 +122,19 @@ fn child_process() {
         }
         _ => panic!("no role {role}"),
     }
+}
+
+/// A process that the victim has not met before gets an upgrade, too.
+fn newcomer(addr: &str) {
+    let config = Config::from_env().upgrade_policy(UpgradePolicy::Require);
+    Flavour::CurrentThread.runtime().block_on(async {
+        let mut stream = SmcStream::connect_with(addr, &config).await.expect("a newcomer's upgrade");
+        stream.write_all(b"ehello").await.expect("write");
+        let mut got = [0; 5];
+        stream.read_exact(&mut got).await.expect("read");
+        assert_eq!(&got, b"hello");
+    });
+    child::tell(scenes::DONE);
 }
 
 fn target(addr: &str) -> Target {
@@ -143,6 +160,8 @@ fn play(scene: &'static str) {
             said = attacker.hear();
         }
         trial.listen_to_witnesses();
+        step("a newcomer, while the attacker holds what it has");
+        trial.meet_a_newcomer();
         step("what is left");
         attacker.kill();
         let silence = trial.end(scene);

@@ -25,8 +25,8 @@ impl Memory {
     }
 
     pub(crate) fn u64(&self, place: usize) -> &AtomicU64 {
-        // SAFETY: in bounds and aligned (`at` has asserted that; a mapping begins at a page), valid as
-        // long as `self`, and every access in this process is atomic.
+        // SAFETY: in bounds and aligned (`at` has asserted that; a mapping begins at a page), valid
+        // as long as `self`, and every access in this process is atomic.
         unsafe { AtomicU64::from_ptr(self.at(place)) }
     }
 

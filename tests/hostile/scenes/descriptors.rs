@@ -1,4 +1,5 @@
-//! Descriptors that are not what a message says they are, and memory that is not its sender's alone.
+//! Descriptors that are not what a message says they are, and memory that is not its sender's
+//! alone.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -120,7 +120,8 @@ pub(crate) fn flags_at_random(target: &Target) {
     peer.must_live("flags mean this connection only");
 }
 
-/// Flags come and go, without a system call between: no look of the victim may follow them for ever.
+/// Flags come and go, without a system call between: no look of the victim may follow them for
+/// ever.
 pub(crate) fn flags_faster_than_looks(target: &Target) {
     flicker(target, |conn, turn| {
         conn.theirs.store32(wire::PRODUCER_FLAGS, wire::CLOSED);
