@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Smoke of each fuzz target: its seeds, then some time on inputs of its own. FUZZ_SECONDS, 15 for
-# each target by default, is for all targets together: 7200 for hours, and then FUZZ_TARGETS names
-# some of them. Needs neither nightly nor cargo-fuzz: coverage by plain compiler flags, those that
+# Smoke of each fuzz target: its seeds and what was found before (fuzz/found: each file reaches
+# something that no other does), then some time on inputs of its own. FUZZ_SECONDS, by default 15
+# for each target, is for all targets together: 7200 for two hours; FUZZ_TARGETS names some of them.
+# Needs neither nightly nor cargo-fuzz: coverage by plain compiler flags, those that
 # cargo-fuzz gives. FUZZ_TOOLCHAIN=nightly adds AddressSanitizer, FUZZ_KEEP=DIRECTORY keeps what was
 # found new.
 source "$(dirname "$0")/lib.sh"
@@ -26,19 +27,21 @@ for name in "${targets[@]}"; do
     binary="$CARGO_TARGET_DIR/$host/release/$name"
     seeds="fuzz/seeds/$name"
     [[ -n $(ls "$seeds") ]] || fail "$seeds has no seeds"
-    corpus="${FUZZ_KEEP:-$scratch}/$name"
-    mkdir -p "$corpus"
+    found="fuzz/found/$name"
+    [[ -n $(ls "$found") ]] || fail "$found has no inputs"
+    new="${FUZZ_KEEP:-$scratch}/$name"
+    mkdir -p "$new"
     limits=(-max_len=700 -timeout=10 -rss_limit_mb=2048 "-artifact_prefix=$scratch/")
 
-    echo "--- $name: $(find "$seeds" -type f | wc -l) seeds"
-    "$binary" "${limits[@]}" "$seeds"/* >"$scratch/log" 2>&1 || {
+    echo "--- $name: $(find "$seeds" "$found" -type f | wc -l) known inputs"
+    "$binary" "${limits[@]}" "$seeds"/* "$found"/* >"$scratch/log" 2>&1 || {
         cat "$scratch/log"
-        fail "$name: a seed fails"
+        fail "$name: a known input fails"
     }
 
     echo "--- $name: $seconds s"
     status=0
-    "$binary" "${limits[@]}" "-max_total_time=$seconds" -print_final_stats=1 "$corpus" "$seeds" \
+    "$binary" "${limits[@]}" "-max_total_time=$seconds" -print_final_stats=1 "$new" "$seeds" "$found" \
         >"$scratch/log" 2>&1 || status=$?
     if ((status != 0)); then
         tail -n 60 "$scratch/log"

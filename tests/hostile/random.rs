@@ -37,8 +37,8 @@ pub(crate) fn play() {
     let seed = match variable(NAMES[0]) {
         Some(word) => parse(NAMES[0], &word),
         None => {
-            u64::from(std::process::id())
-                ^ rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_nsec.cast_unsigned()
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+            u64::from(std::process::id()) ^ now.tv_nsec.unsigned_abs()
         }
     };
     let seconds = variable(NAMES[2]).map(|word| Duration::from_secs(parse(NAMES[2], &word)));
@@ -76,7 +76,7 @@ fn against(flavour: Flavour, seed: u64, sessions: Range<u64>, time: Option<Durat
         let which = format!("SMC_TEST_SEED={seed} SMC_TEST_SESSIONS={from}..{to}, {flavour:?}");
         step(which.clone());
         let mut attacker = trial.attacker(&format!("random {seed} {from} {to}"));
-        seen.add(&attacker.hear().strip_prefix(DONE).unwrap_or_else(|| panic!("no end of {which}")));
+        seen.add(attacker.hear().strip_prefix(DONE).unwrap_or_else(|| panic!("no end of {which}")));
         trial.listen_to_witnesses();
         attacker.kill();
         trial.health();

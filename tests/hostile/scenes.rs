@@ -37,6 +37,6 @@ pub(crate) fn wait_until_stopped(id: u32) {
 }
 
 pub(crate) fn continue_process(id: u32) {
-    let pid = Pid::from_raw(id.cast_signed()).expect("a process");
+    let pid = Pid::from_raw(id as i32).expect("a process");
     kill_process(pid, Signal::CONT).expect("SIGCONT");
 }

@@ -170,9 +170,11 @@ impl Play {
                 Message::Match { id, dmb, clc, .. } => {
                     let Some(at) = self.offers.get(&id) else { panic!("MATCH of no offer") };
                     let known = &mut self.known[*at];
-                    if let Some((_, handshake)) = known.offer.as_mut().filter(|(number, _)| *number == id)
-                        && let Ok(Answer::Accepted { dmb: Dmb { token, .. }, .. }) = handshake.on_answer(&clc)
-                    {
+                    let Some((_, handshake)) = known.offer.as_mut().filter(|(number, _)| *number == id)
+                    else {
+                        continue;
+                    };
+                    if let Ok(Answer::Accepted { dmb: Dmb { token, .. }, .. }) = handshake.on_answer(&clc) {
                         let memory = self.arenas[dmb.arena as usize].dmb(dmb.slot).expect("a slot");
                         known.theirs = Some((memory, token));
                     }

@@ -16,14 +16,14 @@ const SLOTS: u32 = 4;
 
 pub(crate) fn wrong(target: &Target) {
     let size = wire::arena_bytes(SLOTS);
-    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
     let unsealed = memfd_create("unsealed", MemfdFlags::CLOEXEC).expect("memfd");
     ftruncate(&unsealed, size as u64).expect("ftruncate");
     let sealed = memory_file(size);
     let read_only = File::open(format!("/proc/self/fd/{}", sealed.as_raw_fd())).expect("open");
     let files: [(&str, OwnedFd); 8] = [
-        ("a pipe", reader.into()),
-        ("a pipe's other end", writer.into()),
+        ("a pipe", reader),
+        ("a pipe's other end", writer),
         ("a file without seals", unsealed),
         ("a file that is too small", memory_file(4096)),
         ("a file for readers", read_only.into()),
