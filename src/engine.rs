@@ -11,4 +11,5 @@ pub mod clc {
 }
 
 pub mod interrupt;
+pub mod message;
 pub mod ring;

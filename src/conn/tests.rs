@@ -22,6 +22,8 @@ mod positions;
 mod silence;
 mod slots;
 mod socket;
+mod stranger;
+mod turns;
 mod unaccepted;
 mod urgent;
 mod users;

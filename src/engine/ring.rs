@@ -7,7 +7,9 @@ use bytes::BufMut;
 
 use crate::ism::arena::{Arena, DmbMemory, DmbSegment};
 use crate::ism::budget::Account;
-use crate::ism::ring;
+use crate::ism::dmb::HOPS;
+use crate::ism::ring::{self, Memory};
+use crate::sync::Ordering;
 
 /// A fresh ring: its first segment, and no larger one than `window` bytes when the sender asks.
 ///
@@ -31,6 +33,58 @@ pub fn grant(producer: &mut Producer, consumer: &mut Consumer) -> io::Result<boo
     let (segment, _file) = DmbSegment::create(wish as usize, &Account::of_ourselves())?;
     let number = consumer.0.lend(segment.clone());
     Ok(producer.0.granted(number, segment))
+}
+
+/// A word that both ends share.
+#[derive(Clone, Copy, Debug)]
+pub enum Word {
+    /// The sender's cursor.
+    Written,
+    /// The number of the sender's hops.
+    Hops,
+    /// Where the sender wants to be woken.
+    WakeAt,
+    /// The sender's flags.
+    WriterFlags,
+    /// The position of a hop.
+    HopPosition(usize),
+    /// The segment of a hop.
+    HopSegment(usize),
+    /// The receiver's cursor.
+    Read,
+    /// The number of hops that the receiver has followed.
+    Followed,
+    /// The receiver's flags.
+    ReaderFlags,
+    /// The receiver waits.
+    DataArmed,
+    /// The sender waits.
+    SpaceArmed,
+}
+
+/// What both ends share beside the bytes, for a peer that writes there what it likes.
+pub struct Header(DmbMemory);
+
+impl Header {
+    /// Puts any value into a word.
+    pub fn scribble(&self, word: Word, value: u64) {
+        let header = self.0.header();
+        // With whatever order: it is no message to anybody.
+        let order = Ordering::Relaxed;
+        match word {
+            Word::Written => header.producer.prod.store(value, order),
+            Word::Hops => header.producer.hop_count.store(value, order),
+            Word::WakeAt => header.producer.wake_at.store(value, order),
+            Word::WriterFlags => header.producer.flags.store(value as u32, order),
+            Word::HopPosition(k) => header.hops.0[k % HOPS].position.store(value, order),
+            Word::HopSegment(k) => header.hops.0[k % HOPS].segment.store(value, order),
+            Word::Read => header.consumer.cons.store(value, order),
+            Word::Followed => header.consumer.hop.store(value, order),
+            Word::ReaderFlags => header.reader.flags.store(value as u32, order),
+            Word::DataArmed => header.reader.armed.store(value as u32, order),
+            Word::SpaceArmed => header.space_armed.0.store(value as u32, order),
+        }
+    }
 }
 
 fn broken(violation: ring::Violation) -> io::Error {
@@ -76,6 +130,23 @@ impl Producer {
     #[inline]
     pub fn wait(&mut self) -> io::Result<bool> {
         self.0.wait().map_err(broken)
+    }
+
+    /// What it shares with the receiver.
+    pub fn header(&self) -> Header {
+        Header(self.0.memory().clone())
+    }
+
+    /// Goes back to the first segment, if the ring is empty, and gives all others back.
+    ///
+    /// # Errors
+    ///
+    /// As [`Producer::write`].
+    pub fn shrink(&mut self, consumer: &mut Consumer) -> io::Result<()> {
+        match self.0.shrink().map_err(broken)? {
+            ring::Shrunk::GaveBack(number) => consumer.0.take_back(number).map_err(broken),
+            ring::Shrunk::Small | ring::Shrunk::NotYet => Ok(()),
+        }
     }
 
     /// Bytes written so far.

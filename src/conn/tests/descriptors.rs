@@ -10,7 +10,8 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 
 use super::hosts::{CLIENT, Lab, SERVER, patiently};
-use super::peers::{Bystander, SLOTS, Stranger, subject};
+use super::peers::subject;
+use super::stranger::{Bystander, SLOTS, Stranger};
 use super::users::Disguise;
 use super::watched;
 use crate::ism::interrupt::Signal;

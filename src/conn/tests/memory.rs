@@ -6,7 +6,7 @@ use std::task::Poll;
 
 use super::hosts::{CLIENT, Lab};
 use super::ops::writing;
-use super::peers::{Impostor, Stranger, TOKEN};
+use super::stranger::{Impostor, Stranger, TOKEN};
 use super::{bytes, watched};
 use crate::clc::{Dmb, ServerHandshake};
 use crate::conn::OnPending;

@@ -1,0 +1,175 @@
+//! A hostile peer: a process that speaks the link protocol by hand and breaks it, by scene and at
+//! random, against an honest victim. Others who use the victim meanwhile (a connection on the ring
+//! and plain TCP clients) must not notice, and nothing is left behind.
+//!
+//! A scene is one function in `scenes/` and one line in [`scenes!`] below. Random sessions are
+//! reproducible: `SMC_TEST_SEED` is the seed (it is printed), `SMC_TEST_SESSIONS` how many, or
+//! which (`10000`, `700..800`), `SMC_TEST_SECONDS` for how long at most.
+
+#[path = "../support/child.rs"]
+mod child;
+#[path = "../support/lab.rs"]
+mod lab;
+#[path = "../support/usage.rs"]
+mod usage;
+#[path = "../support/watchdog.rs"]
+mod watchdog;
+
+mod dice;
+mod judge;
+mod peer;
+mod random;
+mod raw;
+mod scenes;
+mod victim;
+mod wire;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_smc::{Config, SmcStream, UpgradePolicy};
+
+use child::role;
+use judge::Trial;
+use peer::Target;
+use watchdog::{Flavour, step, watched};
+
+use scenes::{descriptors, messages, phases, rings, signals, words};
+
+/// A scene: what its attacker does, until it is done.
+type Attack = fn(&Target);
+
+/// Each scene is a test, and a role that this binary takes as another process.
+macro_rules! scenes {
+    ($($(#[$doc:meta])* $name:ident: $attack:expr;)*) => {
+        $(
+            $(#[$doc])*
+            #[test]
+            fn $name() {
+                play(stringify!($name));
+            }
+        )*
+
+        fn attack_of(scene: &str) -> Attack {
+            match scene {
+                $(stringify!($name) => $attack,)*
+                _ => panic!("no scene {scene}"),
+            }
+        }
+    };
+}
+
+scenes! {
+    // ---- the ring's words, as the producer and as the consumer ----
+    ring_cursor_far_beyond: rings::cursor_far_beyond;
+    ring_cursor_at_the_end: rings::cursor_at_the_end;
+    ring_cursor_backwards: rings::cursor_backwards;
+    ring_cursor_beyond_the_visit: rings::cursor_beyond_the_visit;
+    ring_hop_to_a_segment_not_lent: rings::hop_to_a_segment_not_lent;
+    ring_hop_to_the_last_segment: rings::hop_to_the_last_segment;
+    ring_hop_in_the_past: rings::hop_in_the_past;
+    ring_hops_without_number: rings::hops_without_number;
+    ring_empty_hops: rings::empty_hops;
+    ring_reader_ahead: rings::reader_ahead;
+    ring_reader_backwards: rings::reader_backwards;
+    ring_flags_at_random: rings::flags_at_random;
+    ring_flags_faster_than_looks: rings::flags_faster_than_looks;
+    ring_without_flags_as_fast: rings::without_flags_as_fast;
+    ring_words_at_random: rings::words_at_random;
+    ring_words_at_random_again_and_again: rings::words_at_random_again_and_again;
+    // ---- the word of a direction ----
+    switch_at_a_huge_position: words::switch_at_a_huge_position;
+    switch_late: words::switch_late;
+    switch_early: words::switch_early;
+    // ---- signals ----
+    signal_storm: signals::storm;
+    signal_trickle: signals::trickle;
+    // ---- messages ----
+    junk: messages::junk;
+    junk_of_three_at_once: messages::junk_of_three_at_once;
+    match_of_no_offer: messages::match_of_no_offer;
+    detach_twice: messages::detach_twice;
+    offers_in_vain: messages::offers_in_vain;
+    answers_never_read: messages::answers_never_read;
+    matched_and_never_ready: messages::matched_and_never_ready;
+    // ---- descriptors and memory ----
+    wrong_descriptors: descriptors::wrong;
+    punched_arena: descriptors::punched_arena;
+    one_memory_for_two: descriptors::one_memory_for_two;
+    // ---- stopped at each step, and continued ----
+    stopped_before_hello: phases::before_hello;
+    stopped_after_hello: phases::after_hello;
+    stopped_after_offer: phases::after_offer;
+    stopped_after_match: phases::after_match;
+    stopped_after_ready: phases::after_ready;
+    stopped_after_switch: phases::after_switch;
+    stopped_after_data: phases::after_data;
+}
+
+/// Not a test of its own: the door through which this binary becomes the victim or an attacker.
+#[test]
+fn child_process() {
+    let Some(role) = role() else { return };
+    match role.split(' ').collect::<Vec<_>>()[..] {
+        ["newcomer", addr] => newcomer(addr),
+        ["victim", "CurrentThread"] => victim::serve(Flavour::CurrentThread),
+        ["victim", "MultiThread"] => victim::serve(Flavour::MultiThread),
+        ["attack", addr, "random", seed, from, to] => {
+            let number = |word: &str| word.parse().expect("a number");
+            random::attack(&target(addr), number(seed), number(from)..number(to));
+        }
+        ["attack", addr, scene] => {
+            attack_of(scene)(&target(addr));
+            child::tell(scenes::DONE);
+        }
+        _ => panic!("no role {role}"),
+    }
+}
+
+/// A process that the victim has not met before gets an upgrade, too.
+fn newcomer(addr: &str) {
+    let config = Config::from_env().upgrade_policy(UpgradePolicy::Require);
+    Flavour::CurrentThread.runtime().block_on(async {
+        let mut stream = SmcStream::connect_with(addr, &config).await.expect("a newcomer's upgrade");
+        stream.write_all(b"ehello").await.expect("write");
+        let mut got = [0; 5];
+        stream.read_exact(&mut got).await.expect("read");
+        assert_eq!(&got, b"hello");
+    });
+    child::tell(scenes::DONE);
+}
+
+fn target(addr: &str) -> Target {
+    let directory = std::env::var_os("SMC_LO_DIR").expect("a device").into();
+    Target { directory, addr: addr.parse().expect("an address") }
+}
+
+/// Lets the scene's attacker loose, against one thread, which anything that blocks would stop.
+#[track_caller]
+fn play(scene: &'static str) {
+    watched(move || {
+        step("an unharmed victim");
+        let trial = Trial::begin(Flavour::CurrentThread);
+        step("the attack");
+        let mut attacker = trial.attacker(scene);
+        let mut said = attacker.hear();
+        while said != scenes::DONE {
+            assert_eq!(said, scenes::STOPPED);
+            step("the attacker is stopped");
+            scenes::wait_until_stopped(attacker.id());
+            trial.listen_to_witnesses();
+            scenes::continue_process(attacker.id());
+            said = attacker.hear();
+        }
+        trial.listen_to_witnesses();
+        step("a newcomer, while the attacker holds what it has");
+        trial.meet_a_newcomer();
+        step("what is left");
+        attacker.kill();
+        let silence = trial.end(scene);
+        random::say(&format!("{scene}: longest silence of the victim {silence:?}"));
+    });
+}
+
+#[test]
+fn random_sessions() {
+    watched(random::play);
+}

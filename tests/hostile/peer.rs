@@ -1,0 +1,483 @@
+//! A peer made by hand: a link, arenas of its own, and connections on them. It keeps the rules
+//! until its user does not.
+#![allow(clippy::disallowed_types, reason = "this is another process than the one that loom sees")]
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg, socket_with,
+};
+
+use crate::raw::{Memory, network_namespace};
+use crate::wire::{self, Packet, Place, Said, Subject};
+
+/// For how long an answer is waited for that has to come. It catches hangs, it measures nothing.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is attacked.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) directory: PathBuf,
+    pub(crate) addr: SocketAddr,
+}
+
+impl Target {
+    /// The victim's endpoint, as the directory has it.
+    pub(crate) fn endpoint(&self) -> String {
+        let names = self.directory.join("port").join(self.addr.port().to_string());
+        let entry = fs::read_dir(names).expect("a listener's port").next().expect("an endpoint");
+        entry.expect("readable").file_name().into_string().expect("an endpoint's name")
+    }
+
+    pub(crate) fn gid(&self) -> [u8; 16] {
+        let text = fs::read_to_string(self.directory.join("gid")).expect("the device's GID");
+        let digits: String = text.trim().split('-').collect();
+        u128::from_str_radix(&digits, 16).expect("a UUID").to_be_bytes()
+    }
+
+    /// A connection to the victim's control socket, with nothing said yet.
+    pub(crate) fn knock(&self) -> OwnedFd {
+        let path = self.directory.join("ep").join(format!("{}.sock", self.endpoint()));
+        let address = SocketAddrUnix::new(path).expect("a short path");
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("socket");
+        let started = Instant::now();
+        loop {
+            match rustix::net::connect(&socket, &address) {
+                Ok(()) => return socket,
+                // Its queue is full.
+                Err(Errno::AGAIN) if started.elapsed() < PATIENCE => sleep(Duration::from_millis(1)),
+                Err(error) => panic!("connect to the endpoint: {error}"),
+            }
+        }
+    }
+
+    /// A TCP connection to the victim, which does as its first byte says: see `victim`.
+    pub(crate) fn tcp(&self) -> TcpStream {
+        let tcp = TcpStream::connect(self.addr).expect("connect");
+        tcp.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        tcp.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+        tcp.set_nodelay(true).expect("set_nodelay");
+        tcp
+    }
+}
+
+pub(crate) fn subject_of(tcp: &TcpStream) -> Subject {
+    Subject {
+        local: tcp.local_addr().expect("an address"),
+        remote: tcp.peer_addr().expect("an address"),
+        cookie: rustix::net::sockopt::socket_cookie(tcp).expect("SO_COOKIE"),
+        network_namespace: network_namespace(tcp).expect("SO_NETNS_COOKIE"),
+    }
+}
+
+/// A sealed memory file, as an honest owner makes them.
+pub(crate) fn memory_file(bytes: usize) -> OwnedFd {
+    let file = memfd_create("hostile", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("memfd");
+    ftruncate(&file, bytes as u64).expect("ftruncate");
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).expect("seals");
+    file
+}
+
+/// The header and segment 0 of one direction.
+#[derive(Clone)]
+pub(crate) struct Dmb {
+    memory: Arc<Memory>,
+    header: usize,
+    first: usize,
+}
+
+impl Dmb {
+    pub(crate) fn new(memory: &Arc<Memory>, slots: u32, slot: u32) -> Self {
+        Dmb { memory: Arc::clone(memory), header: wire::header_at(slot), first: wire::first_at(slots, slot) }
+    }
+
+    pub(crate) fn load(&self, field: usize) -> u64 {
+        self.memory.u64(self.header + field).load(Ordering::Acquire)
+    }
+
+    pub(crate) fn store(&self, field: usize, value: u64) {
+        self.memory.u64(self.header + field).store(value, Ordering::Release);
+    }
+
+    pub(crate) fn store32(&self, field: usize, value: u32) {
+        self.memory.u32(self.header + field).store(value, Ordering::Release);
+    }
+
+    /// Decides about the direction, if nobody has.
+    pub(crate) fn decide(&self, word: u64) {
+        let place = self.memory.u64(self.header + wire::DIRECTION);
+        let _ = place.compare_exchange(0, word, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Bytes of segment 0.
+    pub(crate) fn put(&self, at: usize, bytes: &[u8]) {
+        self.memory.put(self.first + at, bytes);
+    }
+
+    pub(crate) fn hop(&self, k: usize, position: u64, segment: u64) {
+        self.store(wire::hop_at(k), position);
+        self.store(wire::hop_at(k) + 8, segment);
+    }
+}
+
+/// Why there was no answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lost {
+    Ended,
+    Refused,
+    Silent,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Signal {
+    Data,
+    Space,
+}
+
+/// One end of a link, by hand.
+pub(crate) struct Peer {
+    pub(crate) target: Target,
+    pub(crate) socket: OwnedFd,
+    pub(crate) gid: [u8; 16],
+    pub(crate) slots: u32,
+    pub(crate) file: OwnedFd,
+    pub(crate) eventfd: OwnedFd,
+    memory: Arc<Memory>,
+    next_slot: u32,
+    /// The victim's arenas: memory, slots, descriptor.
+    pub(crate) theirs: Vec<(Arc<Memory>, u32, OwnedFd)>,
+    pub(crate) their_eventfd: Option<OwnedFd>,
+    pub(crate) inbox: VecDeque<Said>,
+    next_offer: u64,
+}
+
+/// An upgraded connection.
+pub(crate) struct Conn {
+    pub(crate) tcp: TcpStream,
+    /// Lent by the victim: this end writes.
+    pub(crate) theirs: Dmb,
+    /// Lent to the victim.
+    pub(crate) ours: Dmb,
+    /// The victim's number for signals.
+    pub(crate) signal: u32,
+    pub(crate) their_token: u64,
+    pub(crate) our_token: u64,
+    pub(crate) sent: u64,
+}
+
+impl Peer {
+    /// A link on which nothing was said.
+    pub(crate) fn silent(target: &Target, slots: u32) -> Self {
+        let file = memory_file(wire::arena_bytes(slots));
+        let memory = Arc::new(Memory::map(&file).expect("mmap"));
+        Peer {
+            target: target.clone(),
+            socket: target.knock(),
+            gid: target.gid(),
+            slots,
+            file,
+            eventfd: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("eventfd"),
+            memory,
+            next_slot: 0,
+            theirs: Vec::new(),
+            their_eventfd: None,
+            inbox: VecDeque::new(),
+            next_offer: 1,
+        }
+    }
+
+    /// A link that has begun as it should.
+    pub(crate) fn greeted(target: &Target, slots: u32) -> Self {
+        let mut peer = Peer::silent(target, slots);
+        peer.greet().expect("HELLO");
+        peer
+    }
+
+    pub(crate) fn hello(&self) -> Packet {
+        let (link, name) = (rustix::net::sockopt::socket_cookie(&self.socket), self.gid.map(|byte| !byte));
+        wire::hello(link.expect("SO_COOKIE"), name, self.gid, self.slots)
+    }
+
+    /// Says LINK, and HELLO after the victim's.
+    pub(crate) fn greet(&mut self) -> Result<(), Lost> {
+        self.open()?;
+        self.greet_back()
+    }
+
+    /// Says HELLO, to who has said it.
+    pub(crate) fn greet_back(&self) -> Result<(), Lost> {
+        let sent = self.send_with(&self.hello(), &[self.file.as_fd(), self.eventfd.as_fd()]);
+        sent.map_err(|_| Lost::Ended)
+    }
+
+    /// Says LINK, and hears HELLO: from then on the victim takes descriptors.
+    pub(crate) fn open(&mut self) -> Result<(), Lost> {
+        self.send(&wire::link()).map_err(|_| Lost::Ended)?;
+        self.await_hello()
+    }
+
+    fn await_hello(&mut self) -> Result<(), Lost> {
+        let started = Instant::now();
+        while self.theirs.is_empty() {
+            if !self.pump() {
+                return Err(Lost::Ended);
+            }
+            if started.elapsed() > PATIENCE {
+                return Err(Lost::Silent);
+            }
+            sleep(Duration::from_micros(200));
+        }
+        Ok(())
+    }
+
+    /// An error when the link has ended, or nobody takes messages any more.
+    pub(crate) fn send_with(&self, packet: &Packet, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        send_on(&self.socket, &packet.0, descriptors)
+    }
+
+    pub(crate) fn send(&self, packet: &Packet) -> io::Result<()> {
+        self.send_with(packet, &[])
+    }
+
+    /// Takes what has come. False: the link has ended.
+    pub(crate) fn pump(&mut self) -> bool {
+        loop {
+            let mut buffer = [0; wire::LONGEST];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            let length = match recvmsg(&self.socket, &mut [IoSliceMut::new(&mut buffer)], &mut control, flags)
+            {
+                Ok(received) if received.bytes == 0 => return false,
+                Ok(received) => received.bytes,
+                Err(Errno::AGAIN) => return true,
+                Err(_) => return false,
+            };
+            let mut descriptors: Vec<OwnedFd> = Vec::new();
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(rights) = message {
+                    descriptors.extend(rights);
+                }
+            }
+            let said = wire::read(&buffer[..length]);
+            match said {
+                Said::Hello { slots } | Said::Arena { slots } => {
+                    // Without its descriptor it counts, and nothing can be done with it.
+                    let mut descriptors = descriptors.into_iter();
+                    let Some(file) = descriptors.next() else { continue };
+                    self.their_eventfd = self.their_eventfd.take().or(descriptors.next());
+                    let memory = Arc::new(Memory::map(&file).expect("the victim's arena"));
+                    self.theirs.push((memory, slots, file));
+                }
+                other => self.inbox.push_back(other),
+            }
+        }
+    }
+
+    /// Waits for a message that `want` takes; the others are dropped.
+    pub(crate) fn wait<R>(
+        &mut self,
+        patience: Duration,
+        mut want: impl FnMut(&Said) -> Option<Result<R, Lost>>,
+    ) -> Result<R, Lost> {
+        let started = Instant::now();
+        loop {
+            let alive = self.pump();
+            while let Some(said) = self.inbox.pop_front() {
+                if let Some(found) = want(&said) {
+                    return found;
+                }
+            }
+            if !alive {
+                return Err(Lost::Ended);
+            }
+            if started.elapsed() > patience {
+                return Err(Lost::Silent);
+            }
+            sleep(Duration::from_micros(100));
+        }
+    }
+
+    /// The victim has to end the link.
+    #[track_caller]
+    pub(crate) fn must_end(&mut self, why: &str) {
+        let started = Instant::now();
+        while self.pump() {
+            assert!(started.elapsed() < PATIENCE, "{why}: the victim keeps the link");
+            sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The victim has to keep the link: it still answers on it.
+    #[track_caller]
+    pub(crate) fn must_live(&mut self, why: &str) {
+        let conn = self.upgrade(self.target.tcp());
+        assert!(conn.is_ok(), "{why}: {:?} instead of another upgrade", conn.err());
+    }
+
+    pub(crate) fn offer_with(&mut self, flags: u8, subject: &Subject, clc: &[u8]) -> u64 {
+        let id = self.next_offer;
+        self.next_offer += 1;
+        let signal = (id % u64::from(wire::CONNECTIONS)) as u32;
+        // The answer tells, or the end of the link.
+        let _ = self.send(&wire::offer(id, signal, flags, subject, clc));
+        id
+    }
+
+    pub(crate) fn offer(&mut self, tcp: &TcpStream) -> u64 {
+        let clc = wire::proposal(self.gid);
+        self.offer_with(0, &subject_of(tcp), &clc)
+    }
+
+    /// What the victim says to an offer.
+    pub(crate) fn answer(&mut self, id: u64, patience: Duration) -> Result<(u32, Place, Vec<u8>), Lost> {
+        self.wait(patience, |said| match said {
+            Said::Match { id: at, signal, place, clc } if *at == id => {
+                Some(Ok((*signal, *place, clc.clone())))
+            }
+            Said::Refuse { id: at } if *at == id => Some(Err(Lost::Refused)),
+            _ => None,
+        })
+    }
+
+    /// A slot of this end's first arena, in its first state.
+    pub(crate) fn slot(&mut self) -> u32 {
+        let slot = self.next_slot % self.slots;
+        self.next_slot += 1;
+        let dmb = self.own(slot);
+        (0..wire::HANDSHAKE + 8).step_by(8).for_each(|field| dmb.store(field, 0));
+        dmb.store32(wire::DATA_ARMED, 1);
+        dmb.store32(wire::SPACE_ARMED, 1);
+        slot
+    }
+
+    pub(crate) fn own(&self, slot: u32) -> Dmb {
+        Dmb::new(&self.memory, self.slots, slot)
+    }
+
+    /// A slot of the victim's.
+    pub(crate) fn lent(&self, place: Place) -> Dmb {
+        let (memory, slots, _) = &self.theirs[place.arena as usize];
+        Dmb::new(memory, *slots, place.slot)
+    }
+
+    /// Offers, and answers MATCH with READY unless `ready` is not wanted.
+    pub(crate) fn upgrade_as(&mut self, tcp: TcpStream, flags: u8, ready: bool) -> Result<Conn, Lost> {
+        let clc = wire::proposal(self.gid);
+        let id = self.offer_with(flags, &subject_of(&tcp), &clc);
+        let (signal, place, clc) = self.answer(id, PATIENCE)?;
+        let (their_token, first_contact) = wire::accepted(&clc);
+        let slot = self.slot();
+        let our_token = fresh_token();
+        if ready {
+            let at = Place { arena: 0, slot, window: 1 << 20 };
+            let confirm = wire::confirm(self.gid, our_token, first_contact);
+            self.send(&wire::ready(id, at, &confirm)).map_err(|_| Lost::Ended)?;
+        }
+        let (theirs, ours) = (self.lent(place), self.own(slot));
+        Ok(Conn { tcp, theirs, ours, signal, their_token, our_token, sent: 0 })
+    }
+
+    pub(crate) fn upgrade(&mut self, tcp: TcpStream) -> Result<Conn, Lost> {
+        self.upgrade_as(tcp, 0, true)
+    }
+
+    /// An upgraded connection over whose rings the victim has echoed something.
+    pub(crate) fn talking(&mut self) -> Conn {
+        let mut conn = self.upgrade(self.target.tcp()).expect("an upgrade");
+        conn.theirs.decide(1);
+        self.put(&mut conn, b"e");
+        let started = Instant::now();
+        // What it writes before it has READY goes over TCP.
+        while conn.ours.load(wire::PROD) == 0 {
+            assert!(started.elapsed() < PATIENCE, "no echo");
+            self.put(&mut conn, b"hello");
+            while self.pump() && conn.unread() > 0 {
+                sleep(Duration::from_micros(200));
+            }
+            sleep(Duration::from_millis(1));
+        }
+        conn
+    }
+
+    /// Tells the victim to look at a connection.
+    pub(crate) fn raise(&self, index: u32, signal: Signal) {
+        let (page, ..) = &self.theirs[0];
+        let bit = (u64::from(index) * 2 + u64::from(signal == Signal::Space)) % (1024 * 64);
+        let word = bit / 64;
+        page.u64(wire::WORDS + word as usize * 8).fetch_or(1 << (bit % 64), Ordering::AcqRel);
+        page.u64(wire::SUMMARY + (word / 64) as usize * 8).fetch_or(1 << (word % 64), Ordering::AcqRel);
+    }
+
+    pub(crate) fn ring(&self) {
+        if let Some(eventfd) = &self.their_eventfd {
+            // Full: it is awake.
+            let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
+        }
+    }
+
+    pub(crate) fn signal(&self, conn: &Conn, signal: Signal) {
+        self.raise(conn.signal, signal);
+        self.ring();
+    }
+
+    /// Writes into segment 0, as much as it holds at most, without a look at the reader.
+    pub(crate) fn put(&self, conn: &mut Conn, bytes: &[u8]) {
+        let at = (conn.sent % wire::FIRST as u64) as usize;
+        let (first, rest) = bytes.split_at(bytes.len().min(wire::FIRST - at));
+        conn.theirs.put(at, first);
+        conn.theirs.put(0, rest);
+        conn.sent += bytes.len() as u64;
+        conn.theirs.store(wire::PROD, conn.sent);
+        self.signal(conn, Signal::Data);
+    }
+}
+
+impl Conn {
+    /// How many bytes of this end's the victim has not read.
+    pub(crate) fn unread(&self) -> u64 {
+        self.sent.saturating_sub(self.theirs.load(wire::CONS))
+    }
+}
+
+/// A number that no other connection of this process has.
+pub(crate) fn fresh_token() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+    number.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+/// Sends one packet, waiting for room; a packet that is never taken is an error.
+pub(crate) fn send_on(socket: &OwnedFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let started = Instant::now();
+    loop {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)), "too many descriptors");
+        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags) {
+            Ok(_) => return Ok(()),
+            Err(Errno::AGAIN | Errno::TOOMANYREFS) if started.elapsed() < PATIENCE => {
+                sleep(Duration::from_micros(200));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! What attackers do, one function each. A scene's own assertions say what the protocol promises:
+//! the link ends, or lives. That nobody is harmed is the judge's to see.
+
+pub(crate) mod descriptors;
+pub(crate) mod messages;
+pub(crate) mod phases;
+pub(crate) mod rings;
+pub(crate) mod signals;
+pub(crate) mod words;
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// What an attacker says at its end; it lives until the judge kills it.
+pub(crate) const DONE: &str = "done";
+/// What it says before it stops itself.
+pub(crate) const STOPPED: &str = "stopped";
+
+/// Stops this process until the judge continues it.
+fn stop() {
+    crate::child::tell(STOPPED);
+    kill_process(rustix::process::getpid(), Signal::STOP).expect("SIGSTOP");
+}
+
+pub(crate) fn wait_until_stopped(id: u32) {
+    loop {
+        let text = fs::read_to_string(format!("/proc/{id}/stat")).expect("the attacker lives");
+        let state = text.rsplit(')').next().and_then(|rest| rest.trim().chars().next());
+        if state == Some('T') {
+            return;
+        }
+        sleep(Duration::from_millis(1));
+    }
+}
+
+pub(crate) fn continue_process(id: u32) {
+    let pid = Pid::from_raw(id as i32).expect("a process");
+    kill_process(pid, Signal::CONT).expect("SIGCONT");
+}
