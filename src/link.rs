@@ -41,22 +41,27 @@ use crate::clc::{ClientHandshake, Gid, ServerHandshake};
 use crate::error::SmcError;
 use crate::ism::arena::{ArenaMap, DmbMemory};
 use crate::ism::budget::{self, LinkPlace, Need};
+use crate::ism::device::EndpointId;
 use crate::ism::dmb::{LARGEST_SEGMENT, SMALLEST_SEGMENT};
 use crate::ism::sys;
 use crate::link::accepted::Key;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
-use crate::link::message::{DmbPlace, Message, Subject};
+use crate::link::message::{DmbPlace, Message, Reveal, Subject};
 use crate::link::outbox::{Flusher, Outbox};
+use crate::link::proof::Bound;
 use crate::link::reactor::Watched;
+use crate::link::search::Asked;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
-use crate::link::stream::{Death, LinkedStream};
+use crate::link::stream::{Death, LinkedStream, SendDmb};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
 use crate::transport::FallbackReason;
 
+use client::Revealed;
 pub(crate) use idle::Hold;
 use interrupts::Entries;
 pub(crate) use interrupts::SignalEntry;
+use server::Promised;
 
 /// What became known with the peer's HELLO.
 struct Peer {
@@ -71,17 +76,30 @@ struct Peer {
     here: Option<Weak<Link>>,
 }
 
-/// C: an offer from OFFER to READY or its end.
+/// A stream that wants to offer, and whom it would ask next.
+struct Wanting {
+    stream: Weak<dyn LinkedStream>,
+    rest: Option<Asked>,
+}
+
+/// C: an offer from OFFER to READY, or to PROVED, or to its end.
 struct OurOffer {
     stream: Weak<dyn LinkedStream>,
+    /// Whom to ask when it comes to nothing.
+    rest: Option<Asked>,
     subject: Subject,
     clc: ClientHandshake,
     proposal: Vec<u8>,
     signal: u32,
     handshake: bool,
+    bound: Bound,
+    /// What we have committed ourselves to. Without it the offer counts on cookies.
+    reveal: Option<Reveal>,
+    /// READY has revealed it.
+    revealed: Option<Box<Revealed>>,
 }
 
-/// S: an offer from its arrival to READY, CANCEL or REFUSE.
+/// S: an offer from its arrival to READY, or to ATTACHED, or to CANCEL or REFUSE.
 enum TheirOffer {
     /// Its stream is not accepted yet.
     Waiting { key: Key, number: u64 },
@@ -95,6 +113,10 @@ enum TheirOffer {
         handshake: bool,
         entry: Arc<SignalEntry>,
     },
+    /// The client has to reveal what it has committed itself to; its stream knows nothing yet.
+    Promised(Box<Promised>),
+    /// It has revealed the right thing, and reads from its DMB soon.
+    Proved { stream: Weak<dyn LinkedStream>, send: SendDmb },
 }
 
 struct State {
@@ -109,7 +131,7 @@ struct State {
     /// Tokens of the peer that we owe a DETACH, with the stream that writes there.
     received: HashMap<u64, Weak<dyn LinkedStream>>,
     /// Streams that want to offer, until the peer's HELLO.
-    before_hello: Vec<Weak<dyn LinkedStream>>,
+    before_hello: Vec<Wanting>,
 }
 
 /// One link (SMC's link group): a control socket to another endpoint, arenas in both directions,
@@ -134,6 +156,9 @@ pub(crate) struct Link {
     /// The device that both endpoints are on.
     pub(crate) device: Gid,
     endpoint: Weak<Endpoint>,
+    /// The name under which this end has reached the other one. The end that was reached knows the
+    /// other one's name by hearsay only: it never offers here.
+    reached: Option<EndpointId>,
     socket: Arc<dyn Watched>,
     /// Its task has begun.
     served: AtomicBool,
@@ -170,7 +195,11 @@ pub(crate) struct Link {
 
 impl Link {
     /// Starts a link on a connected socket and queues HELLO.
-    pub(crate) fn new(endpoint: &Arc<Endpoint>, socket: Arc<dyn Watched>) -> io::Result<Arc<Link>> {
+    pub(crate) fn new(
+        endpoint: &Arc<Endpoint>,
+        socket: Arc<dyn Watched>,
+        reached: Option<EndpointId>,
+    ) -> io::Result<Arc<Link>> {
         budget::spare_the_last(socket.as_fd().as_raw_fd(), Need::Lasting)?;
         let place = budget::place_for_link()?;
         let credentials = sys::peer_cred(socket.as_fd())?;
@@ -179,6 +208,7 @@ impl Link {
             id: sys::random_u64()?,
             device: endpoint.gid(),
             endpoint: Arc::downgrade(endpoint),
+            reached,
             socket,
             served: AtomicBool::new(false),
             credentials,
@@ -363,6 +393,12 @@ impl Link {
     /// The CLC name of this link: any number serves, the peer only compares it.
     fn linkid(&self) -> u32 {
         self.id as u32
+    }
+
+    /// Shows every DMB of ours whose token is out.
+    #[cfg(test)]
+    pub(crate) fn every_own_dmb(&self, show: &mut dyn FnMut(&DmbMemory)) {
+        lock(&self.state).own.every_dmb(show);
     }
 
     /// Slots of ours that are not free, in all arenas of this link.

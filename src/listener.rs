@@ -17,6 +17,7 @@ use crate::conn::Role;
 use crate::ism::device::PortEntry;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
+use crate::link::proof::keep_proofs;
 use crate::rt::tokio as rt;
 use crate::stream::SmcStream;
 use crate::sync::{Arc, Mutex, lock, rank};
@@ -125,6 +126,7 @@ impl SmcListener {
 
     fn move_in(listener: &TcpListener, config: &Config, handle: &Handle) -> io::Result<Arc<Home>> {
         let port = listener.local_addr()?.port();
+        keep_proofs(listener.as_fd());
         let endpoint = rt::endpoint(handle, config)?;
         let port = endpoint.publish(port, &config.peer_policy)?;
         Ok(Arc::new(Home { endpoint, port }))

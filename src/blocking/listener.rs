@@ -13,6 +13,7 @@ use crate::conn::Role;
 use crate::ism::device::PortEntry;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
+use crate::link::proof::keep_proofs;
 use crate::rt::mio::Engine;
 use crate::sync::{Arc, Mutex, lock, rank};
 use crate::transport::FallbackReason;
@@ -191,6 +192,7 @@ impl SmcListener {
 
 fn move_in(listener: &TcpListener, config: &Config) -> io::Result<Arc<Home>> {
     let port = listener.local_addr()?.port();
+    keep_proofs(listener.as_fd());
     let engine = Engine::hold(config)?;
     let endpoint = engine.endpoint(config)?;
     let port = endpoint.publish(port, &config.peer_policy)?;

@@ -15,6 +15,7 @@ mod ops;
 mod peers;
 mod pins;
 mod positions;
+mod proofs;
 mod silence;
 mod slots;
 mod socket;

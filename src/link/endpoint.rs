@@ -16,13 +16,12 @@ use crate::ism::device::{Device, EndpointEntry, EndpointId, PortEntry};
 use crate::ism::sys;
 use crate::link::accepted::AcceptedStreams;
 use crate::link::lack::reason_of;
-use crate::link::message::Subject;
 #[cfg(feature = "blocking")]
 use crate::link::message::Tuple;
-use crate::link::proof;
+use crate::link::proof::{self, Possession};
 use crate::link::reactor::{Reactor, cancellable};
-use crate::link::search::{self, Unsettled};
-use crate::link::stream::{Death, LinkedStream};
+use crate::link::search::{self, Asked, Unsettled};
+use crate::link::stream::{Death, Latest, LinkedStream};
 use crate::link::timer::Timers;
 use crate::peer::PeerPolicy;
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, rank};
@@ -219,32 +218,50 @@ impl Endpoint {
             crate::trace::warning!("the device directory does not list a port: {error}");
             reason_of(&error, FallbackReason::NoDevice)
         })?;
+        if candidates.is_empty() {
+            return Err(FallbackReason::NoSmcListener);
+        }
+        if stream.possession()? == Possession::WithNextWrite {
+            stream.offer_with_next_write(Arc::downgrade(self));
+            return Ok(());
+        }
         match (candidates.pop(), candidates.is_empty()) {
             (None, _) => Err(FallbackReason::NoSmcListener),
             (Some(only), true) => {
-                self.link_to(only)?.offer(stream.clone());
+                self.link_to(only)?.offer(stream.clone(), None);
                 Ok(())
             }
             (Some(last), false) => {
                 candidates.push(last);
-                self.search(stream, subject, candidates);
+                let policy = stream.peer_policy().clone();
+                self.search(stream, move |this| Asked::ask(this, &policy, subject, candidates));
                 Ok(())
             }
         }
     }
 
-    /// C: asks several endpoints which of them holds the other end, in the background.
+    /// C: goes on with the search among those that were asked.
+    pub(crate) fn search_on(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>, rest: Asked) {
+        self.search(stream, |_| rest);
+    }
+
+    /// C: looks for the other end among endpoints that are asked for it, in the background.
     fn search(
         self: &Arc<Self>,
         stream: &Arc<dyn LinkedStream>,
-        subject: Subject,
-        candidates: Vec<EndpointId>,
+        ask: impl FnOnce(&Endpoint) -> Asked + Send + 'static,
     ) {
-        let found = Arc::downgrade(stream);
-        let search = search::run(self.clone(), found.clone(), subject, candidates);
+        let (this, found) = (self.clone(), Arc::downgrade(stream));
+        let search = {
+            let found = found.clone();
+            async move {
+                let asked = ask(&this);
+                search::run(this, found, asked).await;
+            }
+        };
         let (cancel, search) = cancellable(Unsettled::during(found, search));
         // Before it begins: it must not end in an offer before the stream knows of it.
-        stream.offered(Box::new(cancel));
+        stream.offered(Latest::new(Box::new(cancel)));
         self.reactor.spawn(search);
     }
 

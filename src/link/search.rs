@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::os::fd::AsFd;
 use std::sync::Weak;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use crate::ism::device::EndpointId;
 use crate::ism::sys;
@@ -12,19 +13,29 @@ use crate::link::lack::{reason_of, silence_of, why_no_link};
 use crate::link::message::{LONGEST, Message, Subject};
 use crate::link::reactor::{Interest, Watched, poll_attempt};
 use crate::link::stream::LinkedStream;
+use crate::peer::PeerPolicy;
 use crate::shield::{Panicked, guarded};
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
 
+/// For how long one that says yes may leave the offer unanswered while others could be asked.
+const TAKE_WITHIN: Duration = Duration::from_secs(5);
+
 /// The candidates that were asked and have not answered yet.
-struct Asked {
+pub(crate) struct Asked {
     waiting: Vec<(EndpointId, Arc<dyn Watched>)>,
     /// Why the stream stays on TCP if nobody says yes.
     reason: FallbackReason,
 }
 
 impl Asked {
-    fn ask(endpoint: &Endpoint, subject: Subject, candidates: Vec<EndpointId>) -> Self {
+    /// Asks those that `policy` admits: what others answer counts for nothing.
+    pub(super) fn ask(
+        endpoint: &Endpoint,
+        policy: &PeerPolicy,
+        subject: Subject,
+        candidates: Vec<EndpointId>,
+    ) -> Self {
         let question = Message::Query { subject }.encode();
         let mut asked = Asked { waiting: Vec::new(), reason: FallbackReason::NoSmcListener };
         for candidate in candidates {
@@ -36,6 +47,10 @@ impl Asked {
                     continue;
                 }
             };
+            if !sys::peer_cred(socket.as_fd()).is_ok_and(|cred| policy.admits(&cred)) {
+                asked.reason = FallbackReason::PeerPolicy;
+                continue;
+            }
             let socket = match endpoint.reactor().watch(socket) {
                 Ok(socket) => socket,
                 Err(error) => {
@@ -49,6 +64,12 @@ impl Asked {
             }
         }
         asked
+    }
+
+    /// The one that was found could not be proved to be it: what is left, and why if nothing is.
+    pub(super) fn after(mut self, reason: FallbackReason) -> Self {
+        self.reason = reason;
+        self
     }
 
     /// An endpoint says no. One of another user may only mean that it does not trust ours.
@@ -69,7 +90,9 @@ impl Asked {
                 Poll::Ready(Ok(received))
                     if Message::decode(&buffer[..received.len]) == Ok(Message::Answer) =>
                 {
-                    return Poll::Ready(Ok(*candidate));
+                    let candidate = *candidate;
+                    self.waiting.swap_remove(at);
+                    return Poll::Ready(Ok(candidate));
                 }
                 Poll::Ready(answer) => {
                     let (_, socket) = self.waiting.swap_remove(at);
@@ -84,20 +107,30 @@ impl Asked {
     }
 }
 
-/// Asks the candidates which one holds the other end of the client's connection, and offers to the
-/// first that does.
-pub(super) async fn run(
-    endpoint: Arc<Endpoint>,
-    stream: Weak<dyn LinkedStream>,
-    subject: Subject,
-    candidates: Vec<EndpointId>,
-) {
-    let mut asked = Asked::ask(&endpoint, subject, candidates);
-    let owner = poll_fn(|cx| asked.poll_owner(cx)).await;
-    let Some(stream) = stream.upgrade() else { return };
-    match owner.and_then(|owner| endpoint.link_to(owner)) {
-        Ok(link) => link.offer(stream),
-        Err(reason) => stream.stay_on_tcp(reason),
+/// Looks for the one of the candidates that holds the other end of the client's connection, and
+/// offers to the first that says so. Saying is not proving: what comes of the offer decides whether
+/// the search goes on.
+pub(super) async fn run(endpoint: Arc<Endpoint>, stream: Weak<dyn LinkedStream>, mut asked: Asked) {
+    loop {
+        let owner = poll_fn(|cx| asked.poll_owner(cx)).await;
+        let Some(wants) = stream.upgrade() else { return };
+        match owner.and_then(|owner| endpoint.link_to(owner)) {
+            Ok(link) => {
+                if !asked.waiting.is_empty() {
+                    // Who says yes and then nothing shall not be the last one that was asked.
+                    let (link, stream) = (Arc::downgrade(&link), stream.clone());
+                    endpoint.run_after(TAKE_WITHIN, move || {
+                        if let Some(link) = link.upgrade() {
+                            link.offer_is_overdue(&stream);
+                        }
+                    });
+                }
+                let rest = (!asked.waiting.is_empty()).then_some(asked);
+                return link.offer(wants, rest);
+            }
+            Err(reason) if asked.waiting.is_empty() => return wants.stay_on_tcp(reason),
+            Err(reason) => asked.reason = reason,
+        }
     }
 }
 

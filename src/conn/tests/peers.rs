@@ -16,26 +16,28 @@ use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::Refusal;
 use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
-use crate::link::message::{DmbPlace, LONGEST, Message, Subject, Tuple};
+use crate::link::message::{DmbPlace, LONGEST, Message, Reveal, Subject, Tuple};
 use crate::link::stream::LinkedStream;
 use crate::peer::PeerPolicy;
 use crate::transport::{FallbackReason, Transport};
 
 const SLOTS: u32 = 4;
-const DMB: usize = 4096;
-const PLACE: DmbPlace = DmbPlace { arena: 0, slot: 0, window: DMB as u64 };
+pub(super) const DMB: usize = 4096;
+pub(super) const PLACE: DmbPlace = DmbPlace { arena: 0, slot: 0, window: DMB as u64 };
 
 /// A process that speaks the protocol by hand.
-struct Stranger {
-    socket: OwnedFd,
-    arena: Arena,
+pub(super) struct Stranger {
+    pub(super) socket: OwnedFd,
+    pub(super) arena: Arena,
     file: OwnedFd,
     gid: [u8; 16],
+    /// The name in its HELLO.
+    pub(super) name: [u8; 16],
 }
 
 impl Stranger {
     /// Connects to a host of the lab.
-    fn to(lab: &Lab, side: usize) -> Self {
+    pub(super) fn to(lab: &Lab, side: usize) -> Self {
         let host = &lab.hosts[side].endpoint;
         let socket = lab.hosts[1 - side].endpoint.connect(host.id()).expect("connect");
         Stranger::on(socket, host.gid().0)
@@ -43,19 +45,19 @@ impl Stranger {
 
     fn on(socket: OwnedFd, gid: [u8; 16]) -> Self {
         let (arena, file) = Arena::create(SLOTS).expect("an arena");
-        Stranger { socket, arena, file, gid }
+        Stranger { socket, arena, file, gid, name: [9; 16] }
     }
 
     fn hello(&self) -> Message {
-        Message::Hello { link_id: 1, endpoint: [9; 16], gid: self.gid, slots: SLOTS }
+        Message::Hello { link_id: 1, endpoint: self.name, gid: self.gid, slots: SLOTS }
     }
 
-    fn greet(&self) {
+    pub(super) fn greet(&self) {
         let eventfd = sys::eventfd().expect("eventfd");
         self.send_with(&self.hello().encode(), &[eventfd.as_fd(), self.file.as_fd()]);
     }
 
-    fn send(&self, message: &Message) {
+    pub(super) fn send(&self, message: &Message) {
         self.send_with(&message.encode(), &[]);
     }
 
@@ -65,7 +67,7 @@ impl Stranger {
 
     /// The next message that is no HELLO; `Err` when the link has ended, `None` when nothing has
     /// come.
-    fn hear(&self) -> Result<Option<Message>, ()> {
+    pub(super) fn hear(&self) -> Result<Option<Message>, ()> {
         let mut buffer = [0; LONGEST];
         loop {
             match sys::recv(self.socket.as_fd(), &mut buffer, 2) {
@@ -80,7 +82,7 @@ impl Stranger {
         }
     }
 
-    fn device(&self) -> LocalDevice {
+    pub(super) fn device(&self) -> LocalDevice {
         LocalDevice { gid: Gid(self.gid), eid: Eid::LOOPBACK, host: String::new() }
     }
 }
@@ -189,7 +191,14 @@ fn hazard_m12_a_link_that_begins_wrong_ends() {
             ("something else than HELLO", true, |stranger, _| stranger.send(&Message::Cancel { id: 1 })),
             ("an OFFER before HELLO", true, |stranger, lab| {
                 let subject = subject(lab);
-                stranger.send(&Message::Offer { id: 1, signal: 0, handshake: false, subject, clc: vec![] });
+                stranger.send(&Message::Offer {
+                    id: 1,
+                    signal: 0,
+                    handshake: false,
+                    subject,
+                    commitment: None,
+                    clc: vec![],
+                });
             }),
         ];
         judge(deeds, false);
@@ -231,14 +240,25 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
             ("an answer to no query", true, |stranger, _| stranger.send(&Message::Answer)),
             ("MATCH of no offer", true, |stranger, _| {
                 let clc = garbage_clc();
-                stranger.send(&Message::Match { id: 77, signal: 0, dmb: PLACE, cookie: 1, clc });
+                stranger.send(&Message::Match {
+                    id: 77,
+                    signal: 0,
+                    dmb: PLACE,
+                    cookie: 1,
+                    commitment: None,
+                    clc,
+                });
             }),
             ("REFUSE of no offer", true, |stranger, _| {
                 stranger.send(&Message::Refuse { id: 77, clc: garbage_clc() });
             }),
             ("READY without MATCH", true, |stranger, _| {
-                stranger.send(&Message::Ready { id: 1, dmb: PLACE, clc: garbage_clc() });
+                stranger.send(&Message::Ready { id: 1, dmb: PLACE, reveal: None, clc: garbage_clc() });
             }),
+            ("PROVED without READY", true, |stranger, _| {
+                stranger.send(&Message::Proved { id: 1, reveal: Reveal { sequence: 1, nonce: [0; 32] } });
+            }),
+            ("ATTACHED without PROVED", true, |stranger, _| stranger.send(&Message::Attached { id: 1 })),
             ("DETACH of an unknown token", true, |stranger, _| stranger.send(&Message::Detach { token: 5 })),
             ("ASK for an unknown token, which may have crossed a DETACH", false, |stranger, _| {
                 stranger.send(&Message::Ask { token: 5, bytes: 1 << 16, held: 0 });
@@ -259,12 +279,26 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
             ("BYE, for it has no use for the link", true, |stranger, _| stranger.send(&Message::Bye)),
             ("OFFER with an impossible signal", true, |stranger, lab| {
                 let (subject, clc) = (subject(lab), garbage_clc());
-                let offer = Message::Offer { id: 1, signal: CONNECTIONS, handshake: false, subject, clc };
+                let offer = Message::Offer {
+                    id: 1,
+                    signal: CONNECTIONS,
+                    handshake: false,
+                    subject,
+                    commitment: None,
+                    clc,
+                };
                 stranger.send(&offer);
             }),
             ("OFFER without Proposal", true, |stranger, lab| {
                 let (subject, clc) = (subject(lab), garbage_clc());
-                stranger.send(&Message::Offer { id: 1, signal: 0, handshake: false, subject, clc });
+                stranger.send(&Message::Offer {
+                    id: 1,
+                    signal: 0,
+                    handshake: false,
+                    subject,
+                    commitment: None,
+                    clc,
+                });
             }),
             ("OFFER twice with one number", true, |stranger, lab| {
                 let (_, clc) = crate::clc::ClientHandshake::new(&stranger.device());
@@ -272,7 +306,8 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
                 let subject = Subject { cookie: 1, ..subject(lab) };
                 let tuple = Tuple { remote: subject.tuple.local, ..subject.tuple };
                 let subject = Subject { tuple, ..subject };
-                let offer = Message::Offer { id: 1, signal: 0, handshake: false, subject, clc };
+                let offer =
+                    Message::Offer { id: 1, signal: 0, handshake: false, subject, commitment: None, clc };
                 stranger.send(&offer);
                 stranger.send(&offer);
             }),
@@ -288,46 +323,61 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
 }
 
 /// A stranger that has published the port of an innocent server.
-struct Impostor {
-    host: Host,
+pub(super) struct Impostor {
+    pub(super) host: Host,
     listener: OwnedFd,
+    name: [u8; 16],
     _port: std::sync::Arc<crate::ism::device::PortEntry>,
-    client: Pair,
-    innocent: TcpStream,
+    pub(super) client: Pair,
+    pub(super) innocent: TcpStream,
 }
 
 impl Impostor {
-    fn new(lab: &Lab) -> Self {
+    pub(super) fn new(lab: &Lab) -> Self {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = Host::new(&Config::new().device_dir(lab.dir.path()).dmb_size(DMB));
         let nobody = std::sync::Arc::new(ByHand::default());
         let endpoint = Endpoint::open(&Config::new().device_dir(lab.dir.path()), nobody).unwrap();
         let listener = endpoint.take_listener().unwrap();
         let port = endpoint.publish(tcp.local_addr().unwrap().port(), &PeerPolicy::SameUser).unwrap();
+        let name = endpoint.id().0;
         // The endpoint itself must go on living in the directory.
         std::mem::forget(endpoint);
         let client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
         let innocent = tcp.accept().unwrap().0;
         let client = Pair::new(client, innocent.try_clone().unwrap(), UpgradePolicy::Manual, DMB);
-        Impostor { host, listener, _port: port, client, innocent }
+        Impostor { host, listener, name, _port: port, client, innocent }
     }
 
     /// Lets the client offer; returns the link and the offer.
     fn offered(&mut self) -> (Stranger, u64, Vec<u8>) {
-        assert!(self.client.conns[CLIENT].begin_upgrade());
-        self.host.endpoint.offer(self.client.conns[CLIENT].clone());
-        let socket = sys::accept(self.listener.as_fd()).unwrap().expect("a link");
-        let stranger = Stranger::on(socket, self.host.endpoint.gid().0);
-        stranger.greet();
-        self.host.run();
-        match stranger.hear() {
-            Ok(Some(Message::Offer { id, clc, .. })) => (stranger, id, clc),
+        let (stranger, message) = self.hears_an_offer();
+        match message {
+            Message::Offer { id, clc, .. } => (stranger, id, clc),
             other => panic!("no offer: {other:?}"),
         }
     }
 
+    /// Takes the link that the client makes.
+    pub(super) fn takes_a_link(&mut self) -> Stranger {
+        let socket = sys::accept(self.listener.as_fd()).unwrap().expect("a link");
+        Stranger::on(socket, self.host.endpoint.gid().0)
+    }
+
+    /// Lets the client offer; returns the link and the message.
+    pub(super) fn hears_an_offer(&mut self) -> (Stranger, Message) {
+        assert!(self.client.conns[CLIENT].begin_upgrade());
+        self.host.endpoint.offer(self.client.conns[CLIENT].clone());
+        let mut stranger = self.takes_a_link();
+        stranger.name = self.name;
+        stranger.greet();
+        self.host.run();
+        let message = stranger.hear().expect("a link").expect("an offer");
+        (stranger, message)
+    }
+
     /// The client is what it was: TCP, and not one foreign byte.
-    fn is_unharmed(&mut self, reason: FallbackReason) {
+    pub(super) fn is_unharmed(&mut self, reason: FallbackReason) {
         let conn = &self.client.conns[CLIENT];
         assert_eq!(conn.transport(), Transport::Tcp(reason));
         let mut key = crate::conn::watch::WatchKey::default();
@@ -343,12 +393,18 @@ impl Impostor {
     }
 }
 
-fn matching(impostor: &Impostor, stranger: &Stranger, id: u64, proposal: &[u8], cookie: u64) -> Message {
+pub(super) fn matching(
+    impostor: &Impostor,
+    stranger: &Stranger,
+    id: u64,
+    proposal: &[u8],
+    cookie: u64,
+) -> Message {
     let mut server = ServerHandshake::on_proposal(&stranger.device(), proposal).expect("a Proposal");
     let slot = stranger.arena.allocate().unwrap().expect("a slot");
     let clc = server.accept(Dmb { token: 4711, bytes: DMB as u32 }, 256, true).unwrap();
     let _ = impostor;
-    Message::Match { id, signal: 3, dmb: DmbPlace { slot, ..PLACE }, cookie, clc }
+    Message::Match { id, signal: 3, dmb: DmbPlace { slot, ..PLACE }, cookie, commitment: None, clc }
 }
 
 #[test]
@@ -389,33 +445,48 @@ fn a_faulty_answer_ends_the_link_and_the_waiting() {
         let answers: [(&str, Answer); 6] = [
             ("an impossible slot", |us, stranger, id, proposal| {
                 match matching(us, stranger, id, proposal, 1) {
-                    Message::Match { signal, cookie, clc, .. } => {
-                        Message::Match { id, signal, dmb: DmbPlace { slot: SLOTS, ..PLACE }, cookie, clc }
-                    }
+                    Message::Match { signal, cookie, clc, .. } => Message::Match {
+                        id,
+                        signal,
+                        dmb: DmbPlace { slot: SLOTS, ..PLACE },
+                        cookie,
+                        commitment: None,
+                        clc,
+                    },
                     other => other,
                 }
             }),
             ("an impossible arena", |us, stranger, id, proposal| {
                 match matching(us, stranger, id, proposal, 1) {
-                    Message::Match { signal, dmb, cookie, clc, .. } => {
-                        Message::Match { id, signal, dmb: DmbPlace { arena: 1, ..dmb }, cookie, clc }
-                    }
+                    Message::Match { signal, dmb, cookie, clc, .. } => Message::Match {
+                        id,
+                        signal,
+                        dmb: DmbPlace { arena: 1, ..dmb },
+                        cookie,
+                        commitment: None,
+                        clc,
+                    },
                     other => other,
                 }
             }),
             ("an impossible signal", |us, stranger, id, proposal| {
                 match matching(us, stranger, id, proposal, 1) {
                     Message::Match { dmb, cookie, clc, .. } => {
-                        Message::Match { id, signal: CONNECTIONS, dmb, cookie, clc }
+                        Message::Match { id, signal: CONNECTIONS, dmb, cookie, commitment: None, clc }
                     }
                     other => other,
                 }
             }),
             ("an impossible window", |us, stranger, id, proposal| {
                 match matching(us, stranger, id, proposal, 1) {
-                    Message::Match { signal, dmb, cookie, clc, .. } => {
-                        Message::Match { id, signal, dmb: DmbPlace { window: 5000, ..dmb }, cookie, clc }
-                    }
+                    Message::Match { signal, dmb, cookie, clc, .. } => Message::Match {
+                        id,
+                        signal,
+                        dmb: DmbPlace { window: 5000, ..dmb },
+                        cookie,
+                        commitment: None,
+                        clc,
+                    },
                     other => other,
                 }
             }),
@@ -424,6 +495,7 @@ fn a_faulty_answer_ends_the_link_and_the_waiting() {
                 signal: 0,
                 dmb: PLACE,
                 cookie: 1,
+                commitment: None,
                 clc: garbage_clc(),
             }),
             ("a REFUSE without Decline", |_, _, id, _| Message::Refuse { id, clc: garbage_clc() }),

@@ -73,7 +73,7 @@ impl Endpoint {
         }
         let socket = self.connect(peer)?;
         let socket = self.reactor.watch(socket).map_err(NoLink::because(FallbackReason::LinkDown))?;
-        let link = self.new_link(&mut links, socket)?;
+        let link = self.new_link(&mut links, socket, Some(peer))?;
         links.by_peer.insert(peer.0, link.clone());
         let link = link.hold();
         drop(links);
@@ -88,7 +88,7 @@ impl Endpoint {
     ) -> Result<Arc<Link>, FallbackReason> {
         let made = {
             let mut links = lock(&self.links);
-            self.new_link(&mut links, socket.clone())
+            self.new_link(&mut links, socket.clone(), None)
         };
         made.map_err(NoLink::tell).inspect_err(|reason| {
             if *reason != FallbackReason::PeerPolicy {
@@ -97,29 +97,25 @@ impl Endpoint {
         })
     }
 
-    fn new_link(self: &Arc<Self>, links: &mut Links, socket: Arc<dyn Watched>) -> Result<Arc<Link>, NoLink> {
+    fn new_link(
+        self: &Arc<Self>,
+        links: &mut Links,
+        socket: Arc<dyn Watched>,
+        reached: Option<EndpointId>,
+    ) -> Result<Arc<Link>, NoLink> {
         if links.all.len() >= MOST_LINKS {
             return Err(FallbackReason::Limit.into());
         }
         self.check_life()?;
         // Before HELLO: it carries descriptors.
         self.check_user(socket.as_fd()).map_err(NoLink::because(FallbackReason::PeerPolicy))?;
-        let link = Link::new(self, socket).map_err(NoLink::because(FallbackReason::Memory))?;
+        let link = Link::new(self, socket, reached).map_err(NoLink::because(FallbackReason::Memory))?;
         lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
         links.all.push(link.clone());
         // Perhaps nobody ever uses it.
         self.close_idle_links_later();
         self.generation.fetch_add(1, Ordering::Release);
         Ok(link)
-    }
-
-    /// HELLO of `peer` came: from now on this link serves our own offers too.
-    pub(crate) fn greeted(&self, link: &Arc<Link>, peer: [u8; 16]) {
-        let mut links = lock(&self.links);
-        // A link dies before it is taken out of here, under this lock.
-        if peer != self.id().0 && link.death().is_none() {
-            links.by_peer.entry(peer).or_insert_with(|| link.clone());
-        }
     }
 
     pub(crate) fn link_ended(&self, link: &Link) {
