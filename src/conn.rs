@@ -18,6 +18,7 @@ mod listed;
 pub(crate) mod op;
 mod prelude;
 pub(crate) mod receive;
+mod sample;
 pub(crate) mod send;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,10 @@ pub(crate) use effects::Effects;
 /// The TCP socket under a connection. Dropping it closes it without a word of its own: no FIN that
 /// would turn a reset into an end.
 pub(crate) trait Tcp: AsFd + Send + Sync + 'static {
+    /// What a writer waits with once the reactor has taken a message on the error queue for the end
+    /// of writing.
+    type Apart: Send;
+
     /// Reads into `buffer`; 0 bytes mean the end. `Pending` keeps the waker of `cx`.
     fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
 
@@ -55,10 +60,24 @@ pub(crate) trait Tcp: AsFd + Send + Sync + 'static {
         write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>>;
 
+    /// As [`Tcp::poll_direct`], of a socket that had something on its error queue: that looks like
+    /// an end of writing, and where the reactor has seen it, it has to be asked by other means.
+    fn poll_apart(
+        &self,
+        apart: &mut Option<Self::Apart>,
+        cx: &mut Context<'_>,
+        write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>>;
+
+    /// Does the reactor take something that was on the error queue for the end of writing?
+    fn is_spoiled(&self) -> bool {
+        false
+    }
+
     /// Waits for anything that the reactor tells of a socket that nobody else waits to write to: a
     /// FIN, a reset, a shutdown of the descriptor at this end. Nothing is taken off the socket.
     /// Ready is an end that lasts.
-    fn poll_write_event(&self, cx: &mut Context<'_>) -> Poll<()>;
+    fn poll_write_event(&self, apart: &mut Option<Self::Apart>, cx: &mut Context<'_>) -> Poll<()>;
 
     /// As [`Tcp::poll_write_event`], of a socket that nobody else waits to read from.
     fn poll_read_event(&self, cx: &mut Context<'_>) -> Poll<()>;

@@ -46,25 +46,30 @@ use crate::clc::{ClientHandshake, Gid, ServerHandshake};
 use crate::error::SmcError;
 use crate::ism::arena::{ArenaMap, DmbMemory};
 use crate::ism::budget::{self, Account, LinkPlace, Need};
+use crate::ism::device::EndpointId;
 use crate::ism::dmb::{LARGEST_SEGMENT, SMALLEST_SEGMENT};
 use crate::ism::sys;
 use crate::link::accepted::Key;
 use crate::link::aside::ControlSocket;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
-use crate::link::message::{DmbPlace, Message, Subject};
+use crate::link::message::{DmbPlace, Message, Reveal, Subject};
 use crate::link::outbox::{Flusher, Outbox};
+use crate::link::proof::Bound;
 use crate::link::reactor::Watched;
+use crate::link::search::Search;
 use crate::link::shares::Holder;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
-use crate::link::stream::{Death, LinkedStream};
+use crate::link::stream::{Death, LinkedStream, SendDmb};
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
 use crate::transport::FallbackReason;
 
 use bell::{OwnBell, PeerBell};
+use client::Revealed;
 pub(crate) use idle::Hold;
 use interrupts::Entries;
 pub(crate) use interrupts::SignalEntry;
+use server::Promised;
 
 /// What became known with the peer's HELLO.
 struct Peer {
@@ -79,17 +84,30 @@ struct Peer {
     here: Option<Weak<Link>>,
 }
 
-/// C: an offer from OFFER to READY or its end.
+/// A stream that wants to offer, and whom it would ask next.
+struct Wanting {
+    stream: Weak<dyn LinkedStream>,
+    rest: Option<Search>,
+}
+
+/// C: an offer from OFFER to READY, or to PROVED, or to its end.
 struct OurOffer {
     stream: Weak<dyn LinkedStream>,
+    /// Whom to ask when it comes to nothing.
+    rest: Option<Search>,
     subject: Subject,
     clc: ClientHandshake,
     proposal: Vec<u8>,
     signal: u32,
     handshake: bool,
+    bound: Bound,
+    /// What we have committed ourselves to. Without it the offer counts on cookies.
+    reveal: Option<Reveal>,
+    /// READY has revealed it.
+    revealed: Option<Box<Revealed>>,
 }
 
-/// S: an offer from its arrival to READY, CANCEL or REFUSE.
+/// S: an offer from its arrival to READY, or to ATTACHED, or to CANCEL or REFUSE.
 enum TheirOffer {
     /// Its stream is not accepted yet.
     Waiting { key: Key, number: u64 },
@@ -103,6 +121,10 @@ enum TheirOffer {
         handshake: bool,
         entry: Arc<SignalEntry>,
     },
+    /// The client has to reveal what it has committed itself to; its stream knows nothing yet.
+    Promised(Box<Promised>),
+    /// It has revealed the right thing, and reads from its DMB soon.
+    Proved { stream: Weak<dyn LinkedStream>, send: SendDmb },
 }
 
 struct State {
@@ -117,7 +139,7 @@ struct State {
     /// Tokens of the peer that we owe a DETACH, with the stream that writes there.
     received: HashMap<u64, Weak<dyn LinkedStream>>,
     /// Streams that want to offer, until the peer's HELLO.
-    before_hello: Vec<Weak<dyn LinkedStream>>,
+    before_hello: Vec<Wanting>,
 }
 
 /// One link (SMC's link group): a control socket to another endpoint, arenas in both directions,
@@ -142,6 +164,9 @@ pub(crate) struct Link {
     /// The device that both endpoints are on.
     pub(crate) device: Gid,
     endpoint: Weak<Endpoint>,
+    /// The name under which this end has reached the other one. The end that was reached knows the
+    /// other one's name by hearsay only: it never offers here.
+    reached: Option<EndpointId>,
     this: Weak<Link>,
     bell: OwnBell,
     socket: Arc<ControlSocket>,
@@ -189,10 +214,19 @@ pub(crate) struct Link {
 /// Which end has opened a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opened {
-    /// This one: it says LINK, and HELLO after the peer's.
-    Here,
+    /// This one, which has reached the peer by that name: it says LINK, and HELLO after the peer's.
+    Here(EndpointId),
     /// The peer: HELLO is the answer to its LINK.
     ByPeer,
+}
+
+impl Opened {
+    fn reached(self) -> Option<EndpointId> {
+        match self {
+            Opened::Here(peer) => Some(peer),
+            Opened::ByPeer => None,
+        }
+    }
 }
 
 impl Link {
@@ -215,6 +249,7 @@ impl Link {
             id,
             device: endpoint.gid(),
             endpoint: Arc::downgrade(endpoint),
+            reached: opened.reached(),
             this: this.clone(),
             bell,
             socket,
@@ -257,7 +292,7 @@ impl Link {
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "others had to have its place"));
         }
         let begun = match opened {
-            Opened::Here => sys::send(link.socket(), &Message::Link.encode(), &[]),
+            Opened::Here(_) => sys::send(link.socket(), &Message::Link.encode(), &[]),
             Opened::ByPeer => link.send_hello(endpoint),
         };
         match begun {
@@ -436,6 +471,12 @@ impl Link {
     /// The CLC name of this link: any number serves, the peer only compares it.
     fn linkid(&self) -> u32 {
         self.id as u32
+    }
+
+    /// Shows every DMB of ours whose token is out.
+    #[cfg(test)]
+    pub(crate) fn every_own_dmb(&self, show: &mut dyn FnMut(&DmbMemory)) {
+        lock(&self.state).own.every_dmb(show);
     }
 
     /// Slots of ours that are not free, in all arenas of this link.

@@ -179,7 +179,7 @@ impl SmcListener {
 }
 
 fn move_in(listener: &TcpListener, config: &Config, handle: &Handle) -> io::Result<Place<()>> {
-    Place::publish(listener.local_addr()?, config, rt::endpoint(handle, config)?, ())
+    Place::publish(listener.as_fd(), config, rt::endpoint(handle, config)?, ())
 }
 
 // As tokio's TcpListener; see SmcStream.

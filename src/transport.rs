@@ -230,6 +230,13 @@ reasons! {
     PeerPolicy = CNFERR, "the peer policy does not admit the peer's user";
     /// The kernel did not confirm that the peer holds the other end of this connection.
     Unproved = NOSMCD2DEV, "the peer could not be proved to hold the other end";
+    /// The kernel does not show this end the connection's sequence number, by which the two ends
+    /// prove that they hold it: `net.core.tstamp_allow_data` is 0, SYN cookies, or an application
+    /// that reads the socket's error queue.
+    NoSequence = NOSMCD2DEV, "the kernel does not show the connection's sequence number";
+    /// This end has written already, and its next write is to show the connection's sequence
+    /// number, by which the two ends prove that they hold it. The upgrade goes on then.
+    NextWrite = PEERNOSMC, "the next write goes on with the upgrade";
     /// The socket has a property or an option that shared memory can not honour.
     SocketOption = OPTUNSUPP, "the socket has an option that shared memory can not honour";
     /// The kernel counts other bytes than passed through the stream: urgent data, `SockRef`,

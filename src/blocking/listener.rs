@@ -158,9 +158,8 @@ impl SmcListener {
 }
 
 fn move_in(listener: &TcpListener, config: &Config) -> io::Result<Place<Arc<Engine>>> {
-    let port = listener.local_addr()?;
     let engine = Engine::hold(config)?;
-    Place::publish(port, config, engine.endpoint(config)?, engine)
+    Place::publish(listener.as_fd(), config, engine.endpoint(config)?, engine)
 }
 
 /// The connections of a listener; see [`SmcListener::incoming`].

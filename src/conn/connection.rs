@@ -224,6 +224,9 @@ impl<T: Tcp> Connection<T> {
             }
             answer
         };
+        if answer.is_pending() && self.upgrade.late.load(Ordering::Relaxed) {
+            self.drop_late_packet();
+        }
         self.carry_out(effects);
         answer
     }
@@ -253,9 +256,13 @@ impl<T: Tcp> Connection<T> {
         on_pending: OnPending,
     ) -> Poll<io::Result<usize>> {
         let mut effects = Effects::default();
+        let sampled = O::WRITES && self.upgrade.sample.may_be_this() && self.samples_this();
         let answer = {
             let mut tx = lock(&self.tx);
-            let answer = tx.poll(op, on_pending, || self.circumstances(), &mut effects);
+            let answer = tx.poll(op, on_pending, sampled, || self.circumstances(), &mut effects);
+            if sampled {
+                self.upgrade.late.store(tx.sample.late, Ordering::Relaxed);
+            }
             let in_ring = tx.path == send::Path::Ring && !tx.over;
             if in_ring != self.writes_ring() {
                 self.tx_in_ring.store(in_ring, Ordering::Relaxed);
@@ -265,6 +272,9 @@ impl<T: Tcp> Connection<T> {
             }
             answer
         };
+        if answer.is_pending() && self.upgrade.late.load(Ordering::Relaxed) {
+            self.drop_late_packet();
+        }
         self.carry_out(effects);
         answer
     }
@@ -464,6 +474,11 @@ impl<T: Tcp> Connection<T> {
         // A write after a read is the turn.
         ((operation == Operation::Write && read > 0) || read.max(written) >= MANY_BYTES)
             && self.upgrade.begin()
+    }
+
+    /// Would a write be the turn that triggers the upgrade?
+    pub(super) fn is_turn(&self) -> bool {
+        self.read_bytes.load(Ordering::Relaxed) > 0
     }
 
     /// The sending ring is grown: it is looked at until it has been idle.

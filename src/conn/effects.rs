@@ -34,6 +34,8 @@ pub(crate) struct Rare {
     pub(crate) pinned: Option<ReceiveDmb>,
     /// The sender will never use this DMB.
     pub(crate) unused: Option<SendDmb>,
+    /// A write has shown what an offer has waited for, or none ever will.
+    pub(crate) sampled: bool,
     /// One direction will never leave TCP.
     pub(crate) settled: Option<FallbackReason>,
 }
@@ -94,7 +96,7 @@ impl<T: Tcp> Connection<T> {
 
     #[cold]
     fn carry_out_rare(&self, rare: Rare) {
-        let Rare { violation, ask, pinned, unused, settled } = rare;
+        let Rare { violation, ask, pinned, unused, sampled, settled } = rare;
         if let Some((peer, token, bytes)) = ask {
             peer.link.send_ask(token, Ask { bytes, held: self.held_here() });
         }
@@ -102,6 +104,9 @@ impl<T: Tcp> Connection<T> {
             dmb.pinned();
         }
         drop(unused);
+        if sampled {
+            self.offer_at_last();
+        }
         if let Some(reason) = settled {
             self.upgrade.settle(reason);
         }

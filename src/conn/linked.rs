@@ -1,11 +1,12 @@
 //! The connection as its link sees it: what is attached, what has to be told, how it ends.
 
 use std::io::ErrorKind;
+use std::sync::Weak;
 
 use super::receive::{self, Receiver, consistent};
 use super::send::{self, Sender};
 use super::upgrade::Phase;
-use super::{Connection, Directions, Effects, Tcp};
+use super::{Connection, Directions, Effects, Role, Tcp};
 use crate::clc::Diagnosis;
 use crate::config::usable_dmb_size;
 use crate::error::SmcError;
@@ -14,10 +15,12 @@ use crate::ism::dmb::{Direction, Flags};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::Memory;
 use crate::ism::sys;
+use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
+use crate::link::proof::{MOST_FAILURES, Possession};
 use crate::link::stream::{
-    Death, InterruptHandler, LinkedStream, Prelude, ReceiveDmb, SendDmb, Standing, Verdict,
+    Death, InterruptHandler, Latest, LinkedStream, Prelude, ReceiveDmb, SendDmb, Verdict,
 };
 use crate::peer::PeerPolicy;
 use crate::sync::{Arc, Ordering, assert_unlocked, lock};
@@ -48,6 +51,40 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         Ok(Subject { tuple, cookie, network_namespace })
     }
 
+    fn possession(&self) -> Result<Possession, FallbackReason> {
+        assert_unlocked("a stream");
+        lock(&self.tx).possession()
+    }
+
+    fn offer_with_next_write(&self, endpoint: Weak<Endpoint>) {
+        assert_unlocked("a stream");
+        self.wait_for_sample(endpoint);
+    }
+
+    fn initial_sequence(&self) -> Result<u32, FallbackReason> {
+        if self.role == Role::Client || self.upgrade.failures.load(Ordering::Relaxed) >= MOST_FAILURES {
+            return Err(FallbackReason::Unproved);
+        }
+        let read = || {
+            let rx = lock(&self.rx);
+            let fd = rx.fd().map_err(|_| FallbackReason::HalfClosed)?;
+            let sequence = sys::saved_initial_sequence(fd);
+            let sequence = sequence.map_err(|error| reason_of(&error, FallbackReason::NoSequence))?;
+            sequence.ok_or(FallbackReason::NoSequence)
+        };
+        // The kernel tells it once.
+        *self.upgrade.sequence.get_or_init(read)
+    }
+
+    fn proof_failed(&self) {
+        self.upgrade.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn has_received(&self) -> bool {
+        let rx = lock(&self.rx);
+        rx.fd().and_then(sys::tcp_look).map_or(true, |look| look.bytes_received > 0)
+    }
+
     fn has_ended(&self) -> bool {
         let rx = lock(&self.rx);
         let look = rx.fd().and_then(sys::tcp_look);
@@ -71,12 +108,12 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         Arc::new(self.waiters.clone())
     }
 
-    fn offered(&self, offer: Standing) {
+    fn offered(&self, offer: Latest) {
         assert_unlocked("a stream");
         let gone = {
             let mut state = lock(&self.upgrade.state);
             // Closed or pinned meanwhile: dropping the offer takes it back.
-            if state.phase == Phase::Offering { state.offer.replace(offer) } else { Some(offer) }
+            if state.phase == Phase::Offering { offer.keep(&mut state.offer) } else { Some(offer) }
         };
         drop(gone);
     }

@@ -94,6 +94,7 @@ impl<T: Tcp> Connection<T> {
     fn reason(&self) -> FallbackReason {
         match self.upgrade.phase() {
             Phase::Settled(reason) | Phase::Idle(reason) => reason,
+            Phase::Offering if self.upgrade.waits_for_write() => FallbackReason::NextWrite,
             Phase::Offering | Phase::Attached if self.upgrade.is_overdue() => FallbackReason::NoAnswer,
             Phase::Offering | Phase::Attached => FallbackReason::InProgress,
         }

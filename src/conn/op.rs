@@ -4,6 +4,7 @@
 //! is up to the runtime, which adds a function for that.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll};
 
 use bytes::BufMut;
@@ -11,6 +12,9 @@ use bytes::BufMut;
 use super::{Tcp, receive, send};
 use crate::ism::ring::Violation;
 use crate::ism::sys;
+
+/// How bytes are sent by a system call of ours: as few or as many as go now.
+pub(crate) type Send = fn(BorrowedFd<'_>, &[IoSlice<'_>]) -> io::Result<usize>;
 
 /// One way to read, on either transport.
 pub(crate) trait ReadOp<T: Tcp> {
@@ -37,8 +41,13 @@ pub(crate) trait WriteOp<T: Tcp> {
     /// Bytes written.
     fn tcp(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
 
+    /// One attempt at the socket, whatever the reactor knows of it; bytes go out by `send`.
+    fn attempt(&mut self, fd: BorrowedFd<'_>, send: Send) -> io::Result<usize>;
+
     /// As `tcp`, by [`Tcp::poll_direct`].
-    fn direct(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+    fn direct(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        socket.poll_direct(cx, |fd| self.attempt(fd, sys::send_bytes))
+    }
 
     /// Bytes written; 0 is a full ring.
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation>;
@@ -214,8 +223,8 @@ where
         (self.tcp)(socket, cx, self.bytes)
     }
 
-    fn direct(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        socket.poll_direct(cx, |fd| sys::send_bytes(fd, &[IoSlice::new(self.bytes)]))
+    fn attempt(&mut self, fd: BorrowedFd<'_>, send: Send) -> io::Result<usize> {
+        send(fd, &[IoSlice::new(self.bytes)])
     }
 
     #[inline]
@@ -255,8 +264,8 @@ where
         (self.tcp)(socket, cx, self.buffers)
     }
 
-    fn direct(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        socket.poll_direct(cx, |fd| sys::send_bytes(fd, self.buffers))
+    fn attempt(&mut self, fd: BorrowedFd<'_>, send: Send) -> io::Result<usize> {
+        send(fd, self.buffers)
     }
 
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
@@ -290,11 +299,11 @@ where
         (self.tcp)(socket, cx).map_ok(|()| 1)
     }
 
-    fn direct(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        socket.poll_direct(cx, |fd| match sys::is_ready(fd, false, true)? {
+    fn attempt(&mut self, fd: BorrowedFd<'_>, _: Send) -> io::Result<usize> {
+        match sys::is_ready(fd, false, true)? {
             true => Ok(1),
             false => Err(io::ErrorKind::WouldBlock.into()),
-        })
+        }
     }
 
     fn ring(&mut self, ring: &mut send::Ring) -> Result<usize, Violation> {
@@ -327,8 +336,8 @@ impl<T: Tcp, O: WriteOp<T>> WriteOp<T> for Try<O> {
         self.0.tcp(socket, cx)
     }
 
-    fn direct(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.0.direct(socket, cx)
+    fn attempt(&mut self, fd: BorrowedFd<'_>, send: Send) -> io::Result<usize> {
+        self.0.attempt(fd, send)
     }
 
     #[inline]

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use super::op::WriteOp;
 use super::prelude::Outgoing;
 use super::receive::{Circumstances, closed, consistent, failed};
+use super::sample::Sample;
 use super::{Effects, OnPending, Tcp};
 use crate::clc::Diagnosis;
 use crate::error::SmcError;
@@ -60,6 +61,10 @@ pub(crate) struct Sender<T: Tcp> {
     /// The peer died before it read everything: what TCP would tell.
     pub(crate) lost: Option<io::ErrorKind>,
     pub(super) prelude: Outgoing,
+    /// What is known of the number that this end proves its connection by.
+    pub(super) sample: Sample,
+    /// With what a writer waits who can not trust the reactor any more.
+    pub(super) apart: Option<T::Apart>,
     /// The most that one write has given to TCP: what the ring has to expect.
     pub(crate) largest_write: u64,
     /// The position by our own count, as `Receiver::own`.
@@ -91,6 +96,8 @@ impl<T: Tcp> Sender<T> {
             stray: false,
             lost: None,
             prelude: Outgoing::None,
+            sample: Sample::default(),
+            apart: None,
             syn: None,
             waker,
         }
@@ -111,6 +118,7 @@ impl<T: Tcp> Sender<T> {
         &mut self,
         op: &mut O,
         on_pending: OnPending,
+        sampled: bool,
         circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
@@ -126,6 +134,9 @@ impl<T: Tcp> Sender<T> {
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                         Poll::Pending => return Poll::Pending,
                     }
+                }
+                if sampled || self.sample.asked {
+                    return self.poll_sampled(op, sampled, effects);
                 }
                 let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
                 let answer = op.tcp(socket, &mut Context::from_waker(&self.waker));
@@ -216,7 +227,13 @@ impl<T: Tcp> Sender<T> {
     /// The way of what is written when the ring is over.
     fn poll_direct<O: WriteOp<T>>(&mut self, op: &mut O) -> Poll<io::Result<usize>> {
         let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-        match op.direct(socket, &mut Context::from_waker(&self.waker)) {
+        let mut cx = Context::from_waker(&self.waker);
+        let answer = if self.sample.asked {
+            socket.poll_apart(&mut self.apart, &mut cx, |fd| op.attempt(fd, sys::send_bytes))
+        } else {
+            op.direct(socket, &mut cx)
+        };
+        match answer {
             // It has closed, but its socket was still open when our bytes came there. To who writes
             // that is one event.
             Poll::Ready(Err(error))

@@ -19,6 +19,7 @@ mod ops;
 mod peers;
 mod pins;
 mod positions;
+mod proofs;
 mod silence;
 mod slots;
 mod socket;

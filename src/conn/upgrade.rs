@@ -1,15 +1,17 @@
 //! The phases of an upgrade: when it begins, how far it is, and that it ends.
 
-use std::sync::OnceLock;
+use std::sync::{OnceLock, Weak};
 use std::time::Duration;
 
+use super::sample::Wanted;
 use super::waiters::WakerSet;
 use super::{Connection, Role, Tcp};
 use crate::config::{Config, UpgradePolicy};
 use crate::ism::sys;
-use crate::link::stream::Standing;
+use crate::link::endpoint::Endpoint;
+use crate::link::stream::{Latest, Standing};
 use crate::link::tally;
-use crate::sync::{AtomicBool, Mutex, Ordering, lock, rank};
+use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, lock, rank};
 use crate::transport::{FallbackReason, LoopbackIsm};
 
 /// For how long the peer may leave a step unanswered before who waits is told so. Nothing else ends
@@ -45,7 +47,9 @@ pub(super) struct State {
     pub(super) phase: Phase,
     /// When the peer's turn came.
     since: Duration,
-    pub(super) offer: Option<Standing>,
+    pub(super) offer: Option<Latest>,
+    /// C: who offers once a write has shown what to prove by.
+    pub(super) waits_for_write: Option<Weak<Endpoint>>,
     /// What lets a client find this stream, as long as it may still be upgraded.
     registration: Option<Standing>,
 }
@@ -62,7 +66,9 @@ impl State {
 
     /// By when the peer should have answered; `None` when nothing is to be answered.
     pub(super) fn due(&self) -> Option<Duration> {
-        matches!(self.phase, Phase::Offering | Phase::Attached).then_some(self.since + ANSWER_WITHIN)
+        let peers_turn =
+            matches!(self.phase, Phase::Offering | Phase::Attached) && self.waits_for_write.is_none();
+        peers_turn.then_some(self.since + ANSWER_WITHIN)
     }
 }
 
@@ -70,6 +76,14 @@ pub(crate) struct Upgrade {
     pub(super) state: Mutex<State, rank::UpgradePhase>,
     /// The trigger is still to come: lets every read and write pass by with one load.
     pending: AtomicBool,
+    /// C: which write is to show what to prove by.
+    pub(super) sample: Wanted,
+    /// A packet on the error queue comes later than its write.
+    pub(super) late: AtomicBool,
+    /// S: the client's initial sequence number, once somebody wanted to prove something.
+    pub(super) sequence: OnceLock<Result<u32, FallbackReason>>,
+    /// S: reveals that were wrong.
+    pub(super) failures: AtomicU32,
     /// Those who wait for a change of it.
     pub(super) watchers: WakerSet,
     /// When both directions had left TCP, and for what: noted once, and boxed, for few streams have
@@ -94,9 +108,14 @@ impl Upgrade {
                 phase: Phase::Idle(idle),
                 since: Duration::ZERO,
                 offer: None,
+                waits_for_write: None,
                 registration: None,
             }),
             pending: AtomicBool::new(triggers),
+            sample: Wanted::new(role, config),
+            late: AtomicBool::new(false),
+            sequence: OnceLock::new(),
+            failures: AtomicU32::new(0),
             watchers: WakerSet::default(),
             done: OnceLock::new(),
         }
@@ -114,6 +133,11 @@ impl Upgrade {
     /// Has the peer left its turn unanswered for too long?
     pub(super) fn is_overdue(&self) -> bool {
         lock(&self.state).due().is_some_and(|due| due <= sys::monotonic())
+    }
+
+    /// Has the application to write before the upgrade goes on?
+    pub(super) fn waits_for_write(&self) -> bool {
+        lock(&self.state).waits_for_write.is_some()
     }
 
     /// Makes the peer late.
@@ -178,6 +202,7 @@ impl Upgrade {
             let before = std::mem::replace(&mut state.phase, Phase::Settled(reason));
             // The registration stays: an offer for a stream that lives is refused, not kept
             // waiting.
+            state.waits_for_write = None;
             (before, state.offer.take())
         };
         drop(gone);
@@ -202,7 +227,11 @@ impl Upgrade {
 
     /// Takes back an offer that still stands.
     pub(super) fn withdraw(&self) {
-        let offer = lock(&self.state).offer.take();
+        let offer = {
+            let mut state = lock(&self.state);
+            state.waits_for_write = None;
+            state.offer.take()
+        };
         drop(offer);
     }
 }

@@ -54,7 +54,7 @@ impl<T: Tcp> Connection<T> {
                 tx.path == send::Path::Ring || tx.pinned || tx.shut
             };
             let over = decided && sends && self.upgrade.phase() == Phase::Attached;
-            if !over && !self.upgrade.is_overdue() {
+            if !over && !self.upgrade.is_overdue() && !self.upgrade.waits_for_write() {
                 return Poll::Pending;
             }
             if over && !self.transport().is_loopback_ism() {

@@ -34,6 +34,7 @@ use tidy::Tidying;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::{fmt, io};
 
 use rustix::fs::{AtFlags, Dir, DirEntry, Mode, OFlags};
@@ -119,9 +120,7 @@ impl Device {
         match dir {
             Some(dir) => Device::open_at(&trust::absolute(dir)?, true),
             None => {
-                let shm = Path::new("/dev/shm");
-                let parent = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
-                let name = format!("smc-lo-{}", sys::effective_uid());
+                let (parent, name) = default_place();
                 Device::open_at(&trust::absolute(&parent)?.join(name), false)
             }
         }
@@ -147,6 +146,26 @@ impl Device {
     pub(crate) fn path(&self) -> &Path {
         &self.inner.path
     }
+}
+
+/// Where the default directory is, and its name.
+fn default_place() -> (PathBuf, String) {
+    let shm = Path::new("/dev/shm");
+    let parent = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
+    (parent, format!("smc-lo-{}", sys::effective_uid()))
+}
+
+/// Has anybody listened on `port`, by the look of the device directory? One system call, and a
+/// hint: who acts on it looks into the directory by all rules.
+pub(crate) fn may_list(dir: Option<&Path>, port: u16) -> bool {
+    static DEFAULT: OnceLock<PathBuf> = OnceLock::new();
+    let dir = dir.unwrap_or_else(|| {
+        DEFAULT.get_or_init(|| {
+            let (parent, name) = default_place();
+            parent.join(name)
+        })
+    });
+    rustix::fs::access(dir.join(format!("port/{port}")), rustix::fs::Access::EXISTS).is_ok()
 }
 
 /// Reads the GID of a device directory, or gives it one. Of several processes that do so at once,

@@ -13,6 +13,7 @@ mod namespace;
 mod process;
 mod rights;
 mod seqpacket;
+mod sequence;
 mod socket;
 mod tcp;
 #[cfg(test)]
@@ -40,12 +41,17 @@ pub(crate) use seqpacket::{
     Carried, PeerCred, accept, can_close_at_once, empty, peer_cred, recv, send, seqpacket, seqpacket_bind,
     seqpacket_connect, shutdown_socket, take,
 };
+#[cfg(test)]
+pub(crate) use sequence::use_error_queue;
+pub(crate) use sequence::{
+    save_syns, saved_initial_sequence, send_sampled, send_small_sample, take_sample, uses_error_queue,
+};
 pub(crate) use socket::{
     chosen_receive_buffer, chosen_send_buffer, cookie, impl_from_raw_fd, ineligible, linger_is_zero,
     local_addr, netns_cookie, peer_addr, push_unsent, reset_connection, send_bytes, set_zero_linger,
 };
 pub(crate) use tcp::{
-    Ended, TcpState, ended, has_unread, has_urgent, is_at_mark, queued_in, rx_counters, tcp_look,
+    Ended, TcpState, ended, has_unread, has_urgent, is_at_mark, queued_in, queued_out, rx_counters, tcp_look,
     tx_counters, unsent_out,
 };
 #[cfg(test)]

@@ -1,13 +1,18 @@
-//! The client's side of an upgrade: OFFER, MATCH, READY, CANCEL.
+//! The client's side of an upgrade: OFFER, MATCH, READY, PROVED, ATTACHED, CANCEL.
 
-use super::{Fault, Link, OurOffer, SignalEntry, usable_window};
-use crate::clc::{Answer, ClientHandshake, Dmb};
+use std::sync::Weak;
+
+use super::{Fault, Link, NewDmb, OurOffer, SignalEntry, Wanting, usable_window};
+use crate::clc::{Answer, ClientHandshake, Decline, Dmb};
+use crate::ism::arena::DmbMemory;
 use crate::ism::interrupt::CONNECTIONS;
-use crate::ism::ring::{Consumer, Producer};
-use crate::link::message::{DmbPlace, Message};
-use crate::link::proof::{self, Evidence, Ours};
+use crate::ism::ring::{Consumer, Memory, Producer};
+use crate::link::lack::reason_of;
+use crate::link::message::{Commitment, DmbPlace, Message, Reveal};
+use crate::link::proof::{self, Bound, Evidence, Ours, Part, Possession};
+use crate::link::search::Search;
 use crate::link::slots::NoDmb;
-use crate::link::stream::{LinkedStream, PeerInterrupt, Prelude, ReceiveDmb, SendDmb, Verdict};
+use crate::link::stream::{Latest, LinkedStream, PeerInterrupt, Prelude, ReceiveDmb, SendDmb, Verdict};
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -32,12 +37,28 @@ pub(super) struct MatchMessage {
     pub(super) id: u64,
     pub(super) signal: u32,
     pub(super) cookie: u64,
+    pub(super) commitment: Option<Commitment>,
     pub(super) dmb: DmbPlace,
 }
 
+/// What an offer waits with for PROVED, once READY has revealed what we have to prove by.
+pub(super) struct Revealed {
+    ours: Reveal,
+    theirs: Commitment,
+    /// Ours, whose token the server has; the stream has not got it.
+    receive: NewDmb,
+    /// The server's.
+    send: DmbMemory,
+    window: usize,
+    token: u64,
+    peer_signal: u32,
+    entry: Arc<SignalEntry>,
+}
+
 impl Link {
-    /// Offers `stream` to the peer, at once or after its HELLO.
-    pub(crate) fn offer(self: &Arc<Self>, stream: Arc<dyn LinkedStream>) {
+    /// Offers `stream` to the peer, at once or after its HELLO. If that comes to nothing, `rest` is
+    /// asked.
+    pub(crate) fn offer(self: &Arc<Self>, stream: Arc<dyn LinkedStream>, rest: Option<Search>) {
         if self.peer.get().is_none() {
             let mut state = lock(&self.state);
             if self.restricted.load(Ordering::Relaxed) {
@@ -47,7 +68,7 @@ impl Link {
             }
             if self.peer.get().is_none() && self.death.load(Ordering::Acquire) == 0 {
                 if state.before_hello.len() < MOST_BEFORE_HELLO {
-                    state.before_hello.push(Arc::downgrade(&stream));
+                    state.before_hello.push(Wanting { stream: Arc::downgrade(&stream), rest });
                 } else {
                     drop(state);
                     stream.stay_on_tcp(FallbackReason::Limit);
@@ -55,12 +76,37 @@ impl Link {
                 return;
             }
         }
-        if let Err(reason) = self.send_offer(&stream) {
-            stream.stay_on_tcp(reason);
+        let mut rest = rest;
+        if let Err(reason) = self.send_offer(&stream, &mut rest) {
+            self.failed(&stream, rest, reason);
         }
     }
 
-    fn send_offer(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Result<(), FallbackReason> {
+    /// An offer has come to nothing: the next candidate is asked, or the stream stays on TCP.
+    pub(super) fn failed(
+        &self,
+        stream: &Arc<dyn LinkedStream>,
+        rest: Option<Search>,
+        reason: FallbackReason,
+    ) {
+        match (rest, self.endpoint.upgrade()) {
+            (Some(rest), Some(endpoint)) => endpoint.search(stream, rest.after(reason)),
+            _ => stream.stay_on_tcp(reason),
+        }
+    }
+
+    /// The same of an offer that was made.
+    fn offer_failed(&self, offer: OurOffer, reason: FallbackReason) {
+        if let Some(stream) = offer.stream.upgrade() {
+            self.failed(&stream, offer.rest, reason);
+        }
+    }
+
+    fn send_offer(
+        self: &Arc<Self>,
+        stream: &Arc<dyn LinkedStream>,
+        rest: &mut Option<Search>,
+    ) -> Result<(), FallbackReason> {
         if let Some(death) = self.death() {
             return Err(self.reason_after(death));
         }
@@ -76,29 +122,49 @@ impl Link {
             // all.
             return Err(FallbackReason::NoAnswer);
         }
+        // Only who has reached the peer under a name offers to it.
+        let server = self.reached.ok_or(FallbackReason::LinkDown)?;
         let subject = stream.subject()?;
+        let reveal = match stream.possession()? {
+            Possession::Unwritten => None,
+            Possession::Sequence(sequence) => Some(
+                proof::to_reveal(sequence).map_err(|error| reason_of(&error, FallbackReason::Unproved))?,
+            ),
+            Possession::WithNextWrite => {
+                stream.offer_with_next_write(Arc::downgrade(&endpoint));
+                return Ok(());
+            }
+        };
         let handshake = stream.wants_prelude();
         // Before OFFER leaves: from then on the peer may raise this signal.
         let signal = self.register(stream).ok_or(FallbackReason::Limit)?;
         let (clc, proposal) = ClientHandshake::new(endpoint.clc_device());
-        let offer = OurOffer {
+        let mut offer = OurOffer {
             stream: Arc::downgrade(stream),
+            rest: rest.take(),
             subject,
             clc,
             proposal: proposal.clone(),
             signal,
             handshake,
+            bound: Bound { server: server.0, client: endpoint.id().0, offer: 0 },
+            reveal,
+            revealed: None,
         };
-        let id = {
+        let (id, commitment) = {
             let mut state = lock(&self.state);
             let id = state.next_offer;
             state.next_offer += 1;
+            offer.bound.offer = id;
+            let commitment = reveal.map(|reveal| offer.bound.commit(Part::Client, &reveal));
             state.our_offers.insert(id, offer);
-            id
+            (id, commitment)
         };
-        self.send(&Message::Offer { id, signal, handshake, subject, clc: proposal });
+        // The answer may be here before the stream hears of this, and another offer have followed.
+        let standing = Latest::new(Box::new(StandingOffer { link: self.clone(), id }));
+        self.send(&Message::Offer { id, signal, handshake, subject, commitment, clc: proposal });
         // After OFFER, for dropping it sends CANCEL. If MATCH was faster, dropping it does nothing.
-        stream.offered(Box::new(StandingOffer { link: self.clone(), id }));
+        stream.offered(standing);
         if let Some(death) = self.death() {
             // The burial may have passed by before the entry was there.
             self.end_offer(id, self.reason_after(death));
@@ -111,9 +177,37 @@ impl Link {
         Ok(())
     }
 
+    /// The peer has had its time to take the offer of a stream for which others could be asked.
+    pub(crate) fn offer_is_overdue(&self, stream: &Weak<dyn LinkedStream>) {
+        let (waits, offer) = {
+            let mut state = lock(&self.state);
+            let waiting = &mut state.before_hello;
+            let waits = waiting.iter().position(|wanting| wanting.stream.ptr_eq(stream));
+            let waits = waits.map(|at| waiting.swap_remove(at));
+            // After READY it may be the server's at any moment.
+            let id = state.our_offers.iter().find_map(|(id, offer)| {
+                (offer.stream.ptr_eq(stream) && offer.revealed.is_none()).then_some(*id)
+            });
+            (waits, id.and_then(|id| Some((id, state.our_offers.remove(&id)?))))
+        };
+        if let (Some(wanting), Some(stream)) = (waits, stream.upgrade()) {
+            self.failed(&stream, wanting.rest, FallbackReason::NoAnswer);
+        }
+        if let Some((id, offer)) = offer {
+            self.unregister(offer.signal);
+            self.send(&Message::Cancel { id });
+            self.offer_failed(offer, FallbackReason::NoAnswer);
+        }
+    }
+
     /// Takes an offer back, if it still stands.
     fn cancel(&self, id: u64) {
-        let offer = lock(&self.state).our_offers.remove(&id);
+        let offer = {
+            let mut state = lock(&self.state);
+            // After READY the server answers it, and is told then.
+            let stands = state.our_offers.get(&id).is_some_and(|offer| offer.revealed.is_none());
+            if stands { state.our_offers.remove(&id) } else { None }
+        };
         if let Some(offer) = offer {
             self.unregister(offer.signal);
             self.send(&Message::Cancel { id });
@@ -123,10 +217,10 @@ impl Link {
     pub(super) fn end_offer(&self, id: u64, reason: FallbackReason) {
         let offer = lock(&self.state).our_offers.remove(&id);
         if let Some(offer) = offer {
-            self.unregister(offer.signal);
-            if let Some(stream) = offer.stream.upgrade() {
-                stream.stay_on_tcp(reason);
+            if offer.revealed.is_none() {
+                self.unregister(offer.signal);
             }
+            self.offer_failed(offer, reason);
         }
     }
 
@@ -140,18 +234,49 @@ impl Link {
                 None => return Err(Fault("REFUSE of an offer never made")),
             }
         };
+        if offer.revealed.is_some() {
+            return self.on_refused_proof(offer, clc);
+        }
         self.unregister(offer.signal);
-        let mut handshake = offer.clc;
-        let Ok(Answer::Declined(diagnosis)) = handshake.on_answer(clc) else {
-            if let Some(stream) = offer.stream.upgrade() {
-                stream.stay_on_tcp(FallbackReason::Protocol);
-            }
+        let mut offer = offer;
+        let Ok(Answer::Declined(diagnosis)) = offer.clc.on_answer(clc) else {
+            self.offer_failed(offer, FallbackReason::Protocol);
             return Err(Fault("REFUSE carries no CLC Decline"));
         };
-        if let Some(stream) = offer.stream.upgrade() {
-            stream.stay_on_tcp(FallbackReason::Declined(diagnosis));
+        if offer.reveal.is_none() && diagnosis == FallbackReason::Unproved.diagnosis() {
+            // Perhaps it was written to since, and the server has seen that.
+            if let (Some(stream), Some(endpoint)) = (offer.stream.upgrade(), self.endpoint.upgrade()) {
+                if !matches!(stream.possession(), Ok(Possession::Unwritten) | Err(_)) {
+                    endpoint.offer(stream);
+                    return Ok(());
+                }
+            }
         }
+        self.offer_failed(offer, FallbackReason::Declined(diagnosis));
         Ok(())
+    }
+
+    /// REFUSE after READY: what it revealed was wrong, or the server can not do it any more.
+    fn on_refused_proof(&self, mut offer: OurOffer, clc: &[u8]) -> Result<(), Fault> {
+        let diagnosis = Decline::decode(clc).map(|decline| decline.diagnosis);
+        self.abandon(&mut offer);
+        let reason = diagnosis
+            .as_ref()
+            .map_or(FallbackReason::Protocol, |diagnosis| FallbackReason::Declined(*diagnosis));
+        self.offer_failed(offer, reason);
+        diagnosis.map(drop).map_err(|_| Fault("REFUSE carries no CLC Decline"))
+    }
+
+    /// Gives back the DMBs of an offer that has come to nothing after READY.
+    fn abandon(&self, offer: &mut OurOffer) {
+        let Some(revealed) = offer.revealed.take() else { return };
+        // Its DETACH is the server's to send.
+        {
+            let mut state = lock(&self.state);
+            state.own.stream_done(revealed.receive.token);
+            state.theirs.release(revealed.token);
+        }
+        self.send(&Message::Detach { token: revealed.token });
     }
 
     pub(super) fn on_match(self: &Arc<Self>, matched: &MatchMessage, accept: &[u8]) -> Result<(), Fault> {
@@ -173,9 +298,7 @@ impl Link {
         let (Ok(Answer::Accepted { dmb: accepted, .. }), Some(window), true) =
             (answer, window, matched.signal < CONNECTIONS)
         else {
-            if let Some(stream) = offer.stream.upgrade() {
-                stream.stay_on_tcp(FallbackReason::Protocol);
-            }
+            self.offer_failed(offer, FallbackReason::Protocol);
             return Err(Fault(
                 "MATCH carries no CLC Accept for its Proposal, an impossible window or a signal that does not exist",
             ));
@@ -189,7 +312,7 @@ impl Link {
         let server_dmb = match server_dmb {
             Ok(dmb) => dmb,
             Err(NoDmb::Fault(fault)) => {
-                stream.stay_on_tcp(FallbackReason::Protocol);
+                self.offer_failed(offer, FallbackReason::Protocol);
                 return Err(fault);
             }
             Err(NoDmb::Lacking(reason)) => {
@@ -198,15 +321,24 @@ impl Link {
                 return Ok(());
             }
         };
-        let (ours, evidence) = (Ours::Told(offer.subject), Evidence::Cookie(matched.cookie));
-        let proved = proof::prove(&*stream, ours, evidence, &self.credentials);
-        let allocated = proved.and_then(|_| self.allocate(&stream));
-        let allocated = match allocated {
+        let cookie = matched.cookie;
+        let evidence = match (offer.reveal, matched.commitment) {
+            (None, _) => Ok((Evidence::Cookie(cookie), None)),
+            (Some(ours), Some(theirs)) => Ok((Evidence::Sequence { cookie }, Some((ours, theirs)))),
+            // It does not mean to prove anything.
+            (Some(_), None) => Err(FallbackReason::Unproved),
+        };
+        let proved = evidence.and_then(|(evidence, commitments)| {
+            proof::prove(&*stream, Ours::Told(offer.subject), evidence, &self.credentials)?;
+            Ok(commitments)
+        });
+        let allocated = proved.and_then(|commitments| Ok((self.allocate(&stream)?, commitments)));
+        let (allocated, commitments) = match allocated {
             Ok(allocated) => allocated,
             Err(reason) => {
                 lock(&self.state).theirs.release(accepted.token);
                 self.send(&Message::Cancel { id });
-                stream.stay_on_tcp(reason);
+                self.failed(&stream, offer.rest, reason);
                 return Ok(());
             }
         };
@@ -215,7 +347,30 @@ impl Link {
             stream.stay_on_tcp(FallbackReason::Protocol);
             return Err(Fault("the CLC handshake is out of order"));
         };
-        let ready = Message::Ready { id, dmb: allocated.place, clc: confirm.clone() };
+        if let Some((ours, theirs)) = commitments {
+            let place = allocated.place;
+            offer.revealed = Some(Box::new(Revealed {
+                ours,
+                theirs,
+                receive: allocated,
+                send: server_dmb,
+                window,
+                token: accepted.token,
+                peer_signal: matched.signal,
+                entry,
+            }));
+            lock(&self.state).our_offers.insert(id, offer);
+            self.send(&Message::Ready { id, dmb: place, reveal: Some(ours), clc: confirm });
+            if let Some(death) = self.death() {
+                self.end_offer(id, self.reason_after(death));
+            }
+            if self.restricted.load(Ordering::Relaxed) {
+                // As in `send_offer`.
+                self.end_offer(id, FallbackReason::Denied);
+            }
+            return Ok(());
+        }
+        let ready = Message::Ready { id, dmb: allocated.place, reveal: None, clc: confirm.clone() };
         let peer = PeerInterrupt { link: self.clone(), index: matched.signal };
         let receive = ReceiveDmb {
             consumer: Consumer::new(allocated.memory),
@@ -224,6 +379,7 @@ impl Link {
             window: allocated.window,
             _entry: entry.clone(),
         };
+        lock(&self.state).own.use_it(token);
         if let Err(reason) = stream.attach_receive(receive, None) {
             self.take_back(token);
             lock(&self.state).theirs.release(accepted.token);
@@ -253,6 +409,64 @@ impl Link {
             window,
             _entry: entry,
         });
+        self.bury_late(&stream);
+        Ok(())
+    }
+
+    /// The server has taken our part of the proof, and reveals its own.
+    pub(super) fn on_proved(self: &Arc<Self>, id: u64, reveal: &Reveal) -> Result<(), Fault> {
+        let offer = {
+            let mut state = lock(&self.state);
+            let waits = state.our_offers.get(&id).is_some_and(|offer| offer.revealed.is_some());
+            if waits { state.our_offers.remove(&id) } else { None }
+        };
+        let Some(mut offer) = offer else { return Err(Fault("PROVED without READY")) };
+        let Some(revealed) = offer.revealed.take() else { return Err(Fault("PROVED without READY")) };
+        let Revealed { ours, theirs, receive: dmb, send, window, token, peer_signal, entry } = *revealed;
+        if !offer.bound.opens(Part::Server, theirs, reveal, ours.sequence) {
+            self.offer_failed(offer, FallbackReason::Unproved);
+            return Err(Fault("PROVED proves nothing"));
+        }
+        {
+            let mut state = lock(&self.state);
+            state.own.use_it(dmb.token);
+            state.received.insert(token, offer.stream.clone());
+        }
+        let peer = PeerInterrupt { link: self.clone(), index: peer_signal };
+        let word = dmb.memory.clone();
+        let receive = ReceiveDmb {
+            consumer: Consumer::new(dmb.memory),
+            peer: peer.clone(),
+            token: dmb.token,
+            window: dmb.window,
+            _entry: entry.clone(),
+        };
+        // Dropped unused it sends the DETACH that every received token is owed.
+        let send = SendDmb { producer: Producer::new(send, window), peer, token, window, _entry: entry };
+        let Some(stream) = offer.stream.upgrade() else {
+            word.header().pin();
+            self.send(&Message::Attached { id });
+            receive.pinned();
+            return Ok(());
+        };
+        let attached =
+            proof::still_is(&*stream, &offer.subject).and_then(|()| stream.attach_receive(receive, None));
+        if attached.is_err() {
+            // Before ATTACHED, after which the server may switch.
+            word.header().pin();
+        }
+        self.send(&Message::Attached { id });
+        if let Err(reason) = attached {
+            self.send_pinned(dmb.token);
+            stream.stay_on_tcp(reason);
+            return Ok(());
+        }
+        if self.restricted.load(Ordering::Relaxed) {
+            // The peer does not hear of it, and neither of a switch then.
+            stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
+            return Ok(());
+        }
+        stream.attach_send(send);
         self.bury_late(&stream);
         Ok(())
     }

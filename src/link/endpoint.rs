@@ -18,14 +18,13 @@ use crate::ism::sys::{self, PeerCred};
 use crate::link::accepted::AcceptedStreams;
 use crate::link::aside::ControlSocket;
 use crate::link::lack::reason_of;
-use crate::link::message::Subject;
 #[cfg(feature = "blocking")]
 use crate::link::message::Tuple;
-use crate::link::proof;
+use crate::link::proof::{self, Possession};
 use crate::link::reactor::{Places, Reactor, cancellable};
-use crate::link::search::{self, Unsettled};
+use crate::link::search::{self, Search, Unsettled};
 use crate::link::shares::Holders;
-use crate::link::stream::{Death, LinkedStream};
+use crate::link::stream::{Death, Latest, LinkedStream};
 use crate::link::timer::Timers;
 use crate::peer::PeerPolicy;
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, rank};
@@ -280,32 +279,35 @@ impl Endpoint {
         })?;
         let nobody = nobody_on_port(&found);
         let mut candidates = found.endpoints;
+        if candidates.is_empty() {
+            return Err(nobody);
+        }
+        if stream.possession()? == Possession::WithNextWrite {
+            stream.offer_with_next_write(Arc::downgrade(self));
+            return Ok(());
+        }
         match (candidates.pop(), candidates.is_empty()) {
             (None, _) => Err(nobody),
             (Some(only), true) => {
-                self.link_to(only)?.offer(stream.clone());
+                self.link_to(only)?.offer(stream.clone(), None);
                 Ok(())
             }
             (Some(last), false) => {
                 candidates.push(last);
-                self.search(stream, subject, candidates);
+                let policy = stream.peer_policy().clone();
+                self.search(stream, Search::new(self, policy, subject, candidates));
                 Ok(())
             }
         }
     }
 
-    /// C: asks several endpoints which of them holds the other end, in the background.
-    fn search(
-        self: &Arc<Self>,
-        stream: &Arc<dyn LinkedStream>,
-        subject: Subject,
-        candidates: Vec<EndpointId>,
-    ) {
+    /// C: looks for the other end among several endpoints, in the background.
+    pub(crate) fn search(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>, search: Search) {
         let found = Arc::downgrade(stream);
-        let search = search::run(self.clone(), found.clone(), subject, candidates);
+        let search = search::run(self.clone(), found.clone(), search);
         let (cancel, search) = cancellable(Unsettled::during(found, search));
         // Before it begins: it must not end in an offer before the stream knows of it.
-        stream.offered(Box::new(cancel));
+        stream.offered(Latest::new(Box::new(cancel)));
         self.reactor.spawn(search);
     }
 

@@ -2,11 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 
 use crate::config::{Config, UpgradePolicy};
 use crate::ism::device::PortEntry;
+use crate::ism::sys;
 use crate::link::endpoint::{Endpoint, ListedAsAccepted};
 use crate::link::lack::reason_of;
+use crate::link::proof::keep_proofs;
 use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, Mutex, lock, rank};
 use crate::transport::FallbackReason;
@@ -29,14 +32,15 @@ pub(crate) struct Place<Keeper> {
 }
 
 impl<Keeper> Place<Keeper> {
-    /// Makes the port of a listener known.
+    /// Makes the port of a listener known, whose connections can be proved from then on.
     pub(crate) fn publish(
-        listens_at: SocketAddr,
+        listener: BorrowedFd<'_>,
         config: &Config,
         endpoint: Arc<Endpoint>,
         keeper: Keeper,
     ) -> io::Result<Self> {
-        let port = endpoint.publish(listens_at.port(), &config.peer_policy)?;
+        keep_proofs(listener);
+        let port = endpoint.publish(sys::local_addr(listener)?.port(), &config.peer_policy)?;
         Ok(Place { endpoint, port, keeper })
     }
 

@@ -7,7 +7,7 @@ use std::{fmt, io};
 
 use super::client::MatchMessage;
 use super::server::OfferMessage;
-use super::{Fault, Link, Peer, TheirOffer, has_hung_up};
+use super::{Fault, Link, Peer, TheirOffer, Wanting, has_hung_up};
 use crate::clc::Decline;
 use crate::error::SmcError;
 use crate::ism::sys::{self, Carried};
@@ -161,13 +161,15 @@ impl Link {
                     Fault("ARENA is not acceptable")
                 })
             }
-            Message::Offer { id, signal, handshake, subject, clc } => {
-                self.on_offer(OfferMessage { id, signal, handshake, subject, clc })
+            Message::Offer { id, signal, handshake, subject, commitment, clc } => {
+                self.on_offer(OfferMessage { id, signal, handshake, subject, commitment, clc })
             }
-            Message::Match { id, signal, dmb, cookie, clc } => {
-                self.on_match(&MatchMessage { id, signal, cookie, dmb }, &clc)
+            Message::Match { id, signal, dmb, cookie, commitment, clc } => {
+                self.on_match(&MatchMessage { id, signal, cookie, commitment, dmb }, &clc)
             }
-            Message::Ready { id, dmb, clc } => self.on_ready(id, dmb, &clc),
+            Message::Ready { id, dmb, reveal, clc } => self.on_ready(id, dmb, reveal, &clc),
+            Message::Proved { id, reveal } => self.on_proved(id, &reveal),
+            Message::Attached { id } => self.on_attached(id),
             Message::Refuse { id, clc } => self.on_refuse(id, &clc),
             Message::Cancel { id } => self.on_cancel(id),
             Message::Pinned { token } => {
@@ -232,6 +234,9 @@ impl Link {
         if gid != ours.gid().0 {
             return Err(Fault("HELLO of another device"));
         }
+        if self.reached.is_some_and(|reached| reached.0 != endpoint) {
+            return Err(Fault("HELLO under another name than the peer was reached by"));
+        }
         let first_arena = self.take_arena(Some(arena_fd), slots).map_err(|error| {
             crate::trace::warning!("the first arena of the peer is refused: {error}");
             Fault("the arena of HELLO is not acceptable")
@@ -270,9 +275,10 @@ impl Link {
             let _ = self.peer.set(peer);
             std::mem::take(&mut state.before_hello)
         };
-        ours.greeted(self, endpoint);
-        for stream in waiting.iter().filter_map(Weak::upgrade) {
-            self.offer(stream);
+        for Wanting { stream, rest } in waiting {
+            if let Some(stream) = stream.upgrade() {
+                self.offer(stream, rest);
+            }
         }
         Ok(())
     }
@@ -285,7 +291,9 @@ impl Link {
         let (ours, matched, before_hello) = {
             let mut state = lock(&self.state);
             let matched = state.their_offers.values().filter_map(|theirs| match theirs {
-                TheirOffer::Matched { stream, .. } => Some(stream.clone()),
+                TheirOffer::Matched { stream, .. } | TheirOffer::Proved { stream, .. } => {
+                    Some(stream.clone())
+                }
                 _ => None,
             });
             let matched = Vec::from_iter(matched);
@@ -299,7 +307,7 @@ impl Link {
         for id in ours {
             self.end_offer(id, FallbackReason::Denied);
         }
-        for stream in before_hello.iter().filter_map(Weak::upgrade) {
+        for stream in before_hello.iter().filter_map(|wanting| wanting.stream.upgrade()) {
             stream.stay_on_tcp(FallbackReason::Denied);
         }
     }
@@ -376,8 +384,10 @@ impl Link {
             }
             endpoint.link_ended(self);
         }
-        for stream in before_hello.iter().filter_map(Weak::upgrade) {
-            let _ = shielded(|| stream.stay_on_tcp(reason));
+        for Wanting { stream, rest } in before_hello {
+            if let Some(stream) = stream.upgrade() {
+                let _ = shielded(|| self.failed(&stream, rest, reason));
+            }
         }
         let _ = sys::shutdown_socket(self.socket());
         // Descriptors that wait there go nowhere any more.

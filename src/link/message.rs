@@ -52,6 +52,31 @@ pub(crate) struct Subject {
     pub(crate) network_namespace: u64,
 }
 
+/// Binds its maker to a [`Reveal`] that is shown later.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Commitment(pub(crate) [u8; 32]);
+
+impl fmt::Debug for Commitment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Commitment")
+    }
+}
+
+/// What a commitment was made of, besides what both ends know.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reveal {
+    /// The initial sequence number of the connection's client.
+    pub(crate) sequence: u32,
+    pub(crate) nonce: [u8; 32],
+}
+
+// No number that proves something gets into a log.
+impl fmt::Debug for Reveal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reveal")
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
     /// Opens a link: may this process have one? HELLO is the answer, and the answer to that.
@@ -62,11 +87,22 @@ pub(crate) enum Message {
     /// A further arena, numbered in the order of arrival.
     Arena { slots: u32 },
     /// C: may this connection be upgraded?
-    Offer { id: u64, signal: u32, handshake: bool, subject: Subject, clc: Vec<u8> },
+    Offer {
+        id: u64,
+        signal: u32,
+        handshake: bool,
+        subject: Subject,
+        commitment: Option<Commitment>,
+        clc: Vec<u8>,
+    },
     /// S: yes, and here is my DMB.
-    Match { id: u64, signal: u32, dmb: DmbPlace, cookie: u64, clc: Vec<u8> },
-    /// C: proved; here is mine.
-    Ready { id: u64, dmb: DmbPlace, clc: Vec<u8> },
+    Match { id: u64, signal: u32, dmb: DmbPlace, cookie: u64, commitment: Option<Commitment>, clc: Vec<u8> },
+    /// C: proved, or here is my part of the proof; here is my DMB.
+    Ready { id: u64, dmb: DmbPlace, reveal: Option<Reveal>, clc: Vec<u8> },
+    /// S: right, and here is mine.
+    Proved { id: u64, reveal: Reveal },
+    /// C: right. Both DMBs are in use now.
+    Attached { id: u64 },
     /// S: no.
     Refuse { id: u64, clc: Vec<u8> },
     /// C: not any more.
@@ -147,6 +183,8 @@ impl Message {
             | Message::Offer { .. }
             | Message::Match { .. }
             | Message::Ready { .. }
+            | Message::Proved { .. }
+            | Message::Attached { .. }
             | Message::Refuse { .. }
             | Message::Cancel { .. }
             | Message::Pinned { .. }
@@ -185,26 +223,32 @@ impl Message {
                 out.push(2);
                 out.extend(slots.to_le_bytes());
             }
-            Message::Offer { id, signal, handshake, subject, clc } => {
+            Message::Offer { id, signal, handshake, subject, commitment, clc } => {
                 out.push(3);
                 out.extend(id.to_le_bytes());
                 out.extend(signal.to_le_bytes());
                 out.push(u8::from(*handshake));
                 encode_subject(&mut out, subject);
+                encode_commitment(&mut out, commitment.as_ref());
                 out.extend(clc);
             }
-            Message::Match { id, signal, dmb, cookie, clc } => {
+            Message::Match { id, signal, dmb, cookie, commitment, clc } => {
                 out.push(4);
                 out.extend(id.to_le_bytes());
                 out.extend(signal.to_le_bytes());
                 encode_place(&mut out, dmb);
                 out.extend(cookie.to_le_bytes());
+                encode_commitment(&mut out, commitment.as_ref());
                 out.extend(clc);
             }
-            Message::Ready { id, dmb, clc } => {
+            Message::Ready { id, dmb, reveal, clc } => {
                 out.push(5);
                 out.extend(id.to_le_bytes());
                 encode_place(&mut out, dmb);
+                out.push(u8::from(reveal.is_some()));
+                if let Some(reveal) = reveal {
+                    encode_reveal(&mut out, reveal);
+                }
                 out.extend(clc);
             }
             Message::Refuse { id, clc } => {
@@ -246,6 +290,11 @@ impl Message {
             Message::Return { token, segment } => encode_numbers(&mut out, 15, &[*token, *segment]),
             Message::Bye => out.push(16),
             Message::Wake => out.push(18),
+            Message::Proved { id, reveal } => {
+                encode_numbers(&mut out, 19, &[*id]);
+                encode_reveal(&mut out, reveal);
+            }
+            Message::Attached { id } => encode_numbers(&mut out, 20, &[*id]),
         }
         out
     }
@@ -273,6 +322,7 @@ impl Message {
                 signal: fields.u32()?,
                 handshake: fields.u8()? & 1 != 0,
                 subject: fields.subject()?,
+                commitment: fields.commitment()?,
                 clc: fields.rest(),
             },
             4 => Message::Match {
@@ -280,9 +330,15 @@ impl Message {
                 signal: fields.u32()?,
                 dmb: fields.place()?,
                 cookie: fields.u64()?,
+                commitment: fields.commitment()?,
                 clc: fields.rest(),
             },
-            5 => Message::Ready { id: fields.u64()?, dmb: fields.place()?, clc: fields.rest() },
+            5 => Message::Ready {
+                id: fields.u64()?,
+                dmb: fields.place()?,
+                reveal: if fields.flag()? { Some(fields.reveal()?) } else { None },
+                clc: fields.rest(),
+            },
             6 => Message::Refuse { id: fields.u64()?, clc: fields.rest() },
             7 => Message::Cancel { id: fields.u64()? },
             8 => Message::Pinned { token: fields.u64()? },
@@ -309,6 +365,8 @@ impl Message {
                 Message::Link
             }
             18 => Message::Wake,
+            19 => Message::Proved { id: fields.u64()?, reveal: fields.reveal()? },
+            20 => Message::Attached { id: fields.u64()? },
             _ => return Err(Malformed("unknown type")),
         };
         if fields.0.is_empty() { Ok(message) } else { Err(Malformed("longer than its type allows")) }
@@ -324,6 +382,16 @@ fn encode_place(out: &mut Vec<u8>, place: &DmbPlace) {
 fn encode_numbers(out: &mut Vec<u8>, kind: u8, numbers: &[u64]) {
     out.push(kind);
     out.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+}
+
+fn encode_commitment(out: &mut Vec<u8>, commitment: Option<&Commitment>) {
+    out.push(u8::from(commitment.is_some()));
+    out.extend(commitment.map_or(&[][..], |commitment| &commitment.0));
+}
+
+fn encode_reveal(out: &mut Vec<u8>, reveal: &Reveal) {
+    out.extend(reveal.sequence.to_le_bytes());
+    out.extend(reveal.nonce);
 }
 
 fn encode_subject(out: &mut Vec<u8>, subject: &Subject) {
@@ -389,6 +457,22 @@ impl Fields<'_> {
         Ok(DmbPlace { arena: self.u32()?, slot: self.u32()?, window: self.u64()? })
     }
 
+    fn flag(&mut self) -> Result<bool, Malformed> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(Malformed("neither there nor missing")),
+        }
+    }
+
+    fn commitment(&mut self) -> Result<Option<Commitment>, Malformed> {
+        Ok(if self.flag()? { Some(Commitment(self.array()?)) } else { None })
+    }
+
+    fn reveal(&mut self) -> Result<Reveal, Malformed> {
+        Ok(Reveal { sequence: self.u32()?, nonce: self.array()? })
+    }
+
     fn subject(&mut self) -> Result<Subject, Malformed> {
         let tuple = Tuple::new(self.address()?, self.address()?);
         Ok(Subject { tuple, cookie: self.u64()?, network_namespace: self.u64()? })
@@ -418,6 +502,19 @@ mod tests {
         }
     }
 
+    const REVEAL: Reveal = Reveal { sequence: u32::MAX, nonce: [5; 32] };
+
+    fn offer(commitment: Option<Commitment>) -> Message {
+        Message::Offer {
+            id: 1,
+            signal: 2,
+            handshake: true,
+            subject: subject(),
+            commitment,
+            clc: vec![1, 2, 3],
+        }
+    }
+
     fn every_message() -> Vec<Message> {
         let dmb = DmbPlace { arena: 0, slot: 5, window: 4 << 20 };
         vec![
@@ -425,9 +522,21 @@ mod tests {
             Message::Hello { link_id: 9, endpoint: [3; 16], gid: [4; 16], slots: 64, bell: Bell::Socket },
             Message::Hello { link_id: 9, endpoint: [3; 16], gid: [4; 16], slots: 64, bell: Bell::Eventfd },
             Message::Arena { slots: 128 },
-            Message::Offer { id: 1, signal: 2, handshake: true, subject: subject(), clc: vec![1, 2, 3] },
-            Message::Match { id: 1, signal: 2, dmb, cookie: 99, clc: vec![9; 130] },
-            Message::Ready { id: 1, dmb, clc: vec![8; 78] },
+            offer(None),
+            offer(Some(Commitment([6; 32]))),
+            Message::Match { id: 1, signal: 2, dmb, cookie: 99, commitment: None, clc: vec![9; 130] },
+            Message::Match {
+                id: 1,
+                signal: 2,
+                dmb,
+                cookie: 99,
+                commitment: Some(Commitment([7; 32])),
+                clc: vec![9; 130],
+            },
+            Message::Ready { id: 1, dmb, reveal: None, clc: vec![8; 78] },
+            Message::Ready { id: 1, dmb, reveal: Some(REVEAL), clc: vec![8; 78] },
+            Message::Proved { id: 1, reveal: REVEAL },
+            Message::Attached { id: 1 },
             Message::Refuse { id: 1, clc: vec![7; 44] },
             Message::Cancel { id: 1 },
             Message::Pinned { token: u64::MAX },
@@ -456,6 +565,25 @@ mod tests {
     fn mapped_addresses_become_plain_ones() {
         let mapped: SocketAddr = "[::ffff:127.0.0.1]:80".parse().expect("an address");
         assert_eq!(canonical(mapped), "127.0.0.1:80".parse().expect("an address"));
+    }
+
+    #[test]
+    fn a_commitment_is_there_or_is_not() {
+        let mut bytes = offer(None).encode();
+        // Behind the type, the number, the signal, the flags and the subject.
+        let at = 14 + 60;
+        assert_eq!(bytes[at], 0);
+        bytes[at] = 2;
+        assert!(Message::decode(&bytes).is_err());
+        bytes.truncate(at + 30);
+        bytes[at] = 1;
+        assert!(Message::decode(&bytes).is_err(), "it is cut");
+    }
+
+    #[test]
+    fn what_proves_something_is_not_logged() {
+        let text = format!("{:?}", Message::Proved { id: 1, reveal: REVEAL });
+        assert!(!text.contains(&u32::MAX.to_string()) && !text.contains("nonce"), "{text}");
     }
 
     proptest! {

@@ -1,9 +1,12 @@
 //! The proof that a peer holds the other end of this very TCP connection (docs/protocol.md,
 //! "Proof").
 
+use std::io;
+use std::os::fd::BorrowedFd;
+
 use crate::ism::sys::{self, PeerCred};
 use crate::link::lack::reason_of;
-use crate::link::message::{Subject, Tuple};
+use crate::link::message::{Commitment, Reveal, Subject, Tuple};
 use crate::link::stream::LinkedStream;
 use crate::transport::FallbackReason;
 
@@ -11,8 +14,11 @@ use crate::transport::FallbackReason;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Evidence {
     /// The number that the kernel has given to the peer's socket (`SO_COOKIE`), which it tells us
-    /// of, too.
+    /// of, too. It tells everybody: so a peer is told from an honest mistake, and no more.
     Cookie(u64),
+    /// The client's initial sequence number, to which the peer has committed itself and which it
+    /// reveals later. The cookie is a second look, where the kernel lets us have one.
+    Sequence { cookie: u64 },
 }
 
 /// Our end of the connection, as far as it is known when the peer is to prove that it holds the
@@ -25,9 +31,24 @@ pub(crate) enum Ours {
     Described { theirs: Subject },
 }
 
-/// Proves that `peer` holds the other end of this stream's connection; returns our end of it.
+/// What this end, as the client of a connection, can prove it by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Possession {
+    /// Nothing was written yet: there was no packet to see the number in.
+    Unwritten,
+    /// The connection's initial sequence number.
+    Sequence(u32),
+    /// The next write may show it.
+    WithNextWrite,
+}
+
+/// Reveals that were wrong after which a connection stays on TCP: nobody may guess for long.
+pub(crate) const MOST_FAILURES: u32 = 3;
+
+/// Proves that `peer` holds the other end of this stream's connection, as far as that can be before
+/// it reveals anything; returns our end of it.
 ///
-/// The order makes the proof exact: our own end is known, then the kernel is asked about theirs,
+/// The order makes the look exact: our own end is known, then the kernel is asked about theirs,
 /// then ours is looked at again. Two different sockets can not have held these two ends at the same
 /// time.
 ///
@@ -50,9 +71,74 @@ pub(crate) fn prove(
     };
     match evidence {
         Evidence::Cookie(cookie) => other_end_is(&before, cookie, peer.uid)?,
+        Evidence::Sequence { cookie } => {
+            // A kernel that does not answer leaves it to the sequence number.
+            if let Err(FallbackReason::Unproved) = other_end_is(&before, cookie, peer.uid) {
+                return Err(FallbackReason::Unproved);
+            }
+        }
     }
-    let after = stream.subject()?;
-    if after == before { Ok(after) } else { Err(FallbackReason::Unproved) }
+    still_is(stream, &before)?;
+    Ok(before)
+}
+
+/// Is our end of the connection what it was?
+pub(crate) fn still_is(stream: &dyn LinkedStream, before: &Subject) -> Result<(), FallbackReason> {
+    if stream.subject()? == *before { Ok(()) } else { Err(FallbackReason::Unproved) }
+}
+
+/// S: from now on this listener's connections keep what their clients prove themselves by.
+#[cfg(any(feature = "tokio", feature = "blocking"))]
+pub(crate) fn keep_proofs(listener: BorrowedFd<'_>) {
+    if let Err(error) = sys::save_syns(listener) {
+        crate::trace::debug!("the connections of a listener can not be proved: {error}");
+    }
+}
+
+/// The part that somebody plays who commits itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Client,
+    Server,
+}
+
+/// For whom, and for what, a commitment counts: it is of no use to anybody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bound {
+    /// The name under which the client has reached the server's endpoint, which is the server's
+    /// own. Who sits between two honest ends has another one.
+    pub(crate) server: [u8; 16],
+    /// The client's own name.
+    pub(crate) client: [u8; 16],
+    pub(crate) offer: u64,
+}
+
+impl Bound {
+    /// Commits who plays that part to `reveal`, and tells nothing of it.
+    pub(crate) fn commit(&self, part: Part, reveal: &Reveal) -> Commitment {
+        let mut hash = blake3::Hasher::new_derive_key("tokio-smc 2026 possession of a TCP connection");
+        hash.update(&[part as u8]);
+        hash.update(&reveal.sequence.to_le_bytes());
+        hash.update(&reveal.nonce);
+        hash.update(&self.client);
+        hash.update(&self.server);
+        hash.update(&self.offer.to_le_bytes());
+        Commitment(hash.finalize().into())
+    }
+
+    /// Is `reveal` what the one who plays that part has committed itself to, and is it right?
+    pub(crate) fn opens(&self, part: Part, committed: Commitment, reveal: &Reveal, sequence: u32) -> bool {
+        self.commit(part, reveal) == committed && reveal.sequence == sequence
+    }
+}
+
+/// What this end will reveal of a connection.
+///
+/// # Errors
+///
+/// Where there are no random numbers.
+pub(crate) fn to_reveal(sequence: u32) -> io::Result<Reveal> {
+    Ok(Reveal { sequence, nonce: sys::random_bytes()? })
 }
 
 /// Asks the kernel whether the other end of the connection that is `ours` is the socket with
@@ -102,4 +188,39 @@ pub(crate) fn same_place(ours: &Subject, theirs: &Subject) -> Result<(), Fallbac
         return Err(FallbackReason::Unproved);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUND: Bound = Bound { server: [1; 16], client: [2; 16], offer: 3 };
+
+    #[test]
+    fn only_what_was_committed_opens_it() {
+        let reveal = to_reveal(4711).unwrap();
+        let committed = BOUND.commit(Part::Client, &reveal);
+        assert!(BOUND.opens(Part::Client, committed, &reveal, 4711));
+        assert!(!BOUND.opens(Part::Client, committed, &reveal, 4712), "another connection");
+        assert!(!BOUND.opens(Part::Server, committed, &reveal, 4711), "sent back to its maker");
+        let learned = Reveal { sequence: 4712, ..reveal };
+        assert!(!BOUND.opens(Part::Client, committed, &learned, 4712), "learned since");
+        let other = Reveal { nonce: to_reveal(0).unwrap().nonce, ..reveal };
+        assert!(!BOUND.opens(Part::Client, committed, &other, 4711));
+        let elsewhere = [
+            Bound { server: [9; 16], ..BOUND },
+            Bound { client: [9; 16], ..BOUND },
+            Bound { offer: 4, ..BOUND },
+            Bound { server: BOUND.client, client: BOUND.server, ..BOUND },
+        ];
+        for bound in elsewhere {
+            assert!(!bound.opens(Part::Client, committed, &reveal, 4711), "{bound:?}");
+        }
+    }
+
+    #[test]
+    fn equal_secrets_do_not_show() {
+        let [one, other] = [(); 2].map(|()| BOUND.commit(Part::Client, &to_reveal(1).unwrap()));
+        assert!(one != other);
+    }
 }

@@ -16,6 +16,7 @@ use crate::link::lack::{reason_of, silence_of, why_no_link};
 use crate::link::message::{LONGEST, Message, Subject};
 use crate::link::reactor::{Interest, Place, Watched, poll_attempt, yield_now};
 use crate::link::stream::LinkedStream;
+use crate::peer::PeerPolicy;
 use crate::shield::{Panicked, guarded};
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
@@ -28,6 +29,8 @@ const AT_A_TIME: usize = 16;
 const TURN: Duration = Duration::from_secs(1);
 /// Before a search looks again for a free place to ask from.
 const PAUSE: Duration = Duration::from_millis(50);
+/// For how long one that says yes may leave the offer unanswered while others could be asked.
+const TAKE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Places of an endpoint to ask from.
 pub(crate) fn most_asked() -> usize {
@@ -49,19 +52,40 @@ enum Room {
     Taken,
 }
 
-/// The candidates of a stream.
-struct Search {
+/// The candidates of a stream, but for those that were found already.
+pub(crate) struct Search {
+    question: Vec<u8>,
+    /// Of the stream: what others answer than those whom it admits counts for nothing.
+    policy: PeerPolicy,
     /// Those whose turn is still to come.
     queue: VecDeque<EndpointId>,
     waiting: Vec<Asked>,
+    /// How long it may go on asking.
+    left: Duration,
     /// Why the stream stays on TCP if nobody says yes.
     reason: FallbackReason,
 }
 
 impl Search {
+    pub(super) fn new(
+        endpoint: &Endpoint,
+        policy: PeerPolicy,
+        subject: Subject,
+        candidates: Vec<EndpointId>,
+    ) -> Self {
+        Search {
+            question: Message::Query { subject }.encode(),
+            policy,
+            queue: candidates.into(),
+            waiting: Vec::new(),
+            left: endpoint.patience(),
+            reason: FallbackReason::NoSmcListener,
+        }
+    }
+
     /// Asks those who are next, as far as there are places; not more than some of them, of which
     /// many may be dead.
-    fn ask(&mut self, endpoint: &Endpoint, question: &[u8]) -> Room {
+    fn ask(&mut self, endpoint: &Endpoint) -> Room {
         for _ in self.waiting.len()..AT_A_TIME {
             if self.queue.is_empty() {
                 break;
@@ -81,6 +105,10 @@ impl Search {
                     continue;
                 }
             };
+            if !sys::peer_cred(socket.as_fd()).is_ok_and(|cred| self.policy.admits(&cred)) {
+                self.reason = FallbackReason::PeerPolicy;
+                continue;
+            }
             let watched = budget::spare_the_last(socket.as_fd().as_raw_fd(), Need::Lasting);
             let socket = match watched.and_then(|()| socket.watch(endpoint.reactor())) {
                 Ok(socket) => socket,
@@ -89,7 +117,7 @@ impl Search {
                     continue;
                 }
             };
-            match sys::send(socket.as_fd(), question, &[]) {
+            match sys::send(socket.as_fd(), &self.question, &[]) {
                 Ok(()) => self.waiting.push(Asked { candidate, socket, _place: place }),
                 Err(_) => self.said_no(&socket),
             }
@@ -102,6 +130,12 @@ impl Search {
         if !self.queue.is_empty() {
             self.queue.extend(self.waiting.drain(..).map(|asked| asked.candidate));
         }
+    }
+
+    /// The one that was found could not be proved to be it: what is left, and why if nothing is.
+    pub(super) fn after(mut self, reason: FallbackReason) -> Self {
+        self.reason = reason;
+        self
     }
 
     /// An endpoint says no. One of another user may only mean that it does not trust ours.
@@ -122,7 +156,9 @@ impl Search {
                 Poll::Ready(Ok(received))
                     if Message::decode(&buffer[..received.len]) == Ok(Message::Answer) =>
                 {
-                    return Poll::Ready(Some(*candidate));
+                    let candidate = *candidate;
+                    self.waiting.swap_remove(at);
+                    return Poll::Ready(Some(candidate));
                 }
                 Poll::Ready(answer) => {
                     let Asked { socket, .. } = self.waiting.swap_remove(at);
@@ -137,33 +173,41 @@ impl Search {
         if go_on { Poll::Ready(None) } else { Poll::Pending }
     }
 
-    /// Who of the candidates holds the other end, or why it is not known.
-    async fn run(mut self, endpoint: &Endpoint, question: &[u8]) -> Result<EndpointId, FallbackReason> {
-        let mut left = endpoint.patience();
+    /// What is left while an offer stands, with none of the endpoint's places: who was asked is
+    /// asked again.
+    fn paused(mut self) -> Option<Self> {
+        for asked in self.waiting.drain(..).rev() {
+            self.queue.push_front(asked.candidate);
+        }
+        (!self.queue.is_empty()).then_some(self)
+    }
+
+    /// Who of the candidates says that it holds the other end, or why that is not known.
+    async fn find(&mut self, endpoint: &Endpoint) -> Result<EndpointId, FallbackReason> {
         loop {
-            let room = self.ask(endpoint, question);
+            let room = self.ask(endpoint);
             if self.waiting.is_empty() && self.queue.is_empty() {
                 return Err(self.reason);
             }
-            if left.is_zero() {
+            if self.left.is_zero() {
                 return Err(FallbackReason::NoAnswer);
             }
             let asks_on = room == Room::Left && !self.queue.is_empty() && self.waiting.len() < AT_A_TIME;
             if !self.waiting.is_empty() && !asks_on {
-                let wait = if self.queue.is_empty() { left } else { TURN.min(left) };
+                let wait = if self.queue.is_empty() { self.left } else { TURN.min(self.left) };
                 match endpoint.timers().timeout(wait, poll_fn(|cx| self.poll_owner(cx))).await {
                     Some(Some(owner)) => return Ok(owner),
                     Some(None) => {}
                     None => {
-                        left -= wait;
+                        self.left -= wait;
                         self.next_turn();
                     }
                 }
             } else if room == Room::Taken {
                 // By other searches, which end.
-                let wait = PAUSE.min(left);
+                let wait = PAUSE.min(self.left);
                 endpoint.timers().sleep(wait).await;
-                left -= wait;
+                self.left -= wait;
             }
             // Others have a turn, too, however many candidates there are.
             yield_now().await;
@@ -171,25 +215,36 @@ impl Search {
     }
 }
 
-/// Asks the candidates which one holds the other end of the client's connection, and offers to the
-/// first that does.
+/// Looks for the one of the candidates that holds the other end of the client's connection, and
+/// offers to the first that says so. Saying is not proving: what comes of the offer decides whether
+/// the search goes on.
 ///
 /// Some at a time are asked, from places that the endpoint has a number of: who is silent holds
 /// none of them for long while others are to be asked, and none for ever.
-pub(super) async fn run(
-    endpoint: Arc<Endpoint>,
-    stream: Weak<dyn LinkedStream>,
-    subject: Subject,
-    candidates: Vec<EndpointId>,
-) {
-    let question = Message::Query { subject }.encode();
-    let search =
-        Search { queue: candidates.into(), waiting: Vec::new(), reason: FallbackReason::NoSmcListener };
-    let owner = search.run(&endpoint, &question).await;
-    let Some(stream) = stream.upgrade() else { return };
-    match owner.and_then(|owner| endpoint.link_to(owner)) {
-        Ok(link) => link.offer(stream),
-        Err(reason) => stream.stay_on_tcp(reason),
+pub(super) async fn run(endpoint: Arc<Endpoint>, stream: Weak<dyn LinkedStream>, mut search: Search) {
+    loop {
+        let owner = search.find(&endpoint).await;
+        let Some(wants) = stream.upgrade() else { return };
+        let owner = match owner {
+            Ok(owner) => owner,
+            Err(reason) => return wants.stay_on_tcp(reason),
+        };
+        match endpoint.link_to(owner) {
+            Ok(link) => {
+                let rest = search.paused();
+                if rest.is_some() {
+                    // Who says yes and then nothing shall not be the last one that was asked.
+                    let (link, stream) = (Arc::downgrade(&link), stream.clone());
+                    endpoint.run_after(TAKE_WITHIN, move || {
+                        if let Some(link) = link.upgrade() {
+                            link.offer_is_overdue(&stream);
+                        }
+                    });
+                }
+                return link.offer(wants, rest);
+            }
+            Err(reason) => search.reason = reason,
+        }
     }
 }
 

@@ -1,12 +1,15 @@
-//! The server's side of an upgrade: OFFER, MATCH, READY, REFUSE.
+//! The server's side of an upgrade: OFFER, MATCH, READY, PROVED, ATTACHED, REFUSE.
 
-use super::{Fault, Link, SignalEntry, TheirOffer, usable_window};
+use std::sync::Weak;
+
+use super::{Fault, Link, NewDmb, SignalEntry, TheirOffer, usable_window};
 use crate::clc::{Confirmation, Diagnosis, Dmb, ServerHandshake};
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Producer};
 use crate::link::accepted::{Found, Key};
-use crate::link::message::{DmbPlace, Message, Subject};
-use crate::link::proof::{self, Evidence, Ours};
+use crate::link::lack::reason_of;
+use crate::link::message::{Commitment, DmbPlace, Message, Reveal, Subject};
+use crate::link::proof::{self, Bound, Evidence, Ours, Part};
 use crate::link::slots::NoDmb;
 use crate::link::stream::{Death, LinkedStream, PeerInterrupt, ReceiveDmb, SendDmb, Verdict};
 use crate::shield::shielded;
@@ -22,7 +25,21 @@ pub(super) struct OfferMessage {
     pub(super) signal: u32,
     pub(super) handshake: bool,
     pub(super) subject: Subject,
+    pub(super) commitment: Option<Commitment>,
     pub(super) clc: Vec<u8>,
+}
+
+/// What a MATCH that carries a commitment waits with for READY.
+pub(super) struct Promised {
+    stream: Weak<dyn LinkedStream>,
+    clc: ServerHandshake,
+    /// Our end of the connection, as it was when the offer came.
+    subject: Subject,
+    ours: Reveal,
+    theirs: Commitment,
+    dmb: NewDmb,
+    peer_signal: u32,
+    entry: Arc<SignalEntry>,
 }
 
 /// An OFFER whose CLC Proposal is understood.
@@ -36,11 +53,10 @@ impl Link {
         if offered.signal >= CONNECTIONS {
             return Err(Fault("OFFER names a signal that does not exist"));
         }
-        let Some(endpoint) = self.endpoint.upgrade() else { return Ok(()) };
-        if let Some(peer) = self.peer_endpoint() {
-            // It has a use for the link, if we asked to close it: so has this end then.
-            endpoint.greeted(self, peer);
+        if self.reached.is_some() {
+            return Err(Fault("OFFER by the end that was reached"));
         }
+        let Some(endpoint) = self.endpoint.upgrade() else { return Ok(()) };
         let waiting = {
             let state = lock(&self.state);
             if state.their_offers.contains_key(&offered.id) {
@@ -157,9 +173,22 @@ impl Link {
         if !stream.peer_policy().admits(&self.credentials) {
             return Err(FallbackReason::PeerPolicy);
         }
-        let (ours, evidence) =
-            (Ours::Described { theirs: offered.subject }, Evidence::Cookie(offered.subject.cookie));
+        let cookie = offered.subject.cookie;
+        let evidence = match offered.commitment {
+            None => Evidence::Cookie(cookie),
+            Some(_) => Evidence::Sequence { cookie },
+        };
+        let ours = Ours::Described { theirs: offered.subject };
         let subject = proof::prove(&**stream, ours, evidence, &self.credentials)?;
+        let commitments = match offered.commitment {
+            // Who has written has seen more than a cookie.
+            None if stream.has_received() => return Err(FallbackReason::Unproved),
+            None => None,
+            Some(theirs) => {
+                let reveal = proof::to_reveal(stream.initial_sequence()?);
+                Some((reveal.map_err(|error| reason_of(&error, FallbackReason::Unproved))?, theirs))
+            }
+        };
 
         let allocated = self.allocate(stream)?;
         let token = allocated.token;
@@ -178,7 +207,28 @@ impl Link {
             return Err(FallbackReason::Limit);
         };
         let entry = Arc::new(SignalEntry { link: self.clone(), index: signal });
+        let (id, place) = (offered.id, allocated.place);
+        if let Some((ours, theirs)) = commitments {
+            let promised = Promised {
+                stream: Arc::downgrade(stream),
+                clc: proposed.clc.clone(),
+                subject,
+                ours,
+                theirs,
+                dmb: allocated,
+                peer_signal: offered.signal,
+                entry,
+            };
+            if !self.enter_match(id, token, TheirOffer::Promised(Box::new(promised))) {
+                return Ok(());
+            }
+            let commitment = Some(self.bound_to_theirs(id).commit(Part::Server, &ours));
+            let cookie = subject.cookie;
+            self.send(&Message::Match { id, signal, dmb: place, cookie, commitment, clc: accept });
+            return Ok(());
+        }
         let peer = PeerInterrupt { link: self.clone(), index: offered.signal };
+        lock(&self.state).own.use_it(token);
         let receive = ReceiveDmb {
             consumer: Consumer::new(allocated.memory),
             peer,
@@ -198,30 +248,11 @@ impl Link {
             handshake: offered.handshake,
             entry,
         };
-        {
-            let mut state = lock(&self.state);
-            if let Some(TheirOffer::Matching { cancelled: true }) = state.their_offers.get(&offered.id) {
-                state.their_offers.remove(&offered.id);
-                drop(state);
-                // Before the slot is free: the stream may still look at the word in it.
-                stream.stay_on_tcp(FallbackReason::Declined(Diagnosis::PEERDECL));
-                self.take_back(token);
-                return Ok(());
-            }
-            state.their_offers.insert(offered.id, offer);
+        if !self.enter_match(id, token, offer) {
+            return Ok(());
         }
-        if self.death().is_some() {
-            // The burial has passed by: what it left here would keep the link for ever.
-            let late = lock(&self.state).their_offers.remove(&offered.id);
-            drop(late);
-        }
-        self.send(&Message::Match {
-            id: offered.id,
-            signal,
-            dmb: allocated.place,
-            cookie: subject.cookie,
-            clc: accept,
-        });
+        let cookie = subject.cookie;
+        self.send(&Message::Match { id, signal, dmb: place, cookie, commitment: None, clc: accept });
         if self.restricted.load(Ordering::Relaxed) {
             // `restrict` sets the mark before it looks for matches, and may have looked before this
             // one was there.
@@ -231,11 +262,65 @@ impl Link {
         Ok(())
     }
 
-    pub(super) fn on_ready(self: &Arc<Self>, id: u64, place: DmbPlace, confirm: &[u8]) -> Result<(), Fault> {
+    /// What an offer of the peer is bound to: it has reached us under our name.
+    fn bound_to_theirs(&self, offer: u64) -> Bound {
+        let server = self.endpoint.upgrade().map_or([0; 16], |endpoint| endpoint.id().0);
+        Bound { server, client: self.peer_endpoint().unwrap_or_default(), offer }
+    }
+
+    /// The offer waits for READY from now on; `false`: CANCEL was faster, or the link has died.
+    fn enter_match(&self, id: u64, token: u64, offer: TheirOffer) -> bool {
+        let stream = match &offer {
+            TheirOffer::Matched { stream, .. } => stream.upgrade(),
+            _ => None,
+        };
+        let cancelled = {
+            let mut state = lock(&self.state);
+            let cancelled =
+                matches!(state.their_offers.get(&id), Some(TheirOffer::Matching { cancelled: true }));
+            if cancelled {
+                state.their_offers.remove(&id);
+                Some(offer)
+            } else {
+                state.their_offers.insert(id, offer);
+                None
+            }
+        };
+        if let Some(offer) = cancelled {
+            match stream {
+                // Before the slot is free: the stream may still look at the word in it.
+                Some(stream) => stream.stay_on_tcp(FallbackReason::Declined(Diagnosis::PEERDECL)),
+                None => lock(&self.state).own.stream_done(token),
+            }
+            self.take_back(token);
+            drop(offer);
+            return false;
+        }
+        if self.death().is_some() {
+            // The burial has passed by: what it left here would keep the link for ever.
+            let late = lock(&self.state).their_offers.remove(&id);
+            drop(late);
+        }
+        true
+    }
+
+    pub(super) fn on_ready(
+        self: &Arc<Self>,
+        id: u64,
+        place: DmbPlace,
+        reveal: Option<Reveal>,
+        confirm: &[u8],
+    ) -> Result<(), Fault> {
         let window = usable_window(place.window).ok_or(Fault("READY names an impossible window"))?;
         let offer = lock(&self.state).their_offers.remove(&id);
-        let Some(TheirOffer::Matched { stream, mut clc, peer_signal, handshake, entry, .. }) = offer else {
-            return Err(Fault("READY without MATCH"));
+        let (stream, mut clc, peer_signal, handshake, entry) = match (offer, reveal) {
+            (Some(TheirOffer::Matched { stream, clc, peer_signal, handshake, entry, .. }), None) => {
+                (stream, clc, peer_signal, handshake, entry)
+            }
+            (Some(TheirOffer::Promised(promised)), Some(reveal)) => {
+                return self.on_reveal(id, *promised, &reveal, (place, window), confirm);
+            }
+            _ => return Err(Fault("READY without MATCH, or not the one for it")),
         };
         let Ok(Confirmation::Confirmed { dmb, .. }) = clc.on_confirm(confirm) else {
             return Err(Fault("READY carries no CLC Confirm for its Accept"));
@@ -278,6 +363,108 @@ impl Link {
         Ok(())
     }
 
+    /// READY has revealed what the client has committed itself to.
+    fn on_reveal(
+        self: &Arc<Self>,
+        id: u64,
+        promised: Promised,
+        reveal: &Reveal,
+        (place, window): (DmbPlace, usize),
+        confirm: &[u8],
+    ) -> Result<(), Fault> {
+        let Promised { stream, mut clc, subject, ours, theirs, dmb, peer_signal, entry } = promised;
+        let Ok(Confirmation::Confirmed { dmb: confirmed, .. }) = clc.on_confirm(confirm) else {
+            return Err(Fault("READY carries no CLC Confirm for its Accept"));
+        };
+        let client_dmb = {
+            let mut state = lock(&self.state);
+            if state.received.contains_key(&confirmed.token) {
+                return Err(Fault("READY repeats a token"));
+            }
+            state.theirs.claim(place.arena, place.slot, confirmed.token)
+        };
+        let right = self.bound_to_theirs(id).opens(Part::Client, theirs, reveal, ours.sequence);
+        let stream = stream.upgrade();
+        if let (false, Some(stream)) = (right, &stream) {
+            stream.proof_failed();
+        }
+        let peer = PeerInterrupt { link: self.clone(), index: peer_signal };
+        let proved = match (right, stream, client_dmb) {
+            (_, _, Err(NoDmb::Fault(fault))) => return Err(fault),
+            (false, _, _) => Err(FallbackReason::Unproved),
+            (_, None, _) => Err(FallbackReason::HalfClosed),
+            (_, _, Err(NoDmb::Lacking(reason))) => Err(reason),
+            (true, Some(stream), Ok(memory)) => {
+                proof::still_is(&*stream, &subject).map(|()| (stream, memory))
+            }
+        };
+        let token = dmb.token;
+        let attached = proved.and_then(|(stream, memory)| {
+            lock(&self.state).own.use_it(token);
+            let receive = ReceiveDmb {
+                consumer: Consumer::new(dmb.memory),
+                peer: peer.clone(),
+                token,
+                window: dmb.window,
+                _entry: entry.clone(),
+            };
+            stream.attach_receive(receive, None)?;
+            Ok((stream, memory))
+        });
+        let (stream, memory) = match attached {
+            Ok(attached) => attached,
+            Err(reason) => {
+                crate::trace::debug!("offer refused at READY: {reason}");
+                // Of both DMBs nobody has made any use; the client answers for ours.
+                {
+                    let mut state = lock(&self.state);
+                    state.own.stream_done(token);
+                    state.theirs.release(confirmed.token);
+                }
+                self.refuse(id, &mut clc, reason);
+                self.send(&Message::Detach { token: confirmed.token });
+                return Ok(());
+            }
+        };
+        // Dropped unused it sends the DETACH that every received token is owed.
+        let token = confirmed.token;
+        let send = SendDmb { producer: Producer::new(memory, window), peer, token, window, _entry: entry };
+        let offer = TheirOffer::Proved { stream: Arc::downgrade(&stream), send };
+        {
+            let mut state = lock(&self.state);
+            state.received.insert(token, Arc::downgrade(&stream));
+            state.their_offers.insert(id, offer);
+        }
+        if self.death().is_some() {
+            // As in `enter_match`.
+            let late = lock(&self.state).their_offers.remove(&id);
+            drop(late);
+        }
+        self.send(&Message::Proved { id, reveal: ours });
+        if self.restricted.load(Ordering::Relaxed) {
+            stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
+        }
+        self.bury_late(&stream);
+        Ok(())
+    }
+
+    /// The client reads from its DMB: from now on our sender may switch.
+    pub(super) fn on_attached(self: &Arc<Self>, id: u64) -> Result<(), Fault> {
+        let offer = {
+            let mut state = lock(&self.state);
+            let proved = matches!(state.their_offers.get(&id), Some(TheirOffer::Proved { .. }));
+            if proved { state.their_offers.remove(&id) } else { None }
+        };
+        let Some(TheirOffer::Proved { stream, send }) = offer else {
+            return Err(Fault("ATTACHED without PROVED"));
+        };
+        if let Some(stream) = stream.upgrade() {
+            stream.attach_send(send);
+            self.bury_late(&stream);
+        }
+        Ok(())
+    }
+
     pub(super) fn on_cancel(&self, id: u64) -> Result<(), Fault> {
         let offer = {
             let mut state = lock(&self.state);
@@ -286,12 +473,18 @@ impl Link {
                     *cancelled = true;
                     None
                 }
+                Some(TheirOffer::Proved { .. }) => return Err(Fault("CANCEL after READY")),
                 _ => state.their_offers.remove(&id),
             }
         };
         match offer {
             // It crossed our REFUSE, or the match in progress will see it.
-            None | Some(TheirOffer::Matching { .. }) => {}
+            None | Some(TheirOffer::Matching { .. } | TheirOffer::Proved { .. }) => {}
+            Some(TheirOffer::Promised(promised)) => {
+                let mut state = lock(&self.state);
+                state.own.stream_done(promised.dmb.token);
+                state.own.detached(promised.dmb.token);
+            }
             Some(TheirOffer::Waiting { key, number }) => {
                 if let Some(endpoint) = self.endpoint.upgrade() {
                     endpoint.accepted().forget(key, number);

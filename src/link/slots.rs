@@ -31,6 +31,8 @@ struct Given {
     arena: u32,
     slot: u32,
     stream: Weak<dyn LinkedStream>,
+    /// That stream has got it. Before that the peer has no say in what becomes of the stream.
+    in_use: bool,
     /// The peer's producer will never touch it again.
     detached: bool,
     /// Our own stream is done with it.
@@ -99,7 +101,7 @@ impl OwnArenas {
             None => return Err(io::Error::other("the arena handed out a slot it has not")),
         };
         let arena = number as u32;
-        self.given.insert(token, Given { arena, slot, stream, detached: false, done: false });
+        self.given.insert(token, Given { arena, slot, stream, in_use: false, detached: false, done: false });
         Ok(Allocated { arena, slot, token, memory })
     }
 
@@ -112,9 +114,18 @@ impl OwnArenas {
         }
     }
 
-    /// The stream that reads from the DMB of that token; `None`: no such token is out.
+    /// The stream is about to get the DMB of that token.
+    pub(crate) fn use_it(&mut self, token: u64) {
+        if let Some(given) = self.given.get_mut(&token) {
+            given.in_use = true;
+        }
+    }
+
+    /// The stream that reads from the DMB of that token; `None`: no such token is out, or the
+    /// stream has not got it yet.
     pub(crate) fn stream(&self, token: u64) -> Option<Weak<dyn LinkedStream>> {
-        self.given.get(&token).filter(|given| !given.detached).map(|given| given.stream.clone())
+        let given = self.given.get(&token).filter(|given| given.in_use && !given.detached);
+        given.map(|given| given.stream.clone())
     }
 
     /// Whether no token is out.
@@ -136,6 +147,14 @@ impl OwnArenas {
         if let Some(given) = self.given.get_mut(&token) {
             given.done = true;
             self.release_if_free(token);
+        }
+    }
+
+    /// Shows every DMB whose token is out.
+    #[cfg(test)]
+    pub(crate) fn every_dmb(&self, show: &mut dyn FnMut(&DmbMemory)) {
+        for given in self.given.values() {
+            show(&self.arenas[given.arena as usize].map().dmb(given.slot).expect("a slot"));
         }
     }
 

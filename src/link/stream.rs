@@ -1,16 +1,19 @@
 //! What a link and a stream know of each other.
 
 use std::os::fd::OwnedFd;
+use std::sync::Weak;
 use std::time::Duration;
 
 use crate::ism::arena::{DmbMemory, DmbSegment};
 use crate::ism::budget::Account;
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Consumer, Producer, Refusal};
+use crate::link::endpoint::Endpoint;
 use crate::link::message::Subject;
+use crate::link::proof::Possession;
 use crate::link::{Link, SignalEntry};
 use crate::peer::PeerPolicy;
-use crate::sync::Arc;
+use crate::sync::{Arc, AtomicU64, Ordering};
 use crate::transport::FallbackReason;
 
 /// Why a link ended.
@@ -58,6 +61,30 @@ pub(crate) trait InterruptHandler: Send + Sync {
 /// Something that stands for a stream until it is dropped: an offer, or the search for whom to
 /// offer to.
 pub(crate) type Standing = Box<dyn Send + Sync>;
+
+/// What stands for a stream of this process now: of two the one that was made later counts, in
+/// whatever order the stream hears of them.
+pub(crate) struct Latest {
+    number: u64,
+    _standing: Standing,
+}
+
+impl Latest {
+    /// To be made before anything can follow from it.
+    pub(crate) fn new(standing: Standing) -> Self {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        Latest { number: MADE.fetch_add(1, Ordering::Relaxed), _standing: standing }
+    }
+
+    /// Keeps the later one in `place`; returns the other.
+    pub(crate) fn keep(self, place: &mut Option<Latest>) -> Option<Latest> {
+        if place.as_ref().is_some_and(|other| other.number > self.number) {
+            Some(self)
+        } else {
+            place.replace(self)
+        }
+    }
+}
 
 /// The CLC messages of a connection that go over TCP before its first byte (docs/protocol.md,
 /// "Policy Handshake").
@@ -180,6 +207,30 @@ pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     /// Live facts from the kernel, or why this stream can not be upgraded.
     fn subject(&self) -> Result<Subject, FallbackReason>;
 
+    /// C: what can be proved by. What a write may still show is waited for with
+    /// [`LinkedStream::offer_with_next_write`].
+    ///
+    /// # Errors
+    ///
+    /// Why no write will ever show it.
+    fn possession(&self) -> Result<Possession, FallbackReason>;
+
+    /// C: once a write has shown what to prove by, `endpoint` offers for this stream.
+    fn offer_with_next_write(&self, endpoint: Weak<Endpoint>);
+
+    /// S: the initial sequence number of the client.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not known, or not asked for any more.
+    fn initial_sequence(&self) -> Result<u32, FallbackReason>;
+
+    /// S: somebody has revealed another number.
+    fn proof_failed(&self);
+
+    /// S: has the client written anything?
+    fn has_received(&self) -> bool;
+
     /// Is its connection over both ways? Then another one may have its addresses; one that is half
     /// closed keeps them.
     fn has_ended(&self) -> bool;
@@ -197,7 +248,7 @@ pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     fn wants_prelude(&self) -> bool;
 
     /// An offer for this stream stands, until `offer` is dropped.
-    fn offered(&self, offer: Standing);
+    fn offered(&self, offer: Latest);
 
     /// From here on the reader obeys the word in `dmb`. With `accept` the client asks for CLC over
     /// TCP; if it goes, the Accept is that message.
@@ -294,5 +345,33 @@ impl Drop for SendDmb {
     fn drop(&mut self) {
         self.peer.link.learn(self.producer.needed());
         self.peer.link.detach(self.token);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Dropped(std::sync::mpsc::Sender<&'static str>, &'static str);
+
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            let _ = self.0.send(self.1);
+        }
+    }
+
+    #[test]
+    fn what_was_made_later_stands_whoever_comes_first() {
+        for older_first in [true, false] {
+            let (tell, dropped) = std::sync::mpsc::channel();
+            let [older, newer] =
+                ["older", "newer"].map(|name| Latest::new(Box::new(Dropped(tell.clone(), name))));
+            let mut place = None;
+            for latest in if older_first { [older, newer] } else { [newer, older] } {
+                drop(latest.keep(&mut place));
+            }
+            assert_eq!(dropped.try_recv(), Ok("older"));
+            assert!(dropped.try_recv().is_err(), "the newer one stands");
+        }
     }
 }

@@ -30,7 +30,7 @@ pub(crate) use ops::{
     peeking, read_readiness, reading, try_reading, try_reading_buf, try_reading_vectored, try_writing,
     try_writing_vectored, write_readiness, writing, writing_vectored,
 };
-pub(crate) use tcp::{TokioTcp, drain, tcp_ready};
+pub(crate) use tcp::{TokioTcp, drain, is_spoiled, tcp_ready};
 
 type Key = (Id, Option<Arc<Path>>);
 

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use super::SmcStream;
 use crate::conn::OnPending;
 use crate::ism::sys;
-use crate::rt::tokio::{read_readiness, tcp_ready, write_readiness};
+use crate::rt::tokio::{is_spoiled, read_readiness, tcp_ready, write_readiness};
 
 /// Forgets a readiness that the kernel does not confirm any more.
 pub(super) fn clear_stale(tcp: &TcpStream, interest: Interest) -> io::Result<()> {
@@ -61,7 +61,11 @@ fn write_ready(stream: &SmcStream, on_pending: OnPending) -> io::Result<Option<R
     match stream.conn.try_write(&mut write_readiness(), on_pending) {
         Poll::Pending => Ok(None),
         Poll::Ready(Ok(_)) if stream.conn.writes_ring() => Ok(Some(Ready::WRITABLE)),
-        Poll::Ready(Ok(_)) => Ok(Some(tcp_ready(&stream.tcp, Interest::WRITABLE)? | Ready::WRITABLE)),
+        Poll::Ready(Ok(_)) => {
+            let ready = tcp_ready(&stream.tcp, Interest::WRITABLE)? | Ready::WRITABLE;
+            let closed = ready.is_write_closed() && !is_spoiled(&stream.tcp);
+            Ok(Some(if closed { ready } else { ready - Ready::WRITE_CLOSED }))
+        }
         Poll::Ready(Err(error))
             if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) =>
         {

@@ -90,6 +90,8 @@ scenes! {
     offers_in_vain: messages::offers_in_vain;
     answers_never_read: messages::answers_never_read;
     matched_and_never_ready: messages::matched_and_never_ready;
+    proofs_of_nothing: messages::proofs_of_nothing;
+    proofs_out_of_turn: messages::proofs_out_of_turn;
     // ---- descriptors and memory ----
     wrong_descriptors: descriptors::wrong;
     punched_arena: descriptors::punched_arena;

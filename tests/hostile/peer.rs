@@ -330,18 +330,24 @@ impl Peer {
         assert!(conn.is_ok(), "{why}: {:?} instead of another upgrade", conn.err());
     }
 
-    pub(crate) fn offer_with(&mut self, flags: u8, subject: &Subject, clc: &[u8]) -> u64 {
+    pub(crate) fn offer_with(
+        &mut self,
+        flags: u8,
+        subject: &Subject,
+        commitment: Option<&[u8; 32]>,
+        clc: &[u8],
+    ) -> u64 {
         let id = self.next_offer;
         self.next_offer += 1;
         let signal = (id % u64::from(wire::CONNECTIONS)) as u32;
         // The answer tells, or the end of the link.
-        let _ = self.send(&wire::offer(id, signal, flags, subject, clc));
+        let _ = self.send(&wire::offer(id, signal, flags, subject, commitment, clc));
         id
     }
 
     pub(crate) fn offer(&mut self, tcp: &TcpStream) -> u64 {
         let clc = wire::proposal(self.gid);
-        self.offer_with(0, &subject_of(tcp), &clc)
+        self.offer_with(0, &subject_of(tcp), None, &clc)
     }
 
     /// What the victim says to an offer.
@@ -376,10 +382,11 @@ impl Peer {
         Dmb::new(memory, *slots, place.slot)
     }
 
-    /// Offers, and answers MATCH with READY unless `ready` is not wanted.
+    /// Offers a connection that nothing was written to, and answers MATCH with READY unless `ready`
+    /// is not wanted.
     pub(crate) fn upgrade_as(&mut self, tcp: TcpStream, flags: u8, ready: bool) -> Result<Conn, Lost> {
         let clc = wire::proposal(self.gid);
-        let id = self.offer_with(flags, &subject_of(&tcp), &clc);
+        let id = self.offer_with(flags, &subject_of(&tcp), None, &clc);
         let (signal, place, clc) = self.answer(id, PATIENCE)?;
         let (their_token, first_contact) = wire::accepted(&clc);
         let slot = self.slot();
@@ -387,7 +394,7 @@ impl Peer {
         if ready {
             let at = Place { arena: 0, slot, window: 1 << 20 };
             let confirm = wire::confirm(self.gid, our_token, first_contact);
-            self.send(&wire::ready(id, at, &confirm)).map_err(|_| Lost::Ended)?;
+            self.send(&wire::ready(id, at, None, &confirm)).map_err(|_| Lost::Ended)?;
         }
         let (theirs, ours) = (self.lent(place), self.own(slot));
         Ok(Conn { tcp, theirs, ours, signal, their_token, our_token, sent: 0 })

@@ -191,11 +191,12 @@ impl Session {
     fn connect(&mut self, dice: &mut Dice) {
         let mut tcp = self.peer.target.tcp();
         let mut subject = subject_of(&tcp);
-        if dice.one_in(2) {
-            let _ = tcp.write_all(&[wish(dice)]);
-            let length = dice.below(300) as usize;
-            let _ = tcp.write_all(&dice.bytes(length));
+        // Then a cookie is no proof any more, and there is no other one.
+        let early = dice.one_in(4);
+        if early {
+            first_bytes(&mut tcp, dice);
         }
+        let commitment = dice.one_in(if early { 2 } else { 8 }).then(|| [dice.next() as u8; 32]);
         let mut clc = wire::proposal(self.peer.gid);
         if dice.one_in(8) {
             match dice.below(4) {
@@ -205,11 +206,14 @@ impl Session {
                 _ => mutate(&mut clc, dice),
             }
         }
-        let id = self.peer.offer_with(dice.next() as u8, &subject, &clc);
+        let id = self.peer.offer_with(dice.next() as u8, &subject, commitment.as_ref(), &clc);
         let Ok((signal, place, clc)) = self.peer.answer(id, Duration::from_millis(20)) else {
             self.plain.push(tcp);
             return;
         };
+        if !early && dice.one_in(2) {
+            first_bytes(&mut tcp, dice);
+        }
         let (their_token, first_contact) = wire::accepted(&clc);
         let slot = self.peer.slot();
         let our_token = fresh_token();
@@ -225,7 +229,11 @@ impl Session {
         match dice.below(12) {
             0 => drop(self.peer.send(&wire::about(wire::CANCEL, id))),
             1 => {}
-            _ => drop(self.peer.send(&wire::ready(id, at, &confirm))),
+            _ => {
+                let reveals = commitment.is_some() != dice.one_in(24);
+                let reveal = reveals.then(|| [dice.next() as u8; 36]);
+                drop(self.peer.send(&wire::ready(id, at, reveal.as_ref(), &confirm)));
+            }
         }
         self.seen.upgraded += 1;
         let (theirs, ours) = (self.peer.lent(place), self.peer.own(slot));
@@ -341,7 +349,7 @@ impl Session {
         });
         let file;
         let mut descriptors: Vec<BorrowedFd<'_>> = Vec::new();
-        let packet = match dice.below(12) {
+        let packet = match dice.below(14) {
             0 => wire::about(wire::DETACH, token),
             1 => wire::about(wire::PINNED, token),
             2 => wire::about(wire::CANCEL, dice.below(6)),
@@ -364,8 +372,12 @@ impl Session {
             }
             10 => {
                 let place = Place { arena: 0, slot: dice.below(4) as u32, window: 4096 };
-                wire::ready(dice.below(6), place, &wire::confirm(self.peer.gid, token, dice.one_in(2)))
+                let confirm = wire::confirm(self.peer.gid, token, dice.one_in(2));
+                let reveal = dice.one_in(2).then(|| [dice.next() as u8; 36]);
+                wire::ready(dice.below(6), place, reveal.as_ref(), &confirm)
             }
+            11 => wire::proved(dice.below(6), &[dice.next() as u8; 36]),
+            12 => wire::about(wire::ATTACHED, dice.below(6)),
             _ => self.peer.hello(),
         };
         if dice.one_in(10) {
@@ -380,6 +392,13 @@ impl Session {
         bytes[0] = 1 + dice.below(u64::from(wire::TYPES)) as u8;
         self.peer.send(&Packet(bytes)).is_ok()
     }
+}
+
+/// What the victim's application is to do, and something for it to do that with.
+fn first_bytes(tcp: &mut TcpStream, dice: &mut Dice) {
+    let _ = tcp.write_all(&[wish(dice)]);
+    let length = dice.below(300) as usize;
+    let _ = tcp.write_all(&dice.bytes(length));
 }
 
 /// Something that is neither LINK nor HELLO, or one that is wrong in one place.

@@ -27,8 +27,10 @@ pub(crate) const DENY: u8 = 14;
 pub(crate) const RETURN: u8 = 15;
 pub(crate) const BYE: u8 = 16;
 pub(crate) const LINK: u8 = 17;
+pub(crate) const PROVED: u8 = 19;
+pub(crate) const ATTACHED: u8 = 20;
 /// Beyond the last type that means something.
-pub(crate) const TYPES: u8 = 19;
+pub(crate) const TYPES: u8 = 21;
 /// Bytes of HELLO.
 pub(crate) const HELLO_BYTES: usize = 52;
 
@@ -129,6 +131,11 @@ impl Packet {
         packet.u64(subject.cookie).u64(subject.network_namespace)
     }
 
+    /// Says whether it is there, and then what it is.
+    fn optional(self, bytes: Option<&[u8]>) -> Self {
+        self.u8(u8::from(bytes.is_some())).bytes(bytes.unwrap_or_default())
+    }
+
     fn place(self, place: Place) -> Self {
         self.u32(place.arena).u32(place.slot).u64(place.window)
     }
@@ -167,23 +174,37 @@ pub(crate) fn arena(slots: u32) -> Packet {
     Packet::new(ARENA).u32(slots)
 }
 
-pub(crate) fn offer(id: u64, signal: u32, flags: u8, subject: &Subject, clc: &[u8]) -> Packet {
-    Packet::new(OFFER).u64(id).u32(signal).u8(flags).subject(subject).bytes(clc)
+/// Without a commitment it counts on the cookie, and nothing may have been written before.
+pub(crate) fn offer(
+    id: u64,
+    signal: u32,
+    flags: u8,
+    subject: &Subject,
+    commitment: Option<&[u8; 32]>,
+    clc: &[u8],
+) -> Packet {
+    let offer = Packet::new(OFFER).u64(id).u32(signal).u8(flags).subject(subject);
+    offer.optional(commitment.map(|hash| &hash[..])).bytes(clc)
 }
 
 pub(crate) fn match_offer(id: u64, place: Place, clc: &[u8]) -> Packet {
-    Packet::new(MATCH).u64(id).u32(0).place(place).u64(1).bytes(clc)
+    Packet::new(MATCH).u64(id).u32(0).place(place).u64(1).optional(None).bytes(clc)
 }
 
-pub(crate) fn ready(id: u64, place: Place, clc: &[u8]) -> Packet {
-    Packet::new(READY).u64(id).place(place).bytes(clc)
+/// `reveal` answers a commitment.
+pub(crate) fn ready(id: u64, place: Place, reveal: Option<&[u8; 36]>, clc: &[u8]) -> Packet {
+    Packet::new(READY).u64(id).place(place).optional(reveal.map(|reveal| &reveal[..])).bytes(clc)
+}
+
+pub(crate) fn proved(id: u64, reveal: &[u8; 36]) -> Packet {
+    about(PROVED, id).bytes(reveal)
 }
 
 pub(crate) fn query(subject: &Subject) -> Packet {
     Packet::new(QUERY).bytes(&MAGIC).u16(VERSION).subject(subject)
 }
 
-/// CANCEL, PINNED, DETACH: one number.
+/// CANCEL, PINNED, DETACH, ATTACHED: one number.
 pub(crate) fn about(kind: u8, number: u64) -> Packet {
     Packet::new(kind).u64(number)
 }
@@ -228,7 +249,7 @@ pub(crate) fn read(message: &[u8]) -> Said {
             id: u64_at(1),
             signal: u32_at(9),
             place: Place { arena: u32_at(13), slot: u32_at(17), window: u64_at(21) },
-            clc: message[37..].to_vec(),
+            clc: message[if message[37] == 0 { 38 } else { 70 }..].to_vec(),
         },
         REFUSE => Said::Refuse { id: u64_at(1) },
         ASK => Said::Ask { token: u64_at(1) },

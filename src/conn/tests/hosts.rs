@@ -28,19 +28,37 @@ pub(super) const CLIENT: usize = 0;
 pub(super) const SERVER: usize = 1;
 
 /// Moments of an upgrade: the number of steps after which something else happens.
-pub(super) const MOMENTS: usize = 15;
+pub(super) const MOMENTS: usize = 19;
 
 #[test]
 fn an_upgrade_has_no_other_moments() {
     super::watched(|| {
-        for policy in [UpgradePolicy::Manual, UpgradePolicy::Handshake] {
+        let count = |name: &str, policy, play: fn(&mut Lab, &Pair)| {
             let mut lab = Lab::new();
             let pair = lab.pair_with(policy);
-            pair.offer(&lab);
+            play(&mut lab, &pair);
             let steps = (0..).take_while(|_| lab.hosts[SERVER].step() || lab.hosts[CLIENT].step()).count();
-            assert!((MOMENTS - 3..MOMENTS).contains(&steps), "{policy:?}: {steps}");
+            assert!((MOMENTS - 7..MOMENTS).contains(&steps), "{name}: {steps}");
             pair.settle();
-        }
+            steps
+        };
+        let offer = |lab: &mut Lab, pair: &Pair| assert!(pair.offer(lab));
+        let most = [
+            count("by cookies", UpgradePolicy::Manual, offer),
+            count("with a prelude", UpgradePolicy::Handshake, offer),
+            count("by sequence numbers", UpgradePolicy::Manual, |lab, pair| {
+                pair.write(CLIENT, b"x");
+                assert!(pair.offer(lab));
+            }),
+            // Its offer by cookies has left when it writes.
+            count("by both", UpgradePolicy::Manual, |lab, pair| {
+                let link = lab.link();
+                assert!(pair.offer(lab));
+                pair.write(CLIENT, b"x");
+                drop(link);
+            }),
+        ];
+        assert!(most.into_iter().max() >= Some(MOMENTS - 4), "{most:?}");
     });
 }
 
@@ -157,6 +175,7 @@ impl Lab {
         let config = config.device_dir(dir.path());
         let hosts = [Host::new(&config), Host::new(&config.clone().peer_policy(policy.clone()))];
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        sys::save_syns(listener.as_fd()).expect("TCP_SAVE_SYN");
         let port = listener.local_addr().expect("an address").port();
         let entry = hosts[SERVER].endpoint.publish(port, policy).expect("publish");
         Lab { hosts, listener, _port: entry, dir }
@@ -194,6 +213,14 @@ impl Lab {
         let mut pair = self.connect(policy, 64 << 10);
         pair.accept(self);
         pair
+    }
+
+    /// A link between the two hosts, so that an offer leaves at once.
+    pub(super) fn link(&mut self) -> Arc<Link> {
+        let server = self.hosts[SERVER].endpoint.id();
+        let link = self.hosts[CLIENT].endpoint.link_to(server).expect("a link").clone();
+        self.run();
+        link
     }
 
     /// A connection that runs on the ring both ways.
@@ -313,6 +340,10 @@ impl Pair {
         let sockets = [StdTcp::new(client), StdTcp::new(server)];
         let conns = [CLIENT, SERVER]
             .map(|side| Connection::new(sockets[side].clone(), roles[side], configs[side].clone()));
+        if roles[CLIENT] == Role::Client {
+            // Its configuration names no directory, in which it could see whether that is of use.
+            conns[CLIENT].upgrade.sample.want_next();
+        }
         Pair {
             conns,
             sockets: sockets.each_ref().map(Arc::downgrade),

@@ -50,7 +50,7 @@ fn one_slot_has_one_token() {
             let clc = server.accept(Dmb { token, bytes: 4096 }, 256, false).unwrap();
             let cookie = sys::cookie(second.tcp(1).tcp.as_fd()).unwrap();
             let dmb = DmbPlace { arena: 0, slot, window: 4096 };
-            stranger.send(&Message::Match { id, signal: 4, dmb, cookie, clc });
+            stranger.send(&Message::Match { id, signal: 4, dmb, cookie, commitment: None, clc });
             impostor.host.run();
             assert_eq!(stranger.hear(), Err(()), "its link ends");
             assert!(!second.writes_ring(CLIENT));

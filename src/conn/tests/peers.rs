@@ -15,7 +15,7 @@ use crate::ism::budget::Account;
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::Refusal;
 use crate::ism::sys;
-use crate::link::message::{Bell, DmbPlace, LONGEST, Message, Subject, Tuple};
+use crate::link::message::{Bell, DmbPlace, LONGEST, Message, Reveal, Subject, Tuple};
 use crate::link::stream::LinkedStream;
 use crate::peer::PeerPolicy;
 use crate::transport::{FallbackReason, Transport};
@@ -133,7 +133,14 @@ fn hazard_m12_a_link_that_begins_wrong_ends() {
             ("something else than HELLO", true, |stranger, _| stranger.send(&Message::Cancel { id: 1 })),
             ("an OFFER before HELLO", true, |stranger, lab| {
                 let subject = subject(lab);
-                stranger.send(&Message::Offer { id: 1, signal: 0, handshake: false, subject, clc: vec![] });
+                stranger.send(&Message::Offer {
+                    id: 1,
+                    signal: 0,
+                    handshake: false,
+                    subject,
+                    commitment: None,
+                    clc: vec![],
+                });
             }),
         ];
         judge(deeds, Begins::LetIn);
@@ -220,14 +227,25 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
             ("an answer to no query", true, |stranger, _| stranger.send(&Message::Answer)),
             ("MATCH of no offer", true, |stranger, _| {
                 let clc = garbage_clc();
-                stranger.send(&Message::Match { id: 77, signal: 0, dmb: PLACE, cookie: 1, clc });
+                stranger.send(&Message::Match {
+                    id: 77,
+                    signal: 0,
+                    dmb: PLACE,
+                    cookie: 1,
+                    commitment: None,
+                    clc,
+                });
             }),
             ("REFUSE of no offer", true, |stranger, _| {
                 stranger.send(&Message::Refuse { id: 77, clc: garbage_clc() });
             }),
             ("READY without MATCH", true, |stranger, _| {
-                stranger.send(&Message::Ready { id: 1, dmb: PLACE, clc: garbage_clc() });
+                stranger.send(&Message::Ready { id: 1, dmb: PLACE, reveal: None, clc: garbage_clc() });
             }),
+            ("PROVED without READY", true, |stranger, _| {
+                stranger.send(&Message::Proved { id: 1, reveal: Reveal { sequence: 1, nonce: [0; 32] } });
+            }),
+            ("ATTACHED without PROVED", true, |stranger, _| stranger.send(&Message::Attached { id: 1 })),
             ("DETACH of an unknown token", true, |stranger, _| stranger.send(&Message::Detach { token: 5 })),
             ("ASK for an unknown token, which may have crossed a DETACH", false, |stranger, _| {
                 stranger.send(&Message::Ask { token: 5, bytes: 1 << 16, held: 0 });
@@ -248,12 +266,26 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
             ("BYE, for it has no use for the link", true, |stranger, _| stranger.send(&Message::Bye)),
             ("OFFER with an impossible signal", true, |stranger, lab| {
                 let (subject, clc) = (subject(lab), garbage_clc());
-                let offer = Message::Offer { id: 1, signal: CONNECTIONS, handshake: false, subject, clc };
+                let offer = Message::Offer {
+                    id: 1,
+                    signal: CONNECTIONS,
+                    handshake: false,
+                    subject,
+                    commitment: None,
+                    clc,
+                };
                 stranger.send(&offer);
             }),
             ("OFFER without Proposal", true, |stranger, lab| {
                 let (subject, clc) = (subject(lab), garbage_clc());
-                stranger.send(&Message::Offer { id: 1, signal: 0, handshake: false, subject, clc });
+                stranger.send(&Message::Offer {
+                    id: 1,
+                    signal: 0,
+                    handshake: false,
+                    subject,
+                    commitment: None,
+                    clc,
+                });
             }),
             ("OFFER twice with one number", true, |stranger, lab| {
                 let (_, clc) = crate::clc::ClientHandshake::new(&stranger.device());
@@ -261,7 +293,8 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
                 let subject = Subject { cookie: 1, ..subject(lab) };
                 let tuple = Tuple { remote: subject.tuple.local, ..subject.tuple };
                 let subject = Subject { tuple, ..subject };
-                let offer = Message::Offer { id: 1, signal: 0, handshake: false, subject, clc };
+                let offer =
+                    Message::Offer { id: 1, signal: 0, handshake: false, subject, commitment: None, clc };
                 stranger.send(&offer);
                 stranger.send(&offer);
             }),
@@ -278,12 +311,18 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
     });
 }
 
-fn matching(impostor: &Impostor, stranger: &Stranger, id: u64, proposal: &[u8], cookie: u64) -> Message {
+pub(super) fn matching(
+    impostor: &Impostor,
+    stranger: &Stranger,
+    id: u64,
+    proposal: &[u8],
+    cookie: u64,
+) -> Message {
     let mut server = ServerHandshake::on_proposal(&stranger.device(), proposal).expect("a Proposal");
     let slot = stranger.arena.allocate().unwrap().expect("a slot");
     let clc = server.accept(Dmb { token: TOKEN, bytes: DMB as u32 }, 256, true).unwrap();
     let _ = impostor;
-    Message::Match { id, signal: 3, dmb: DmbPlace { slot, ..PLACE }, cookie, clc }
+    Message::Match { id, signal: 3, dmb: DmbPlace { slot, ..PLACE }, cookie, commitment: None, clc }
 }
 
 #[test]
@@ -324,33 +363,48 @@ fn a_faulty_answer_ends_the_link_and_the_waiting() {
         let answers: [(&str, Answer); 6] = [
             ("an impossible slot", |us, stranger, id, proposal| {
                 match matching(us, stranger, id, proposal, 1) {
-                    Message::Match { signal, cookie, clc, .. } => {
-                        Message::Match { id, signal, dmb: DmbPlace { slot: SLOTS, ..PLACE }, cookie, clc }
-                    }
+                    Message::Match { signal, cookie, clc, .. } => Message::Match {
+                        id,
+                        signal,
+                        dmb: DmbPlace { slot: SLOTS, ..PLACE },
+                        cookie,
+                        commitment: None,
+                        clc,
+                    },
                     other => other,
                 }
             }),
             ("an impossible arena", |us, stranger, id, proposal| {
                 match matching(us, stranger, id, proposal, 1) {
-                    Message::Match { signal, dmb, cookie, clc, .. } => {
-                        Message::Match { id, signal, dmb: DmbPlace { arena: 1, ..dmb }, cookie, clc }
-                    }
+                    Message::Match { signal, dmb, cookie, clc, .. } => Message::Match {
+                        id,
+                        signal,
+                        dmb: DmbPlace { arena: 1, ..dmb },
+                        cookie,
+                        commitment: None,
+                        clc,
+                    },
                     other => other,
                 }
             }),
             ("an impossible signal", |us, stranger, id, proposal| {
                 match matching(us, stranger, id, proposal, 1) {
                     Message::Match { dmb, cookie, clc, .. } => {
-                        Message::Match { id, signal: CONNECTIONS, dmb, cookie, clc }
+                        Message::Match { id, signal: CONNECTIONS, dmb, cookie, commitment: None, clc }
                     }
                     other => other,
                 }
             }),
             ("an impossible window", |us, stranger, id, proposal| {
                 match matching(us, stranger, id, proposal, 1) {
-                    Message::Match { signal, dmb, cookie, clc, .. } => {
-                        Message::Match { id, signal, dmb: DmbPlace { window: 5000, ..dmb }, cookie, clc }
-                    }
+                    Message::Match { signal, dmb, cookie, clc, .. } => Message::Match {
+                        id,
+                        signal,
+                        dmb: DmbPlace { window: 5000, ..dmb },
+                        cookie,
+                        commitment: None,
+                        clc,
+                    },
                     other => other,
                 }
             }),
@@ -359,6 +413,7 @@ fn a_faulty_answer_ends_the_link_and_the_waiting() {
                 signal: 0,
                 dmb: PLACE,
                 cookie: 1,
+                commitment: None,
                 clc: garbage_clc(),
             }),
             ("a REFUSE without Decline", |_, _, id, _| Message::Refuse { id, clc: garbage_clc() }),

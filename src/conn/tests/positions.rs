@@ -33,6 +33,7 @@ fn hazard_c3_bytes_that_passed_before_the_stream_was_made() {
     watched(|| {
         let mut lab = Lab::new();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        sys::save_syns(listener.as_fd()).unwrap();
         let port = listener.local_addr().unwrap().port();
         let _entry = lab.hosts[SERVER].endpoint.publish(port, &PeerPolicy::SameUser).unwrap();
         let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -45,7 +46,9 @@ fn hazard_c3_bytes_that_passed_before_the_stream_was_made() {
         pair.accept(&lab);
         pair.offer(&lab);
         lab.run();
+        // What was written before did not show what the client proves itself by.
         pair.write(CLIENT, b"second");
+        lab.run();
         pair.write(SERVER, b"back");
         assert!(pair.writes_ring(CLIENT) && pair.writes_ring(SERVER));
         pair.expect(SERVER, b"firstsecond");
@@ -120,6 +123,7 @@ fn hazard_c3_either_end_may_be_the_one_that_notices() {
                 lab.run();
                 for from in [CLIENT, SERVER] {
                     pass_on(&pair, from, 1000);
+                    lab.run();
                     assert!(!pair.writes_ring(from), "side {side}, reads: {reads}");
                 }
                 let reason =

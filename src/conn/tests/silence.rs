@@ -93,7 +93,7 @@ fn offers_to_a_peer_that_reads_nothing_end_no_live_connection() {
         let stream: crate::sync::Arc<dyn LinkedStream> = pair.conns[CLIENT].clone();
         // It takes no offer that it has not begun: each is cancelled at once.
         let refused = (0..40_000).find(|_| {
-            link.offer(stream.clone());
+            link.offer(stream.clone(), None);
             pair.conns[CLIENT].transport() == Transport::Tcp(FallbackReason::NoAnswer)
         });
         assert!(refused.is_some(), "{:?}", pair.conns[CLIENT].transport());

@@ -140,6 +140,8 @@ impl AsFd for StdTcp {
 }
 
 impl Tcp for StdTcp {
+    type Apart = ();
+
     fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         self.reading(cx, |mut tcp| tcp.read(buffer))
     }
@@ -160,7 +162,16 @@ impl Tcp for StdTcp {
         self.writing(cx, |tcp| write(tcp.as_fd()))
     }
 
-    fn poll_write_event(&self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_apart(
+        &self,
+        _: &mut Option<()>,
+        cx: &mut Context<'_>,
+        write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        self.poll_direct(cx, write)
+    }
+
+    fn poll_write_event(&self, _: &mut Option<()>, cx: &mut Context<'_>) -> Poll<()> {
         self.wait_for_event(0, cx)
     }
 

@@ -31,6 +31,8 @@ pub(super) struct Stranger {
     pub(super) arena: Arena,
     pub(super) file: OwnedFd,
     pub(super) gid: [u8; 16],
+    /// The name in its HELLO.
+    pub(super) name: [u8; 16],
     /// Descriptors that came with what it has heard.
     pub(super) got: RefCell<Vec<OwnedFd>>,
 }
@@ -46,7 +48,7 @@ impl Stranger {
     fn on(socket: OwnedFd, gid: [u8; 16]) -> Self {
         sys::allow_rights(socket.as_fd());
         let (arena, file) = Arena::create(SLOTS, &Account::of_ourselves()).expect("an arena");
-        Stranger { socket, arena, file, gid, got: RefCell::default() }
+        Stranger { socket, arena, file, gid, name: [9; 16], got: RefCell::default() }
     }
 
     pub(super) fn hello(&self) -> Message {
@@ -54,7 +56,7 @@ impl Stranger {
     }
 
     pub(super) fn hello_of(&self, slots: u32, gid: [u8; 16], bell: Bell) -> Message {
-        Message::Hello { link_id: 1, endpoint: [9; 16], gid, slots, bell }
+        Message::Hello { link_id: 1, endpoint: self.name, gid, slots, bell }
     }
 
     pub(super) fn greet(&self) {
@@ -124,9 +126,10 @@ pub(super) struct Impostor {
     pub(super) host: Host,
     tcp: TcpListener,
     listener: OwnedFd,
+    name: [u8; 16],
     _port: std::sync::Arc<crate::ism::device::PortEntry>,
     pub(super) client: Pair,
-    innocent: TcpStream,
+    pub(super) innocent: TcpStream,
 }
 
 impl Impostor {
@@ -137,27 +140,42 @@ impl Impostor {
         let endpoint = Endpoint::open(&Config::new().device_dir(lab.dir.path()), nobody).unwrap();
         let listener = endpoint.take_listener().unwrap();
         let port = endpoint.publish(tcp.local_addr().unwrap().port(), &PeerPolicy::SameUser).unwrap();
+        let name = endpoint.id().0;
         // The endpoint itself must go on living in the directory.
         std::mem::forget(endpoint);
         let client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
         let innocent = tcp.accept().unwrap().0;
         let client = Pair::new(client, innocent.try_clone().unwrap(), UpgradePolicy::Manual, 64 << 10);
-        Impostor { host, tcp, listener, _port: port, client, innocent }
+        Impostor { host, tcp, listener, name, _port: port, client, innocent }
     }
 
     /// Lets the client offer; returns the link and the offer.
     pub(super) fn offered(&mut self) -> (Stranger, u64, Vec<u8>) {
-        assert!(self.client.conns[CLIENT].begin_upgrade());
-        self.host.endpoint.offer(self.client.conns[CLIENT].clone());
+        let (stranger, message) = self.hears_an_offer();
+        match message {
+            Message::Offer { id, clc, .. } => (stranger, id, clc),
+            other => panic!("no offer: {other:?}"),
+        }
+    }
+
+    /// Takes the link that the client makes.
+    pub(super) fn takes_a_link(&mut self) -> Stranger {
         let socket = sys::accept(self.listener.as_fd()).unwrap().expect("a link");
         let stranger = Stranger::on(socket, self.host.endpoint.gid().0);
         assert_eq!(stranger.hear(), Ok(Some(Message::Link)));
+        stranger
+    }
+
+    /// Lets the client offer; returns the link and the message.
+    pub(super) fn hears_an_offer(&mut self) -> (Stranger, Message) {
+        assert!(self.client.conns[CLIENT].begin_upgrade());
+        self.host.endpoint.offer(self.client.conns[CLIENT].clone());
+        let mut stranger = self.takes_a_link();
+        stranger.name = self.name;
         stranger.greet();
         self.host.run();
-        match stranger.hear() {
-            Ok(Some(Message::Offer { id, clc, .. })) => (stranger, id, clc),
-            other => panic!("no offer: {other:?}"),
-        }
+        let message = stranger.hear().expect("a link").expect("an offer");
+        (stranger, message)
     }
 
     /// Another connection to that server, which the client offers on the link to the stranger.
@@ -185,7 +203,7 @@ impl Impostor {
         let slot = stranger.arena.allocate().unwrap().expect("a slot");
         let clc = server.accept(Dmb { token: TOKEN, bytes: DMB as u32 }, 256, true).unwrap();
         let dmb = DmbPlace { arena: 0, slot, window: 1 << 20 };
-        stranger.send(&Message::Match { id, signal: 3, dmb, cookie, clc });
+        stranger.send(&Message::Match { id, signal: 3, dmb, cookie, commitment: None, clc });
         self.host.run();
         let Ok(Some(Message::Ready { clc, .. })) = stranger.hear() else { panic!("no READY") };
         match server.on_confirm(&clc) {

@@ -22,7 +22,8 @@ use crate::ism::dmb::{Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Memory, Refusal};
 use crate::ism::sys;
-use crate::link::message::{DmbPlace, LONGEST, Message};
+use crate::link::message::{DmbPlace, LONGEST, Message, Reveal};
+use crate::link::proof::{Bound, Part};
 use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, AtomicU64, Ordering};
 
@@ -33,13 +34,16 @@ const PAIRS: usize = 2;
 #[derive(Clone, Copy, Debug)]
 enum Act {
     /// A whole upgrade, as it should be, the switch with it.
-    Upgrade(usize),
+    Upgrade(usize, By),
     /// The server's application accepts.
     Accept(usize),
-    Offer(usize, bool),
+    Offer(usize, bool, By),
     /// READY for what was matched, or for what was not; with an honest slot or another.
     Ready(usize, u32),
     Cancel(u64),
+    /// PROVED and ATTACHED for anything.
+    Proved(u64),
+    Attached(u64),
     Pinned(usize),
     Detach(usize),
     Ask(usize, u64),
@@ -71,15 +75,25 @@ enum Act {
     Run,
 }
 
+/// What an offer is to be proved by.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    Cookie,
+    /// The right number, or another one.
+    Number,
+    Guess,
+}
+
 fn act() -> impl Strategy<Value = Act> {
     let which = 0..PAIRS;
     let number = prop_oneof![3 => 0..8u64, 1 => any::<u64>(), 1 => Just(1 << 16)];
     prop_oneof![
-        12 => which.clone().prop_map(Act::Upgrade),
+        12 => (which.clone(), by()).prop_map(|(at, by)| Act::Upgrade(at, by)),
         8 => which.clone().prop_map(Act::Accept),
-        8 => (which.clone(), any::<bool>()).prop_map(|(at, handshake)| Act::Offer(at, handshake)),
+        8 => (which.clone(), any::<bool>(), by()).prop_map(|(at, handshake, by)| Act::Offer(at, handshake, by)),
         8 => (which.clone(), prop_oneof![12 => Just(0), 1 => 1..6u32]).prop_map(|(at, off)| Act::Ready(at, off)),
         1 => (0..4u64).prop_map(Act::Cancel),
+        1 => prop_oneof![(0..4u64).prop_map(Act::Proved), (0..4u64).prop_map(Act::Attached)],
         2 => which.clone().prop_map(Act::Pinned),
         2 => which.clone().prop_map(Act::Detach),
         2 => (which.clone(), number.clone()).prop_map(|(at, bytes)| Act::Ask(at, bytes)),
@@ -105,10 +119,16 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+fn by() -> impl Strategy<Value = By> {
+    prop_oneof![4 => Just(By::Cookie), 4 => Just(By::Number), 1 => Just(By::Guess)]
+}
+
 /// What the stranger knows of a connection.
 #[derive(Default)]
 struct Known {
     offer: Option<(u64, ClientHandshake)>,
+    /// What that offer commits it to.
+    reveal: Option<Reveal>,
     /// The victim's DMB, and its token.
     theirs: Option<(DmbMemory, u64)>,
     ours: Option<(DmbMemory, u64)>,
@@ -184,6 +204,7 @@ impl Play {
                         known.theirs = Some((memory, token));
                     }
                 }
+                Message::Proved { id, .. } => self.send(&Message::Attached { id }),
                 _ => {}
             }
         }
@@ -204,23 +225,33 @@ impl Play {
 
     fn act(&mut self, act: Act) {
         match act {
-            Act::Upgrade(at) => {
-                let steps = [Act::Accept(at), Act::Offer(at, false), Act::Run, Act::Ready(at, 0), Act::Run];
+            Act::Upgrade(at, by) => {
+                let offer = Act::Offer(at, false, by);
+                let steps = [Act::Accept(at), offer, Act::Run, Act::Ready(at, 0), Act::Run, Act::Run];
                 steps.into_iter().for_each(|act| self.act(act));
                 self.act(Act::Switch(at, 0));
             }
             Act::Accept(at) => self.pairs[at].accept(&self.lab),
-            Act::Offer(at, handshake) => {
+            Act::Offer(at, handshake, by) => {
                 let linked: &dyn LinkedStream = &*self.pairs[at].conns[CLIENT];
                 let Ok(subject) = linked.subject() else { return };
                 let id = self.offers.len() as u64;
                 self.offers.insert(id, at);
                 let (client, clc) = ClientHandshake::new(&self.stranger.device());
                 self.known[at].offer = Some((id, client));
-                self.send(&Message::Offer { id, signal: id as u32, handshake, subject, clc });
+                let reveal = self.to_reveal(at, by);
+                self.known[at].reveal = reveal;
+                let server = self.lab.hosts[SERVER].endpoint.id().0;
+                let bound = Bound { server, client: self.stranger.name, offer: id };
+                let commitment = reveal.map(|reveal| bound.commit(Part::Client, &reveal));
+                self.send(&Message::Offer { id, signal: id as u32, handshake, subject, commitment, clc });
             }
             Act::Ready(at, off) => self.ready(at, off),
             Act::Cancel(id) => self.send(&Message::Cancel { id }),
+            Act::Proved(id) => {
+                self.send(&Message::Proved { id, reveal: Reveal { sequence: 0, nonce: [0; 32] } });
+            }
+            Act::Attached(id) => self.send(&Message::Attached { id }),
             Act::Pinned(at) => self.about(at, true, |token| Message::Pinned { token }),
             Act::Detach(at) => self.about(at, false, |token| Message::Detach { token }),
             Act::Ask(at, bytes) => self.about(at, false, |token| Message::Ask { token, bytes, held: 0 }),
@@ -321,6 +352,17 @@ impl Play {
         }
     }
 
+    /// What the stranger, which holds the client's end, can say of it.
+    fn to_reveal(&self, at: usize, by: By) -> Option<Reveal> {
+        let server: &dyn LinkedStream = &*self.pairs[at].conns[SERVER];
+        let sequence = match by {
+            By::Cookie => return None,
+            By::Number => server.initial_sequence().unwrap_or_default(),
+            By::Guess => 0,
+        };
+        Some(Reveal { sequence, nonce: [at as u8; 32] })
+    }
+
     fn ready(&mut self, at: usize, off: u32) {
         // Before MATCH only one that is wrong anyhow.
         let known = &mut self.known[at];
@@ -336,7 +378,8 @@ impl Play {
             self.known[at].ours = Some((memory, token));
         }
         let dmb = DmbPlace { arena: off / 5, slot: slot + off, window: 4096 };
-        self.send(&Message::Ready { id, dmb, clc });
+        let reveal = self.known[at].reveal;
+        self.send(&Message::Ready { id, dmb, reveal, clc });
     }
 
     fn scribble(&mut self, at: usize, field: usize, value: u64) {

@@ -1,12 +1,14 @@
 //! Peers of another user that do not trust ours: they hang up instead of greeting, at any moment.
 
 use std::io::Write;
+use std::os::fd::AsFd;
 
-use super::hosts::{CLIENT, Lab, SERVER, patiently};
+use super::hosts::{CLIENT, Host, Lab, SERVER, patiently};
 use super::watched;
-use crate::config::UpgradePolicy;
+use crate::config::{Config, UpgradePolicy};
 use crate::ism::sys;
 use crate::link::Link;
+use crate::link::message::Message;
 use crate::link::stream::Death;
 use crate::peer::PeerPolicy;
 use crate::sync::Arc;
@@ -62,7 +64,7 @@ fn hears_of_the_policy(name: &str, play: impl FnOnce(&mut Lab, &dyn Fn(&Arc<Link
     let mut lab = Lab::new();
     let pair = lab.connect(UpgradePolicy::Manual, 64 << 10);
     assert!(pair.conns[CLIENT].begin_upgrade());
-    play(&mut lab, &|link| link.offer(pair.conns[CLIENT].clone()));
+    play(&mut lab, &|link| link.offer(pair.conns[CLIENT].clone(), None));
     assert_eq!(pair.conns[CLIENT].transport(), Transport::Tcp(FallbackReason::PeerPolicy), "{name}");
     assert!(lab.hosts[CLIENT].endpoint.links().is_empty(), "{name}: a link is left");
 }
@@ -132,6 +134,48 @@ fn the_own_user_is_told_that_only_root_is_admitted() {
                 assert!(pair.conns.iter().all(|conn| conn.transport().is_loopback_ism()), "{told:?}");
             }
         }
+    });
+}
+
+/// Opens a directory to other users, as a shared one is.
+fn share(dir: &std::path::Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o1777)).expect("chmod");
+    for entry in std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path()) {
+        if entry.is_dir() {
+            share(&entry);
+        }
+    }
+}
+
+#[test]
+fn what_a_user_says_who_is_not_admitted_counts_for_nothing() {
+    if sys::effective_uid() != 0 {
+        let _ = writeln!(std::io::stderr(), "not root: what other users say is not tested");
+        return;
+    }
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        share(lab.dir.path());
+        let port = pair.tcp(SERVER).tcp.local_addr().expect("an address").port();
+        let (liar, _entry) = {
+            let _stranger = Disguise::on();
+            let liar = Host::new(&Config::new().device_dir(lab.dir.path()));
+            let entry = liar.endpoint.publish(port, &PeerPolicy::SameUser).expect("publish");
+            (liar, entry)
+        };
+        assert!(pair.offer(&lab));
+        // All are asked before anybody has had a turn to answer.
+        while lab.hosts[CLIENT].step() {}
+        while let Some(asked) = sys::accept(liar.listener()).expect("accept") {
+            let _ = sys::send(asked.as_fd(), &Message::Answer.encode(), &[]);
+            let question = sys::recv(asked.as_fd(), &mut [0; 128], 0);
+            assert_eq!(question.expect("the end").len, 0, "not even asked");
+        }
+        lab.run();
+        pair.settle();
+        assert!(pair.conns[CLIENT].transport().is_loopback_ism(), "{}", pair.conns[CLIENT].transport());
     });
 }
 

@@ -28,7 +28,7 @@ pub(super) fn option<'buf>(
 }
 
 /// Reads a socket option that is a C int.
-fn option_int(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
+pub(super) fn option_int(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
     let mut value = [0; 4];
     match option(fd, level, name, &mut value)?.len() {
         4 => Ok(i32::from_ne_bytes(value)),

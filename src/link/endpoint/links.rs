@@ -74,7 +74,7 @@ impl Endpoint {
         }
         let socket = Fed::new(self.connect(peer)?);
         let socket = socket.watch(self.reactor()).map_err(NoLink::because(FallbackReason::LinkDown))?;
-        let link = self.new_link(&mut links, Arc::new(socket), Opened::Here)?;
+        let link = self.new_link(&mut links, Arc::new(socket), Opened::Here(peer))?;
         links.by_peer.insert(peer.0, link.clone());
         let link = link.hold();
         drop(links);
@@ -124,15 +124,6 @@ impl Endpoint {
         // The poller has to listen to its bell.
         self.ring();
         Ok(link)
-    }
-
-    /// HELLO of `peer` came: from now on this link serves our own offers too.
-    pub(crate) fn greeted(&self, link: &Arc<Link>, peer: [u8; 16]) {
-        let mut links = lock(&self.links);
-        // A link dies before it is taken out of here, under this lock.
-        if peer != self.id().0 && link.death().is_none() {
-            links.by_peer.entry(peer).or_insert_with(|| link.clone());
-        }
     }
 
     pub(crate) fn link_ended(&self, link: &Link) {

@@ -2,12 +2,15 @@
 //! [`crate::conn::op`]. None of them waits.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll};
 
 use rustix::net::RecvFlags;
 
 use super::tcp::{MioTcp, receive, receive_vectored};
-use crate::conn::op::{Peek, Read, ReadOp, ReadVectored, Readable, Writable, Write, WriteOp, WriteVectored};
+use crate::conn::op::{
+    Peek, Read, ReadOp, ReadVectored, Readable, Send, Writable, Write, WriteOp, WriteVectored,
+};
 use crate::conn::{receive as rx, send as tx};
 use crate::ism::ring::Violation;
 use crate::ism::sys;
@@ -39,8 +42,8 @@ impl<O: WriteOp<MioTcp>> WriteOp<MioTcp> for Exact<O> {
         self.0.tcp(socket, cx)
     }
 
-    fn direct(&mut self, socket: &MioTcp, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.0.direct(socket, cx)
+    fn attempt(&mut self, fd: BorrowedFd<'_>, send: Send) -> io::Result<usize> {
+        self.0.attempt(fd, send)
     }
 
     #[inline]

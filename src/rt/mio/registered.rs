@@ -10,6 +10,7 @@ use mio::{Interest as Events, Token};
 
 use super::executor::Executor;
 use crate::error::SmcError;
+use crate::ism::sys;
 use crate::link::reactor::{Interest, Watched};
 use crate::shield::wake_each;
 use crate::sync::{Arc, Mutex, lock};
@@ -63,9 +64,12 @@ impl Registered {
     pub(super) fn tell(&self, event: &Event) {
         let reads = event.is_readable() || event.is_read_closed() || event.is_error();
         let writes = event.is_writable() || event.is_write_closed() || event.is_error();
+        // A message on the error queue looks like an end, until somebody has taken it.
+        let write_closed = event.is_write_closed()
+            && (!event.is_error() || sys::ended(self.fd.as_fd()).map_or(true, |ended| ended.writes));
         let wakers = {
             let mut slots = lock(&self.slots);
-            let told = [(reads, event.is_read_closed()), (writes, event.is_write_closed())];
+            let told = [(reads, event.is_read_closed()), (writes, write_closed)];
             let mut wakers = [None, None];
             for (at, (ready, closed)) in told.into_iter().enumerate() {
                 let slot = &mut slots[at];

@@ -130,6 +130,9 @@ impl AsFd for MioTcp {
 }
 
 impl Tcp for MioTcp {
+    /// Who waits asks the kernel, which does not mistake one thing for the other.
+    type Apart = ();
+
     fn poll_read(&self, _: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         self.reading(|fd| receive(fd, buffer, RecvFlags::empty()))
     }
@@ -150,7 +153,16 @@ impl Tcp for MioTcp {
         self.writing(write)
     }
 
-    fn poll_write_event(&self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_apart(
+        &self,
+        _: &mut Option<()>,
+        _: &mut Context<'_>,
+        write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        self.writing(write)
+    }
+
+    fn poll_write_event(&self, _: &mut Option<()>, cx: &mut Context<'_>) -> Poll<()> {
         self.poll_event(Interest::Write, cx)
     }
 

@@ -245,3 +245,27 @@ fn an_endpoint_that_failed_has_a_successor_on_the_same_thread() {
     // The next one who needs it begins anew.
     assert!(!Engine::hold(&config).unwrap().endpoint(&config).unwrap().is_dead());
 }
+
+#[test]
+fn a_message_on_the_error_queue_is_no_end() {
+    let thread = Thread::start();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    let registered = thread.0.register(tcp.try_clone().unwrap()).unwrap();
+    let (woken, waker) = Woken::new();
+    let mut cx = Context::from_waker(&waker);
+    assert!(registered.poll_event(Interest::Write, &mut cx).is_pending());
+    // It lies there until the thread has told of it.
+    sys::send_sampled(tcp.as_fd(), &[io::IoSlice::new(b"x")]).unwrap();
+    let told = woken.times();
+    eventually("an event", || {
+        let _ = registered.poll_event(Interest::Write, &mut cx);
+        woken.times() > told
+    });
+    assert!(sys::take_sample(tcp.as_fd()).unwrap().is_some());
+    assert!(registered.poll_event(Interest::Write, &mut cx).is_pending(), "nothing has ended");
+    sys::set_zero_linger(peer.as_fd()).unwrap();
+    drop(peer);
+    eventually("the end", || registered.poll_event(Interest::Write, &mut cx).is_ready());
+}

@@ -8,11 +8,13 @@ use std::task::{Context, Poll, Waker, ready};
 
 use socket2::SockRef;
 use tokio::io::{Interest, ReadBuf, Ready};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::coop::unconstrained;
 
 use crate::conn::Tcp;
 use crate::conn::close::Leftover;
+use crate::ism::sys;
+use crate::shield::shielded;
 
 /// The socket of a stream. The stream itself holds it, too: its options and its descriptor need no
 /// lock.
@@ -110,7 +112,57 @@ fn poll_event(tcp: &TcpStream, slot: Interest, cx: &mut Context<'_>) -> Poll<()>
     }
 }
 
+/// Does tokio take something that was on the error queue for the end of writing? It never forgets
+/// that.
+pub(crate) fn is_spoiled(tcp: &TcpStream) -> bool {
+    tcp_ready(tcp, Interest::WRITABLE).is_ok_and(|ready| ready.is_write_closed())
+        && sys::ended(tcp.as_fd()).is_ok_and(|ended| !ended.writes)
+}
+
+/// Another registration of the same socket, which knows nothing yet; `None` outside a runtime that
+/// could tell of it, and without a descriptor.
+fn register_apart(tcp: &TcpStream) -> Option<UnixStream> {
+    let _runtime = tokio::runtime::Handle::try_current().ok()?;
+    let again = tcp.as_fd().try_clone_to_owned().ok()?;
+    // Any descriptor will do for a `UnixStream` whose readiness alone is used. It panics where the
+    // runtime has no I/O: not the one of this stream, then.
+    let registered = shielded(|| UnixStream::from_std(std::os::unix::net::UnixStream::from(again)));
+    registered.ok()?.ok()
+}
+
+/// Writes with `write` until that would block, and the reactor, asked by `ready` once `clear` has
+/// made it forget what it knows, will tell when to try again.
+fn poll_unready(
+    cx: &mut Context<'_>,
+    mut write: impl FnMut() -> io::Result<usize>,
+    clear: impl Fn(),
+    mut ready: impl FnMut(&mut Context<'_>) -> Poll<io::Result<()>>,
+    is_spoiled: impl Fn() -> bool,
+) -> Poll<io::Result<Option<usize>>> {
+    let mut waits = false;
+    loop {
+        match write() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if waits {
+                    return Poll::Pending;
+                }
+                // Room that came since the write is forgotten here, too: once this waits, it tries
+                // again.
+                clear();
+                match without_budget(cx, &mut ready) {
+                    Poll::Ready(Ok(())) if is_spoiled() => return Poll::Ready(Ok(None)),
+                    Poll::Ready(ready) => ready?,
+                    Poll::Pending => waits = true,
+                }
+            }
+            answer => return Poll::Ready(answer.map(Some)),
+        }
+    }
+}
+
 impl Tcp for TokioTcp {
+    type Apart = UnixStream;
+
     fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         poll_read(self, cx, &mut ReadBuf::new(buffer))
     }
@@ -129,29 +181,65 @@ impl Tcp for TokioTcp {
         cx: &mut Context<'_>,
         mut write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
-        let mut waits = false;
-        loop {
-            match write(self.as_fd()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if waits {
-                        return Poll::Pending;
-                    }
-                    // Room that came since the write is forgotten here, too: once this waits, it
-                    // tries again.
-                    let _ = self.try_io(Interest::WRITABLE, || Err::<(), _>(error));
-                    match without_budget(cx, |cx| self.poll_write_ready(cx)) {
-                        Poll::Ready(ready) => ready?,
-                        Poll::Pending => waits = true,
-                    }
-                }
-                answer => return Poll::Ready(answer),
-            }
-        }
+        let clear =
+            || drop(self.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into())));
+        let written =
+            poll_unready(cx, || write(self.as_fd()), clear, |cx| self.poll_write_ready(cx), || false);
+        // It never was spoiled.
+        written.map_ok(Option::unwrap_or_default)
     }
 
-    fn poll_write_event(&self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_apart(
+        &self,
+        apart: &mut Option<UnixStream>,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let would_block = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        if apart.is_none() {
+            let clear = || drop(self.try_io(Interest::WRITABLE, would_block));
+            let ready = |cx: &mut Context<'_>| self.poll_write_ready(cx);
+            let written = poll_unready(cx, || write(self.as_fd()), clear, ready, || is_spoiled(self));
+            if let Some(written) = ready!(written)? {
+                return Poll::Ready(Ok(written));
+            }
+            *apart = register_apart(self);
+        }
+        let Some(again) = apart else {
+            // Nobody would tell: who waits has to come again by himself, and others in between.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        };
+        let clear = || drop(again.try_io(Interest::WRITABLE, would_block));
+        let ready = |cx: &mut Context<'_>| again.poll_write_ready(cx);
+        let written = poll_unready(cx, || write(self.as_fd()), clear, ready, || false);
+        written.map_ok(Option::unwrap_or_default)
+    }
+
+    fn is_spoiled(&self) -> bool {
+        is_spoiled(self)
+    }
+
+    fn poll_write_event(&self, apart: &mut Option<UnixStream>, cx: &mut Context<'_>) -> Poll<()> {
         // The other waker slot is not told of a shutdown of the writing direction.
-        poll_event(self, Interest::WRITABLE, cx)
+        if apart.is_none() {
+            ready!(poll_event(self, Interest::WRITABLE, cx));
+            if !is_spoiled(self) {
+                return Poll::Ready(());
+            }
+            *apart = register_apart(self);
+        }
+        match apart {
+            None => Poll::Ready(()),
+            Some(again) => loop {
+                // As in `poll_event`.
+                let _ = again.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+                let ready = ready!(without_budget(cx, |cx| again.poll_write_ready(cx)));
+                if ready.is_err() || sys::ended(self.as_fd()).map_or(true, |ended| ended.writes) {
+                    return Poll::Ready(());
+                }
+            },
+        }
     }
 
     fn poll_read_event(&self, cx: &mut Context<'_>) -> Poll<()> {

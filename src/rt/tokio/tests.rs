@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io::ErrorKind;
+use std::sync::Weak;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -17,10 +18,11 @@ use crate::ism::sys;
 use crate::link::drive::Drive;
 use crate::link::look;
 use crate::link::message::Subject;
+use crate::link::proof::Possession;
 use crate::link::search::Unsettled;
 use crate::link::stream::{
-    Answer, Ask, Death, Granted, GrowingStream, InterruptHandler, Lend, LinkedStream, Prelude, ReceiveDmb,
-    SendDmb, Standing, Verdict,
+    Answer, Ask, Death, Granted, GrowingStream, InterruptHandler, Latest, Lend, LinkedStream, Prelude,
+    ReceiveDmb, SendDmb, Verdict,
 };
 use crate::listener::SmcListener;
 use crate::peer::PeerPolicy;
@@ -280,6 +282,22 @@ impl LinkedStream for Faulty {
         self.0.subject()
     }
 
+    fn possession(&self) -> Result<Possession, FallbackReason> {
+        Ok(Possession::Unwritten)
+    }
+
+    fn offer_with_next_write(&self, _: Weak<Endpoint>) {}
+
+    fn initial_sequence(&self) -> Result<u32, FallbackReason> {
+        Err(FallbackReason::NoSequence)
+    }
+
+    fn proof_failed(&self) {}
+
+    fn has_received(&self) -> bool {
+        false
+    }
+
     fn has_ended(&self) -> bool {
         false
     }
@@ -300,7 +318,7 @@ impl LinkedStream for Faulty {
         false
     }
 
-    fn offered(&self, offer: Standing) {
+    fn offered(&self, offer: Latest) {
         // It stands as long as the test runs.
         std::mem::forget(offer);
     }
@@ -339,7 +357,7 @@ fn a_link_whose_task_panics_ends_alone() {
     lab.client.block_on(async {
         let reading = tokio::spawn(async move { client.read_u8().await });
         // Its MATCH comes to the link's task.
-        link.offer(faulty.clone());
+        link.offer(faulty.clone(), None);
         let error = in_time("the reader", reading).await.unwrap().unwrap_err();
         assert!(error.to_string().contains("has failed"), "{error}");
     });
@@ -461,6 +479,91 @@ fn room_that_comes_while_a_late_write_begins_to_wait_is_found() {
     assert!(matches!(answer, Poll::Ready(Ok(4))), "{answer:?}");
 }
 
+/// Lets the reactor see a message on the error queue, which is taken then.
+fn spoil(tcp: &tokio::net::TcpStream) {
+    assert_eq!(sys::send_sampled(tcp.as_fd(), &[io::IoSlice::new(b"x")]).unwrap(), 1);
+    while !tcp_ready(tcp, Interest::WRITABLE).unwrap().is_write_closed() {
+        std::thread::yield_now();
+    }
+    assert!(sys::take_sample(tcp.as_fd()).unwrap().is_some());
+    assert!(is_spoiled(tcp), "tokio takes it for the end of writing, for good");
+}
+
+/// The trap of the error queue: whoever waits to write to a full socket has to wait, and not to ask
+/// again and again.
+#[test]
+fn a_full_socket_is_waited_for_after_a_sample() {
+    let runtime = runtime();
+    for readiness in [false, true] {
+        let (tcp, mut peer) = tcp_pair(&runtime);
+        spoil(&tcp);
+        let stream = {
+            let _context = runtime.enter();
+            let config = Config::new().upgrade_policy(UpgradePolicy::Never);
+            SmcStream::new(tcp, crate::conn::Role::Client, config)
+        };
+        stream.conn_for_tests().pretend_a_sample();
+        const TOTAL: usize = 32 << 20;
+        let tries = Arc::new(crate::sync::AtomicUsize::new(0));
+        let counted = tries.clone();
+        let writer = runtime.spawn(async move {
+            let (mut stream, chunk, mut sent) = (stream, vec![7; 64 << 10], 0);
+            while sent < TOTAL {
+                if readiness {
+                    let ready = stream.ready(Interest::WRITABLE).await.unwrap();
+                    assert!(!ready.is_write_closed(), "nothing has ended");
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    sent += stream.try_write(&chunk).unwrap_or(0);
+                } else {
+                    let write = std::future::poll_fn(|cx| {
+                        counted.fetch_add(1, Ordering::SeqCst);
+                        tokio::io::AsyncWrite::poll_write(std::pin::Pin::new(&mut stream), cx, &chunk)
+                    });
+                    sent += write.await.unwrap();
+                }
+            }
+            stream
+        });
+        // Until the kernel takes no more; then nothing happens.
+        let (mut seen, mut same) = (0, 0);
+        while same < 20 {
+            std::thread::sleep(Duration::from_millis(20));
+            let now = tries.load(Ordering::SeqCst);
+            same = if now == seen && now > 0 { same + 1 } else { 0 };
+            assert!(now < 10_000, "it asks all the time: {now}");
+            seen = now;
+        }
+        let (mut read, mut buffer) = (0, vec![0; 1 << 20]);
+        while read < TOTAL + 1 {
+            read += std::io::Read::read(&mut peer, &mut buffer).unwrap();
+        }
+        drop(runtime.block_on(writer).unwrap());
+    }
+}
+
+#[test]
+fn an_event_is_told_after_a_sample() {
+    let runtime = runtime();
+    let (tcp, peer) = tcp_pair(&runtime);
+    spoil(&tcp);
+    let (woken, waker) = Woken::new();
+    let (mut cx, mut apart) = (Context::from_waker(&waker), None);
+    let _context = runtime.enter();
+    assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_pending(), "nothing has ended");
+    // What the new registration tells first is no news.
+    std::thread::sleep(Duration::from_millis(50));
+    woken.0.store(false, Ordering::SeqCst);
+    assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_pending());
+    sys::set_zero_linger(peer.as_fd()).unwrap();
+    drop(peer);
+    let began = std::time::Instant::now();
+    while !woken.0.load(Ordering::SeqCst) {
+        assert!(began.elapsed() < PATIENCE, "nobody tells of the reset");
+        std::thread::yield_now();
+    }
+    assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_ready());
+}
+
 /// Events come at every moment while somebody begins to wait for one: he waits then, or there is
 /// nothing to wait for.
 #[test]
@@ -472,7 +575,7 @@ fn an_event_in_the_moment_of_listening_does_not_end_it() {
         let mut cx = Context::from_waker(&waker);
         let mut listen = |tcp: &tokio::net::TcpStream| {
             if slot.is_writable() {
-                Tcp::poll_write_event(tcp, &mut cx)
+                Tcp::poll_write_event(tcp, &mut None, &mut cx)
             } else {
                 Tcp::poll_read_event(tcp, &mut cx)
             }

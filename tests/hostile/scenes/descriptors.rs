@@ -84,7 +84,7 @@ pub(crate) fn one_memory_for_two(target: &Target) {
         let clc = wire::confirm(peer.gid, fresh_token(), first_contact);
         // Arena 1 is the victim's own: its producer writes where its consumer reads.
         let (arena, slot) = if turn < 2 { (1, place.slot) } else { (0, 7) };
-        let _ = peer.send(&wire::ready(id, Place { arena, slot, window: 1 << 20 }, &clc));
+        let _ = peer.send(&wire::ready(id, Place { arena, slot, window: 1 << 20 }, None, &clc));
         let theirs = peer.lent(place);
         theirs.decide(1);
         conns.push((tcp, theirs));

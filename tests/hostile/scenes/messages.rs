@@ -3,10 +3,14 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
+use std::time::Duration;
 
 use crate::dice::Dice;
-use crate::peer::{Peer, Target, subject_of};
+use crate::peer::{Lost, Peer, Target, fresh_token, subject_of};
 use crate::wire::{self, Packet, Place};
+
+/// For how long an answer is waited for that has to come.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn junk(target: &Target) {
     for bytes in [&[0][..], &[200, 1, 2, 3], &[9; wire::LONGEST + 1], b"GET / HTTP/1.1\r\n\r\n"] {
@@ -65,7 +69,7 @@ pub(crate) fn offers_in_vain(target: &Target) {
     let mut peer = Peer::greeted(target, 4);
     let clc = wire::proposal(peer.gid);
     for turn in 0..20_000 {
-        peer.offer_with(0, &subjects[turn % 100], &clc);
+        peer.offer_with(0, &subjects[turn % 100], None, &clc);
         assert!(peer.pump(), "the link ends after {turn} offers");
         peer.inbox.clear();
     }
@@ -78,7 +82,7 @@ pub(crate) fn answers_never_read(target: &Target) {
     let mut peers = Vec::new();
     for _ in 0..2 {
         let peer = Peer::greeted(target, 1);
-        let ended = (1..400_000).any(|id| peer.send(&wire::offer(id, 0, 0, &subject, &clc)).is_err());
+        let ended = (1..400_000).any(|id| peer.send(&wire::offer(id, 0, 0, &subject, None, &clc)).is_err());
         assert!(ended, "the victim queues answers without end");
         peers.push(peer);
     }
@@ -97,4 +101,54 @@ pub(crate) fn matched_and_never_ready(target: &Target) {
     }
     drop(kept);
     peer.must_live("offers that come to nothing");
+}
+
+/// Commitments to numbers that are wrong: nothing is proved, and each connection is what it was.
+pub(crate) fn proofs_of_nothing(target: &Target) {
+    let mut peer = Peer::greeted(target, 64);
+    for turn in 0..100 {
+        let mut tcp = target.tcp();
+        tcp.write_all(b"e").expect("write");
+        // After the third one no offer for it is taken.
+        for attempt in 0..4 {
+            let clc = wire::proposal(peer.gid);
+            let id = peer.offer_with(0, &subject_of(&tcp), Some(&[turn; 32]), &clc);
+            let answer = peer.answer(id, PATIENCE);
+            assert_eq!(answer.is_ok(), attempt < 3, "attempt {attempt}: {answer:?}");
+            let Ok((_, _, clc)) = answer else { continue };
+            let (_, first_contact) = wire::accepted(&clc);
+            let confirm = wire::confirm(peer.gid, fresh_token(), first_contact);
+            let place = Place { arena: 0, slot: peer.slot(), window: 4096 };
+            peer.send(&wire::ready(id, place, Some(&[turn; 36]), &confirm)).expect("sent");
+            assert_eq!(peer.answer(id, PATIENCE).expect_err("a proof"), Lost::Refused);
+        }
+        tcp.write_all(b"abc").expect("write");
+        let mut got = [0; 3];
+        tcp.read_exact(&mut got).expect("read");
+        assert_eq!(&got, b"abc");
+    }
+    peer.must_live("proofs of nothing");
+}
+
+/// PROVED and ATTACHED where there was no READY, and READY that proves otherwise than OFFER said.
+pub(crate) fn proofs_out_of_turn(target: &Target) {
+    for kind in 0..4 {
+        let mut peer = Peer::greeted(target, 64);
+        let tcp = target.tcp();
+        let commitment = (kind == 0).then_some(&[1; 32]);
+        let clc = wire::proposal(peer.gid);
+        let id = peer.offer_with(0, &subject_of(&tcp), commitment, &clc);
+        let (_, _, clc) = peer.answer(id, PATIENCE).expect("MATCH");
+        let (_, first_contact) = wire::accepted(&clc);
+        let confirm = wire::confirm(peer.gid, fresh_token(), first_contact);
+        let place = Place { arena: 0, slot: 0, window: 4096 };
+        let packet = match kind {
+            0 => wire::ready(id, place, None, &confirm),
+            1 => wire::ready(id, place, Some(&[1; 36]), &confirm),
+            2 => wire::proved(id, &[1; 36]),
+            _ => wire::about(wire::ATTACHED, id),
+        };
+        peer.send(&packet).expect("sent");
+        peer.must_end("a proof out of turn");
+    }
 }

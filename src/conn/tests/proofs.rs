@@ -1,0 +1,623 @@
+//! Who holds which end of a connection, and who only says so (docs/protocol.md, "Proof").
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::task::Poll;
+
+use rustix::event::{PollFd, PollFlags};
+use socket2::SockRef;
+
+use super::hosts::{CLIENT, Host, Lab, MOMENTS, Pair, SERVER};
+use super::ops::writing;
+use super::peers::matching;
+use super::stranger::{DMB, Impostor, PLACE, Stranger};
+use super::{bytes, note, watched};
+use crate::clc::{Answer, ClientHandshake, Dmb};
+use crate::config::{Config, UpgradePolicy};
+use crate::conn::OnPending;
+use crate::ism::dmb::Direction;
+use crate::ism::ring::Memory;
+use crate::ism::sys;
+use crate::link::message::{Commitment, DmbPlace, Message, Reveal, Subject};
+use crate::link::proof::{Bound, MOST_FAILURES, Part};
+use crate::link::stream::LinkedStream;
+use crate::peer::PeerPolicy;
+use crate::sync::lock;
+use crate::transport::{FallbackReason, Transport};
+
+/// Writes and reads until the client has written with a sample.
+fn turn(pair: &Pair) {
+    pair.write(CLIENT, b"question");
+    pair.expect(SERVER, b"question");
+    pair.write(SERVER, b"answer");
+    pair.expect(CLIENT, b"answer");
+}
+
+fn subject_of(pair: &Pair, side: usize) -> Subject {
+    let linked: &dyn LinkedStream = &*pair.conns[side];
+    linked.subject().expect("a subject")
+}
+
+/// The number that a client can prove its end by; the server's application does not know it.
+fn number_of(pair: &Pair) -> u32 {
+    lock(&pair.conns[CLIENT].tx).sample.sequence.expect("a sample")
+}
+
+#[test]
+fn who_has_written_proves_itself_by_the_sequence_number() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        turn(&pair);
+        let sequence = number_of(&pair);
+        let server: &dyn LinkedStream = &*pair.conns[SERVER];
+        assert_eq!(server.initial_sequence(), Ok(sequence));
+        assert!(pair.offer(&lab));
+        lab.run();
+        pair.settle();
+        for side in [CLIENT, SERVER] {
+            assert!(pair.conns[side].transport().is_loopback_ism(), "{side}");
+        }
+        turn(&pair);
+        assert_eq!(lab.slots_in_use(), 2);
+        drop(pair);
+        lab.run();
+        assert_eq!(lab.slots_in_use(), 0);
+    });
+}
+
+#[test]
+fn an_end_that_writes_and_closes_at_every_moment_loses_nothing() {
+    watched(|| {
+        for closer in [CLIENT, SERVER] {
+            for half in [false, true] {
+                for moment in 0..MOMENTS {
+                    note(format!("{closer} closes after {moment} steps, half: {half}"));
+                    let mut lab = Lab::new();
+                    let pair = lab.pair();
+                    turn(&pair);
+                    assert!(pair.offer(&lab));
+                    for _ in 0..moment {
+                        let _ = lab.hosts[SERVER].step() || lab.hosts[CLIENT].step();
+                    }
+                    pair.write(closer, &bytes(0, 3000));
+                    if half {
+                        pair.conns[closer].shutdown_write().unwrap();
+                    } else {
+                        pair.close(closer);
+                    }
+                    let other = 1 - closer;
+                    // Before its endpoint takes another message.
+                    pair.settle();
+                    lab.run();
+                    pair.expect(other, &bytes(0, 3000));
+                    pair.end(other).unwrap();
+                    drop(pair);
+                    lab.run();
+                    assert_eq!(lab.slots_in_use(), 0);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn both_ends_write_at_every_moment_and_nothing_is_lost() {
+    watched(|| {
+        for moment in 0..MOMENTS {
+            let mut lab = Lab::new();
+            let pair = lab.pair();
+            turn(&pair);
+            assert!(pair.offer(&lab));
+            for step in 0..MOMENTS {
+                if step == moment {
+                    for side in [CLIENT, SERVER] {
+                        pair.write(side, &bytes(0, 700));
+                        pair.expect(1 - side, &bytes(0, 700));
+                    }
+                }
+                let _ = lab.hosts[SERVER].step() || lab.hosts[CLIENT].step();
+            }
+            pair.settle();
+            for side in [CLIENT, SERVER] {
+                assert!(pair.conns[side].transport().is_loopback_ism(), "{moment}");
+                pair.write(side, &bytes(700, 700));
+                pair.expect(1 - side, &bytes(700, 700));
+            }
+        }
+    });
+}
+
+/// A third process, which knows of a connection what the kernel tells everybody.
+struct Thief {
+    stranger: Stranger,
+    offers: u64,
+}
+
+impl Thief {
+    fn new(lab: &mut Lab) -> Self {
+        let stranger = Stranger::to(lab, SERVER);
+        let _ = stranger.open(lab);
+        stranger.greet();
+        lab.run();
+        assert_eq!(stranger.hear(), Ok(None));
+        Thief { stranger, offers: 0 }
+    }
+
+    fn bound(&self, lab: &Lab) -> Bound {
+        let server = lab.hosts[SERVER].endpoint.id().0;
+        Bound { server, client: self.stranger.name, offer: self.offers }
+    }
+
+    /// Claims the client's end; the CLC handshake and what the server says.
+    fn claim(
+        &mut self,
+        lab: &mut Lab,
+        subject: Subject,
+        commitment: Option<Commitment>,
+    ) -> (ClientHandshake, Message) {
+        let (clc, proposal) = ClientHandshake::new(&self.stranger.device());
+        let id = self.offers;
+        self.stranger.send(&Message::Offer {
+            id,
+            signal: 0,
+            handshake: false,
+            subject,
+            commitment,
+            clc: proposal,
+        });
+        lab.run();
+        (clc, self.stranger.hear().expect("the link lives").expect("an answer"))
+    }
+
+    /// Claims it with a guess; what the server says to that.
+    fn guess(&mut self, lab: &mut Lab, subject: Subject, sequence: u32) -> Message {
+        self.offers += 1;
+        let reveal = Reveal { sequence, nonce: [7; 32] };
+        let commitment = self.bound(lab).commit(Part::Client, &reveal);
+        let (mut clc, answer) = self.claim(lab, subject, Some(commitment));
+        let Message::Match { id, clc: accept, .. } = answer else { return answer };
+        let Ok(Answer::Accepted { .. }) = clc.on_answer(&accept) else { panic!("no Accept") };
+        let slot = self.stranger.arena.allocate().unwrap().expect("a slot");
+        let confirm = clc.confirm(Dmb { token: 4711 + id, bytes: DMB as u32 }, 256).unwrap();
+        let dmb = DmbPlace { slot, ..PLACE };
+        self.stranger.send(&Message::Ready { id, dmb, reveal: Some(reveal), clc: confirm });
+        lab.run();
+        self.stranger.hear().expect("the link lives").expect("an answer")
+    }
+}
+
+/// The connection is what it was: nobody has come between.
+#[track_caller]
+fn goes_on(pair: &Pair) {
+    turn(pair);
+    for side in [CLIENT, SERVER] {
+        assert!(!pair.reads_ring(side) && !pair.writes_ring(side));
+        assert!(lock(&pair.conns[side].rx).dmb.is_none() && lock(&pair.conns[side].tx).dmb.is_none());
+    }
+}
+
+#[test]
+fn a_cookie_is_no_proof_of_a_connection_that_was_written_to() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        turn(&pair);
+        let mut thief = Thief::new(&mut lab);
+        thief.offers = 1;
+        let (_, answer) = thief.claim(&mut lab, subject_of(&pair, CLIENT), None);
+        assert!(matches!(answer, Message::Refuse { id: 1, .. }), "{answer:?}");
+        goes_on(&pair);
+        assert_eq!(lab.slots_in_use(), 0);
+        // Its own client is served all the same.
+        assert!(pair.offer(&lab));
+        lab.run();
+        pair.settle();
+        assert!(pair.conns[CLIENT].transport().is_loopback_ism());
+    });
+}
+
+#[test]
+fn who_guesses_is_told_nothing_and_not_for_long() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        turn(&pair);
+        let right = number_of(&pair);
+        let subject = subject_of(&pair, CLIENT);
+        let mut thief = Thief::new(&mut lab);
+        for guess in 1..=MOST_FAILURES {
+            let answer = thief.guess(&mut lab, subject, right.wrapping_add(guess));
+            assert!(matches!(answer, Message::Refuse { .. }), "{answer:?}");
+            // It is told what becomes of its own token, and nothing else.
+            assert!(matches!(thief.stranger.hear(), Ok(Some(Message::Detach { .. }))));
+            assert_eq!(thief.stranger.hear(), Ok(None));
+            goes_on(&pair);
+        }
+        // Even the right one is late.
+        let answer = thief.guess(&mut lab, subject, right);
+        assert!(matches!(answer, Message::Refuse { .. }), "{answer:?}");
+        assert_eq!(thief.stranger.hear(), Ok(None), "refused at OFFER");
+        goes_on(&pair);
+    });
+}
+
+#[test]
+fn what_is_revealed_to_others_than_the_committed_counts_for_nothing() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        turn(&pair);
+        let sequence = number_of(&pair);
+        let mut thief = Thief::new(&mut lab);
+        // It commits itself to what it does not know, and learns it then.
+        thief.offers = 1;
+        let blind = Reveal { sequence: 0, nonce: [7; 32] };
+        let commitment = thief.bound(&lab).commit(Part::Client, &blind);
+        let (mut clc, answer) = thief.claim(&mut lab, subject_of(&pair, CLIENT), Some(commitment));
+        let Message::Match { id, clc: accept, .. } = answer else { panic!("{answer:?}") };
+        let Ok(Answer::Accepted { .. }) = clc.on_answer(&accept) else { panic!("no Accept") };
+        let slot = thief.stranger.arena.allocate().unwrap().expect("a slot");
+        let confirm = clc.confirm(Dmb { token: 1, bytes: DMB as u32 }, 256).unwrap();
+        let reveal = Some(Reveal { sequence, ..blind });
+        thief.stranger.send(&Message::Ready { id, dmb: DmbPlace { slot, ..PLACE }, reveal, clc: confirm });
+        lab.run();
+        assert!(matches!(thief.stranger.hear(), Ok(Some(Message::Refuse { .. }))));
+        goes_on(&pair);
+    });
+}
+
+#[test]
+fn an_unproved_peer_has_no_say_in_a_stream() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        turn(&pair);
+        let mut thief = Thief::new(&mut lab);
+        thief.offers = 1;
+        let commitment = Some(Commitment([1; 32]));
+        let (mut clc, answer) = thief.claim(&mut lab, subject_of(&pair, CLIENT), commitment);
+        let Message::Match { clc: accept, .. } = answer else { panic!("{answer:?}") };
+        let Ok(Answer::Accepted { dmb, .. }) = clc.on_answer(&accept) else { panic!("no Accept") };
+        thief.stranger.send(&Message::Pinned { token: dmb.token });
+        thief.stranger.send(&Message::Detach { token: dmb.token });
+        lab.run();
+        goes_on(&pair);
+        // Neither direction was pinned.
+        assert!(pair.offer(&lab));
+        lab.run();
+        pair.settle();
+        assert!(pair.conns[SERVER].transport().is_loopback_ism());
+        turn(&pair);
+    });
+}
+
+#[test]
+fn a_word_in_an_unearned_dmb_is_not_obeyed() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        turn(&pair);
+        let mut thief = Thief::new(&mut lab);
+        thief.offers = 1;
+        let commitment = Some(Commitment([1; 32]));
+        let (_, answer) = thief.claim(&mut lab, subject_of(&pair, CLIENT), commitment);
+        let Message::Match { .. } = answer else { panic!("{answer:?}") };
+        // As the thief would do it: every DMB of the server says that it is switched.
+        for link in lab.hosts[SERVER].links() {
+            link.every_own_dmb(&mut |memory| {
+                let _ = memory.header().switch(8);
+                assert!(matches!(memory.header().direction(), Direction::Switched(8)));
+            });
+        }
+        goes_on(&pair);
+    });
+}
+
+/// Lets an impostor hear the offer of a client that has written.
+fn hears_a_commitment(impostor: &mut Impostor) -> (Stranger, u64, Commitment, Vec<u8>) {
+    impostor.client.write(CLIENT, b"password");
+    impostor.innocent.set_nonblocking(false).unwrap();
+    impostor.innocent.read_exact(&mut [0; 8]).unwrap();
+    let (stranger, offer) = impostor.hears_an_offer();
+    let Message::Offer { id, commitment: Some(commitment), clc, .. } = offer else {
+        panic!("no commitment: {offer:?}")
+    };
+    (stranger, id, commitment, clc)
+}
+
+/// The cookie of the innocent server's socket, which the kernel tells everybody.
+fn innocent_cookie(impostor: &Impostor) -> u64 {
+    sys::cookie(impostor.innocent.as_fd()).unwrap()
+}
+
+#[test]
+fn an_impostor_with_the_right_cookie_gets_nothing_revealed_for_no_commitment() {
+    watched(|| {
+        let lab = Lab::new();
+        let mut impostor = Impostor::new(&lab);
+        let (stranger, id, _, proposal) = hears_a_commitment(&mut impostor);
+        let cookie = innocent_cookie(&impostor);
+        stranger.send(&matching(&impostor, &stranger, id, &proposal, cookie));
+        impostor.host.run();
+        assert_eq!(stranger.hear(), Ok(Some(Message::Cancel { id })));
+        impostor.is_unharmed(FallbackReason::Unproved);
+    });
+}
+
+#[test]
+fn an_impostor_never_gets_a_byte() {
+    watched(|| {
+        // What it reveals in the end: a guess, and what the client itself has revealed.
+        for echoes in [false, true] {
+            let lab = Lab::new();
+            let mut impostor = Impostor::new(&lab);
+            let (stranger, id, theirs, proposal) = hears_a_commitment(&mut impostor);
+            let cookie = innocent_cookie(&impostor);
+            let Message::Match { signal, dmb, clc, .. } =
+                matching(&impostor, &stranger, id, &proposal, cookie)
+            else {
+                panic!("no MATCH")
+            };
+            let commitment = Some(if echoes { theirs } else { Commitment([3; 32]) });
+            stranger.send(&Message::Match { id, signal, dmb, cookie, commitment, clc });
+            impostor.host.run();
+            let Ok(Some(Message::Ready { reveal: Some(reveal), .. })) = stranger.hear() else {
+                panic!("no READY")
+            };
+            // The client waits, and is on TCP with both directions.
+            impostor.client.write(CLIENT, b"secret");
+            let mut got = [0; 6];
+            impostor.innocent.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"secret");
+            stranger.send(&Message::Proved { id, reveal });
+            impostor.host.run();
+            assert_eq!(stranger.hear(), Err(()), "the link ends");
+            impostor.is_unharmed(FallbackReason::Unproved);
+        }
+    });
+}
+
+#[test]
+fn a_client_waits_for_an_impostor_without_harm() {
+    watched(|| {
+        let lab = Lab::new();
+        let mut impostor = Impostor::new(&lab);
+        let (stranger, id, _, proposal) = hears_a_commitment(&mut impostor);
+        let cookie = innocent_cookie(&impostor);
+        let Message::Match { signal, dmb, clc, .. } = matching(&impostor, &stranger, id, &proposal, cookie)
+        else {
+            panic!("no MATCH")
+        };
+        let commitment = Some(Commitment([3; 32]));
+        stranger.send(&Message::Match { id, signal, dmb, cookie, commitment, clc });
+        impostor.host.run();
+        assert!(matches!(stranger.hear(), Ok(Some(Message::Ready { .. }))));
+        // The end of the innocent server is the end, whatever the impostor has written where.
+        impostor.innocent.write_all(b"bye").unwrap();
+        impostor.innocent.shutdown(std::net::Shutdown::Both).unwrap();
+        impostor.client.expect(CLIENT, b"bye");
+        impostor.client.end(CLIENT).unwrap();
+    });
+}
+
+#[test]
+fn a_name_in_hello_is_hearsay() {
+    watched(|| {
+        let mut lab = Lab::new();
+        // Somebody greets the client as the server that it will look for.
+        let mut liar = Stranger::to(&lab, CLIENT);
+        liar.name = lab.hosts[SERVER].endpoint.id().0;
+        let _ = liar.open(&mut lab);
+        liar.greet();
+        lab.run();
+        let pair = lab.pair();
+        assert!(pair.offer(&lab));
+        lab.run();
+        pair.settle();
+        assert!(pair.conns[CLIENT].transport().is_loopback_ism(), "{}", pair.conns[CLIENT].transport());
+        assert_eq!(liar.hear(), Ok(None), "no offer comes to it");
+    });
+}
+
+#[test]
+fn who_answers_under_another_name_is_no_peer() {
+    watched(|| {
+        let lab = Lab::new();
+        let mut impostor = Impostor::new(&lab);
+        assert!(impostor.client.conns[CLIENT].begin_upgrade());
+        impostor.host.endpoint.offer(impostor.client.conns[CLIENT].clone());
+        let stranger = impostor.takes_a_link();
+        stranger.greet();
+        impostor.host.run();
+        assert_eq!(stranger.hear(), Err(()));
+        assert!(matches!(impostor.client.conns[CLIENT].transport(), Transport::Tcp(_)));
+    });
+}
+
+#[test]
+fn an_offer_by_the_end_that_was_reached_ends_the_link() {
+    watched(|| {
+        let lab = Lab::new();
+        let mut impostor = Impostor::new(&lab);
+        let subject = subject_of(&impostor.client, CLIENT);
+        let (stranger, _) = impostor.hears_an_offer();
+        let (_, clc) = ClientHandshake::new(&stranger.device());
+        stranger.send(&Message::Offer { id: 1, signal: 0, handshake: false, subject, commitment: None, clc });
+        impostor.host.run();
+        assert_eq!(stranger.hear(), Err(()));
+    });
+}
+
+#[test]
+fn a_yes_without_proof_does_not_end_the_search() {
+    watched(|| {
+        for written in [false, true] {
+            for silent in [false, true] {
+                note(format!("written: {written}, silent: {silent}"));
+                let mut lab = Lab::new();
+                let pair = lab.pair();
+                if written {
+                    turn(&pair);
+                }
+                let liar = Host::new(&Config::new().device_dir(lab.dir.path()).dmb_size(DMB));
+                let port = pair.tcp(SERVER).tcp.local_addr().unwrap().port();
+                let _entry = liar.endpoint.publish(port, &PeerPolicy::SameUser).unwrap();
+                assert!(pair.offer(&lab));
+                // The liar says yes before the server has had a turn.
+                while lab.hosts[CLIENT].step() {}
+                let query = sys::accept(liar.listener()).unwrap().expect("a query");
+                sys::send(query.as_fd(), &Message::Answer.encode(), &[]).unwrap();
+                while lab.hosts[CLIENT].step() {}
+                let link = sys::accept(liar.listener()).unwrap().expect("a link");
+                if silent {
+                    lab.run();
+                    assert!(!pair.writes_ring(CLIENT), "it waits for the liar");
+                    lab.pass(std::time::Duration::from_secs(6));
+                } else {
+                    drop(link);
+                    lab.run();
+                }
+                pair.settle();
+                assert!(
+                    pair.conns[CLIENT].transport().is_loopback_ism(),
+                    "{}",
+                    pair.conns[CLIENT].transport()
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn without_a_sample_the_next_write_goes_on() {
+    watched(|| {
+        let mut lab = Lab::new();
+        // As a socket of unknown history: it has written before the stream was made.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        sys::save_syns(listener.as_fd()).unwrap();
+        let port = listener.local_addr().unwrap();
+        let _entry = lab.hosts[SERVER].endpoint.publish(port.port(), &PeerPolicy::SameUser).unwrap();
+        let mut client = std::net::TcpStream::connect(port).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        client.write_all(b"before").unwrap();
+        server.read_exact(&mut [0; 6]).unwrap();
+        server.write_all(b"behind").unwrap();
+        client.read_exact(&mut [0; 6]).unwrap();
+        let mut pair =
+            Pair::of_roles(client, server, [crate::conn::Role::Adopted, crate::conn::Role::Server]);
+        // What passed before passed through it.
+        lock(&pair.conns[SERVER].rx).own = Some(6);
+        lock(&pair.conns[SERVER].tx).own = Some(6);
+        pair.accept(&lab);
+        assert!(pair.offer(&lab));
+        lab.run();
+        let conn = &pair.conns[CLIENT];
+        assert_eq!(conn.transport(), Transport::Tcp(FallbackReason::NextWrite));
+        let mut key = crate::conn::watch::WatchKey::default();
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(conn.poll_upgraded(&mut cx, &mut key).is_ready(), "upgrade() says so");
+        turn(&pair);
+        lab.run();
+        pair.settle();
+        assert!(pair.conns[CLIENT].transport().is_loopback_ism(), "{}", pair.conns[CLIENT].transport());
+        turn(&pair);
+    });
+}
+
+#[test]
+fn a_write_that_is_held_back_shows_it_all_the_same() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        rustix::net::sockopt::set_tcp_cork(&pair.tcp(CLIENT).tcp, true).unwrap();
+        pair.write(CLIENT, b"corked");
+        let _ = number_of(&pair);
+        assert!(rustix::net::sockopt::tcp_cork(&pair.tcp(CLIENT).tcp).unwrap(), "untouched");
+        assert!(pair.offer(&lab));
+        lab.run();
+        pair.expect(SERVER, b"corked");
+        pair.settle();
+        assert!(pair.conns[CLIENT].transport().is_loopback_ism());
+    });
+}
+
+#[test]
+fn a_full_window_shows_nothing_and_a_later_write_does() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let mut pair = lab.connect(UpgradePolicy::FirstTurn, 64 << 10);
+        pair.accept(&lab);
+        for side in [CLIENT, SERVER] {
+            SockRef::from(&pair.tcp(side).tcp).set_send_buffer_size(64 << 10).unwrap();
+            SockRef::from(&pair.tcp(side).tcp).set_recv_buffer_size(4096).unwrap();
+        }
+        let mut written = 0;
+        let mut fill = |most: u32| {
+            for _ in 0..most {
+                let chunk = bytes(written, 9000);
+                match pair.conns[CLIENT].try_write(&mut writing(&chunk), OnPending::Return) {
+                    Poll::Ready(length) => written += length.unwrap() as u64,
+                    Poll::Pending => break,
+                }
+            }
+            written
+        };
+        // The window is full before anything may be sampled.
+        pair.conns[CLIENT].upgrade.sample.want_none();
+        let mut read = 0;
+        let full = fill(u32::MAX);
+        assert!(pair.offer(&lab));
+        lab.run();
+        let conn = &pair.conns[CLIENT];
+        assert_eq!(conn.transport(), Transport::Tcp(FallbackReason::NextWrite));
+        let mut total = full;
+        while conn.transport() == Transport::Tcp(FallbackReason::NextWrite) {
+            pair.expect(SERVER, &bytes(read, (total - read) as usize));
+            read = total;
+            total = fill(1);
+            lab.run();
+        }
+        pair.expect(SERVER, &bytes(read, (total - read) as usize));
+        pair.settle();
+        assert!(conn.transport().is_loopback_ism(), "{:?}", conn.transport());
+        // Nothing is left on the error queue.
+        let socket = pair.tcp(CLIENT);
+        let mut polled = [PollFd::new(&socket.tcp, PollFlags::empty())];
+        rustix::event::poll(&mut polled, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+        assert_eq!(polled[0].revents(), PollFlags::empty());
+    });
+}
+
+#[test]
+fn an_application_with_an_error_queue_of_its_own_keeps_it() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        let socket = pair.tcp(CLIENT);
+        sys::use_error_queue(socket.tcp.as_fd()).unwrap();
+        turn(&pair);
+        assert!(!lock(&pair.conns[CLIENT].tx).sample.asked);
+        assert!(pair.offer(&lab));
+        lab.run();
+        assert_eq!(pair.conns[CLIENT].transport(), Transport::Tcp(FallbackReason::NoSequence));
+        turn(&pair);
+    });
+}
+
+#[test]
+fn a_server_without_the_syn_refuses() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        // Somebody has taken it before.
+        assert!(sys::saved_initial_sequence(pair.tcp(SERVER).tcp.as_fd()).unwrap().is_some());
+        turn(&pair);
+        assert!(pair.offer(&lab));
+        lab.run();
+        let refused = FallbackReason::Declined(FallbackReason::NoSequence.diagnosis());
+        assert_eq!(pair.conns[CLIENT].transport(), Transport::Tcp(refused));
+        goes_on(&pair);
+    });
+}
