@@ -87,7 +87,7 @@ impl Link {
                 self.blame(self.misbehaviour(malformed));
                 Death::Fault
             })?;
-            let is_left = received.carried.cut_short;
+            let is_left = received.carried.left.is_some();
             self.deliver(message, received.carried)?;
             if is_left {
                 self.take_aside();
@@ -129,10 +129,10 @@ impl Link {
     }
 
     fn on_message(self: &Arc<Self>, message: Message, carried: Carried) -> Result<(), Fault> {
-        let Carried { mut fds, cut_short } = carried;
+        let Carried { mut fds, left } = carried;
         let expected = message.descriptors();
-        // Those that this process had no place for are no fault of the peer.
-        let lacks_ours = cut_short && fds.len() < expected.number;
+        // Those that this process had no place for, or may not ask about, are no fault of the peer.
+        let lacks_ours = left.is_some() && fds.len() < expected.number;
         if !lacks_ours && !expected.permits(fds.len()) {
             return Err(Fault("a message carries another number of descriptors than its type says"));
         }
@@ -150,7 +150,8 @@ impl Link {
             Message::Hello { link_id, endpoint, gid, slots, bell } => {
                 let eventfd = if bell == Bell::Eventfd { fds.pop() } else { None };
                 let Some(arena_fd) = fds.pop().filter(|_| !lacks_ours) else {
-                    self.give_up(FallbackReason::Descriptors);
+                    let reason = left.map(|error| reason_of(&error, FallbackReason::Descriptors));
+                    self.give_up(reason.unwrap_or(FallbackReason::Descriptors));
                     return Ok(());
                 };
                 self.on_hello(HelloMessage { link_id, endpoint, gid, slots }, &arena_fd, eventfd)
