@@ -133,6 +133,7 @@ impl Link {
         let expected = message.descriptors();
         // Those that this process had no place for, or may not ask about, are no fault of the peer.
         let lacks_ours = left.is_some() && fds.len() < expected.number;
+        let lack = left.map_or(FallbackReason::Descriptors, |e| reason_of(&e, FallbackReason::Descriptors));
         if !lacks_ours && !expected.permits(fds.len()) {
             return Err(Fault("a message carries another number of descriptors than its type says"));
         }
@@ -150,14 +151,13 @@ impl Link {
             Message::Hello { link_id, endpoint, gid, slots, bell } => {
                 let eventfd = if bell == Bell::Eventfd { fds.pop() } else { None };
                 let Some(arena_fd) = fds.pop().filter(|_| !lacks_ours) else {
-                    let reason = left.map(|error| reason_of(&error, FallbackReason::Descriptors));
-                    self.give_up(reason.unwrap_or(FallbackReason::Descriptors));
+                    self.give_up(lack);
                     return Ok(());
                 };
                 self.on_hello(HelloMessage { link_id, endpoint, gid, slots }, &arena_fd, eventfd)
             }
             Message::Arena { slots } => {
-                self.take_arena(fds.pop().as_ref(), slots).map(drop).map_err(|error| {
+                self.take_arena(fds.pop().as_ref().ok_or(lack), slots).map(drop).map_err(|error| {
                     crate::trace::warning!("an arena of the peer is refused: {error}");
                     Fault("ARENA is not acceptable")
                 })
@@ -211,7 +211,7 @@ impl Link {
     }
 
     /// Maps an arena of the peer, which gets the next number.
-    fn take_arena(&self, fd: Option<&OwnedFd>, slots: u32) -> io::Result<PeerArena> {
+    fn take_arena(&self, fd: Result<&OwnedFd, FallbackReason>, slots: u32) -> io::Result<PeerArena> {
         lock(&self.state).theirs.admit(slots)?;
         // Without the lock, and in the order in which they come, for only this task does it.
         let map = map_peers(fd, slots, &self.account)?;
@@ -233,7 +233,7 @@ impl Link {
         if gid != ours.gid().0 {
             return Err(Fault("HELLO of another device"));
         }
-        let first_arena = self.take_arena(Some(arena_fd), slots).map_err(|error| {
+        let first_arena = self.take_arena(Ok(arena_fd), slots).map_err(|error| {
             crate::trace::warning!("the first arena of the peer is refused: {error}");
             Fault("the arena of HELLO is not acceptable")
         })?;

@@ -15,7 +15,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -89,6 +91,8 @@ pub(crate) fn subject_of(tcp: &TcpStream) -> Subject {
 pub(crate) fn memory_file(bytes: usize) -> OwnedFd {
     let file = memfd_create("hostile", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("memfd");
     ftruncate(&file, bytes as u64).expect("ftruncate");
+    // Its owner pays, and nobody else.
+    fallocate(&file, FallocateFlags::empty(), 0, bytes as u64).expect("memory");
     fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).expect("seals");
     file
 }
