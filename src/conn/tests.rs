@@ -36,17 +36,21 @@ use std::time::Duration;
 
 use crate::sync::{Mutex, lock};
 
-/// What each test does at the moment, by its name.
-static NOTES: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+/// What each test does at the moment, and how many notes it has made, by its name.
+static NOTES: Mutex<BTreeMap<String, (u64, String)>> = Mutex::new(BTreeMap::new());
 
-/// Notes what the running test does now; the watchdog prints the latest note.
+/// Notes what the running test does now; the watchdog prints the latest note, and sees that the
+/// test goes on.
 fn note(text: String) {
     if let Some(name) = std::thread::current().name() {
-        lock(&NOTES).insert(name.to_owned(), text);
+        let mut notes = lock(&NOTES);
+        let note = notes.entry(name.to_owned()).or_default();
+        *note = (note.0 + 1, text);
     }
 }
 
-/// Runs `test` on a thread of its own; a test that hangs ends the process with its name.
+/// Runs `test` on a thread of its own; a test that hangs ends the process with its name. One of
+/// many cases has that time for each, as long as it notes them.
 #[track_caller]
 fn watched(test: impl FnOnce() + Send + 'static) {
     const DEADLINE: Duration = Duration::from_secs(300);
@@ -59,11 +63,14 @@ fn watched(test: impl FnOnce() + Send + 'static) {
         let _ended = ended;
         test();
     });
-    if end.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
+    let mut seen = 0;
+    while end.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
         use std::io::Write;
-        let at = lock(&NOTES).remove(&name).unwrap_or_default();
-        let _ = writeln!(std::io::stderr(), "\ntest {name} hangs: no end after {DEADLINE:?}; {at}");
-        std::process::abort();
+        let (notes, at) = lock(&NOTES).get(&name).cloned().unwrap_or_default();
+        if std::mem::replace(&mut seen, notes) == notes {
+            let _ = writeln!(std::io::stderr(), "\ntest {name} hangs: no end after {DEADLINE:?}; {at}");
+            std::process::abort();
+        }
     }
     if let Err(panic) = runner.expect("a thread").join() {
         std::panic::resume_unwind(panic);

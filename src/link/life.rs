@@ -87,7 +87,7 @@ impl Link {
                 self.blame(self.misbehaviour(malformed));
                 Death::Fault
             })?;
-            let is_left = received.carried.cut_short;
+            let is_left = received.carried.left.is_some();
             self.deliver(message, received.carried)?;
             if is_left {
                 self.take_aside();
@@ -129,10 +129,11 @@ impl Link {
     }
 
     fn on_message(self: &Arc<Self>, message: Message, carried: Carried) -> Result<(), Fault> {
-        let Carried { mut fds, cut_short } = carried;
+        let Carried { mut fds, left } = carried;
         let expected = message.descriptors();
-        // Those that this process had no place for are no fault of the peer.
-        let lacks_ours = cut_short && fds.len() < expected.number;
+        // Those that this process had no place for, or may not ask about, are no fault of the peer.
+        let lacks_ours = left.is_some() && fds.len() < expected.number;
+        let lack = left.map_or(FallbackReason::Descriptors, |e| reason_of(&e, FallbackReason::Descriptors));
         if !lacks_ours && !expected.permits(fds.len()) {
             return Err(Fault("a message carries another number of descriptors than its type says"));
         }
@@ -150,13 +151,13 @@ impl Link {
             Message::Hello { link_id, endpoint, gid, slots, bell } => {
                 let eventfd = if bell == Bell::Eventfd { fds.pop() } else { None };
                 let Some(arena_fd) = fds.pop().filter(|_| !lacks_ours) else {
-                    self.give_up(FallbackReason::Descriptors);
+                    self.give_up(lack);
                     return Ok(());
                 };
                 self.on_hello(HelloMessage { link_id, endpoint, gid, slots }, &arena_fd, eventfd)
             }
             Message::Arena { slots } => {
-                self.take_arena(fds.pop().as_ref(), slots).map(drop).map_err(|error| {
+                self.take_arena(fds.pop().as_ref().ok_or(lack), slots).map(drop).map_err(|error| {
                     crate::trace::warning!("an arena of the peer is refused: {error}");
                     Fault("ARENA is not acceptable")
                 })
@@ -212,7 +213,7 @@ impl Link {
     }
 
     /// Maps an arena of the peer, which gets the next number.
-    fn take_arena(&self, fd: Option<&OwnedFd>, slots: u32) -> io::Result<PeerArena> {
+    fn take_arena(&self, fd: Result<&OwnedFd, FallbackReason>, slots: u32) -> io::Result<PeerArena> {
         lock(&self.state).theirs.admit(slots)?;
         // Without the lock, and in the order in which they come, for only this task does it.
         let map = map_peers(fd, slots, &self.account)?;
@@ -237,7 +238,7 @@ impl Link {
         if self.reached.is_some_and(|reached| reached.0 != endpoint) {
             return Err(Fault("HELLO under another name than the peer was reached by"));
         }
-        let first_arena = self.take_arena(Some(arena_fd), slots).map_err(|error| {
+        let first_arena = self.take_arena(Ok(arena_fd), slots).map_err(|error| {
             crate::trace::warning!("the first arena of the peer is refused: {error}");
             Fault("the arena of HELLO is not acceptable")
         })?;

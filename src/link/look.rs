@@ -118,9 +118,16 @@ impl Ear {
     fn listen(self: &Arc<Self>, bell: &dyn Watched) {
         let waker = Waker::from(self.clone());
         let mut cx = Context::from_waker(&waker);
+        let mut again = false;
         while let Poll::Ready(Ok(())) = bell.poll_ready(Interest::Read, &mut cx) {
+            // That a peer has hung up can not be forgotten. It does not ring any more, and the task
+            // of its link hears of it.
+            if again && sys::has_hung_up(bell.as_fd()).unwrap_or(true) {
+                return;
+            }
             // Never read: what is rung next makes another edge.
             forget_readiness(bell, Interest::Read);
+            again = true;
         }
     }
 }

@@ -183,12 +183,16 @@ pub(crate) type PeerArena = Result<Arc<ArenaMap>, FallbackReason>;
 /// # Errors
 ///
 /// What is wrong with the arena.
-pub(crate) fn map_peers(fd: Option<&OwnedFd>, slots: u32, account: &Arc<Account>) -> io::Result<PeerArena> {
+pub(crate) fn map_peers(
+    fd: Result<&OwnedFd, FallbackReason>,
+    slots: u32,
+    account: &Arc<Account>,
+) -> io::Result<PeerArena> {
     Ok(match fd.map(|fd| ArenaMap::attach(fd, slots, account)) {
-        None => Err(FallbackReason::Descriptors),
-        Some(Ok(map)) => Ok(map),
-        Some(Err(error)) if is_the_peers(&error) => return Err(error),
-        Some(Err(error)) => Err(reason_of(&error, FallbackReason::Memory)),
+        Err(lack) => Err(lack),
+        Ok(Ok(map)) => Ok(map),
+        Ok(Err(error)) if is_the_peers(&error) => return Err(error),
+        Ok(Err(error)) => Err(reason_of(&error, FallbackReason::Memory)),
     })
 }
 

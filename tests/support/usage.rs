@@ -58,7 +58,7 @@ impl Usage {
 
 /// Reads until `fits`, for what is given back a little after the last close; the last reading if it
 /// never does.
-pub(crate) fn settled(mut read: impl FnMut() -> Usage, fits: impl Fn(&Usage) -> bool) -> Usage {
+pub(crate) fn settled<T>(mut read: impl FnMut() -> T, fits: impl Fn(&T) -> bool) -> T {
     let started = Instant::now();
     loop {
         let usage = read();

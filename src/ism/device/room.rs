@@ -29,16 +29,28 @@ fn name_of(user: u32) -> String {
     format!("u{user}")
 }
 
+/// The user of this process.
+///
+/// # Errors
+///
+/// When a sandbox keeps that from it: the call, which can not fail, says -1 then.
+fn ourselves() -> io::Result<u32> {
+    match sys::effective_uid() {
+        u32::MAX => Err(Errno::PERM.into()),
+        user => Ok(user),
+    }
+}
+
 impl Room {
     /// A device directory that nobody else writes to.
     pub(super) fn private(dir: BorrowedFd<'_>, root_too: bool) -> io::Result<Room> {
         let part = |name| trust::create_inside(dir, name, trust::Access::Private, root_too);
-        Ok(Room { endpoints: part("ep")?, ports: part("port")?, owner: sys::effective_uid() })
+        Ok(Room { endpoints: part("ep")?, ports: part("port")?, owner: ourselves()? })
     }
 
     /// Our own room in a shared directory, made if it is missing.
     pub(super) fn own(dir: BorrowedFd<'_>) -> io::Result<Room> {
-        let owner = sys::effective_uid();
+        let owner = ourselves()?;
         let room = trust::create_inside(dir, &name_of(owner), trust::Access::Readable, false)?;
         let part = |name| trust::create_inside(room.as_fd(), name, trust::Access::Readable, false);
         Ok(Room { endpoints: part("ep")?, ports: part("port")?, owner })

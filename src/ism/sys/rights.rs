@@ -53,13 +53,14 @@ pub(crate) fn refuses_rights(fd: BorrowedFd<'_>) -> bool {
 ///
 /// # Errors
 ///
-/// When /proc does not tell.
+/// When /proc does not tell, or this process may not ask (a sandbox).
 pub(super) fn closes_at_once(fd: BorrowedFd<'_>) -> io::Result<bool> {
     // Only memory files (tmpfs, hugetlbfs) have seals; all others are refused by the kernel itself.
     match rustix::fs::fcntl_get_seals(fd) {
         Ok(seals) if seals.contains(SealFlags::GROW) => Ok(rustix::fs::fstat(fd)?.st_size <= MOST_BYTES),
         Ok(_) => Ok(false),
         Err(Errno::INVAL) => super::event::is_eventfd(fd),
+        Err(errno @ (Errno::PERM | Errno::ACCESS | Errno::NOSYS)) => Err(errno.into()),
         Err(_) => Ok(false),
     }
 }

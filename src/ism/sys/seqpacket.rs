@@ -107,10 +107,10 @@ pub(crate) struct Received {
 #[derive(Debug, Default)]
 pub(crate) struct Carried {
     pub(crate) fds: Vec<OwnedFd>,
-    /// This process had no number left for one, and none for all behind it. The message is still in
-    /// the queue, since nobody knows how long the close of those would take: [`take`] it where that
-    /// does no harm.
-    pub(crate) cut_short: bool,
+    /// What kept others from being here: this process had no number left, or may not ask what they
+    /// are. The message is still in the queue, since nobody knows how long their close would take:
+    /// [`take`] it where that does no harm.
+    pub(crate) left: Option<io::Error>,
 }
 
 /// Receives one message into `buf`, with at most `max_fds` descriptors.
@@ -145,17 +145,22 @@ pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8], max_fds: usize) -> io::Re
     if seen.bytes == 0 {
         return refuse("is empty but brings descriptors");
     }
-    let carried = peek_fds(fd)?;
+    let mut carried = peek_fds(fd)?;
     if carried.fds.len() > max_fds {
         return refuse("brings too many descriptors");
     }
     for brought in &carried.fds {
-        if !super::rights::closes_at_once(brought.as_fd())? {
-            return refuse("brings a descriptor that no message has");
+        match super::rights::closes_at_once(brought.as_fd()) {
+            Ok(true) => {}
+            Ok(false) => return refuse("brings a descriptor that no message has"),
+            Err(error) => carried.left = Some(error),
         }
     }
-    if !carried.cut_short {
+    if carried.left.is_none() {
         take(fd)?;
+    } else {
+        // Of what nobody knows none is kept.
+        carried.fds.retain(|brought| super::rights::closes_at_once(brought.as_fd()).is_ok());
     }
     Ok(Received { len: seen.bytes, carried })
 }
@@ -202,7 +207,7 @@ fn peek_fds(fd: BorrowedFd<'_>) -> io::Result<Carried> {
         let words = "control message brings too many descriptors";
         return Err(io::Error::new(io::ErrorKind::InvalidData, words));
     }
-    Ok(Carried { fds, cut_short })
+    Ok(Carried { fds, left: cut_short.then(|| Errno::MFILE.into()) })
 }
 
 /// Takes the first message out of the queue and closes what it brings and nobody has a copy of:
@@ -232,7 +237,7 @@ pub(crate) fn can_close_at_once(fd: BorrowedFd<'_>) -> bool {
             Ok(Seen { bytes: 0, brings: false, .. }) => return true,
             Ok(Seen { brings: false, .. }) => take(fd),
             Ok(_) => match peek_fds(fd) {
-                Ok(Carried { fds, cut_short: false }) if fds.iter().all(is_harmless) => take(fd),
+                Ok(Carried { fds, left: None }) if fds.iter().all(is_harmless) => take(fd),
                 _ => return false,
             },
             Err(error) => Err(error),
