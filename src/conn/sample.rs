@@ -1,5 +1,5 @@
-//! The number that a client proves its connection by, seen in a packet of its own (docs/protocol.md,
-//! "Proof"), and the client's offer that waits for it.
+//! The number that a client proves its connection by, seen in a packet of its own
+//! (docs/protocol.md, "Proof"), and the client's offer that waits for it.
 //!
 //! One write of the application's goes out so that the kernel puts the packet on the socket's error
 //! queue, from where it is taken at once, under the lock of the direction. Only a stream that its
@@ -24,8 +24,8 @@ use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, AtomicU8, Ordering, lock};
 use crate::transport::FallbackReason;
 
-/// Writes without a packet to see after which none is expected any more: what keeps one back (a full
-/// window) does so for a while, what keeps them all back does so for ever.
+/// Writes without a packet to see after which none is expected any more: what keeps one back (a
+/// full window) does so for a while, what keeps them all back does so for ever.
 const MOST_TRIES: u32 = 8;
 
 /// Which write is to show the number.

@@ -20,6 +20,7 @@ mod peers;
 mod pins;
 mod positions;
 mod proofs;
+mod samples;
 mod silence;
 mod slots;
 mod socket;

@@ -7,6 +7,7 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use crate::ism::ring::Refusal;
 use crate::ism::sys::canonical;
+use crate::link::proof::{Commitment, Reveal};
 
 /// Version of the link protocol; ends that differ stay on TCP.
 pub(crate) const VERSION: u16 = 3;
@@ -50,31 +51,6 @@ pub(crate) struct Subject {
     pub(crate) cookie: u64,
     /// `SO_NETNS_COOKIE` of the client's socket.
     pub(crate) network_namespace: u64,
-}
-
-/// Binds its maker to a [`Reveal`] that is shown later.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Commitment(pub(crate) [u8; 32]);
-
-impl fmt::Debug for Commitment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Commitment")
-    }
-}
-
-/// What a commitment was made of, besides what both ends know.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Reveal {
-    /// The initial sequence number of the connection's client.
-    pub(crate) sequence: u32,
-    pub(crate) nonce: [u8; 32],
-}
-
-// No number that proves something gets into a log.
-impl fmt::Debug for Reveal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Reveal")
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

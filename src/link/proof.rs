@@ -1,12 +1,12 @@
 //! The proof that a peer holds the other end of this very TCP connection (docs/protocol.md,
 //! "Proof").
 
-use std::io;
 use std::os::fd::BorrowedFd;
+use std::{fmt, io};
 
 use crate::ism::sys::{self, PeerCred};
 use crate::link::lack::reason_of;
-use crate::link::message::{Commitment, Reveal, Subject, Tuple};
+use crate::link::message::{Subject, Tuple};
 use crate::link::stream::LinkedStream;
 use crate::transport::FallbackReason;
 
@@ -92,6 +92,31 @@ pub(crate) fn still_is(stream: &dyn LinkedStream, before: &Subject) -> Result<()
 pub(crate) fn keep_proofs(listener: BorrowedFd<'_>) {
     if let Err(error) = sys::save_syns(listener) {
         crate::trace::debug!("the connections of a listener can not be proved: {error}");
+    }
+}
+
+/// Binds its maker to a [`Reveal`] that is shown later.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Commitment(pub(crate) [u8; 32]);
+
+impl fmt::Debug for Commitment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Commitment")
+    }
+}
+
+/// What a commitment was made of, besides what both ends know.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reveal {
+    /// The initial sequence number of the connection's client.
+    pub(crate) sequence: u32,
+    pub(crate) nonce: [u8; 32],
+}
+
+// No number that proves something gets into a log.
+impl fmt::Debug for Reveal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reveal")
     }
 }
 

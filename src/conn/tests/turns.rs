@@ -22,8 +22,8 @@ use crate::ism::dmb::{Flags, HandshakeWord};
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Memory, Refusal};
 use crate::ism::sys;
-use crate::link::message::{DmbPlace, LONGEST, Message, Reveal};
-use crate::link::proof::{Bound, Part};
+use crate::link::message::{DmbPlace, LONGEST, Message};
+use crate::link::proof::{Bound, Part, Reveal};
 use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, AtomicU64, Ordering};
 

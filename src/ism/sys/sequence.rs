@@ -101,9 +101,9 @@ fn sample(fd: BorrowedFd<'_>, slices: &[IoSlice<'_>], most: usize) -> io::Result
     message.msg_control = control.as_mut_ptr().cast();
     // SAFETY: the call computes a number.
     message.msg_controllen = unsafe { libc::CMSG_SPACE(size_of::<u32>() as u32) } as _;
-    // SAFETY: `msg_control` is aligned and `msg_controllen`, which is at most its size, has room for
-    // one control message with an int: `CMSG_FIRSTHDR` points to it and `CMSG_DATA` to the int's
-    // place.
+    // SAFETY: `msg_control` is aligned and `msg_controllen`, which is at most its size, has room
+    // for one control message with an int: `CMSG_FIRSTHDR` points to it and `CMSG_DATA` to the
+    // int's place.
     unsafe {
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         (*header).cmsg_level = libc::SOL_SOCKET;
@@ -176,9 +176,9 @@ impl Segment {
         let u16_in = |bytes: &[u8], at: usize| {
             bytes.get(at..)?.first_chunk().map(|bytes| usize::from(u16::from_be_bytes(*bytes)))
         };
-        // How long it is tells the header alone: of a packet that does not fit, recvmsg(2) gives the
-        // beginning, and on the error queue says nothing of the rest. (The number of bytes that is 0
-        // is one that does not fit a header; no write that is sampled needs such a packet.)
+        // How long it is tells the header alone: of a packet that does not fit, recvmsg(2) gives
+        // the beginning, and on the error queue says nothing of the rest. (The number of bytes that
+        // is 0 is one that does not fit a header; no write that is sampled needs such a packet.)
         let (ip_header, length) = match ip.first()? >> 4 {
             4 if ip.get(9) == Some(&TCP) => (usize::from(ip[0] & 15) * 4, u16_in(ip, 2)?),
             6 if ip.get(6) == Some(&TCP) => (40, 40 + u16_in(ip, 4)?),

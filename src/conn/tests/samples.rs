@@ -1,0 +1,152 @@
+//! The write that shows what a client proves itself by, and what keeps it from showing that.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::task::Poll;
+
+use rustix::event::{PollFd, PollFlags};
+use socket2::SockRef;
+
+use super::hosts::{CLIENT, Lab, Pair, SERVER};
+use super::ops::writing;
+use super::proofs::{goes_on, number_of, turn};
+use super::{bytes, watched};
+use crate::config::UpgradePolicy;
+use crate::conn::OnPending;
+use crate::ism::sys;
+use crate::peer::PeerPolicy;
+use crate::sync::lock;
+use crate::transport::{FallbackReason, Transport};
+
+#[test]
+fn without_a_sample_the_next_write_goes_on() {
+    watched(|| {
+        let mut lab = Lab::new();
+        // As a socket of unknown history: it has written before the stream was made.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        sys::save_syns(listener.as_fd()).unwrap();
+        let port = listener.local_addr().unwrap();
+        let _entry = lab.hosts[SERVER].endpoint.publish(port.port(), &PeerPolicy::SameUser).unwrap();
+        let mut client = std::net::TcpStream::connect(port).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        client.write_all(b"before").unwrap();
+        server.read_exact(&mut [0; 6]).unwrap();
+        server.write_all(b"behind").unwrap();
+        client.read_exact(&mut [0; 6]).unwrap();
+        let mut pair =
+            Pair::of_roles(client, server, [crate::conn::Role::Adopted, crate::conn::Role::Server]);
+        // What passed before passed through it.
+        lock(&pair.conns[SERVER].rx).own = Some(6);
+        lock(&pair.conns[SERVER].tx).own = Some(6);
+        pair.accept(&lab);
+        assert!(pair.offer(&lab));
+        lab.run();
+        let conn = &pair.conns[CLIENT];
+        assert_eq!(conn.transport(), Transport::Tcp(FallbackReason::NextWrite));
+        let mut key = crate::conn::watch::WatchKey::default();
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(conn.poll_upgraded(&mut cx, &mut key).is_ready(), "upgrade() says so");
+        turn(&pair);
+        lab.run();
+        pair.settle();
+        assert!(pair.conns[CLIENT].transport().is_loopback_ism(), "{}", pair.conns[CLIENT].transport());
+        turn(&pair);
+    });
+}
+
+#[test]
+fn a_write_that_is_held_back_shows_it_all_the_same() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        rustix::net::sockopt::set_tcp_cork(&pair.tcp(CLIENT).tcp, true).unwrap();
+        pair.write(CLIENT, b"corked");
+        let _ = number_of(&pair);
+        assert!(rustix::net::sockopt::tcp_cork(&pair.tcp(CLIENT).tcp).unwrap(), "untouched");
+        assert!(pair.offer(&lab));
+        lab.run();
+        pair.expect(SERVER, b"corked");
+        pair.settle();
+        assert!(pair.conns[CLIENT].transport().is_loopback_ism());
+    });
+}
+
+#[test]
+fn a_full_window_shows_nothing_and_a_later_write_does() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let mut pair = lab.connect(UpgradePolicy::FirstTurn, 64 << 10);
+        pair.accept(&lab);
+        for side in [CLIENT, SERVER] {
+            SockRef::from(&pair.tcp(side).tcp).set_send_buffer_size(64 << 10).unwrap();
+            SockRef::from(&pair.tcp(side).tcp).set_recv_buffer_size(4096).unwrap();
+        }
+        let mut written = 0;
+        let mut fill = |most: u32| {
+            for _ in 0..most {
+                let chunk = bytes(written, 9000);
+                match pair.conns[CLIENT].try_write(&mut writing(&chunk), OnPending::Return) {
+                    Poll::Ready(length) => written += length.unwrap() as u64,
+                    Poll::Pending => break,
+                }
+            }
+            written
+        };
+        // The window is full before anything may be sampled.
+        pair.conns[CLIENT].upgrade.sample.want_none();
+        let mut read = 0;
+        let full = fill(u32::MAX);
+        assert!(pair.offer(&lab));
+        lab.run();
+        let conn = &pair.conns[CLIENT];
+        assert_eq!(conn.transport(), Transport::Tcp(FallbackReason::NextWrite));
+        let mut total = full;
+        while conn.transport() == Transport::Tcp(FallbackReason::NextWrite) {
+            pair.expect(SERVER, &bytes(read, (total - read) as usize));
+            read = total;
+            total = fill(1);
+            lab.run();
+        }
+        pair.expect(SERVER, &bytes(read, (total - read) as usize));
+        pair.settle();
+        assert!(conn.transport().is_loopback_ism(), "{:?}", conn.transport());
+        // Nothing is left on the error queue.
+        let socket = pair.tcp(CLIENT);
+        let mut polled = [PollFd::new(&socket.tcp, PollFlags::empty())];
+        rustix::event::poll(&mut polled, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+        assert_eq!(polled[0].revents(), PollFlags::empty());
+    });
+}
+
+#[test]
+fn an_application_with_an_error_queue_of_its_own_keeps_it() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        let socket = pair.tcp(CLIENT);
+        sys::use_error_queue(socket.tcp.as_fd()).unwrap();
+        turn(&pair);
+        assert!(!lock(&pair.conns[CLIENT].tx).sample.asked);
+        assert!(pair.offer(&lab));
+        lab.run();
+        assert_eq!(pair.conns[CLIENT].transport(), Transport::Tcp(FallbackReason::NoSequence));
+        turn(&pair);
+    });
+}
+
+#[test]
+fn a_server_without_the_syn_refuses() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        // Somebody has taken it before.
+        assert!(sys::saved_initial_sequence(pair.tcp(SERVER).tcp.as_fd()).unwrap().is_some());
+        turn(&pair);
+        assert!(pair.offer(&lab));
+        lab.run();
+        let refused = FallbackReason::Declined(FallbackReason::NoSequence.diagnosis());
+        assert_eq!(pair.conns[CLIENT].transport(), Transport::Tcp(refused));
+        goes_on(&pair);
+    });
+}
