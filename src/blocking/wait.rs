@@ -1,9 +1,8 @@
 //! Waiting for one direction of a stream, in the thread of the application.
 //!
 //! A direction that will stay on TCP is left to the kernel: one system call that waits there. One
-//! that may still switch is waited for in poll(2), for the socket and for the eventfd of a
-//! [`Parker`]; one that has switched is looked at for a while, and then waited for without a
-//! descriptor.
+//! that may still switch is waited for in poll(2), for the socket and for the bell of a [`Parker`];
+//! one that has switched is looked at for a while, and then waited for without a descriptor.
 
 use std::io;
 use std::os::fd::AsFd;

@@ -347,12 +347,19 @@ impl<T: Tcp> Receiver<T> {
         match dmb.consumer.memory().header().direction() {
             Direction::Open => Ok(()),
             Direction::Pinned => {
-                (self.pinned, self.declined) = (true, true);
-                effects.rare().settled = Some(FallbackReason::Declined(Diagnosis::PEERDECL));
+                self.be_declined(effects);
                 Ok(())
             }
             Direction::Switched(until) => self.drain_until(until),
         }
+    }
+
+    /// The peer has pinned the word.
+    #[cold]
+    #[inline(never)]
+    fn be_declined(&mut self, effects: &mut Effects) {
+        (self.pinned, self.declined) = (true, true);
+        effects.rare().settled = Some(FallbackReason::Declined(Diagnosis::PEERDECL));
     }
 
     /// The sender has switched there. How far this end has read says our own count: the kernel also
