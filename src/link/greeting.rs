@@ -132,7 +132,7 @@ fn place_among(
     };
     let taken = holders.take(most, peer);
     if let Some(loser) = taken.as_ref().and_then(|(_, loser)| loser.as_ref()?.upgrade()) {
-        end(&*loser);
+        end(&loser);
     }
     let place = taken.map(|(place, _)| place).filter(|place| place.is(Arc::downgrade(socket)));
     place.ok_or_else(|| {
