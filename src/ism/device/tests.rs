@@ -267,6 +267,21 @@ fn whoever_finds_a_dead_endpoint_removes_it() {
 }
 
 #[test]
+fn what_is_found_dead_while_another_is_buried_is_buried_too() {
+    let _no_fork = no_fork();
+    let place = Place::new();
+    let device = place.open();
+    for _ in 0..100 {
+        let id = remains(&place, true);
+        assert_eq!(device.connect(id).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        device.bury_later();
+        soon(|| place.names("ep").is_empty());
+        // The thread that did it may not have ended yet.
+        assert!(place.names("ep").is_empty());
+    }
+}
+
+#[test]
 fn listeners_of_one_endpoint_share_a_port_entry() {
     let place = Place::new();
     let device = place.open();

@@ -69,8 +69,16 @@ impl Device {
         }
         let turn = Turn(self.inner.clone());
         let thread = std::thread::Builder::new().name("smc-lo-tidy".to_owned()).stack_size(STACK);
+        let work = move || {
+            work(&turn.0);
+            let inner = turn.0.clone();
+            drop(turn);
+            // What was found since the look, by those who then saw that somebody is at it. (Either
+            // the look at what was found comes after theirs, or theirs at `busy` after ours.)
+            Device { inner }.bury_later();
+        };
         // That it fails is no reason to go without SMC: tidying up is for others' sake.
-        let _ = sys::without_signals(|| thread.spawn(move || work(&turn.0)));
+        let _ = sys::without_signals(|| thread.spawn(work));
     }
 
     /// Removes what dead endpoints have left.

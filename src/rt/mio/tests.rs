@@ -256,9 +256,9 @@ fn a_message_on_the_error_queue_is_no_end() {
     let (woken, waker) = Woken::new();
     let mut cx = Context::from_waker(&waker);
     assert!(registered.poll_event(Interest::Write, &mut cx).is_pending());
+    let told = woken.times();
     // It lies there until the thread has told of it.
     sys::send_sampled(tcp.as_fd(), &[io::IoSlice::new(b"x")]).unwrap();
-    let told = woken.times();
     eventually("an event", || {
         let _ = registered.poll_event(Interest::Write, &mut cx);
         woken.times() > told
