@@ -186,17 +186,16 @@ impl<T: Tcp> Connection<T> {
         let event = Waker::from(Arc::new(SocketEvent(self.this.clone())));
         let mut cx = std::task::Context::from_waker(&event);
         let read_event = rx.path == receive::Path::Ring && !rx.over;
-        let spoiled = read_event && tx.sample.asked && tx.socket.as_deref().is_some_and(T::is_spoiled);
-        if spoiled {
-            // One descriptor for each connection is enough: the other waker slot tells of
-            // everything but a `shutdown(Write)` of the descriptor.
-            tx.apart = None;
-        }
         // Ready is an end that lasts: then this is the last look. Where writing has ended nobody
         // waits to write.
-        if tx.path == send::Path::Ring && (tx.shut || !tx.over) && !spoiled {
+        if tx.path == send::Path::Ring && (tx.shut || !tx.over) {
             if let Some(socket) = tx.socket.as_deref() {
-                let _ = socket.poll_write_event(&mut tx.apart, &mut cx);
+                let heard = socket.poll_write_event(&mut tx.apart, &mut cx);
+                // Where it takes a second registration, and there is no descriptor for that, the
+                // other waker slot tells of everything but a `shutdown(Write)`.
+                if heard.is_ready() && read_event && tx.sample.asked && tx.apart.is_none() {
+                    let _ = socket.poll_read_event(&mut cx);
+                }
             }
         } else if read_event {
             // What is written from now on, if anything, is the socket's to refuse.

@@ -104,6 +104,36 @@ fn a_full_socket_is_waited_for_after_a_sample() {
 }
 
 #[test]
+fn a_shut_descriptor_is_the_end_after_a_sample() {
+    let runtime = runtime();
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config::new().device_dir(dir.path()).upgrade_policy(UpgradePolicy::Manual);
+    runtime.block_on(async {
+        let listener = SmcListener::bind_with("127.0.0.1:0", &config).await.unwrap();
+        let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        spoil(&tcp);
+        assert_eq!(server.read_u8().await.unwrap(), b'x');
+        let client = SmcStream::new(tcp, crate::conn::Role::Adopted, config);
+        let client = Arc::new(client);
+        // It waits for what the next write shows.
+        client.upgrade().await;
+        let began = std::time::Instant::now();
+        while !client.transport().is_loopback_ism() {
+            assert!(began.elapsed() < PATIENCE, "{:?}", client.transport());
+            let _ = client.try_write(b"x");
+            let _ = server.read_u8().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let waits = tokio::spawn(async move { server.read(&mut [0; 8]).await });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        socket2::SockRef::from(&*client).shutdown(std::net::Shutdown::Write).unwrap();
+        let read = tokio::time::timeout(PATIENCE, waits).await.expect("the end is told").unwrap();
+        assert_eq!(read.unwrap(), 0);
+    });
+}
+
+#[test]
 fn an_event_is_told_after_a_sample() {
     let runtime = runtime();
     let (tcp, peer) = tcp_pair(&runtime);
