@@ -10,6 +10,7 @@ mod watchdog;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -159,7 +160,10 @@ async fn user_timeout() -> String {
 /// Four runtimes listen on one port; a client's connection belongs to exactly one of them.
 async fn many_listeners() -> String {
     let mut addr = SocketAddr::from(([127, 0, 0, 1], 0));
+    // A connection that comes before its listener is ours has kept nothing to prove itself by.
+    let ready = Arc::new(Barrier::new(5));
     for _ in 0..4 {
+        let ready = ready.clone();
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.set_reuse_port(true).expect("SO_REUSEPORT");
         socket.set_nonblocking(true).expect("set_nonblocking");
@@ -169,6 +173,7 @@ async fn many_listeners() -> String {
         std::thread::spawn(move || {
             Flavour::CurrentThread.runtime().block_on(async move {
                 let listener = SmcListener::from_std(socket.into()).expect("from_std");
+                ready.wait();
                 while let Ok((mut stream, _)) = listener.accept().await {
                     tokio::spawn(async move {
                         while let Ok(value) = stream.read_u32().await {
@@ -179,6 +184,7 @@ async fn many_listeners() -> String {
             });
         });
     }
+    ready.wait();
     let mut upgraded = 0;
     for connection in 0..40_u32 {
         let mut stream = SmcStream::connect(addr).await.expect("connect");
