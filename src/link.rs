@@ -36,8 +36,9 @@ pub(crate) mod stream;
 pub(crate) mod tally;
 pub(crate) mod timer;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{OnceLock, Weak};
 use std::task::Waker;
@@ -55,7 +56,7 @@ use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::link::message::{DmbPlace, Message, Subject};
 use crate::link::outbox::{Flusher, Outbox};
-use crate::link::proof::{Bound, Reveal};
+use crate::link::proof::Secret;
 use crate::link::reactor::Watched;
 use crate::link::search::Search;
 use crate::link::shares::Holder;
@@ -100,10 +101,9 @@ struct OurOffer {
     proposal: Vec<u8>,
     signal: u32,
     handshake: bool,
-    bound: Bound,
-    /// What we have committed ourselves to. Without it the offer counts on cookies.
-    reveal: Option<Reveal>,
-    /// READY has revealed it.
+    /// What we have committed ourselves with. Without it the offer counts on cookies.
+    secret: Option<Secret>,
+    /// READY has gone.
     revealed: Option<Box<Revealed>>,
 }
 
@@ -131,6 +131,9 @@ struct State {
     own: OwnArenas,
     theirs: PeerArenas,
     next_offer: u64,
+    /// C: addresses for which the peer has proved itself: connections to them it does accept, and
+    /// may learn their numbers.
+    accepts_at: BTreeSet<SocketAddr>,
     /// The CLC name of this link, once a connection of it was confirmed; the first one is its first
     /// contact.
     met: bool,
@@ -267,6 +270,7 @@ impl Link {
                 own,
                 theirs: PeerArenas::new(account.clone()),
                 next_offer: 1,
+                accepts_at: BTreeSet::new(),
                 met: false,
                 our_offers: HashMap::new(),
                 their_offers: HashMap::new(),

@@ -53,6 +53,9 @@ impl<T: Tcp> LinkedStream for Connection<T> {
 
     fn possession(&self) -> Result<Possession, FallbackReason> {
         assert_unlocked("a stream");
+        if self.upgrade.failures.load(Ordering::Relaxed) >= MOST_FAILURES {
+            return Err(FallbackReason::Unproved);
+        }
         lock(&self.tx).possession()
     }
 
@@ -76,7 +79,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         *self.upgrade.sequence.get_or_init(read)
     }
 
-    fn proof_failed(&self) {
+    fn attempt_is_used_up(&self) {
         self.upgrade.failures.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -82,7 +82,7 @@ pub(crate) struct Upgrade {
     pub(super) late: AtomicBool,
     /// S: the client's initial sequence number, once somebody wanted to prove something.
     pub(super) sequence: OnceLock<Result<u32, FallbackReason>>,
-    /// S: reveals that were wrong.
+    /// Attempts to prove it that are used up.
     pub(super) failures: AtomicU32,
     /// Those who wait for a change of it.
     pub(super) watchers: WakerSet,

@@ -9,12 +9,18 @@ use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Memory, Producer};
 use crate::link::lack::reason_of;
 use crate::link::message::{DmbPlace, Message};
-use crate::link::proof::{self, Bound, Commitment, Evidence, Ours, Part, Possession, Reveal};
+use crate::link::proof::{
+    self, Bound, Commitment, Evidence, Exchange, How, Ours, Part, Possession, Reveal, Secret,
+};
 use crate::link::search::Search;
 use crate::link::slots::NoDmb;
 use crate::link::stream::{Latest, LinkedStream, PeerInterrupt, Prelude, ReceiveDmb, SendDmb, Verdict};
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
+
+/// Addresses at which a peer is known to accept connections; at others it proves it by a key each
+/// time.
+const MOST_PROVED: usize = 64;
 
 /// Streams that may wait for the peer's HELLO.
 const MOST_BEFORE_HELLO: usize = 4096;
@@ -41,10 +47,9 @@ pub(super) struct MatchMessage {
     pub(super) dmb: DmbPlace,
 }
 
-/// What an offer waits with for PROVED, once READY has revealed what we have to prove by.
+/// What an offer waits with for PROVED, once READY has revealed our part of the proof.
 pub(super) struct Revealed {
-    ours: Reveal,
-    theirs: Commitment,
+    exchange: Exchange,
     /// Ours, whose token the server has; the stream has not got it.
     receive: NewDmb,
     /// The server's.
@@ -102,6 +107,12 @@ impl Link {
         }
     }
 
+    /// C: may the peer learn the numbers of connections to that address?
+    #[cfg(test)]
+    pub(crate) fn has_proved_itself_at(&self, server: std::net::SocketAddr) -> bool {
+        lock(&self.state).accepts_at.contains(&server)
+    }
+
     fn send_offer(
         self: &Arc<Self>,
         stream: &Arc<dyn LinkedStream>,
@@ -125,21 +136,29 @@ impl Link {
         // Only who has reached the peer under a name offers to it.
         let server = self.reached.ok_or(FallbackReason::LinkDown)?;
         let subject = stream.subject()?;
-        let reveal = match stream.possession()? {
+        let sequence = match stream.possession()? {
             Possession::Unwritten => None,
-            Possession::Sequence(sequence) => Some(
-                proof::to_reveal(sequence).map_err(|error| reason_of(&error, FallbackReason::Unproved))?,
-            ),
+            Possession::Sequence(sequence) => Some(sequence),
             Possession::WithNextWrite => {
                 stream.offer_with_next_write(Arc::downgrade(&endpoint));
                 return Ok(());
             }
         };
+        let (id, how) = {
+            let mut state = lock(&self.state);
+            let id = state.next_offer;
+            state.next_offer += 1;
+            (id, if state.accepts_at.contains(&subject.tuple.remote) { How::Hash } else { How::Key })
+        };
+        let bound = Bound { server: server.0, client: endpoint.id().0, offer: id };
+        let secret = sequence.map(|sequence| Secret::new(how, Part::Client, bound, sequence)).transpose();
+        let secret = secret.map_err(|error| reason_of(&error, FallbackReason::Unproved))?;
+        let commitment = secret.as_ref().map(Secret::commitment);
         let handshake = stream.wants_prelude();
         // Before OFFER leaves: from then on the peer may raise this signal.
         let signal = self.register(stream).ok_or(FallbackReason::Limit)?;
         let (clc, proposal) = ClientHandshake::new(endpoint.clc_device());
-        let mut offer = OurOffer {
+        let offer = OurOffer {
             stream: Arc::downgrade(stream),
             rest: rest.take(),
             subject,
@@ -147,19 +166,10 @@ impl Link {
             proposal: proposal.clone(),
             signal,
             handshake,
-            bound: Bound { server: server.0, client: endpoint.id().0, offer: 0 },
-            reveal,
+            secret,
             revealed: None,
         };
-        let (id, commitment) = {
-            let mut state = lock(&self.state);
-            let id = state.next_offer;
-            state.next_offer += 1;
-            offer.bound.offer = id;
-            let commitment = reveal.map(|reveal| offer.bound.commit(Part::Client, &reveal));
-            state.our_offers.insert(id, offer);
-            (id, commitment)
-        };
+        lock(&self.state).our_offers.insert(id, offer);
         // The answer may be here before the stream hears of this, and another offer have followed.
         let standing = Latest::new(Box::new(StandingOffer { link: self.clone(), id }));
         self.send(&Message::Offer { id, signal, handshake, subject, commitment, clc: proposal });
@@ -243,7 +253,7 @@ impl Link {
             self.offer_failed(offer, FallbackReason::Protocol);
             return Err(Fault("REFUSE carries no CLC Decline"));
         };
-        if offer.reveal.is_none() && diagnosis == FallbackReason::Unproved.diagnosis() {
+        if offer.secret.is_none() && diagnosis == FallbackReason::Unproved.diagnosis() {
             // Perhaps it was written to since, and the server has seen that.
             if let (Some(stream), Some(endpoint)) = (offer.stream.upgrade(), self.endpoint.upgrade()) {
                 if !matches!(stream.possession(), Ok(Possession::Unwritten) | Err(_)) {
@@ -322,18 +332,21 @@ impl Link {
             }
         };
         let cookie = matched.cookie;
-        let evidence = match (offer.reveal, matched.commitment) {
-            (None, _) => Ok((Evidence::Cookie(cookie), None)),
-            (Some(ours), Some(theirs)) => Ok((Evidence::Sequence { cookie }, Some((ours, theirs)))),
-            // It does not mean to prove anything.
-            (Some(_), None) => Err(FallbackReason::Unproved),
+        let evidence = match offer.secret {
+            None => Evidence::Cookie(cookie),
+            Some(_) => Evidence::Sequence { cookie },
         };
-        let proved = evidence.and_then(|(evidence, commitments)| {
-            proof::prove(&*stream, Ours::Told(offer.subject), evidence, &self.credentials)?;
-            Ok(commitments)
+        let proved = proof::prove(&*stream, Ours::Told(offer.subject), evidence, &self.credentials);
+        let exchange = proved.and_then(|_| match &offer.secret {
+            None => Ok(None),
+            // Without a commitment it does not mean to prove anything.
+            Some(ours) => {
+                let exchange = matched.commitment.and_then(|theirs| ours.meet(theirs));
+                exchange.map(Some).ok_or(FallbackReason::Unproved)
+            }
         });
-        let allocated = proved.and_then(|commitments| Ok((self.allocate(&stream)?, commitments)));
-        let (allocated, commitments) = match allocated {
+        let allocated = exchange.and_then(|exchange| Ok((self.allocate(&stream)?, exchange)));
+        let (allocated, exchange) = match allocated {
             Ok(allocated) => allocated,
             Err(reason) => {
                 lock(&self.state).theirs.release(accepted.token);
@@ -347,11 +360,12 @@ impl Link {
             stream.stay_on_tcp(FallbackReason::Protocol);
             return Err(Fault("the CLC handshake is out of order"));
         };
-        if let Some((ours, theirs)) = commitments {
-            let place = allocated.place;
+        if let Some(exchange) = exchange {
+            let (place, reveal) = (allocated.place, exchange.reveal);
+            // From what READY reveals the peer can tell whether it has guessed.
+            stream.attempt_is_used_up();
             offer.revealed = Some(Box::new(Revealed {
-                ours,
-                theirs,
+                exchange,
                 receive: allocated,
                 send: server_dmb,
                 window,
@@ -360,7 +374,7 @@ impl Link {
                 entry,
             }));
             lock(&self.state).our_offers.insert(id, offer);
-            self.send(&Message::Ready { id, dmb: place, reveal: Some(ours), clc: confirm });
+            self.send(&Message::Ready { id, dmb: place, reveal: Some(reveal), clc: confirm });
             if let Some(death) = self.death() {
                 self.end_offer(id, self.reason_after(death));
             }
@@ -422,8 +436,8 @@ impl Link {
         };
         let Some(mut offer) = offer else { return Err(Fault("PROVED without READY")) };
         let Some(revealed) = offer.revealed.take() else { return Err(Fault("PROVED without READY")) };
-        let Revealed { ours, theirs, receive: dmb, send, window, token, peer_signal, entry } = *revealed;
-        if !offer.bound.opens(Part::Server, theirs, reveal, ours.sequence) {
+        let Revealed { exchange, receive: dmb, send, window, token, peer_signal, entry } = *revealed;
+        if !exchange.is_proved_by(reveal) {
             self.offer_failed(offer, FallbackReason::Unproved);
             return Err(Fault("PROVED proves nothing"));
         }
@@ -431,6 +445,9 @@ impl Link {
             let mut state = lock(&self.state);
             state.own.use_it(dmb.token);
             state.received.insert(token, offer.stream.clone());
+            if state.accepts_at.len() < MOST_PROVED {
+                state.accepts_at.insert(offer.subject.tuple.remote);
+            }
         }
         let peer = PeerInterrupt { link: self.clone(), index: peer_signal };
         let word = dmb.memory.clone();

@@ -221,10 +221,7 @@ impl Message {
                 out.push(5);
                 out.extend(id.to_le_bytes());
                 encode_place(&mut out, dmb);
-                out.push(u8::from(reveal.is_some()));
-                if let Some(reveal) = reveal {
-                    encode_reveal(&mut out, reveal);
-                }
+                encode_reveal(&mut out, reveal.as_ref());
                 out.extend(clc);
             }
             Message::Refuse { id, clc } => {
@@ -268,7 +265,7 @@ impl Message {
             Message::Wake => out.push(18),
             Message::Proved { id, reveal } => {
                 encode_numbers(&mut out, 19, &[*id]);
-                encode_reveal(&mut out, reveal);
+                encode_reveal(&mut out, Some(reveal));
             }
             Message::Attached { id } => encode_numbers(&mut out, 20, &[*id]),
         }
@@ -312,7 +309,7 @@ impl Message {
             5 => Message::Ready {
                 id: fields.u64()?,
                 dmb: fields.place()?,
-                reveal: if fields.flag()? { Some(fields.reveal()?) } else { None },
+                reveal: fields.reveal()?,
                 clc: fields.rest(),
             },
             6 => Message::Refuse { id: fields.u64()?, clc: fields.rest() },
@@ -341,7 +338,10 @@ impl Message {
                 Message::Link
             }
             18 => Message::Wake,
-            19 => Message::Proved { id: fields.u64()?, reveal: fields.reveal()? },
+            19 => Message::Proved {
+                id: fields.u64()?,
+                reveal: fields.reveal()?.ok_or(Malformed("PROVED without what proves"))?,
+            },
             20 => Message::Attached { id: fields.u64()? },
             _ => return Err(Malformed("unknown type")),
         };
@@ -361,13 +361,28 @@ fn encode_numbers(out: &mut Vec<u8>, kind: u8, numbers: &[u64]) {
 }
 
 fn encode_commitment(out: &mut Vec<u8>, commitment: Option<&Commitment>) {
-    out.push(u8::from(commitment.is_some()));
-    out.extend(commitment.map_or(&[][..], |commitment| &commitment.0));
+    let (kind, bytes) = match commitment {
+        None => (0, &[][..]),
+        Some(Commitment::Hash(hash)) => (1, &hash[..]),
+        Some(Commitment::Share(share)) => (2, &share[..]),
+    };
+    out.push(kind);
+    out.extend(bytes);
 }
 
-fn encode_reveal(out: &mut Vec<u8>, reveal: &Reveal) {
-    out.extend(reveal.sequence.to_le_bytes());
-    out.extend(reveal.nonce);
+fn encode_reveal(out: &mut Vec<u8>, reveal: Option<&Reveal>) {
+    match reveal {
+        None => out.push(0),
+        Some(Reveal::Number { sequence, nonce }) => {
+            out.push(1);
+            out.extend(sequence.to_le_bytes());
+            out.extend(nonce);
+        }
+        Some(Reveal::Tag(tag)) => {
+            out.push(2);
+            out.extend(tag);
+        }
+    }
 }
 
 fn encode_subject(out: &mut Vec<u8>, subject: &Subject) {
@@ -433,20 +448,22 @@ impl Fields<'_> {
         Ok(DmbPlace { arena: self.u32()?, slot: self.u32()?, window: self.u64()? })
     }
 
-    fn flag(&mut self) -> Result<bool, Malformed> {
-        match self.u8()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(Malformed("neither there nor missing")),
-        }
-    }
-
     fn commitment(&mut self) -> Result<Option<Commitment>, Malformed> {
-        Ok(if self.flag()? { Some(Commitment(self.array()?)) } else { None })
+        Ok(match self.u8()? {
+            0 => None,
+            1 => Some(Commitment::Hash(self.array()?)),
+            2 => Some(Commitment::Share(self.array()?)),
+            _ => return Err(Malformed("an unknown kind of commitment")),
+        })
     }
 
-    fn reveal(&mut self) -> Result<Reveal, Malformed> {
-        Ok(Reveal { sequence: self.u32()?, nonce: self.array()? })
+    fn reveal(&mut self) -> Result<Option<Reveal>, Malformed> {
+        Ok(match self.u8()? {
+            0 => None,
+            1 => Some(Reveal::Number { sequence: self.u32()?, nonce: self.array()? }),
+            2 => Some(Reveal::Tag(self.array()?)),
+            _ => return Err(Malformed("an unknown kind of proof")),
+        })
     }
 
     fn subject(&mut self) -> Result<Subject, Malformed> {
@@ -463,123 +480,4 @@ impl Fields<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn subject() -> Subject {
-        Subject {
-            tuple: Tuple::new(
-                "127.0.0.1:4000".parse().expect("an address"),
-                "[fe80::1%3]:80".parse().expect("an address"),
-            ),
-            cookie: 7,
-            network_namespace: 1,
-        }
-    }
-
-    const REVEAL: Reveal = Reveal { sequence: u32::MAX, nonce: [5; 32] };
-
-    fn offer(commitment: Option<Commitment>) -> Message {
-        Message::Offer {
-            id: 1,
-            signal: 2,
-            handshake: true,
-            subject: subject(),
-            commitment,
-            clc: vec![1, 2, 3],
-        }
-    }
-
-    fn every_message() -> Vec<Message> {
-        let dmb = DmbPlace { arena: 0, slot: 5, window: 4 << 20 };
-        vec![
-            Message::Link,
-            Message::Hello { link_id: 9, endpoint: [3; 16], gid: [4; 16], slots: 64, bell: Bell::Socket },
-            Message::Hello { link_id: 9, endpoint: [3; 16], gid: [4; 16], slots: 64, bell: Bell::Eventfd },
-            Message::Arena { slots: 128 },
-            offer(None),
-            offer(Some(Commitment([6; 32]))),
-            Message::Match { id: 1, signal: 2, dmb, cookie: 99, commitment: None, clc: vec![9; 130] },
-            Message::Match {
-                id: 1,
-                signal: 2,
-                dmb,
-                cookie: 99,
-                commitment: Some(Commitment([7; 32])),
-                clc: vec![9; 130],
-            },
-            Message::Ready { id: 1, dmb, reveal: None, clc: vec![8; 78] },
-            Message::Ready { id: 1, dmb, reveal: Some(REVEAL), clc: vec![8; 78] },
-            Message::Proved { id: 1, reveal: REVEAL },
-            Message::Attached { id: 1 },
-            Message::Refuse { id: 1, clc: vec![7; 44] },
-            Message::Cancel { id: 1 },
-            Message::Pinned { token: u64::MAX },
-            Message::Detach { token: 1 },
-            Message::Query { subject: subject() },
-            Message::Answer,
-            Message::Ask { token: 1, bytes: 1 << 15, held: 4 << 20 },
-            Message::Grant { token: 1, segment: 2, bytes: 1 << 15 },
-            Message::Deny { token: 1, why: Refusal::NotNeeded },
-            Message::Deny { token: 1, why: Refusal::Limit },
-            Message::Deny { token: 1, why: Refusal::Memory },
-            Message::Return { token: 1, segment: 3 },
-            Message::Bye,
-            Message::Wake,
-        ]
-    }
-
-    #[test]
-    fn every_message_survives_the_wire() {
-        for message in every_message() {
-            assert_eq!(Message::decode(&message.encode()), Ok(message));
-        }
-    }
-
-    #[test]
-    fn mapped_addresses_become_plain_ones() {
-        let mapped: SocketAddr = "[::ffff:127.0.0.1]:80".parse().expect("an address");
-        assert_eq!(canonical(mapped), "127.0.0.1:80".parse().expect("an address"));
-    }
-
-    #[test]
-    fn a_commitment_is_there_or_is_not() {
-        let mut bytes = offer(None).encode();
-        // Behind the type, the number, the signal, the flags and the subject.
-        let at = 14 + 60;
-        assert_eq!(bytes[at], 0);
-        bytes[at] = 2;
-        assert!(Message::decode(&bytes).is_err());
-        bytes.truncate(at + 30);
-        bytes[at] = 1;
-        assert!(Message::decode(&bytes).is_err(), "it is cut");
-    }
-
-    #[test]
-    fn what_proves_something_is_not_logged() {
-        let text = format!("{:?}", Message::Proved { id: 1, reveal: REVEAL });
-        assert!(!text.contains(&u32::MAX.to_string()) && !text.contains("nonce"), "{text}");
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_answered_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = Message::decode(&bytes);
-        }
-
-        #[test]
-        fn a_cut_message_is_malformed(which in 0..every_message().len(), cut in 1usize..20) {
-            let whole = every_message()[which].encode();
-            let kept = whole.len().saturating_sub(cut);
-            if let Ok(message) = Message::decode(&whole[..kept]) {
-                // Only the CLC part, which has lengths of its own, may come out shorter.
-                let has_clc = matches!(
-                    message,
-                    Message::Offer { .. } | Message::Match { .. } | Message::Ready { .. } | Message::Refuse { .. }
-                );
-                prop_assert!(has_clc);
-            }
-        }
-    }
-}
+mod tests;

@@ -1,14 +1,18 @@
 //! The proof that a peer holds the other end of this very TCP connection (docs/protocol.md,
 //! "Proof").
 
+mod exchange;
+
+#[cfg(any(feature = "tokio", feature = "blocking"))]
 use std::os::fd::BorrowedFd;
-use std::{fmt, io};
 
 use crate::ism::sys::{self, PeerCred};
 use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
 use crate::link::stream::LinkedStream;
 use crate::transport::FallbackReason;
+
+pub(crate) use exchange::{Bound, Commitment, Exchange, How, Part, Reveal, Secret};
 
 /// What a peer gives us to prove that it holds the other end.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +46,7 @@ pub(crate) enum Possession {
     WithNextWrite,
 }
 
-/// Reveals that were wrong after which a connection stays on TCP: nobody may guess for long.
+/// Attempts to prove a connection after which it stays on TCP: nobody may guess for long.
 pub(crate) const MOST_FAILURES: u32 = 3;
 
 /// Proves that `peer` holds the other end of this stream's connection, as far as that can be before
@@ -95,77 +99,6 @@ pub(crate) fn keep_proofs(listener: BorrowedFd<'_>) {
     }
 }
 
-/// Binds its maker to a [`Reveal`] that is shown later.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Commitment(pub(crate) [u8; 32]);
-
-impl fmt::Debug for Commitment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Commitment")
-    }
-}
-
-/// What a commitment was made of, besides what both ends know.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Reveal {
-    /// The initial sequence number of the connection's client.
-    pub(crate) sequence: u32,
-    pub(crate) nonce: [u8; 32],
-}
-
-// No number that proves something gets into a log.
-impl fmt::Debug for Reveal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Reveal")
-    }
-}
-
-/// The part that somebody plays who commits itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    Client,
-    Server,
-}
-
-/// For whom, and for what, a commitment counts: it is of no use to anybody else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Bound {
-    /// The name under which the client has reached the server's endpoint, which is the server's
-    /// own. Who sits between two honest ends has another one.
-    pub(crate) server: [u8; 16],
-    /// The client's own name.
-    pub(crate) client: [u8; 16],
-    pub(crate) offer: u64,
-}
-
-impl Bound {
-    /// Commits who plays that part to `reveal`, and tells nothing of it.
-    pub(crate) fn commit(&self, part: Part, reveal: &Reveal) -> Commitment {
-        let mut hash = blake3::Hasher::new_derive_key("tokio-smc 2026 possession of a TCP connection");
-        hash.update(&[part as u8]);
-        hash.update(&reveal.sequence.to_le_bytes());
-        hash.update(&reveal.nonce);
-        hash.update(&self.client);
-        hash.update(&self.server);
-        hash.update(&self.offer.to_le_bytes());
-        Commitment(hash.finalize().into())
-    }
-
-    /// Is `reveal` what the one who plays that part has committed itself to, and is it right?
-    pub(crate) fn opens(&self, part: Part, committed: Commitment, reveal: &Reveal, sequence: u32) -> bool {
-        self.commit(part, reveal) == committed && reveal.sequence == sequence
-    }
-}
-
-/// What this end will reveal of a connection.
-///
-/// # Errors
-///
-/// Where there are no random numbers.
-pub(crate) fn to_reveal(sequence: u32) -> io::Result<Reveal> {
-    Ok(Reveal { sequence, nonce: sys::random_bytes()? })
-}
-
 /// Asks the kernel whether the other end of the connection that is `ours` is the socket with
 /// `cookie`, owned by `uid`.
 fn other_end_is(ours: &Subject, cookie: u64, uid: u32) -> Result<(), FallbackReason> {
@@ -213,39 +146,4 @@ pub(crate) fn same_place(ours: &Subject, theirs: &Subject) -> Result<(), Fallbac
         return Err(FallbackReason::Unproved);
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BOUND: Bound = Bound { server: [1; 16], client: [2; 16], offer: 3 };
-
-    #[test]
-    fn only_what_was_committed_opens_it() {
-        let reveal = to_reveal(4711).unwrap();
-        let committed = BOUND.commit(Part::Client, &reveal);
-        assert!(BOUND.opens(Part::Client, committed, &reveal, 4711));
-        assert!(!BOUND.opens(Part::Client, committed, &reveal, 4712), "another connection");
-        assert!(!BOUND.opens(Part::Server, committed, &reveal, 4711), "sent back to its maker");
-        let learned = Reveal { sequence: 4712, ..reveal };
-        assert!(!BOUND.opens(Part::Client, committed, &learned, 4712), "learned since");
-        let other = Reveal { nonce: to_reveal(0).unwrap().nonce, ..reveal };
-        assert!(!BOUND.opens(Part::Client, committed, &other, 4711));
-        let elsewhere = [
-            Bound { server: [9; 16], ..BOUND },
-            Bound { client: [9; 16], ..BOUND },
-            Bound { offer: 4, ..BOUND },
-            Bound { server: BOUND.client, client: BOUND.server, ..BOUND },
-        ];
-        for bound in elsewhere {
-            assert!(!bound.opens(Part::Client, committed, &reveal, 4711), "{bound:?}");
-        }
-    }
-
-    #[test]
-    fn equal_secrets_do_not_show() {
-        let [one, other] = [(); 2].map(|()| BOUND.commit(Part::Client, &to_reveal(1).unwrap()));
-        assert!(one != other);
-    }
 }

@@ -9,7 +9,7 @@ use crate::ism::ring::{Consumer, Producer};
 use crate::link::accepted::{Found, Key};
 use crate::link::lack::reason_of;
 use crate::link::message::{DmbPlace, Message, Subject};
-use crate::link::proof::{self, Bound, Commitment, Evidence, Ours, Part, Reveal};
+use crate::link::proof::{self, Bound, Commitment, Evidence, Exchange, Ours, Part, Reveal, Secret};
 use crate::link::slots::NoDmb;
 use crate::link::stream::{Death, LinkedStream, PeerInterrupt, ReceiveDmb, SendDmb, Verdict};
 use crate::shield::shielded;
@@ -35,8 +35,7 @@ pub(super) struct Promised {
     clc: ServerHandshake,
     /// Our end of the connection, as it was when the offer came.
     subject: Subject,
-    ours: Reveal,
-    theirs: Commitment,
+    exchange: Exchange,
     dmb: NewDmb,
     peer_signal: u32,
     entry: Arc<SignalEntry>,
@@ -180,13 +179,16 @@ impl Link {
         };
         let ours = Ours::Described { theirs: offered.subject };
         let subject = proof::prove(&**stream, ours, evidence, &self.credentials)?;
-        let commitments = match offered.commitment {
+        let proof = match offered.commitment {
             // Who has written has seen more than a cookie.
             None if stream.has_received() => return Err(FallbackReason::Unproved),
             None => None,
             Some(theirs) => {
-                let reveal = proof::to_reveal(stream.initial_sequence()?);
-                Some((reveal.map_err(|error| reason_of(&error, FallbackReason::Unproved))?, theirs))
+                let (sequence, bound) = (stream.initial_sequence()?, self.bound_to_theirs(offered.id));
+                let ours = Secret::new(theirs.how(), Part::Server, bound, sequence);
+                let ours = ours.map_err(|error| reason_of(&error, FallbackReason::Unproved))?;
+                let exchange = ours.meet(theirs).ok_or(FallbackReason::Unproved)?;
+                Some((exchange, ours.commitment()))
             }
         };
 
@@ -208,13 +210,12 @@ impl Link {
         };
         let entry = Arc::new(SignalEntry { link: self.clone(), index: signal });
         let (id, place) = (offered.id, allocated.place);
-        if let Some((ours, theirs)) = commitments {
+        if let Some((exchange, commitment)) = proof {
             let promised = Promised {
                 stream: Arc::downgrade(stream),
                 clc: proposed.clc.clone(),
                 subject,
-                ours,
-                theirs,
+                exchange,
                 dmb: allocated,
                 peer_signal: offered.signal,
                 entry,
@@ -222,7 +223,7 @@ impl Link {
             if !self.enter_match(id, token, TheirOffer::Promised(Box::new(promised))) {
                 return Ok(());
             }
-            let commitment = Some(self.bound_to_theirs(id).commit(Part::Server, &ours));
+            let commitment = Some(commitment);
             let cookie = subject.cookie;
             self.send(&Message::Match { id, signal, dmb: place, cookie, commitment, clc: accept });
             return Ok(());
@@ -372,7 +373,7 @@ impl Link {
         (place, window): (DmbPlace, usize),
         confirm: &[u8],
     ) -> Result<(), Fault> {
-        let Promised { stream, mut clc, subject, ours, theirs, dmb, peer_signal, entry } = promised;
+        let Promised { stream, mut clc, subject, exchange, dmb, peer_signal, entry } = promised;
         let Ok(Confirmation::Confirmed { dmb: confirmed, .. }) = clc.on_confirm(confirm) else {
             return Err(Fault("READY carries no CLC Confirm for its Accept"));
         };
@@ -383,10 +384,10 @@ impl Link {
             }
             state.theirs.claim(place.arena, place.slot, confirmed.token)
         };
-        let right = self.bound_to_theirs(id).opens(Part::Client, theirs, reveal, ours.sequence);
+        let right = exchange.is_proved_by(reveal);
         let stream = stream.upgrade();
         if let (false, Some(stream)) = (right, &stream) {
-            stream.proof_failed();
+            stream.attempt_is_used_up();
         }
         let peer = PeerInterrupt { link: self.clone(), index: peer_signal };
         let proved = match (right, stream, client_dmb) {
@@ -440,7 +441,7 @@ impl Link {
             let late = lock(&self.state).their_offers.remove(&id);
             drop(late);
         }
-        self.send(&Message::Proved { id, reveal: ours });
+        self.send(&Message::Proved { id, reveal: exchange.reveal });
         if self.restricted.load(Ordering::Relaxed) {
             stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
         }

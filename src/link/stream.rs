@@ -225,8 +225,9 @@ pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     /// Why it is not known, or not asked for any more.
     fn initial_sequence(&self) -> Result<u32, FallbackReason>;
 
-    /// S: somebody has revealed another number.
-    fn proof_failed(&self);
+    /// Somebody has tried to prove that he holds the other end, and could not; or, at C, can tell
+    /// now whether he could.
+    fn attempt_is_used_up(&self);
 
     /// S: has the client written anything?
     fn has_received(&self) -> bool;

@@ -244,7 +244,8 @@ fn messages_that_are_unknown_repeated_or_out_of_turn_end_only_their_link() {
                 stranger.send(&Message::Ready { id: 1, dmb: PLACE, reveal: None, clc: garbage_clc() });
             }),
             ("PROVED without READY", true, |stranger, _| {
-                stranger.send(&Message::Proved { id: 1, reveal: Reveal { sequence: 1, nonce: [0; 32] } });
+                stranger
+                    .send(&Message::Proved { id: 1, reveal: Reveal::Number { sequence: 1, nonce: [0; 32] } });
             }),
             ("ATTACHED without PROVED", true, |stranger, _| stranger.send(&Message::Attached { id: 1 })),
             ("DETACH of an unknown token", true, |stranger, _| stranger.send(&Message::Detach { token: 5 })),

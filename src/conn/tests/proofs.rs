@@ -7,16 +7,16 @@ use super::hosts::{CLIENT, Host, Lab, MOMENTS, Pair, SERVER};
 use super::peers::matching;
 use super::stranger::{DMB, Impostor, PLACE, Stranger};
 use super::{bytes, note, watched};
-use crate::clc::{Answer, ClientHandshake, Dmb};
+use crate::clc::{Answer, ClientHandshake, Dmb, ServerHandshake};
 use crate::config::Config;
 use crate::ism::dmb::Direction;
 use crate::ism::ring::Memory;
 use crate::ism::sys;
 use crate::link::message::{DmbPlace, Message, Subject};
-use crate::link::proof::{Bound, Commitment, MOST_FAILURES, Part, Reveal};
+use crate::link::proof::{Bound, Commitment, How, MOST_FAILURES, Part, Reveal, Secret};
 use crate::link::stream::LinkedStream;
 use crate::peer::PeerPolicy;
-use crate::sync::lock;
+use crate::sync::{Arc, lock};
 use crate::transport::{FallbackReason, Transport};
 
 /// Writes and reads until the client has written with a sample.
@@ -165,12 +165,12 @@ impl Thief {
     }
 
     /// Claims it with a guess; what the server says to that.
-    fn guess(&mut self, lab: &mut Lab, subject: Subject, sequence: u32) -> Message {
+    fn guess(&mut self, lab: &mut Lab, subject: Subject, sequence: u32, how: How) -> Message {
         self.offers += 1;
-        let reveal = Reveal { sequence, nonce: [7; 32] };
-        let commitment = self.bound(lab).commit(Part::Client, &reveal);
-        let (mut clc, answer) = self.claim(lab, subject, Some(commitment));
-        let Message::Match { id, clc: accept, .. } = answer else { return answer };
+        let secret = Secret::new(how, Part::Client, self.bound(lab), sequence).unwrap();
+        let (mut clc, answer) = self.claim(lab, subject, Some(secret.commitment()));
+        let Message::Match { id, clc: accept, commitment, .. } = answer else { return answer };
+        let reveal = secret.meet(commitment.expect("a commitment")).expect("of the same kind").reveal;
         let Ok(Answer::Accepted { .. }) = clc.on_answer(&accept) else { panic!("no Accept") };
         let slot = self.stranger.arena.allocate().unwrap().expect("a slot");
         let confirm = clc.confirm(Dmb { token: 4711 + id, bytes: DMB as u32 }, 256).unwrap();
@@ -214,25 +214,27 @@ fn a_cookie_is_no_proof_of_a_connection_that_was_written_to() {
 #[test]
 fn who_guesses_is_told_nothing_and_not_for_long() {
     watched(|| {
-        let mut lab = Lab::new();
-        let pair = lab.pair();
-        turn(&pair);
-        let right = number_of(&pair);
-        let subject = subject_of(&pair, CLIENT);
-        let mut thief = Thief::new(&mut lab);
-        for guess in 1..=MOST_FAILURES {
-            let answer = thief.guess(&mut lab, subject, right.wrapping_add(guess));
+        for how in [How::Hash, How::Key] {
+            let mut lab = Lab::new();
+            let pair = lab.pair();
+            turn(&pair);
+            let right = number_of(&pair);
+            let subject = subject_of(&pair, CLIENT);
+            let mut thief = Thief::new(&mut lab);
+            for guess in 1..=MOST_FAILURES {
+                let answer = thief.guess(&mut lab, subject, right.wrapping_add(guess), how);
+                assert!(matches!(answer, Message::Refuse { .. }), "{answer:?}");
+                // It is told what becomes of its own token, and nothing else.
+                assert!(matches!(thief.stranger.hear(), Ok(Some(Message::Detach { .. }))));
+                assert_eq!(thief.stranger.hear(), Ok(None));
+                goes_on(&pair);
+            }
+            // Even the right one is late.
+            let answer = thief.guess(&mut lab, subject, right, how);
             assert!(matches!(answer, Message::Refuse { .. }), "{answer:?}");
-            // It is told what becomes of its own token, and nothing else.
-            assert!(matches!(thief.stranger.hear(), Ok(Some(Message::Detach { .. }))));
-            assert_eq!(thief.stranger.hear(), Ok(None));
+            assert_eq!(thief.stranger.hear(), Ok(None), "refused at OFFER");
             goes_on(&pair);
         }
-        // Even the right one is late.
-        let answer = thief.guess(&mut lab, subject, right);
-        assert!(matches!(answer, Message::Refuse { .. }), "{answer:?}");
-        assert_eq!(thief.stranger.hear(), Ok(None), "refused at OFFER");
-        goes_on(&pair);
     });
 }
 
@@ -246,14 +248,14 @@ fn what_is_revealed_to_others_than_the_committed_counts_for_nothing() {
         let mut thief = Thief::new(&mut lab);
         // It commits itself to what it does not know, and learns it then.
         thief.offers = 1;
-        let blind = Reveal { sequence: 0, nonce: [7; 32] };
-        let commitment = thief.bound(&lab).commit(Part::Client, &blind);
+        let nonce = [7; 32];
+        let commitment = Commitment::Hash(thief.bound(&lab).hash(Part::Client, 0, &nonce));
         let (mut clc, answer) = thief.claim(&mut lab, subject_of(&pair, CLIENT), Some(commitment));
         let Message::Match { id, clc: accept, .. } = answer else { panic!("{answer:?}") };
         let Ok(Answer::Accepted { .. }) = clc.on_answer(&accept) else { panic!("no Accept") };
         let slot = thief.stranger.arena.allocate().unwrap().expect("a slot");
         let confirm = clc.confirm(Dmb { token: 1, bytes: DMB as u32 }, 256).unwrap();
-        let reveal = Some(Reveal { sequence, ..blind });
+        let reveal = Some(Reveal::Number { sequence, nonce });
         thief.stranger.send(&Message::Ready { id, dmb: DmbPlace { slot, ..PLACE }, reveal, clc: confirm });
         lab.run();
         assert!(matches!(thief.stranger.hear(), Ok(Some(Message::Refuse { .. }))));
@@ -269,7 +271,7 @@ fn an_unproved_peer_has_no_say_in_a_stream() {
         turn(&pair);
         let mut thief = Thief::new(&mut lab);
         thief.offers = 1;
-        let commitment = Some(Commitment([1; 32]));
+        let commitment = Some(Commitment::Hash([1; 32]));
         let (mut clc, answer) = thief.claim(&mut lab, subject_of(&pair, CLIENT), commitment);
         let Message::Match { clc: accept, .. } = answer else { panic!("{answer:?}") };
         let Ok(Answer::Accepted { dmb, .. }) = clc.on_answer(&accept) else { panic!("no Accept") };
@@ -294,7 +296,7 @@ fn a_word_in_an_unearned_dmb_is_not_obeyed() {
         turn(&pair);
         let mut thief = Thief::new(&mut lab);
         thief.offers = 1;
-        let commitment = Some(Commitment([1; 32]));
+        let commitment = Some(Commitment::Hash([1; 32]));
         let (_, answer) = thief.claim(&mut lab, subject_of(&pair, CLIENT), commitment);
         let Message::Match { .. } = answer else { panic!("{answer:?}") };
         // As the thief would do it: every DMB of the server says that it is switched.
@@ -325,40 +327,61 @@ fn innocent_cookie(impostor: &Impostor) -> u64 {
     sys::cookie(impostor.innocent.as_fd()).unwrap()
 }
 
+/// MATCH with the right cookie and that commitment.
+fn committed(
+    impostor: &Impostor,
+    stranger: &Stranger,
+    (id, proposal): (u64, &[u8]),
+    commitment: Option<Commitment>,
+) -> Message {
+    let cookie = innocent_cookie(impostor);
+    match matching(impostor, stranger, id, proposal, cookie) {
+        Message::Match { id, signal, dmb, cookie, clc, .. } => {
+            Message::Match { id, signal, dmb, cookie, commitment, clc }
+        }
+        other => panic!("no MATCH: {other:?}"),
+    }
+}
+
+/// The share of somebody who has guessed the number.
+fn share_of_a_guess(stranger: &Stranger, client: &Host, offer: u64, guess: u32) -> Commitment {
+    let bound = Bound { server: stranger.name, client: client.endpoint.id().0, offer };
+    Secret::new(How::Key, Part::Server, bound, guess).unwrap().commitment()
+}
+
 #[test]
-fn an_impostor_with_the_right_cookie_gets_nothing_revealed_for_no_commitment() {
+fn an_impostor_gets_nothing_revealed_for_what_proves_nothing() {
     watched(|| {
-        let lab = Lab::new();
-        let mut impostor = Impostor::new(&lab);
-        let (stranger, id, _, proposal) = hears_a_commitment(&mut impostor);
-        let cookie = innocent_cookie(&impostor);
-        stranger.send(&matching(&impostor, &stranger, id, &proposal, cookie));
-        impostor.host.run();
-        assert_eq!(stranger.hear(), Ok(Some(Message::Cancel { id })));
-        impostor.is_unharmed(FallbackReason::Unproved);
+        let no_point = Commitment::Share([0xff; 32]);
+        for commitment in [None, Some(Commitment::Hash([3; 32])), Some(no_point)] {
+            let lab = Lab::new();
+            let mut impostor = Impostor::new(&lab);
+            let (stranger, id, _, proposal) = hears_a_commitment(&mut impostor);
+            stranger.send(&committed(&impostor, &stranger, (id, &proposal), commitment));
+            impostor.host.run();
+            assert_eq!(stranger.hear(), Ok(Some(Message::Cancel { id })));
+            impostor.is_unharmed(FallbackReason::Unproved);
+        }
     });
 }
 
 #[test]
-fn an_impostor_never_gets_a_byte() {
+fn an_impostor_never_gets_a_byte_nor_the_number() {
     watched(|| {
-        // What it reveals in the end: a guess, and what the client itself has revealed.
+        // What it commits itself to: a guess, and what the client itself has sent.
         for echoes in [false, true] {
             let lab = Lab::new();
             let mut impostor = Impostor::new(&lab);
             let (stranger, id, theirs, proposal) = hears_a_commitment(&mut impostor);
-            let cookie = innocent_cookie(&impostor);
-            let Message::Match { signal, dmb, clc, .. } =
-                matching(&impostor, &stranger, id, &proposal, cookie)
-            else {
-                panic!("no MATCH")
-            };
-            let commitment = Some(if echoes { theirs } else { Commitment([3; 32]) });
-            stranger.send(&Message::Match { id, signal, dmb, cookie, commitment, clc });
+            assert!(matches!(theirs, Commitment::Share(_)), "the peer has proved nothing yet");
+            let guess = share_of_a_guess(&stranger, &impostor.host, id, 1);
+            let commitment = Some(if echoes { theirs } else { guess });
+            stranger.send(&committed(&impostor, &stranger, (id, &proposal), commitment));
             impostor.host.run();
             let Ok(Some(Message::Ready { reveal: Some(reveal), .. })) = stranger.hear() else {
                 panic!("no READY")
             };
+            assert!(matches!(reveal, Reveal::Tag(_)), "the number itself stays here");
             // The client waits, and is on TCP with both directions.
             impostor.client.write(CLIENT, b"secret");
             let mut got = [0; 6];
@@ -373,18 +396,37 @@ fn an_impostor_never_gets_a_byte() {
 }
 
 #[test]
+fn impostors_have_no_more_guesses_than_anybody() {
+    watched(|| {
+        let lab = Lab::new();
+        let mut impostor = Impostor::new(&lab);
+        let linked: Arc<dyn LinkedStream> = impostor.client.conns[CLIENT].clone();
+        let (stranger, id, _, proposal) = hears_a_commitment(&mut impostor);
+        let guess = share_of_a_guess(&stranger, &impostor.host, id, 1);
+        stranger.send(&committed(&impostor, &stranger, (id, &proposal), Some(guess)));
+        impostor.host.run();
+        // It knows now whether that was right, and goes.
+        let answer = stranger.hear();
+        assert!(matches!(answer, Ok(Some(Message::Ready { .. }))), "{answer:?}");
+        drop(stranger);
+        impostor.host.run();
+        for _ in 1..MOST_FAILURES {
+            assert!(linked.possession().is_ok());
+            linked.attempt_is_used_up();
+        }
+        assert_eq!(linked.possession(), Err(FallbackReason::Unproved), "there is no further offer");
+        impostor.is_unharmed(FallbackReason::LinkDown);
+    });
+}
+
+#[test]
 fn a_client_waits_for_an_impostor_without_harm() {
     watched(|| {
         let lab = Lab::new();
         let mut impostor = Impostor::new(&lab);
         let (stranger, id, _, proposal) = hears_a_commitment(&mut impostor);
-        let cookie = innocent_cookie(&impostor);
-        let Message::Match { signal, dmb, clc, .. } = matching(&impostor, &stranger, id, &proposal, cookie)
-        else {
-            panic!("no MATCH")
-        };
-        let commitment = Some(Commitment([3; 32]));
-        stranger.send(&Message::Match { id, signal, dmb, cookie, commitment, clc });
+        let guess = share_of_a_guess(&stranger, &impostor.host, id, 1);
+        stranger.send(&committed(&impostor, &stranger, (id, &proposal), Some(guess)));
         impostor.host.run();
         assert!(matches!(stranger.hear(), Ok(Some(Message::Ready { .. }))));
         // The end of the innocent server is the end, whatever the impostor has written where.
@@ -443,6 +485,84 @@ fn an_offer_by_the_end_that_was_reached_ends_the_link() {
     });
 }
 
+/// The client offers to somebody who has published the server's port and says yes first.
+fn links_to_a_liar(lab: &mut Lab, pair: &Pair) -> Stranger {
+    let liar = Host::new(&Config::new().device_dir(lab.dir.path()).dmb_size(DMB));
+    let port = pair.tcp(SERVER).tcp.local_addr().unwrap().port();
+    let _entry = liar.endpoint.publish(port, &PeerPolicy::SameUser).unwrap();
+    assert!(pair.offer(lab));
+    // The liar says yes before the server has had a turn.
+    while lab.hosts[CLIENT].step() {}
+    let query = sys::accept(liar.listener()).unwrap().expect("a query");
+    sys::send(query.as_fd(), &Message::Answer.encode(), &[]).unwrap();
+    while lab.hosts[CLIENT].step() {}
+    let link = sys::accept(liar.listener()).unwrap().expect("a link");
+    Stranger { name: liar.endpoint.id().0, ..Stranger::on(link, liar.endpoint.gid().0) }
+}
+
+#[test]
+fn who_was_offered_to_can_not_claim_the_other_end_with_it() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        turn(&pair);
+        let subject = subject_of(&pair, CLIENT);
+        let liar = links_to_a_liar(&mut lab, &pair);
+        assert_eq!(liar.hear(), Ok(Some(Message::Link)));
+        liar.greet();
+        while lab.hosts[CLIENT].step() {}
+        let Ok(Some(Message::Offer { id, commitment, clc: proposal, .. })) = liar.hear() else {
+            panic!("no offer")
+        };
+        // It goes to the server as the client, with what the client has sent, and back.
+        let mut thief = Thief::new(&mut lab);
+        thief.offers = id;
+        let (mut clc, answer) = thief.claim(&mut lab, subject, commitment);
+        let Message::Match { id: claimed, cookie, commitment, clc: accept, .. } = answer else {
+            panic!("{answer:?}")
+        };
+        let Ok(Answer::Accepted { .. }) = clc.on_answer(&accept) else { panic!("no Accept") };
+        let mut server = ServerHandshake::on_proposal(&liar.device(), &proposal).expect("a Proposal");
+        let accept = server.accept(Dmb { token: 1, bytes: DMB as u32 }, 256, true).unwrap();
+        let dmb = DmbPlace { slot: liar.arena.allocate().unwrap().expect("a slot"), ..PLACE };
+        liar.send(&Message::Match { id, signal: 3, dmb, cookie, commitment, clc: accept });
+        while lab.hosts[CLIENT].step() {}
+        let answer = liar.hear();
+        let Ok(Some(Message::Ready { reveal, .. })) = answer else { panic!("no READY: {answer:?}") };
+        assert!(matches!(reveal, Some(Reveal::Tag(_))));
+        let slot = thief.stranger.arena.allocate().unwrap().expect("a slot");
+        let confirm = clc.confirm(Dmb { token: 1, bytes: DMB as u32 }, 256).unwrap();
+        let dmb = DmbPlace { slot, ..PLACE };
+        thief.stranger.send(&Message::Ready { id: claimed, dmb, reveal, clc: confirm });
+        lab.run();
+        assert!(matches!(thief.stranger.hear(), Ok(Some(Message::Refuse { .. }))));
+        goes_on(&pair);
+        // The liar has nothing to reveal; then the true server is asked.
+        drop(liar);
+        lab.run();
+        pair.settle();
+        assert!(pair.conns[CLIENT].transport().is_loopback_ism(), "{}", pair.conns[CLIENT].transport());
+        turn(&pair);
+    });
+}
+
+#[test]
+fn a_server_that_has_proved_itself_by_a_key_may_have_the_number() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let first = lab.pair();
+        turn(&first);
+        assert!(first.offer(&lab));
+        lab.run();
+        assert!(first.conns[CLIENT].transport().is_loopback_ism());
+        let address = first.tcp(SERVER).tcp.local_addr().unwrap();
+        let link = lab.hosts[CLIENT].links().pop().expect("a link");
+        assert!(link.has_proved_itself_at(address), "and later offers are cheap");
+        let elsewhere = std::net::SocketAddr::new(address.ip(), address.port() ^ 1);
+        assert!(!link.has_proved_itself_at(elsewhere), "but to other addresses");
+    });
+}
+
 #[test]
 fn a_yes_without_proof_does_not_end_the_search() {
     watched(|| {
@@ -454,16 +574,7 @@ fn a_yes_without_proof_does_not_end_the_search() {
                 if written {
                     turn(&pair);
                 }
-                let liar = Host::new(&Config::new().device_dir(lab.dir.path()).dmb_size(DMB));
-                let port = pair.tcp(SERVER).tcp.local_addr().unwrap().port();
-                let _entry = liar.endpoint.publish(port, &PeerPolicy::SameUser).unwrap();
-                assert!(pair.offer(&lab));
-                // The liar says yes before the server has had a turn.
-                while lab.hosts[CLIENT].step() {}
-                let query = sys::accept(liar.listener()).unwrap().expect("a query");
-                sys::send(query.as_fd(), &Message::Answer.encode(), &[]).unwrap();
-                while lab.hosts[CLIENT].step() {}
-                let link = sys::accept(liar.listener()).unwrap().expect("a link");
+                let link = links_to_a_liar(&mut lab, &pair);
                 if silent {
                     lab.run();
                     assert!(!pair.writes_ring(CLIENT), "it waits for the liar");

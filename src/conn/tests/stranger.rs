@@ -45,7 +45,7 @@ impl Stranger {
         Stranger::on(socket, host.gid().0)
     }
 
-    fn on(socket: OwnedFd, gid: [u8; 16]) -> Self {
+    pub(super) fn on(socket: OwnedFd, gid: [u8; 16]) -> Self {
         sys::allow_rights(socket.as_fd());
         let (arena, file) = Arena::create(SLOTS, &Account::of_ourselves()).expect("an arena");
         Stranger { socket, arena, file, gid, name: [9; 16], got: RefCell::default() }
@@ -151,10 +151,9 @@ impl Impostor {
 
     /// Lets the client offer; returns the link and the offer.
     pub(super) fn offered(&mut self) -> (Stranger, u64, Vec<u8>) {
-        let (stranger, message) = self.hears_an_offer();
-        match message {
-            Message::Offer { id, clc, .. } => (stranger, id, clc),
-            other => panic!("no offer: {other:?}"),
+        match self.hears_an_offer() {
+            (stranger, Message::Offer { id, clc, .. }) => (stranger, id, clc),
+            (_, other) => panic!("no offer: {other:?}"),
         }
     }
 

@@ -23,7 +23,7 @@ use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Memory, Refusal};
 use crate::ism::sys;
 use crate::link::message::{DmbPlace, LONGEST, Message};
-use crate::link::proof::{Bound, Part, Reveal};
+use crate::link::proof::{Bound, Exchange, How, Part, Reveal, Secret};
 use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, AtomicU64, Ordering};
 
@@ -127,8 +127,9 @@ fn by() -> impl Strategy<Value = By> {
 #[derive(Default)]
 struct Known {
     offer: Option<(u64, ClientHandshake)>,
-    /// What that offer commits it to.
-    reveal: Option<Reveal>,
+    /// What that offer has committed it with.
+    secret: Option<Secret>,
+    exchange: Option<Exchange>,
     /// The victim's DMB, and its token.
     theirs: Option<(DmbMemory, u64)>,
     ours: Option<(DmbMemory, u64)>,
@@ -192,7 +193,7 @@ impl Play {
                         ArenaMap::attach(file, slots, &Account::of_ourselves()).expect("an arena of our own"),
                     );
                 }
-                Message::Match { id, dmb, clc, .. } => {
+                Message::Match { id, dmb, commitment, clc, .. } => {
                     let Some(at) = self.offers.get(&id) else { panic!("MATCH of no offer") };
                     let known = &mut self.known[*at];
                     let Some((_, handshake)) = known.offer.as_mut().filter(|(number, _)| *number == id)
@@ -202,6 +203,8 @@ impl Play {
                     if let Ok(Answer::Accepted { dmb: Dmb { token, .. }, .. }) = handshake.on_answer(&clc) {
                         let memory = self.arenas[dmb.arena as usize].dmb(dmb.slot).expect("a slot");
                         known.theirs = Some((memory, token));
+                        let secret = known.secret.as_ref().zip(commitment);
+                        known.exchange = secret.and_then(|(ours, theirs)| ours.meet(theirs));
                     }
                 }
                 Message::Proved { id, .. } => self.send(&Message::Attached { id }),
@@ -239,17 +242,15 @@ impl Play {
                 self.offers.insert(id, at);
                 let (client, clc) = ClientHandshake::new(&self.stranger.device());
                 self.known[at].offer = Some((id, client));
-                let reveal = self.to_reveal(at, by);
-                self.known[at].reveal = reveal;
-                let server = self.lab.hosts[SERVER].endpoint.id().0;
-                let bound = Bound { server, client: self.stranger.name, offer: id };
-                let commitment = reveal.map(|reveal| bound.commit(Part::Client, &reveal));
+                let secret = self.secret(at, by, id);
+                let commitment = secret.as_ref().map(Secret::commitment);
+                (self.known[at].secret, self.known[at].exchange) = (secret, None);
                 self.send(&Message::Offer { id, signal: id as u32, handshake, subject, commitment, clc });
             }
             Act::Ready(at, off) => self.ready(at, off),
             Act::Cancel(id) => self.send(&Message::Cancel { id }),
             Act::Proved(id) => {
-                self.send(&Message::Proved { id, reveal: Reveal { sequence: 0, nonce: [0; 32] } });
+                self.send(&Message::Proved { id, reveal: Reveal::Number { sequence: 0, nonce: [0; 32] } });
             }
             Act::Attached(id) => self.send(&Message::Attached { id }),
             Act::Pinned(at) => self.about(at, true, |token| Message::Pinned { token }),
@@ -353,14 +354,17 @@ impl Play {
     }
 
     /// What the stranger, which holds the client's end, can say of it.
-    fn to_reveal(&self, at: usize, by: By) -> Option<Reveal> {
-        let server: &dyn LinkedStream = &*self.pairs[at].conns[SERVER];
+    fn secret(&self, at: usize, by: By, offer: u64) -> Option<Secret> {
+        let stream: &dyn LinkedStream = &*self.pairs[at].conns[SERVER];
         let sequence = match by {
             By::Cookie => return None,
-            By::Number => server.initial_sequence().unwrap_or_default(),
+            By::Number => stream.initial_sequence().unwrap_or_default(),
             By::Guess => 0,
         };
-        Some(Reveal { sequence, nonce: [at as u8; 32] })
+        let how = if offer % 2 == 0 { How::Key } else { How::Hash };
+        let server = self.lab.hosts[SERVER].endpoint.id().0;
+        let bound = Bound { server, client: self.stranger.name, offer };
+        Some(Secret::new(how, Part::Client, bound, sequence).expect("random numbers"))
     }
 
     fn ready(&mut self, at: usize, off: u32) {
@@ -378,7 +382,9 @@ impl Play {
             self.known[at].ours = Some((memory, token));
         }
         let dmb = DmbPlace { arena: off / 5, slot: slot + off, window: 4096 };
-        let reveal = self.known[at].reveal;
+        let known = &self.known[at];
+        let early = known.secret.as_ref().map(|_| Reveal::Tag([0; 32]));
+        let reveal = known.exchange.as_ref().map_or(early, |exchange| Some(exchange.reveal));
         self.send(&Message::Ready { id, dmb, reveal, clc });
     }
 

@@ -294,7 +294,7 @@ impl LinkedStream for Faulty {
         Err(FallbackReason::NoSequence)
     }
 
-    fn proof_failed(&self) {}
+    fn attempt_is_used_up(&self) {}
 
     fn has_received(&self) -> bool {
         false
