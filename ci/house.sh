@@ -128,6 +128,12 @@ broken "docs/hazards.md names tests that exist" "$(comm -23 <(echo "$named") <(e
 hits=$(comm -23 <(echo "$entries") <(grep -oP ':hazard_\K[a-z]\d+(?=_)' <<<"$named" | tr '[:lower:]' '[:upper:]' | sort -u))
 broken "every entry of docs/hazards.md names a test" "$hits"
 
+# The threat model: what it names as shown by a test is a test, or a scene of tests/hostile.
+hits=$(grep -oP '`\K[a-z][a-z0-9]*(_[a-z0-9]+){2,}(?=`)' docs/threat-model.md | sort -u | while read -r name; do
+    git grep -qE "\\b(fn $name\\(\\)|$name: [a-z]+::)" -- '*.rs' || echo "$name"
+done)
+broken "docs/threat-model.md names tests that exist" "$hits"
+
 # ---- files ----
 
 long=$(git ls-files -z -- '*.rs' '*.sh' .ci/run | xargs -0 wc -l | awk '$2 != "total" && $1 > 600')
