@@ -276,7 +276,22 @@ impl<T: Tcp> Connection<T> {
             self.drop_late_packet();
         }
         self.carry_out(effects);
-        answer
+        match answer {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.behind_the_end(error))),
+            answer => answer,
+        }
+    }
+
+    /// The kernel's error of a write, as it would be if the kernel knew how the peer has ended: a
+    /// reset behind the FIN of its sender is a broken pipe, and that end may have come by the ring.
+    #[cold]
+    fn behind_the_end(&self, error: io::Error) -> io::Error {
+        let is_reset = error.raw_os_error() == Some(libc::ECONNRESET);
+        let ended = || {
+            let rx = lock(&self.rx);
+            rx.dmb.as_ref().is_some_and(|dmb| dmb.consumer.writer_flags().contains(Flags::DONE_WRITING))
+        };
+        if is_reset && ended() { io::Error::from_raw_os_error(libc::EPIPE) } else { error }
     }
 
     /// Writes, or waits in the slot of the latest `poll_*` call.

@@ -3,10 +3,12 @@
 
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
+use std::task::Poll;
 
 use super::bytes;
 use super::hosts::MOMENTS;
 use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
+use super::ops::writing;
 use super::watched;
 use crate::conn::{Directions, OnPending};
 use crate::ism::dmb::DmbHeader;
@@ -97,6 +99,43 @@ fn hazard_h14_a_close_is_a_reset_or_delivers_everything_in_every_mode() {
                 } else {
                     let error = pair.end(other).expect_err(&story);
                     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{story}");
+                }
+            }
+        }
+    });
+}
+
+/// A reset behind the end of its sender is a broken pipe to who writes, also where that end came by
+/// the ring and the kernel does not know of it.
+#[test]
+fn a_reset_behind_an_end_is_a_broken_pipe_in_every_mode() {
+    watched(|| {
+        for mode in Mode::ALL {
+            for closer in [CLIENT, SERVER] {
+                for shut in [false, true] {
+                    let story = format!("{mode:?}, side {closer} closes, the other has ended: {shut}");
+                    let mut lab = Lab::new();
+                    let pair = mode.pair(&mut lab);
+                    let other = 1 - closer;
+                    if shut {
+                        let descriptor = pair.tcp(other);
+                        descriptor.tcp.shutdown(std::net::Shutdown::Write).unwrap();
+                    }
+                    pair.conns[closer].shutdown_write().unwrap();
+                    pair.end(other).unwrap_or_else(|error| panic!("{story}: {error}"));
+                    sys::set_zero_linger(pair.tcp(closer).tcp.as_fd()).unwrap();
+                    pair.close(closer);
+                    lab.run();
+                    let mut broken = None;
+                    patiently("an error", || {
+                        let mut op = writing(b"x");
+                        match pair.conns[other].try_write(&mut op, OnPending::Return) {
+                            Poll::Ready(Err(error)) => broken = Some(error.kind()),
+                            _ => pair.turn(),
+                        }
+                        broken.is_some()
+                    });
+                    assert_eq!(broken, Some(ErrorKind::BrokenPipe), "{story}");
                 }
             }
         }
