@@ -257,8 +257,8 @@ fn a_message_on_the_error_queue_is_no_end() {
     let mut cx = Context::from_waker(&waker);
     assert!(registered.poll_event(Interest::Write, &mut cx).is_pending());
     // It lies there until the thread has told of it.
-    sys::send_sampled(tcp.as_fd(), &[io::IoSlice::new(b"x")]).unwrap();
     let told = woken.times();
+    sys::send_sampled(tcp.as_fd(), &[io::IoSlice::new(b"x")]).unwrap();
     eventually("an event", || {
         let _ = registered.poll_event(Interest::Write, &mut cx);
         woken.times() > told
