@@ -5,9 +5,9 @@ use std::os::fd::AsFd;
 
 use super::hosts::{CLIENT, Host, Lab, MOMENTS, Pair, SERVER};
 use super::peers::matching;
-use super::stranger::{DMB, Impostor, PLACE, Stranger};
+use super::stranger::{DMB, Impostor, PLACE, Stranger, TOKEN};
 use super::{bytes, note, watched};
-use crate::clc::{Answer, ClientHandshake, Dmb};
+use crate::clc::{Answer, ClientHandshake, Confirmation, Dmb, ServerHandshake};
 use crate::config::Config;
 use crate::ism::dmb::Direction;
 use crate::ism::ring::Memory;
@@ -479,6 +479,71 @@ fn a_yes_without_proof_does_not_end_the_search() {
                     pair.conns[CLIENT].transport()
                 );
             }
+        }
+    });
+}
+
+#[test]
+fn who_is_silent_after_ready_does_not_end_the_search() {
+    watched(|| {
+        for late in [false, true] {
+            note(format!("it proves itself in the end: {late}"));
+            let mut lab = Lab::new();
+            let pair = lab.pair();
+            turn(&pair);
+            let liar = Host::new(&Config::new().device_dir(lab.dir.path()).dmb_size(DMB));
+            let port = pair.tcp(SERVER).tcp.local_addr().unwrap().port();
+            let _entry = liar.endpoint.publish(port, &PeerPolicy::SameUser).unwrap();
+            assert!(pair.offer(&lab));
+            while lab.hosts[CLIENT].step() {}
+            let query = sys::accept(liar.listener()).unwrap().expect("a query");
+            sys::send(query.as_fd(), &Message::Answer.encode(), &[]).unwrap();
+            while lab.hosts[CLIENT].step() {}
+            let link = sys::accept(liar.listener()).unwrap().expect("a link");
+            let mut stranger = Stranger::on(link, liar.endpoint.gid().0);
+            stranger.name = liar.endpoint.id().0;
+            assert_eq!(stranger.hear(), Ok(Some(Message::Link)));
+            stranger.greet();
+            while lab.hosts[CLIENT].step() {}
+            let Ok(Some(Message::Offer { id, clc, .. })) = stranger.hear() else { panic!("no offer") };
+            let mut server = ServerHandshake::on_proposal(&stranger.device(), &clc).expect("a Proposal");
+            let slot = stranger.arena.allocate().unwrap().expect("a slot");
+            let clc = server.accept(Dmb { token: TOKEN, bytes: DMB as u32 }, 256, true).unwrap();
+            let cookie = sys::cookie(pair.tcp(SERVER).tcp.as_fd()).unwrap();
+            let client = lab.hosts[CLIENT].endpoint.id().0;
+            let bound = Bound { server: stranger.name, client, offer: id };
+            let reveal = Reveal { sequence: number_of(&pair), nonce: [7; 32] };
+            let commitment = Some(bound.commit(Part::Server, &reveal));
+            let dmb = DmbPlace { slot, ..PLACE };
+            stranger.send(&Message::Match { id, signal: 3, dmb, cookie, commitment, clc });
+            while lab.hosts[CLIENT].step() {}
+            let Ok(Some(Message::Ready { clc, .. })) = stranger.hear() else { panic!("no READY") };
+            let Ok(Confirmation::Confirmed { dmb: theirs, .. }) = server.on_confirm(&clc) else {
+                panic!("no Confirm")
+            };
+            lab.pass(std::time::Duration::from_secs(6));
+            lab.run();
+            pair.settle();
+            let transport = pair.conns[CLIENT].transport();
+            assert!(transport.is_loopback_ism(), "{transport}");
+            if late {
+                stranger.send(&Message::Proved { id, reveal });
+                lab.run();
+                let mut heard = Vec::new();
+                while let Some(message) = stranger.hear().expect("the link lives") {
+                    heard.push(message);
+                }
+                let token = theirs.token;
+                let expected =
+                    [Message::Attached { id }, Message::Pinned { token }, Message::Detach { token: TOKEN }];
+                assert_eq!(heard, expected);
+                stranger.send(&Message::Detach { token });
+            }
+            drop(stranger);
+            lab.run();
+            turn(&pair);
+            assert!(pair.reads_ring(CLIENT) && pair.reads_ring(SERVER));
+            assert_eq!(lab.slots_in_use(), 2);
         }
     });
 }

@@ -45,7 +45,7 @@ impl Stranger {
         Stranger::on(socket, host.gid().0)
     }
 
-    fn on(socket: OwnedFd, gid: [u8; 16]) -> Self {
+    pub(super) fn on(socket: OwnedFd, gid: [u8; 16]) -> Self {
         sys::allow_rights(socket.as_fd());
         let (arena, file) = Arena::create(SLOTS, &Account::of_ourselves()).expect("an arena");
         Stranger { socket, arena, file, gid, name: [9; 16], got: RefCell::default() }
