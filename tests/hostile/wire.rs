@@ -21,6 +21,7 @@ pub(crate) const CANCEL: u8 = 7;
 pub(crate) const PINNED: u8 = 8;
 pub(crate) const DETACH: u8 = 9;
 pub(crate) const QUERY: u8 = 10;
+pub(crate) const ANSWER: u8 = 11;
 pub(crate) const ASK: u8 = 12;
 pub(crate) const GRANT: u8 = 13;
 pub(crate) const DENY: u8 = 14;
@@ -191,6 +192,35 @@ pub(crate) fn match_offer(id: u64, place: Place, clc: &[u8]) -> Packet {
     Packet::new(MATCH).u64(id).u32(0).place(place).u64(1).optional(None).bytes(clc)
 }
 
+/// MATCH of who claims to be the server, whose socket has that cookie.
+pub(crate) fn match_claimed(
+    id: u64,
+    place: Place,
+    cookie: u64,
+    commitment: Option<&[u8; 32]>,
+    clc: &[u8],
+) -> Packet {
+    let packet = Packet::new(MATCH).u64(id).u32(3).place(place).u64(cookie);
+    packet.optional(commitment.map(|hash| &hash[..])).bytes(clc)
+}
+
+/// For whom a commitment counts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound {
+    pub(crate) client: [u8; 16],
+    pub(crate) server: [u8; 16],
+    pub(crate) offer: u64,
+}
+
+/// What a client commits itself to, and what opens that.
+pub(crate) fn commit(bound: &Bound, sequence: u32, nonce: [u8; 32]) -> ([u8; 32], [u8; 36]) {
+    let mut hash = blake3::Hasher::new_derive_key("tokio-smc 2026 possession of a TCP connection");
+    hash.update(&[0]).update(&sequence.to_le_bytes()).update(&nonce);
+    hash.update(&bound.client).update(&bound.server).update(&bound.offer.to_le_bytes());
+    let reveal = Packet::default().u32(sequence).bytes(&nonce);
+    (hash.finalize().into(), reveal.0.try_into().expect("36 bytes"))
+}
+
 /// `reveal` answers a commitment.
 pub(crate) fn ready(id: u64, place: Place, reveal: Option<&[u8; 36]>, clc: &[u8]) -> Packet {
     Packet::new(READY).u64(id).place(place).optional(reveal.map(|reveal| &reveal[..])).bytes(clc)
@@ -198,6 +228,10 @@ pub(crate) fn ready(id: u64, place: Place, reveal: Option<&[u8; 36]>, clc: &[u8]
 
 pub(crate) fn proved(id: u64, reveal: &[u8; 36]) -> Packet {
     about(PROVED, id).bytes(reveal)
+}
+
+pub(crate) fn answer() -> Packet {
+    Packet::new(ANSWER)
 }
 
 pub(crate) fn query(subject: &Subject) -> Packet {
@@ -235,6 +269,7 @@ pub(crate) enum Said {
     Match { id: u64, signal: u32, place: Place, clc: Vec<u8> },
     Refuse { id: u64 },
     Ask { token: u64 },
+    Proved { id: u64 },
     Other,
 }
 
@@ -253,6 +288,7 @@ pub(crate) fn read(message: &[u8]) -> Said {
         },
         REFUSE => Said::Refuse { id: u64_at(1) },
         ASK => Said::Ask { token: u64_at(1) },
+        PROVED => Said::Proved { id: u64_at(1) },
         _ => Said::Other,
     }
 }
@@ -308,5 +344,12 @@ pub(crate) fn confirm(gid: [u8; 16], token: u64, first_contact: bool) -> Vec<u8>
         clc[113] = 1;
     }
     clc[length - 4..].copy_from_slice(&SMCD);
+    clc
+}
+
+/// An Accept at first contact.
+pub(crate) fn accept(gid: [u8; 16], token: u64) -> Vec<u8> {
+    let mut clc = confirm(gid, token, true);
+    clc[4] = 2;
     clc
 }
