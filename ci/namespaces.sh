@@ -8,5 +8,8 @@ if [[ -z $(git ls-files tests/namespaces.rs tests/namespaces/main.rs) ]]; then
     echo "tests/namespaces.rs does not exist: there is nothing to run"
     exit 0
 fi
-cargo test --locked --test namespaces 2>&1 | tee "$scratch/log"
+CI=1 cargo test --locked --test namespaces 2>&1 | tee "$scratch/log"
+(($(tests_passed "$scratch/log") > 0)) || fail "no test ran"
+# Of the hostile peers those that are another user, or in another pid namespace.
+CI=1 cargo test --locked --test hostile -- scenes:: 2>&1 | tee "$scratch/log"
 (($(tests_passed "$scratch/log") > 0)) || fail "no test ran"

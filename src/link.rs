@@ -105,6 +105,15 @@ struct OurOffer {
     secret: Option<Secret>,
     /// READY has gone.
     revealed: Option<Box<Revealed>>,
+    /// The stream went on without waiting for PROVED, which is answered all the same.
+    given_up: bool,
+}
+
+impl OurOffer {
+    /// Who waits for what comes of it.
+    fn waiting(&self) -> Option<Arc<dyn LinkedStream>> {
+        if self.given_up { None } else { self.stream.upgrade() }
+    }
 }
 
 /// S: an offer from its arrival to READY, or to ATTACHED, or to CANCEL or REFUSE.

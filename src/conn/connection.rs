@@ -225,7 +225,7 @@ impl<T: Tcp> Connection<T> {
             answer
         };
         if answer.is_pending() && self.upgrade.late.load(Ordering::Relaxed) {
-            self.drop_late_packet();
+            self.drop_late_packets();
         }
         self.carry_out(effects);
         answer
@@ -273,7 +273,7 @@ impl<T: Tcp> Connection<T> {
             answer
         };
         if answer.is_pending() && self.upgrade.late.load(Ordering::Relaxed) {
-            self.drop_late_packet();
+            self.drop_late_packets();
         }
         self.carry_out(effects);
         match answer {

@@ -183,6 +183,8 @@ impl<T: Tcp> Connection<T> {
 
     /// Asks the reactor for the next event, by a direction that does not use the socket.
     fn arm_socket_event(&self, rx: &mut Receiver<T>, tx: &mut Sender<T>) {
+        // A packet on the error queue looks like an end that comes with an error.
+        tx.drop_late_packets();
         let event = Waker::from(Arc::new(SocketEvent(self.this.clone())));
         let mut cx = std::task::Context::from_waker(&event);
         let read_event = rx.path == receive::Path::Ring && !rx.over;

@@ -18,7 +18,7 @@ use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::link::message::{Subject, Tuple};
-use crate::link::proof::{MOST_FAILURES, Possession};
+use crate::link::proof::{MOST_ATTEMPTS, MOST_FAILURES, Possession};
 use crate::link::stream::{
     Death, InterruptHandler, Latest, LinkedStream, Prelude, ReceiveDmb, SendDmb, Verdict,
 };
@@ -53,7 +53,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
 
     fn possession(&self) -> Result<Possession, FallbackReason> {
         assert_unlocked("a stream");
-        if self.upgrade.failures.load(Ordering::Relaxed) >= MOST_FAILURES {
+        if self.upgrade.failures.load(Ordering::Relaxed) >= MOST_ATTEMPTS {
             return Err(FallbackReason::Unproved);
         }
         lock(&self.tx).possession()

@@ -106,13 +106,26 @@ pub(crate) struct Sample {
     tries: u32,
     /// A write was sampled: what the reactor says of the end of writing may be a mistake.
     pub(crate) asked: bool,
-    /// A packet that was asked for is still to come.
+    /// A packet that was asked for may still come: until the peer has all of it, the kernel may
+    /// send it once more, and shows it once more.
     pub(crate) late: bool,
+    /// What the peer has acknowledged when nothing comes any more.
+    until: u64,
 }
 
 impl Sample {
     fn is_decided(&self) -> bool {
         self.sequence.is_some() || self.never.is_some()
+    }
+
+    #[cold]
+    pub(super) fn drop_late_packets(&mut self, fd: BorrowedFd<'_>) {
+        // First what the peer has, then the queue: of what has arrived nothing is sent again.
+        let arrived = sys::queued_out(fd).map_or(true, |bytes| bytes == 0)
+            || sys::tcp_look(fd).map_or(true, |look| look.bytes_acked >= self.until);
+        if sys::drop_samples(fd).is_err() || arrived {
+            self.late = false;
+        }
     }
 }
 
@@ -141,8 +154,11 @@ impl<T: Tcp> Sender<T> {
                     return Poll::Ready(Ok(length));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                // Other errors are told by the write that follows.
-                Err(_) => self.sample.never = Some(FallbackReason::NoSequence),
+                Err(error) if sys::refuses_samples(&error) => {
+                    self.sample.never = Some(FallbackReason::NoSequence);
+                }
+                // The kernel tells an error of the connection once.
+                Err(error) => return Poll::Ready(Err(error)),
             }
         }
         if wanted && self.sample.is_decided() {
@@ -151,6 +167,10 @@ impl<T: Tcp> Sender<T> {
         let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
         let mut cx = Context::from_waker(&self.waker);
         let answer = if self.sample.asked {
+            // What is on the queue spoils a new registration, too.
+            if self.sample.late {
+                self.sample.drop_late_packets(socket.as_fd());
+            }
             socket.poll_apart(&mut self.apart, &mut cx, |fd| op.attempt(fd, sys::send_bytes))
         } else {
             op.tcp(socket, &mut cx)
@@ -161,22 +181,18 @@ impl<T: Tcp> Sender<T> {
         answer
     }
 
-    /// Takes a packet off the error queue that came later than its write. Nobody knows any more
-    /// which place of the stream it tells.
-    pub(super) fn drop_late_packet(&mut self) {
-        let Ok(fd) = self.fd() else { return };
-        // Behind everything that was sent nothing is to come.
-        let sent = sys::queued_out(fd).is_ok_and(|bytes| bytes == 0);
-        if matches!(sys::take_sample(fd), Ok(Some(_)) | Err(_)) || sent {
-            self.sample.late = false;
+    /// Takes off the error queue what has come later than its write. Nobody knows any more which
+    /// place of the stream it tells.
+    pub(super) fn drop_late_packets(&mut self) {
+        let Some(socket) = self.socket.as_deref() else { return };
+        if self.sample.late {
+            self.sample.drop_late_packets(socket.as_fd());
         }
     }
 
     /// May the next write be sampled, and would its packet be sent at once?
     fn can_be_sampled(&mut self) -> bool {
-        if self.sample.late {
-            self.drop_late_packet();
-        }
+        self.drop_late_packets();
         let Ok(fd) = self.fd() else { return false };
         if self.sample.tries == 0 && sys::uses_error_queue(fd).unwrap_or(true) {
             self.sample.never = Some(FallbackReason::NoSequence);
@@ -196,22 +212,20 @@ impl<T: Tcp> Sender<T> {
         if matches!(packet, Ok(None)) && sys::push_unsent(fd).is_ok() {
             packet = sys::take_sample(fd);
         }
-        match packet {
-            Ok(Some(end)) => self.sample.sequence = self.initial_sequence(fd, end),
-            Ok(None) => self.sample.late = true,
-            Err(_) => {}
+        let look = consistent(|| sys::tx_counters(fd)).ok().flatten();
+        if let Ok(Some(end)) = packet {
+            self.sample.sequence = look.and_then(|(look, queued)| {
+                let position = look.tx_position(queued, look.syn(queued)?)?;
+                // The SYN has a number of its own. The numbers go round, the position does not.
+                Some(end.wrapping_sub(position as u32).wrapping_sub(1))
+            });
         }
+        let until = look.map_or(u64::MAX, |(look, queued)| look.bytes_acked + u64::from(queued));
+        (self.sample.until, self.sample.late) = (until, true);
+        self.drop_late_packets();
         if self.sample.sequence.is_none() && self.sample.tries >= MOST_TRIES {
             self.sample.never = Some(FallbackReason::NoSequence);
         }
-    }
-
-    /// The number with which a stream began whose last byte so far comes before `end`.
-    fn initial_sequence(&self, fd: BorrowedFd<'_>, end: u32) -> Option<u32> {
-        let (look, queued) = consistent(|| sys::tx_counters(fd)).ok().flatten()?;
-        let position = look.tx_position(queued, look.syn(queued)?)?;
-        // The SYN has a number of its own. The numbers go round, the position does not.
-        Some(end.wrapping_sub(position as u32).wrapping_sub(1))
     }
 
     /// What there is to prove by.
@@ -273,9 +287,9 @@ impl<T: Tcp> Connection<T> {
 
     /// Takes what came on the error queue too late, so that nobody is woken by it for ever.
     #[cold]
-    pub(super) fn drop_late_packet(&self) {
+    pub(super) fn drop_late_packets(&self) {
         let mut tx = lock(&self.tx);
-        tx.drop_late_packet();
+        tx.drop_late_packets();
         self.upgrade.late.store(tx.sample.late, Ordering::Relaxed);
     }
 

@@ -78,7 +78,7 @@ pub(crate) struct Upgrade {
     pending: AtomicBool,
     /// C: which write is to show what to prove by.
     pub(super) sample: Wanted,
-    /// A packet on the error queue comes later than its write.
+    /// A packet may come on the error queue later than its write, for the first or another time.
     pub(super) late: AtomicBool,
     /// S: the client's initial sequence number, once somebody wanted to prove something.
     pub(super) sequence: OnceLock<Result<u32, FallbackReason>>,

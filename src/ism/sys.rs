@@ -44,7 +44,8 @@ pub(crate) use seqpacket::{
 #[cfg(test)]
 pub(crate) use sequence::use_error_queue;
 pub(crate) use sequence::{
-    save_syns, saved_initial_sequence, send_sampled, send_small_sample, take_sample, uses_error_queue,
+    drop_samples, refuses_samples, save_syns, saved_initial_sequence, send_sampled, send_small_sample,
+    take_sample, uses_error_queue,
 };
 pub(crate) use socket::{
     chosen_receive_buffer, chosen_send_buffer, cookie, impl_from_raw_fd, ineligible, linger_is_zero,

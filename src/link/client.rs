@@ -102,7 +102,7 @@ impl Link {
 
     /// The same of an offer that was made.
     fn offer_failed(&self, offer: OurOffer, reason: FallbackReason) {
-        if let Some(stream) = offer.stream.upgrade() {
+        if let Some(stream) = offer.waiting() {
             self.failed(&stream, offer.rest, reason);
         }
     }
@@ -168,6 +168,7 @@ impl Link {
             handshake,
             secret,
             revealed: None,
+            given_up: false,
         };
         lock(&self.state).our_offers.insert(id, offer);
         // The answer may be here before the stream hears of this, and another offer have followed.
@@ -194,11 +195,21 @@ impl Link {
             let waiting = &mut state.before_hello;
             let waits = waiting.iter().position(|wanting| wanting.stream.ptr_eq(stream));
             let waits = waits.map(|at| waiting.swap_remove(at));
-            // After READY it may be the server's at any moment.
-            let id = state.our_offers.iter().find_map(|(id, offer)| {
-                (offer.stream.ptr_eq(stream) && offer.revealed.is_none()).then_some(*id)
-            });
-            (waits, id.and_then(|id| Some((id, state.our_offers.remove(&id)?))))
+            let of_the_stream =
+                |offer: &OurOffer| !offer.given_up && offer.stream.ptr_eq(stream) && offer.rest.is_some();
+            let offer = state.our_offers.iter_mut().find(|(_, offer)| of_the_stream(offer));
+            match offer {
+                // After READY the server answers it, whoever else is asked meanwhile.
+                Some((_, offer)) if offer.revealed.is_some() => {
+                    offer.given_up = true;
+                    let (stream, rest) = (offer.stream.clone(), offer.rest.take());
+                    (Some(Wanting { stream, rest }), None)
+                }
+                offer => {
+                    let id = offer.map(|(id, _)| *id);
+                    (waits, id.and_then(|id| Some((id, state.our_offers.remove(&id)?))))
+                }
+            }
         };
         if let (Some(wanting), Some(stream)) = (waits, stream.upgrade()) {
             self.failed(&stream, wanting.rest, FallbackReason::NoAnswer);
@@ -255,7 +266,7 @@ impl Link {
         };
         if offer.secret.is_none() && diagnosis == FallbackReason::Unproved.diagnosis() {
             // Perhaps it was written to since, and the server has seen that.
-            if let (Some(stream), Some(endpoint)) = (offer.stream.upgrade(), self.endpoint.upgrade()) {
+            if let (Some(stream), Some(endpoint)) = (offer.waiting(), self.endpoint.upgrade()) {
                 if !matches!(stream.possession(), Ok(Possession::Unwritten) | Err(_)) {
                     endpoint.offer(stream);
                     return Ok(());
@@ -444,7 +455,9 @@ impl Link {
         {
             let mut state = lock(&self.state);
             state.own.use_it(dmb.token);
-            state.received.insert(token, offer.stream.clone());
+            if !offer.given_up {
+                state.received.insert(token, offer.stream.clone());
+            }
             if state.accepts_at.len() < MOST_PROVED {
                 state.accepts_at.insert(offer.subject.tuple.remote);
             }
@@ -460,10 +473,15 @@ impl Link {
         };
         // Dropped unused it sends the DETACH that every received token is owed.
         let send = SendDmb { producer: Producer::new(send, window), peer, token, window, _entry: entry };
-        let Some(stream) = offer.stream.upgrade() else {
+        let Some(stream) = offer.waiting() else {
             word.header().pin();
             self.send(&Message::Attached { id });
             receive.pinned();
+            drop(send);
+            if offer.given_up {
+                // It was never entered, for the stream may be on another link by now.
+                self.send(&Message::Detach { token });
+            }
             return Ok(());
         };
         let attached =

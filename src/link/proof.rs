@@ -46,8 +46,12 @@ pub(crate) enum Possession {
     WithNextWrite,
 }
 
-/// Attempts to prove a connection after which it stays on TCP: nobody may guess for long.
-pub(crate) const MOST_FAILURES: u32 = 3;
+/// Proofs that were wrong after which a server takes no more for that connection: nobody may guess
+/// twice. Who holds the connection is never wrong.
+pub(crate) const MOST_FAILURES: u32 = 1;
+/// READYs of a client: a server that is none sees in each whether it has guessed, and there may be
+/// others to ask.
+pub(crate) const MOST_ATTEMPTS: u32 = 3;
 
 /// Proves that `peer` holds the other end of this stream's connection, as far as that can be before
 /// it reveals anything; returns our end of it.

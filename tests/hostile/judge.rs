@@ -86,6 +86,14 @@ impl Trial {
         Child::start(&role, self.lab.dir(), &[])
     }
 
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub(crate) fn dir(&self) -> &std::path::Path {
+        self.lab.dir()
+    }
+
     fn call_witnesses(&mut self) {
         let stop = Arc::new(AtomicBool::new(false));
         let rounds: Arc<[AtomicU64; 2]> = Arc::default();

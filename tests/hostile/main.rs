@@ -32,7 +32,7 @@ use judge::Trial;
 use peer::Target;
 use watchdog::{Flavour, step, watched};
 
-use scenes::{descriptors, messages, phases, rings, signals, words};
+use scenes::{asker, claims, descriptors, directory, messages, phases, rings, signals, words};
 
 /// A scene: what its attacker does, until it is done.
 type Attack = fn(&Target);
@@ -92,6 +92,22 @@ scenes! {
     matched_and_never_ready: messages::matched_and_never_ready;
     proofs_of_nothing: messages::proofs_of_nothing;
     proofs_out_of_turn: messages::proofs_out_of_turn;
+    // ---- whose connection it is, and who says so ----
+    steal_by_a_third_process: claims::steal;
+    proofs_of_another_connection: claims::replays;
+    proofs_twice: claims::twice;
+    greeted_under_another_name: claims::under_another_name;
+    // ---- names in the directory, and who answers to them ----
+    impostor_on_a_plain_server: directory::impostor;
+    impostor_that_only_says_yes: directory::says_yes;
+    impostor_that_hangs_up: directory::hangs_up;
+    impostor_that_matches_without_a_commitment: directory::matches_without_a_commitment;
+    impostor_that_is_silent_after_ready: directory::silent_after_ready;
+    impostor_that_proves_nothing: directory::proves_nothing;
+    candidates_that_are_silent: directory::silent;
+    candidates_that_are_dead: directory::dead;
+    names_that_are_junk: directory::junk_names;
+    names_that_lead_elsewhere: directory::links_that_lead_elsewhere;
     // ---- descriptors and memory ----
     wrong_descriptors: descriptors::wrong;
     punched_arena: descriptors::punched_arena;
@@ -114,6 +130,14 @@ fn child_process() {
         ["newcomer", addr] => newcomer(addr),
         ["victim", "CurrentThread"] => victim::serve(Flavour::CurrentThread),
         ["victim", "MultiThread"] => victim::serve(Flavour::MultiThread),
+        ["prey", addr] => claims::prey(addr.parse().expect("an address")),
+        ["asker"] => asker::serve(),
+        ["plain"] => directory::plain_server(),
+        ["attack", addr, "claim", prey] => {
+            claims::claim(&target(addr), prey.parse().expect("an address"));
+            child::tell(scenes::DONE);
+        }
+        ["attack", addr, "another-user"] => directory::another_user(&target(addr)),
         ["attack", addr, "random", seed, from, to] => {
             let number = |word: &str| word.parse().expect("a number");
             random::attack(&target(addr), number(seed), number(from)..number(to));

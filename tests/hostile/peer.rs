@@ -43,6 +43,11 @@ impl Target {
         entry.expect("readable").file_name().into_string().expect("an endpoint's name")
     }
 
+    /// Its name in messages.
+    pub(crate) fn endpoint_name(&self) -> [u8; 16] {
+        u128::from_str_radix(&self.endpoint(), 16).expect("hexadecimal").to_be_bytes()
+    }
+
     pub(crate) fn gid(&self) -> [u8; 16] {
         let text = fs::read_to_string(self.directory.join("gid")).expect("the device's GID");
         let digits: String = text.trim().split('-').collect();
@@ -212,8 +217,17 @@ impl Peer {
     }
 
     pub(crate) fn hello(&self) -> Packet {
-        let (link, name) = (rustix::net::sockopt::socket_cookie(&self.socket), self.gid.map(|byte| !byte));
-        wire::hello(link.expect("SO_COOKIE"), name, self.gid, self.slots)
+        self.hello_as(self.name())
+    }
+
+    /// Its own name, of an endpoint that there is not.
+    pub(crate) fn name(&self) -> [u8; 16] {
+        self.gid.map(|byte| !byte)
+    }
+
+    pub(crate) fn hello_as(&self, name: [u8; 16]) -> Packet {
+        let link = rustix::net::sockopt::socket_cookie(&self.socket).expect("SO_COOKIE");
+        wire::hello(link, name, self.gid, self.slots)
     }
 
     /// Says LINK, and HELLO after the victim's.
@@ -340,12 +354,17 @@ impl Peer {
         commitment: Option<&[u8; 32]>,
         clc: &[u8],
     ) -> u64 {
-        let id = self.next_offer;
+        let id = self.next_offer();
         self.next_offer += 1;
         let signal = (id % u64::from(wire::CONNECTIONS)) as u32;
         // The answer tells, or the end of the link.
         let _ = self.send(&wire::offer(id, signal, flags, subject, commitment, clc));
         id
+    }
+
+    /// The number that the next offer has.
+    pub(crate) fn next_offer(&self) -> u64 {
+        self.next_offer
     }
 
     pub(crate) fn offer(&mut self, tcp: &TcpStream) -> u64 {

@@ -196,7 +196,10 @@ impl Session {
         if early {
             first_bytes(&mut tcp, dice);
         }
-        let commitment = dice.one_in(if early { 2 } else { 8 }).then(|| [dice.next() as u8; 32]);
+        let commitment = dice.one_in(if early { 2 } else { 8 }).then(|| match dice.below(5) {
+            0 | 1 => wire::SHARE,
+            byte => [byte as u8; 32],
+        });
         let mut clc = wire::proposal(self.peer.gid);
         if dice.one_in(8) {
             match dice.below(4) {
@@ -232,7 +235,11 @@ impl Session {
             _ => {
                 let reveals = commitment.is_some() != dice.one_in(24);
                 let reveal = reveals.then(|| [dice.next() as u8; 36]);
-                drop(self.peer.send(&wire::ready(id, at, reveal.as_ref(), &confirm)));
+                let by_key = (commitment == Some(wire::SHARE)) != dice.one_in(24);
+                drop(self.peer.send(&match reveal {
+                    Some(_) if by_key => wire::ready_with_tag(id, at, &[dice.next() as u8; 32], &confirm),
+                    reveal => wire::ready(id, at, reveal.as_ref(), &confirm),
+                }));
             }
         }
         self.seen.upgraded += 1;
@@ -376,6 +383,7 @@ impl Session {
                 let reveal = dice.one_in(2).then(|| [dice.next() as u8; 36]);
                 wire::ready(dice.below(6), place, reveal.as_ref(), &confirm)
             }
+            11 if dice.one_in(2) => wire::proved_with_tag(dice.below(6), &[dice.next() as u8; 32]),
             11 => wire::proved(dice.below(6), &[dice.next() as u8; 36]),
             12 => wire::about(wire::ATTACHED, dice.below(6)),
             _ => self.peer.hello(),

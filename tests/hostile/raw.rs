@@ -47,6 +47,42 @@ impl Memory {
     }
 }
 
+/// Writes the first bytes of a connection over lo, by IPv4; the number with which it began to
+/// count.
+pub(crate) fn initial_sequence(socket: impl AsFd, first: &[u8]) -> io::Result<u32> {
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: all zeros are a valid `msghdr`.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    let mut vector = libc::iovec { iov_base: first.as_ptr().cast_mut().cast(), iov_len: first.len() };
+    let mut control = [0u64; 8];
+    (message.msg_iov, message.msg_iovlen) = (&raw mut vector, 1);
+    message.msg_control = control.as_mut_ptr().cast();
+    // SAFETY: the calls compute numbers and places in `control`, which has room for one int.
+    unsafe {
+        message.msg_controllen = libc::CMSG_SPACE(4) as _;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SO_TIMESTAMPING;
+        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+        libc::CMSG_DATA(header).cast::<u32>().write_unaligned(libc::SOF_TIMESTAMPING_TX_SCHED);
+    }
+    // SAFETY: the message describes `first` and `control`, which outlive the call.
+    let sent = unsafe { libc::sendmsg(fd, &raw const message, libc::MSG_NOSIGNAL) };
+    assert_eq!(sent, first.len() as isize, "{}", io::Error::last_os_error());
+    let mut packet = [0u8; 192];
+    let mut vector = libc::iovec { iov_base: packet.as_mut_ptr().cast(), iov_len: packet.len() };
+    message.msg_iov = &raw mut vector;
+    (message.msg_control, message.msg_controllen) = (std::ptr::null_mut(), 0);
+    // SAFETY: the message describes `packet`, which outlives the call.
+    let length = unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
+    if length < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Behind lo's link header of 14 bytes and IP's of 20, TCP's ports.
+    let sequence = u32::from_be_bytes(packet[38..42].try_into().expect("4 bytes"));
+    Ok(sequence.wrapping_sub(1))
+}
+
 /// `SO_NETNS_COOKIE`.
 pub(crate) fn network_namespace(socket: impl AsFd) -> io::Result<u64> {
     let (mut cookie, mut length) = (0u64, size_of::<u64>() as libc::socklen_t);

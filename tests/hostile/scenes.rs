@@ -1,7 +1,11 @@
 //! What attackers do, one function each. A scene's own assertions say what the protocol promises:
 //! the link ends, or lives. That nobody is harmed is the judge's to see.
 
+pub(crate) mod asker;
+pub(crate) mod claims;
 pub(crate) mod descriptors;
+pub(crate) mod diag;
+pub(crate) mod directory;
 pub(crate) mod messages;
 pub(crate) mod phases;
 pub(crate) mod rings;
@@ -14,10 +18,34 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::child::Child;
+
 /// What an attacker says at its end; it lives until the judge kills it.
 pub(crate) const DONE: &str = "done";
 /// What it says before it stops itself.
 pub(crate) const STOPPED: &str = "stopped";
+
+/// Whether a test that only root can play can be played. Where CI runs, it has to be.
+pub(crate) fn needs_root(name: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    assert!(root || std::env::var_os("CI").is_none(), "{name}: CI has to be root");
+    if !root {
+        crate::random::say(&format!("{name}: not played, for only root can"));
+    }
+    root
+}
+
+/// Does something again and again until the attacker is done.
+pub(crate) fn wait_for(attacker: &mut Child, mut meanwhile: impl FnMut()) {
+    std::thread::scope(|scope| {
+        let said = scope.spawn(|| attacker.hear());
+        while !said.is_finished() {
+            meanwhile();
+            sleep(Duration::from_millis(5));
+        }
+        assert_eq!(said.join().expect("the attacker lives"), DONE);
+    });
+}
 
 /// Stops this process until the judge continues it.
 fn stop() {

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 use tokio_smc::{SmcListener, SmcStream};
 
 use crate::child::{next_word, tell};
@@ -44,6 +44,21 @@ impl Health {
 /// Serves until its parent is gone.
 pub(crate) fn serve(flavour: Flavour) {
     let runtime = flavour.runtime();
+    let silence = silence_of(&runtime);
+    let handle = runtime.handle().clone();
+    thread::spawn(move || answer(&handle, &silence));
+    runtime.block_on(async {
+        let listener = SmcListener::bind("127.0.0.1:0").await.expect("bind");
+        tell(&listener.local_addr().expect("an address").to_string());
+        loop {
+            let (stream, _) = listener.accept().await.expect("accept");
+            tokio::spawn(behave(stream));
+        }
+    });
+}
+
+/// From now on the longest silence of that runtime, in microseconds.
+pub(crate) fn silence_of(runtime: &Runtime) -> Arc<AtomicU64> {
     let beats = Arc::new(AtomicU64::new(0));
     let heart = Arc::clone(&beats);
     runtime.spawn(async move {
@@ -55,16 +70,7 @@ pub(crate) fn serve(flavour: Flavour) {
     let silence = Arc::new(AtomicU64::new(0));
     let longest = Arc::clone(&silence);
     thread::spawn(move || watch(&beats, &longest));
-    let handle = runtime.handle().clone();
-    thread::spawn(move || answer(&handle, &silence));
-    runtime.block_on(async {
-        let listener = SmcListener::bind("127.0.0.1:0").await.expect("bind");
-        tell(&listener.local_addr().expect("an address").to_string());
-        loop {
-            let (stream, _) = listener.accept().await.expect("accept");
-            tokio::spawn(behave(stream));
-        }
-    });
+    silence
 }
 
 /// On a thread of its own: it answers also when the runtime does not.

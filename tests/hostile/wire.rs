@@ -21,6 +21,7 @@ pub(crate) const CANCEL: u8 = 7;
 pub(crate) const PINNED: u8 = 8;
 pub(crate) const DETACH: u8 = 9;
 pub(crate) const QUERY: u8 = 10;
+pub(crate) const ANSWER: u8 = 11;
 pub(crate) const ASK: u8 = 12;
 pub(crate) const GRANT: u8 = 13;
 pub(crate) const DENY: u8 = 14;
@@ -136,6 +137,13 @@ impl Packet {
         self.u8(u8::from(bytes.is_some())).bytes(bytes.unwrap_or_default())
     }
 
+    fn commitment(self, commitment: Option<&[u8; 32]>) -> Self {
+        match commitment {
+            Some(&SHARE) => self.u8(2).bytes(&SHARE),
+            hash => self.optional(hash.map(|hash| &hash[..])),
+        }
+    }
+
     fn place(self, place: Place) -> Self {
         self.u32(place.arena).u32(place.slot).u64(place.window)
     }
@@ -174,6 +182,13 @@ pub(crate) fn arena(slots: u32) -> Packet {
     Packet::new(ARENA).u32(slots)
 }
 
+/// A commitment that is a share of a key, of whose number nobody knows anything: a point of
+/// ristretto255 (its generator). All other commitments are hashes.
+pub(crate) const SHARE: [u8; 32] = [
+    0xe2, 0xf2, 0xae, 0x0a, 0x6a, 0xbc, 0x4e, 0x71, 0xa8, 0x84, 0xa9, 0x61, 0xc5, 0x00, 0x51, 0x5f, 0x58,
+    0xe3, 0x0b, 0x6a, 0xa5, 0x82, 0xdd, 0x8d, 0xb6, 0xa6, 0x59, 0x45, 0xe0, 0x8d, 0x2d, 0x76,
+];
+
 /// Without a commitment it counts on the cookie, and nothing may have been written before.
 pub(crate) fn offer(
     id: u64,
@@ -184,11 +199,40 @@ pub(crate) fn offer(
     clc: &[u8],
 ) -> Packet {
     let offer = Packet::new(OFFER).u64(id).u32(signal).u8(flags).subject(subject);
-    offer.optional(commitment.map(|hash| &hash[..])).bytes(clc)
+    offer.commitment(commitment).bytes(clc)
 }
 
 pub(crate) fn match_offer(id: u64, place: Place, clc: &[u8]) -> Packet {
     Packet::new(MATCH).u64(id).u32(0).place(place).u64(1).optional(None).bytes(clc)
+}
+
+/// MATCH of who claims to be the server, whose socket has that cookie.
+pub(crate) fn match_claimed(
+    id: u64,
+    place: Place,
+    cookie: u64,
+    commitment: Option<&[u8; 32]>,
+    clc: &[u8],
+) -> Packet {
+    let packet = Packet::new(MATCH).u64(id).u32(3).place(place).u64(cookie);
+    packet.commitment(commitment).bytes(clc)
+}
+
+/// For whom a commitment counts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound {
+    pub(crate) client: [u8; 16],
+    pub(crate) server: [u8; 16],
+    pub(crate) offer: u64,
+}
+
+/// What a client commits itself to, and what opens that.
+pub(crate) fn commit(bound: &Bound, sequence: u32, nonce: [u8; 32]) -> ([u8; 32], [u8; 36]) {
+    let mut hash = blake3::Hasher::new_derive_key("tokio-smc 2026 possession of a TCP connection");
+    hash.update(&[0]).update(&sequence.to_le_bytes()).update(&nonce);
+    hash.update(&bound.client).update(&bound.server).update(&bound.offer.to_le_bytes());
+    let reveal = Packet::default().u32(sequence).bytes(&nonce);
+    (hash.finalize().into(), reveal.0.try_into().expect("36 bytes"))
 }
 
 /// `reveal` answers a commitment.
@@ -196,8 +240,21 @@ pub(crate) fn ready(id: u64, place: Place, reveal: Option<&[u8; 36]>, clc: &[u8]
     Packet::new(READY).u64(id).place(place).optional(reveal.map(|reveal| &reveal[..])).bytes(clc)
 }
 
+/// READY with a tag, which answers a share.
+pub(crate) fn ready_with_tag(id: u64, place: Place, tag: &[u8; 32], clc: &[u8]) -> Packet {
+    Packet::new(READY).u64(id).place(place).u8(2).bytes(tag).bytes(clc)
+}
+
 pub(crate) fn proved(id: u64, reveal: &[u8; 36]) -> Packet {
-    about(PROVED, id).bytes(reveal)
+    about(PROVED, id).u8(1).bytes(reveal)
+}
+
+pub(crate) fn proved_with_tag(id: u64, tag: &[u8; 32]) -> Packet {
+    about(PROVED, id).u8(2).bytes(tag)
+}
+
+pub(crate) fn answer() -> Packet {
+    Packet::new(ANSWER)
 }
 
 pub(crate) fn query(subject: &Subject) -> Packet {
@@ -235,6 +292,7 @@ pub(crate) enum Said {
     Match { id: u64, signal: u32, place: Place, clc: Vec<u8> },
     Refuse { id: u64 },
     Ask { token: u64 },
+    Proved { id: u64 },
     Other,
 }
 
@@ -253,6 +311,7 @@ pub(crate) fn read(message: &[u8]) -> Said {
         },
         REFUSE => Said::Refuse { id: u64_at(1) },
         ASK => Said::Ask { token: u64_at(1) },
+        PROVED => Said::Proved { id: u64_at(1) },
         _ => Said::Other,
     }
 }
@@ -308,5 +367,12 @@ pub(crate) fn confirm(gid: [u8; 16], token: u64, first_contact: bool) -> Vec<u8>
         clc[113] = 1;
     }
     clc[length - 4..].copy_from_slice(&SMCD);
+    clc
+}
+
+/// An Accept at first contact.
+pub(crate) fn accept(gid: [u8; 16], token: u64) -> Vec<u8> {
+    let mut clc = confirm(gid, token, true);
+    clc[4] = 2;
     clc
 }

@@ -21,8 +21,15 @@ pub(crate) struct Child {
 impl Child {
     /// Starts a child in `role` on the device in `dir`, with more variables of the environment.
     pub(crate) fn start(role: &str, dir: &Path, variables: &[(&str, &str)]) -> Self {
+        Self::start_behind(&[], role, dir, variables)
+    }
+
+    /// The same, by a command that runs what comes behind it.
+    pub(crate) fn start_behind(before: &[&str], role: &str, dir: &Path, variables: &[(&str, &str)]) -> Self {
         let exe = std::env::current_exe().expect("the test binary");
-        let mut command = Command::new(exe);
+        let mut words = before.iter().map(OsStr::new).chain([exe.as_os_str()]);
+        let mut command = Command::new(words.next().expect("at least the test binary"));
+        command.args(words);
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"SMC_LO") {
                 command.env_remove(name);

@@ -5,15 +5,15 @@ use std::os::fd::AsFd;
 
 use super::hosts::{CLIENT, Host, Lab, MOMENTS, Pair, SERVER};
 use super::peers::matching;
-use super::stranger::{DMB, Impostor, PLACE, Stranger};
+use super::stranger::{DMB, Impostor, PLACE, Stranger, TOKEN};
 use super::{bytes, note, watched};
-use crate::clc::{Answer, ClientHandshake, Dmb, ServerHandshake};
+use crate::clc::{Answer, ClientHandshake, Confirmation, Dmb, ServerHandshake};
 use crate::config::Config;
 use crate::ism::dmb::Direction;
 use crate::ism::ring::Memory;
 use crate::ism::sys;
 use crate::link::message::{DmbPlace, Message, Subject};
-use crate::link::proof::{Bound, Commitment, How, MOST_FAILURES, Part, Reveal, Secret};
+use crate::link::proof::{Bound, Commitment, How, MOST_ATTEMPTS, MOST_FAILURES, Part, Reveal, Secret};
 use crate::link::stream::LinkedStream;
 use crate::peer::PeerPolicy;
 use crate::sync::{Arc, lock};
@@ -410,7 +410,7 @@ fn impostors_have_no_more_guesses_than_anybody() {
         assert!(matches!(answer, Ok(Some(Message::Ready { .. }))), "{answer:?}");
         drop(stranger);
         impostor.host.run();
-        for _ in 1..MOST_FAILURES {
+        for _ in 1..MOST_ATTEMPTS {
             assert!(linked.possession().is_ok());
             linked.attempt_is_used_up();
         }
@@ -590,6 +590,64 @@ fn a_yes_without_proof_does_not_end_the_search() {
                     pair.conns[CLIENT].transport()
                 );
             }
+        }
+    });
+}
+
+#[test]
+fn who_is_silent_after_ready_does_not_end_the_search() {
+    watched(|| {
+        for late in [false, true] {
+            note(format!("it proves itself in the end: {late}"));
+            let mut lab = Lab::new();
+            let pair = lab.pair();
+            turn(&pair);
+            let stranger = links_to_a_liar(&mut lab, &pair);
+            assert_eq!(stranger.hear(), Ok(Some(Message::Link)));
+            stranger.greet();
+            while lab.hosts[CLIENT].step() {}
+            let Ok(Some(Message::Offer { id, commitment, clc, .. })) = stranger.hear() else {
+                panic!("no offer")
+            };
+            let mut server = ServerHandshake::on_proposal(&stranger.device(), &clc).expect("a Proposal");
+            let slot = stranger.arena.allocate().unwrap().expect("a slot");
+            let clc = server.accept(Dmb { token: TOKEN, bytes: DMB as u32 }, 256, true).unwrap();
+            let cookie = sys::cookie(pair.tcp(SERVER).tcp.as_fd()).unwrap();
+            let client = lab.hosts[CLIENT].endpoint.id().0;
+            let bound = Bound { server: stranger.name, client, offer: id };
+            let secret = Secret::new(How::Key, Part::Server, bound, number_of(&pair)).unwrap();
+            let reveal = secret.meet(commitment.expect("a commitment")).expect("a share").reveal;
+            let commitment = Some(secret.commitment());
+            let dmb = DmbPlace { slot, ..PLACE };
+            stranger.send(&Message::Match { id, signal: 3, dmb, cookie, commitment, clc });
+            while lab.hosts[CLIENT].step() {}
+            let Ok(Some(Message::Ready { clc, .. })) = stranger.hear() else { panic!("no READY") };
+            let Ok(Confirmation::Confirmed { dmb: theirs, .. }) = server.on_confirm(&clc) else {
+                panic!("no Confirm")
+            };
+            lab.pass(std::time::Duration::from_secs(6));
+            lab.run();
+            pair.settle();
+            let transport = pair.conns[CLIENT].transport();
+            assert!(transport.is_loopback_ism(), "{transport}");
+            if late {
+                stranger.send(&Message::Proved { id, reveal });
+                lab.run();
+                let mut heard = Vec::new();
+                while let Some(message) = stranger.hear().expect("the link lives") {
+                    heard.push(message);
+                }
+                let token = theirs.token;
+                let expected =
+                    [Message::Attached { id }, Message::Pinned { token }, Message::Detach { token: TOKEN }];
+                assert_eq!(heard, expected);
+                stranger.send(&Message::Detach { token });
+            }
+            drop(stranger);
+            lab.run();
+            turn(&pair);
+            assert!(pair.reads_ring(CLIENT) && pair.reads_ring(SERVER));
+            assert_eq!(lab.slots_in_use(), 2);
         }
     });
 }

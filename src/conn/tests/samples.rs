@@ -120,6 +120,98 @@ fn a_full_window_shows_nothing_and_a_later_write_does() {
 }
 
 #[test]
+fn a_reset_is_told_by_the_write_that_would_be_sampled() {
+    watched(|| {
+        let lab = Lab::new();
+        let pair = lab.pair();
+        pair.conns[CLIENT].upgrade.sample.want_next();
+        sys::set_zero_linger(pair.tcp(SERVER).tcp.as_fd()).unwrap();
+        pair.close(SERVER);
+        // As Linux tells it: once, and then that nobody reads.
+        for kind in [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe] {
+            match pair.conns[CLIENT].try_write(&mut writing(b"late"), OnPending::Return) {
+                Poll::Ready(Err(error)) => assert_eq!(error.kind(), kind),
+                answer => panic!("{answer:?}"),
+            }
+        }
+    });
+}
+
+/// What poll(2) says of a client's socket that nobody asks anything about.
+fn troubles(pair: &Pair) -> PollFlags {
+    let socket = pair.tcp(CLIENT);
+    let mut polled = [PollFd::new(&socket.tcp, PollFlags::empty())];
+    rustix::event::poll(&mut polled, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+    polled[0].revents()
+}
+
+/// A peer has the sampled packet thrown away, by a buffer that it makes small behind the kernel's
+/// back: it is sent again, and each time its sender is shown it.
+fn shown_again() -> (Lab, Pair, Vec<u8>) {
+    for before in (20..60).step_by(4) {
+        let lab = Lab::new();
+        let mut pair = lab.connect(UpgradePolicy::FirstTurn, 64 << 10);
+        pair.accept(&lab);
+        rustix::net::sockopt::set_tcp_nodelay(&pair.tcp(CLIENT).tcp, true).unwrap();
+        SockRef::from(&pair.tcp(SERVER).tcp).set_recv_buffer_size(1).unwrap();
+        // More would take minutes to arrive.
+        SockRef::from(&pair.tcp(CLIENT).tcp).set_send_buffer_size(16 << 10).unwrap();
+        pair.conns[CLIENT].upgrade.sample.want_none();
+        let sent = bytes(0, before + 100);
+        for byte in &sent[..before] {
+            pair.write(CLIENT, &[*byte]);
+        }
+        pair.conns[CLIENT].upgrade.sample.want_next();
+        pair.write(CLIENT, &sent[before..]);
+        if lock(&pair.conns[CLIENT].tx).sample.sequence.is_none() {
+            continue;
+        }
+        assert_eq!(troubles(&pair), PollFlags::empty(), "taken at once");
+        // The kernel waits 200 ms before it sends it again.
+        for _ in 0..100 {
+            if troubles(&pair) == PollFlags::ERR {
+                return (lab, pair, sent);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+    panic!("no packet was thrown away: the test shows nothing");
+}
+
+#[test]
+fn who_waits_is_not_woken_for_ever_by_a_packet_that_is_sent_again() {
+    watched(|| {
+        for writes in [false, true] {
+            let (mut lab, pair, mut sent) = shown_again();
+            if writes {
+                let full = bytes(0, 1 << 20);
+                let mut written = 0;
+                while let Poll::Ready(length) =
+                    pair.conns[CLIENT].try_write(&mut writing(&full[written..]), OnPending::Return)
+                {
+                    written += length.unwrap();
+                }
+                sent.extend(&full[..written]);
+            } else {
+                assert!(pair.try_read(CLIENT, 10).is_none());
+            }
+            assert_eq!(troubles(&pair), PollFlags::empty(), "who waits would find it at each look");
+            SockRef::from(&pair.tcp(SERVER).tcp).set_recv_buffer_size(1 << 20).unwrap();
+            pair.expect(SERVER, &sent);
+            assert!(pair.offer(&lab));
+            lab.run();
+            turn(&pair);
+            pair.settle();
+            assert!(pair.conns[CLIENT].transport().is_loopback_ism(), "{}", pair.conns[CLIENT].transport());
+            super::hosts::patiently("the end of it", || {
+                assert!(pair.try_read(CLIENT, 10).is_none());
+                !lock(&pair.conns[CLIENT].tx).sample.late
+            });
+        }
+    });
+}
+
+#[test]
 fn an_application_with_an_error_queue_of_its_own_keeps_it() {
     watched(|| {
         let mut lab = Lab::new();

@@ -78,6 +78,12 @@ pub(crate) fn send_small_sample(fd: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> i
     sample(fd, slices, 256)
 }
 
+/// Does a sampled write fail because it is one? (A sandbox may know write(2) only.)
+pub(crate) fn refuses_samples(error: &io::Error) -> bool {
+    let of_samples = [libc::EINVAL, libc::EOPNOTSUPP, libc::EPERM, libc::EACCES, libc::ENOSYS];
+    error.raw_os_error().is_some_and(|number| of_samples.contains(&number))
+}
+
 fn sample(fd: BorrowedFd<'_>, slices: &[IoSlice<'_>], most: usize) -> io::Result<usize> {
     // As many as fit an array, and no more bytes than the limit.
     let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 16];
@@ -153,6 +159,26 @@ pub(crate) fn take_sample(fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     // Address translation of this very host changes one of the ports at most.
     let ours = |from: u16, to: u16| from == ports[0] || to == ports[1];
     Ok(Segment::in_packet(packet.get(..length).unwrap_or(&packet), ours).map(|segment| segment.end))
+}
+
+/// Takes everything off the error queue.
+///
+/// # Errors
+///
+/// Those of recvmsg(2), but for the one that says that nothing is left.
+pub(crate) fn drop_samples(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: all zeros are a valid `msghdr`, which has integers and pointers only.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
+    loop {
+        // SAFETY: the message, which outlives the call, gives the kernel no room to write to.
+        if unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) } < 0 {
+            let error = io::Error::last_os_error();
+            return if error.kind() == io::ErrorKind::WouldBlock { Ok(()) } else { Err(error) };
+        }
+        // Each call says what it has cut off, and is no place to say so for the next one.
+        (message.msg_flags, message.msg_controllen) = (0, 0);
+    }
 }
 
 /// What a packet of TCP says of its place in the stream.

@@ -85,7 +85,11 @@ pub(super) fn poll_write(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) ->
 
 /// What the socket is ready for at this moment, as tokio knows it.
 pub(crate) fn tcp_ready(tcp: &TcpStream, interest: Interest) -> io::Result<Ready> {
-    match pin!(tcp.ready(interest)).poll(&mut Context::from_waker(Waker::noop())) {
+    at_this_moment(tcp.ready(interest))
+}
+
+fn at_this_moment(ready: impl Future<Output = io::Result<Ready>>) -> io::Result<Ready> {
+    match pin!(ready).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(ready) => ready,
         Poll::Pending => Ok(Ready::EMPTY),
     }
@@ -117,6 +121,12 @@ fn poll_event(tcp: &TcpStream, slot: Interest, cx: &mut Context<'_>) -> Poll<()>
 pub(crate) fn is_spoiled(tcp: &TcpStream) -> bool {
     tcp_ready(tcp, Interest::WRITABLE).is_ok_and(|ready| ready.is_write_closed())
         && sys::ended(tcp.as_fd()).is_ok_and(|ended| !ended.writes)
+}
+
+/// The same of another registration.
+fn is_spoiled_too(again: &UnixStream) -> bool {
+    at_this_moment(again.ready(Interest::WRITABLE)).is_ok_and(|ready| ready.is_write_closed())
+        && sys::ended(again.as_fd()).is_ok_and(|ended| !ended.writes)
 }
 
 /// Another registration of the same socket, which knows nothing yet; `None` outside a runtime that
@@ -212,8 +222,15 @@ impl Tcp for TokioTcp {
         };
         let clear = || drop(again.try_io(Interest::WRITABLE, would_block));
         let ready = |cx: &mut Context<'_>| again.poll_write_ready(cx);
-        let written = poll_unready(cx, || write(self.as_fd()), clear, ready, || false);
-        written.map_ok(Option::unwrap_or_default)
+        let written = poll_unready(cx, || write(self.as_fd()), clear, ready, || is_spoiled_too(again));
+        if let Some(written) = ready!(written)? {
+            return Poll::Ready(Ok(written));
+        }
+        // There was something on the error queue once more. Whoever has taken it comes again, for a
+        // registration that has not seen it.
+        *apart = None;
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn poll_write_event(&self, apart: &mut Option<UnixStream>, cx: &mut Context<'_>) -> Poll<()> {
@@ -225,16 +242,17 @@ impl Tcp for TokioTcp {
             }
             *apart = register_apart(self);
         }
-        match apart {
-            None => Poll::Ready(()),
-            Some(again) => loop {
-                // As in `poll_event`.
-                let _ = again.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-                let ready = ready!(without_budget(cx, |cx| again.poll_write_ready(cx)));
-                if ready.is_err() || sys::ended(self.as_fd()).map_or(true, |ended| ended.writes) {
-                    return Poll::Ready(());
-                }
-            },
+        loop {
+            let Some(again) = apart.as_ref() else { return Poll::Ready(()) };
+            // As in `poll_event`.
+            let _ = again.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+            let ready = ready!(without_budget(cx, |cx| again.poll_write_ready(cx)));
+            if ready.is_err() || sys::ended(self.as_fd()).map_or(true, |ended| ended.writes) {
+                return Poll::Ready(());
+            }
+            if is_spoiled_too(again) {
+                *apart = register_apart(self);
+            }
         }
     }
 

@@ -156,6 +156,40 @@ fn an_event_is_told_after_a_sample() {
     assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_ready());
 }
 
+/// What comes on the error queue later spoils the second registration, too. (It has to be taken
+/// before; that is the business of who knows of it.)
+#[test]
+fn a_second_message_on_the_error_queue_does_not_hang_the_runtime() {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = runtime();
+        for event in [false, true] {
+            let (tcp, _peer) = tcp_pair(&runtime);
+            let (mut cx, mut apart) = (Context::from_waker(Waker::noop()), None);
+            let _context = runtime.enter();
+            let mut wait = |apart: &mut Option<tokio::net::UnixStream>| {
+                if event {
+                    return Tcp::poll_write_event(&tcp, apart, &mut cx).is_pending();
+                }
+                Tcp::poll_apart(&tcp, apart, &mut cx, |_| Err(ErrorKind::WouldBlock.into())).is_pending()
+            };
+            for message in 0..3 {
+                assert_eq!(sys::send_sampled(tcp.as_fd(), &[io::IoSlice::new(b"x")]).unwrap(), 1);
+                // All registrations hear of it.
+                std::thread::sleep(Duration::from_millis(100));
+                assert!(sys::take_sample(tcp.as_fd()).unwrap().is_some());
+                for _ in 0..3 {
+                    assert!(wait(&mut apart), "nothing has ended");
+                }
+                tell.send((event, message)).unwrap();
+            }
+        }
+    });
+    for expected in [(false, 0), (false, 1), (false, 2), (true, 0), (true, 1), (true, 2)] {
+        assert_eq!(told.recv_timeout(PATIENCE), Ok(expected));
+    }
+}
+
 /// Events come at every moment while somebody begins to wait for one: he waits then, or there is
 /// nothing to wait for.
 #[test]
