@@ -15,7 +15,7 @@ use crate::plan::{Pattern, Plan, Side};
 use crate::report::Report;
 use crate::talk::{Break, Pace, halves, hear_name, turns};
 use crate::watchdog::Flavour;
-use crate::worker::{Current, Order, Seat};
+use crate::worker::{Current, Order, Seat, tell_warm};
 
 /// How long a listener may want for its port: a forked child may hold it for a while.
 const PORT: Duration = Duration::from_secs(20);
@@ -63,8 +63,7 @@ async fn serve(seat: &mut Seat, inbox: &mut UnboundedReceiver<Order>) -> Order {
                     drop(tokio::spawn(connect(report, address, seat.seed)));
                 }
                 Order::WarmUp => {
-                    warm_up().await.expect("a connection with oneself");
-                    tell("warm");
+                    tell_warm(warm_up().await);
                 }
                 Order::Restart => break,
                 Order::Drop | Order::DropInBackground | Order::Quit => return order,

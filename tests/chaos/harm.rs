@@ -85,6 +85,7 @@ impl Season<'_> {
                 self.crew.say(process, "quit");
             }
             Fault::RemoveDirectory => {
+                self.removed = true;
                 // Names may appear in it meanwhile, as with rm -r.
                 let _ = fs::remove_dir_all(self.crew.device());
             }

@@ -62,6 +62,8 @@ pub(crate) struct Season<'a> {
     pub(crate) dice: Dice,
     pub(crate) slots: Vec<Slot>,
     pub(crate) later: Vec<(Instant, Later)>,
+    /// The device directory was removed.
+    pub(crate) removed: bool,
     /// Nobody takes the place of a process that ends now.
     pub(crate) closing: bool,
     streams: BTreeMap<u64, Stream>,
@@ -90,6 +92,7 @@ pub(crate) fn play(settings: Settings, figures: &mut Figures) -> Vec<String> {
             .collect(),
         later: Vec::new(),
         closing: false,
+        removed: false,
         streams: BTreeMap::new(),
         open: BTreeSet::new(),
         figures,
@@ -251,6 +254,10 @@ impl Season<'_> {
             "warm" => {
                 self.crew.workers[number].warm = true;
                 self.crew.say(number, "usage");
+                // Who lives on in a directory that is gone is not upgraded any more.
+                if !rest.is_empty() && !self.removed {
+                    self.fail(number, &format!("can not be upgraded with itself: {rest}"));
+                }
             }
             "usage" => {
                 let reading = Reading::from_line(rest);

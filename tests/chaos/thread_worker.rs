@@ -15,7 +15,7 @@ use crate::child::tell;
 use crate::plan::{Pattern, Plan, Side};
 use crate::report::{Entry, Report};
 use crate::talk::{Blocking, Blocks, Break, Pace, halves, hear_name, in_thread, turns};
-use crate::worker::{Kind, Order, Seat};
+use crate::worker::{Kind, Order, Seat, tell_warm};
 
 const PORT: Duration = Duration::from_secs(20);
 /// Between two looks at the listener and at the orders.
@@ -147,10 +147,7 @@ fn serve<S: Family>(mut seat: Seat, inbox: &Receiver<Order>) {
                     }
                     continue;
                 }
-                Ok(Order::WarmUp) => {
-                    S::warm_up().expect("a connection with oneself");
-                    tell("warm");
-                }
+                Ok(Order::WarmUp) => tell_warm(S::warm_up()),
                 Ok(Order::Restart | Order::Drop | Order::DropInBackground) => break,
                 Ok(Order::Quit) | Err(TryRecvError::Disconnected) => return,
                 Err(TryRecvError::Empty) => {}

@@ -104,6 +104,14 @@ fn tcp_sockets() -> u64 {
     tcp.count() as u64
 }
 
+/// How the connection with itself went.
+pub(crate) fn tell_warm(result: std::io::Result<()>) {
+    match result {
+        Ok(()) => tell("warm"),
+        Err(error) => tell(&format!("warm {error}")),
+    }
+}
+
 /// The runtime of this worker, if it has one right now.
 pub(crate) type Current = Arc<Mutex<Option<Handle>>>;
 
