@@ -165,6 +165,22 @@ impl Crew {
     }
 }
 
+/// What the kernel says of each thread of a process: its name, whether it runs or what it waits in,
+/// and the processor time that it has had so far.
+pub(crate) fn threads_of(pid: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let tell = |task: fs::DirEntry| {
+        let read =
+            |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default().trim().to_owned();
+        let (stat, waits, call) = (read("stat"), read("wchan"), read("syscall"));
+        let (comm, rest) = stat.rsplit_once(") ").unwrap_or_default();
+        let fields: Vec<_> = rest.split(' ').collect();
+        let [state, user, system] = [0, 11, 12].map(|field| fields.get(field).copied().unwrap_or_default());
+        format!("{comm}) {state} in {waits}, {user} and {system} ticks, system call {call}")
+    };
+    tasks.map(tell).collect()
+}
+
 /// All names under `dir` that are no directories.
 pub(crate) fn files_under(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

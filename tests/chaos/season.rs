@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use crate::crew::Crew;
+use crate::crew::{Crew, threads_of};
 use crate::dice::Dice;
 use crate::figures::Figures;
 use crate::judge::{End, Fault, Stream};
@@ -435,6 +435,13 @@ impl Season<'_> {
             let others = diagnosis.iter().filter(|line| !line.starts_with(&own));
             for line in named.chain(others.take(10)) {
                 text += &format!("\n  {line}");
+            }
+            // Twice: what turns in circles has more processor time the second time.
+            for _ in 0..2 {
+                for thread in threads_of(self.crew.pasts[process].pid) {
+                    text += &format!("\n  thread {thread}");
+                }
+                std::thread::sleep(Duration::from_millis(300));
             }
             if !self.crew.workers[process].diagnosed {
                 text += "\n  nothing: it hangs as a whole";
