@@ -2,9 +2,9 @@
 //! it is given.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child as Process, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child as Process, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 const ROLE: &str = "SMC_TEST_ROLE";
 /// What the child says begins with this; libtest writes to the same pipe.
@@ -15,7 +15,30 @@ const MARK: char = '@';
 pub(crate) struct Child {
     process: Process,
     words: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    answers: Option<Answers>,
+}
+
+/// What a child says.
+#[derive(Debug)]
+pub(crate) struct Answers(BufReader<ChildStdout>);
+
+impl Answers {
+    /// The next answer; `None` when the child has ended.
+    pub(crate) fn next(&mut self) -> Option<String> {
+        // Of a child that was killed the last line may be half a one.
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let n = self.0.read_until(b'\n', &mut line).expect("the child's answer");
+            if n == 0 {
+                return None;
+            }
+            let line = String::from_utf8_lossy(&line);
+            if let (true, Some((_, said))) = (line.ends_with('\n'), line.trim_end().split_once(MARK)) {
+                return Some(said.to_owned());
+            }
+        }
+    }
 }
 
 impl Child {
@@ -45,21 +68,36 @@ impl Child {
             .spawn()
             .expect("a second process");
         let words = process.stdin.take().expect("piped");
-        let answers = BufReader::new(process.stdout.take().expect("piped"));
+        let answers = Some(Answers(BufReader::new(process.stdout.take().expect("piped"))));
         Self { process, words, answers }
     }
 
     /// The next answer of the child.
     pub(crate) fn hear(&mut self) -> String {
-        let mut line = String::new();
-        loop {
-            line.clear();
-            let n = self.answers.read_line(&mut line).expect("the child's answer");
-            assert_ne!(n, 0, "the child ended without an answer (its panic is above)");
-            if let Some((_, said)) = line.trim_end().split_once(MARK) {
-                return said.to_owned();
-            }
-        }
+        let answers = self.answers.as_mut().expect("nobody else hears the child");
+        answers.next().expect("the child ended without an answer (its panic is above)")
+    }
+
+    /// What the child says from now on, for a thread that does nothing but listen.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub(crate) fn answers(&mut self) -> Answers {
+        self.answers.take().expect("nobody else hears the child")
+    }
+
+    /// Gives the child a word and waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub(crate) fn say(&mut self, word: &str) -> io::Result<()> {
+        writeln!(self.words, "{word}")
+    }
+
+    /// Waits until the child ends by itself.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.process.wait().expect("wait")
     }
 
     /// Gives the child a word and waits for its answer.

@@ -27,7 +27,8 @@ impl Usage {
             .find_map(|line| line.strip_prefix("RssAnon:"))
             .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
             .expect("RssAnon in /proc/self/status");
-        let tasks = Handle::current().metrics().num_alive_tasks() as u64;
+        // A program without a runtime has none.
+        let tasks = Handle::try_current().map_or(0, |handle| handle.metrics().num_alive_tasks() as u64);
         let mut fds = 0;
         let mut memfds = std::collections::BTreeMap::new();
         // The descriptor that reads a directory is in it, and may be gone when it is looked at.
