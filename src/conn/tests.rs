@@ -11,6 +11,7 @@ mod greedy;
 mod growth;
 mod handshake;
 mod hosts;
+mod impostors;
 mod interleavings;
 mod listed;
 mod memory;
