@@ -11,6 +11,8 @@ mod means;
 mod memory;
 mod namespace;
 mod process;
+#[cfg(feature = "tokio")]
+mod queue;
 mod rights;
 mod seqpacket;
 mod sequence;
@@ -34,6 +36,8 @@ pub(crate) use process::{
     effective_uid, hostname, involuntary_switches, is_user, monotonic, monotonic_ns, random_bytes,
     random_u64, thread_id, usable_cpus, without_signals,
 };
+#[cfg(feature = "tokio")]
+pub(crate) use queue::{event_queue, take_events, tell_no_more_of, tell_of};
 pub(crate) use rights::{allow_rights, refuses_rights};
 #[cfg(test)]
 pub(crate) use seqpacket::seqpacket_listen;

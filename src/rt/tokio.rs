@@ -6,6 +6,7 @@
 //! runtime that is gone. A task that panics or returns ends it, too: what it served has nobody left
 //! to wait for. The next stream makes another endpoint then.
 
+mod apart;
 mod ops;
 mod tcp;
 #[cfg(test)]

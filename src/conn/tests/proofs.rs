@@ -1,7 +1,5 @@
 //! Who holds which end of a connection, and who only says so (docs/protocol.md, "Proof").
 
-use std::io::Write;
-
 use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER};
 use super::stranger::{DMB, PLACE, Stranger};
 use super::{bytes, note, watched};

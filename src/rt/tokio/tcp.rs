@@ -8,13 +8,13 @@ use std::task::{Context, Poll, Waker, ready};
 
 use socket2::SockRef;
 use tokio::io::{Interest, ReadBuf, Ready};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
 
+use super::apart::Apart;
 use crate::conn::Tcp;
 use crate::conn::close::Leftover;
 use crate::ism::sys;
-use crate::shield::shielded;
 
 /// The socket of a stream. The stream itself holds it, too: its options and its descriptor need no
 /// lock.
@@ -123,21 +123,12 @@ pub(crate) fn is_spoiled(tcp: &TcpStream) -> bool {
         && sys::ended(tcp.as_fd()).is_ok_and(|ended| !ended.writes)
 }
 
-/// The same of another registration.
-fn is_spoiled_too(again: &UnixStream) -> bool {
-    at_this_moment(again.ready(Interest::WRITABLE)).is_ok_and(|ready| ready.is_write_closed())
-        && sys::ended(again.as_fd()).is_ok_and(|ended| !ended.writes)
-}
-
-/// Another registration of the same socket, which knows nothing yet; `None` outside a runtime that
-/// could tell of it, and without a descriptor.
-fn register_apart(tcp: &TcpStream) -> Option<UnixStream> {
-    let _runtime = tokio::runtime::Handle::try_current().ok()?;
-    let again = tcp.as_fd().try_clone_to_owned().ok()?;
-    // Any descriptor will do for a `UnixStream` whose readiness alone is used. It panics where the
-    // runtime has no I/O: not the one of this stream, then.
-    let registered = shielded(|| UnixStream::from_std(std::os::unix::net::UnixStream::from(again)));
-    registered.ok()?.ok()
+/// The place where a spoiled socket is told of, taken now if it has none.
+fn told_apart<'a>(tcp: &TcpStream, apart: &'a mut Option<Apart>) -> Option<&'a Apart> {
+    if apart.as_ref().is_none_or(Apart::is_over) {
+        *apart = Apart::new(tcp);
+    }
+    apart.as_ref()
 }
 
 /// Writes with `write` until that would block, and the reactor, asked by `ready` once `clear` has
@@ -171,7 +162,7 @@ fn poll_unready(
 }
 
 impl Tcp for TokioTcp {
-    type Apart = UnixStream;
+    type Apart = Apart;
 
     fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         poll_read(self, cx, &mut ReadBuf::new(buffer))
@@ -201,57 +192,42 @@ impl Tcp for TokioTcp {
 
     fn poll_apart(
         &self,
-        apart: &mut Option<UnixStream>,
+        apart: &mut Option<Apart>,
         cx: &mut Context<'_>,
         mut write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
-        let would_block = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
         if apart.is_none() {
-            let clear = || drop(self.try_io(Interest::WRITABLE, would_block));
+            let clear =
+                || drop(self.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into())));
             let ready = |cx: &mut Context<'_>| self.poll_write_ready(cx);
             let written = poll_unready(cx, || write(self.as_fd()), clear, ready, || is_spoiled(self));
             if let Some(written) = ready!(written)? {
                 return Poll::Ready(Ok(written));
             }
-            *apart = register_apart(self);
         }
-        let Some(again) = apart else {
+        let Some(again) = told_apart(self, apart) else {
             // Nobody would tell: who waits has to come again by himself, and others in between.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         };
-        let clear = || drop(again.try_io(Interest::WRITABLE, would_block));
-        let ready = |cx: &mut Context<'_>| again.poll_write_ready(cx);
-        let written = poll_unready(cx, || write(self.as_fd()), clear, ready, || is_spoiled_too(again));
-        if let Some(written) = ready!(written)? {
-            return Poll::Ready(Ok(written));
-        }
-        // There was something on the error queue once more. Whoever has taken it comes again, for a
-        // registration that has not seen it.
-        *apart = None;
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        let ready = |cx: &mut Context<'_>| again.poll(cx).map(Ok);
+        let written = poll_unready(cx, || write(self.as_fd()), || again.forget(), ready, || false);
+        written.map_ok(Option::unwrap_or_default)
     }
 
-    fn poll_write_event(&self, apart: &mut Option<UnixStream>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_write_event(&self, apart: &mut Option<Apart>, cx: &mut Context<'_>) -> Poll<()> {
         // The other waker slot is not told of a shutdown of the writing direction.
         if apart.is_none() {
             ready!(poll_event(self, Interest::WRITABLE, cx));
             if !is_spoiled(self) {
                 return Poll::Ready(());
             }
-            *apart = register_apart(self);
         }
+        let Some(again) = told_apart(self, apart) else { return Poll::Ready(()) };
         loop {
-            let Some(again) = apart.as_ref() else { return Poll::Ready(()) };
-            // As in `poll_event`.
-            let _ = again.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-            let ready = ready!(without_budget(cx, |cx| again.poll_write_ready(cx)));
-            if ready.is_err() || sys::ended(self.as_fd()).map_or(true, |ended| ended.writes) {
+            ready!(again.poll(cx));
+            if sys::ended(self.as_fd()).map_or(true, |ended| ended.writes) {
                 return Poll::Ready(());
-            }
-            if is_spoiled_too(again) {
-                *apart = register_apart(self);
             }
         }
     }

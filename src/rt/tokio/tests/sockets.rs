@@ -156,8 +156,8 @@ fn an_event_is_told_after_a_sample() {
     assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_ready());
 }
 
-/// What comes on the error queue later spoils the second registration, too. (It has to be taken
-/// before; that is the business of who knows of it.)
+/// What comes on the error queue later is told in the other place, too. (It has to be taken before;
+/// that is the business of who knows of it.)
 #[test]
 fn a_second_message_on_the_error_queue_does_not_hang_the_runtime() {
     let (tell, told) = std::sync::mpsc::channel();
@@ -167,7 +167,7 @@ fn a_second_message_on_the_error_queue_does_not_hang_the_runtime() {
             let (tcp, _peer) = tcp_pair(&runtime);
             let (mut cx, mut apart) = (Context::from_waker(Waker::noop()), None);
             let _context = runtime.enter();
-            let mut wait = |apart: &mut Option<tokio::net::UnixStream>| {
+            let mut wait = |apart: &mut Option<apart::Apart>| {
                 if event {
                     return Tcp::poll_write_event(&tcp, apart, &mut cx).is_pending();
                 }
@@ -227,5 +227,30 @@ fn an_event_in_the_moment_of_listening_does_not_end_it() {
         while listen(&tcp).is_pending() {
             std::thread::yield_now();
         }
+    }
+}
+
+#[test]
+fn a_place_in_a_runtime_that_is_gone_is_given_up() {
+    let (first, second) = (runtime(), runtime());
+    let (tcp, peer) = tcp_pair(&second);
+    spoil(&tcp);
+    let (woken, waker) = Woken::new();
+    let (mut cx, mut apart) = (Context::from_waker(&waker), None);
+    {
+        let _context = first.enter();
+        assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_pending());
+    }
+    drop(first);
+    assert!(woken.0.load(Ordering::SeqCst), "who waits there comes again");
+    let _context = second.enter();
+    assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_pending(), "nothing has ended");
+    woken.0.store(false, Ordering::SeqCst);
+    drop(peer);
+    sys::reset_connection(tcp.as_fd()).unwrap();
+    let began = std::time::Instant::now();
+    while !woken.0.load(Ordering::SeqCst) {
+        assert!(began.elapsed() < PATIENCE, "nobody tells of the end");
+        std::thread::yield_now();
     }
 }
