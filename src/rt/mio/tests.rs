@@ -159,9 +159,10 @@ fn a_task_that_always_runs_keeps_no_descriptor_from_being_told() {
     let thread = Thread::start();
     let (stop, stopped) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (until, done) = (stop.clone(), stopped.clone());
+    let reactor = thread.0.clone();
     thread.0.spawn(Box::pin(async move {
         while !is_set(&until) {
-            yield_now().await;
+            yield_now(&*reactor).await;
         }
         done.store(true, Ordering::SeqCst);
     }));
@@ -256,9 +257,9 @@ fn a_message_on_the_error_queue_is_no_end() {
     let (woken, waker) = Woken::new();
     let mut cx = Context::from_waker(&waker);
     assert!(registered.poll_event(Interest::Write, &mut cx).is_pending());
+    let told = woken.times();
     // It lies there until the thread has told of it.
     sys::send_sampled(tcp.as_fd(), &[io::IoSlice::new(b"x")]).unwrap();
-    let told = woken.times();
     eventually("an event", || {
         let _ = registered.poll_event(Interest::Write, &mut cx);
         woken.times() > told
