@@ -1,0 +1,220 @@
+//! For how long a runtime does nothing, on a machine that has other things to do.
+//!
+//! A task of the runtime wants its turn each millisecond. From one turn to the next the runtime was
+//! silent, but for
+//!
+//! - the millisecond that the task asked for, and
+//! - the time for which the runtime's threads stood in the queue of a processor, which the kernel
+//!   counts (`run_delay` in `/proc/<pid>/task/<tid>/schedstat`). That is the machine's doing, and
+//!   however loaded it is, nothing of it counts.
+//!
+//! So what counts is the time in which they worked on something else, or were blocked in the
+//! kernel: what an attacker can make longer. Time that a hypervisor takes away would be in there,
+//! too. What it says that it has taken (`steal` in `/proc/stat`, in ticks) does not count; and for
+//! what it does not say a thread beside the runtime, which does nothing but sleep and wake, is
+//! measured in the same way at the same time: what *it* misses is no silence of the runtime's. The
+//! time from turn to turn as the clock has it is only reported.
+#![allow(clippy::disallowed_types, reason = "a test, which loom does not run")]
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use crate::watchdog::Flavour;
+
+/// How often a turn is wanted.
+const TURN: Duration = Duration::from_millis(1);
+/// How often the machine is asked for what was stolen, in turns.
+const ASKED_EACH: u32 = 10;
+/// From where on that is of interest; by the time that it has certainly been counted.
+const LONG: Duration = Duration::from_millis(5);
+const COUNTED: Duration = Duration::from_millis(30);
+
+/// The longest ones.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Silence {
+    /// Of the runtime.
+    pub(crate) own: Duration,
+    /// What of it the runtime's threads have worked.
+    pub(crate) worked: Duration,
+    /// Of the thread beside it.
+    pub(crate) machine: Duration,
+    /// Of the runtime, as the clock has it.
+    pub(crate) clock: Duration,
+}
+
+impl Silence {
+    pub(crate) fn or_longer(self, other: Self) -> Self {
+        Silence {
+            own: self.own.max(other.own),
+            worked: if other.own > self.own { other.worked } else { self.worked },
+            machine: self.machine.max(other.machine),
+            clock: self.clock.max(other.clock),
+        }
+    }
+
+    pub(crate) fn to_words(self) -> String {
+        let times = [self.own, self.worked, self.machine, self.clock];
+        times.map(|time| time.as_micros().to_string()).join(" ")
+    }
+
+    pub(crate) fn from_words(mut word: impl FnMut() -> u64) -> Self {
+        let mut time = || Duration::from_micros(word());
+        Silence { own: time(), worked: time(), machine: time(), clock: time() }
+    }
+}
+
+/// Threads whose turn is wanted, as the kernel counts them.
+struct Runners(Vec<File>);
+
+/// When something had its turn.
+#[derive(Clone, Copy)]
+struct Pulse {
+    at: Instant,
+    /// For how long the threads had worked by then, and stood in a queue.
+    worked: Duration,
+    queued: Duration,
+}
+
+impl Runners {
+    fn open(ids: impl IntoIterator<Item = String>) -> Self {
+        let open = |id| File::open(format!("/proc/self/task/{id}/schedstat")).expect("CONFIG_SCHED_INFO");
+        Runners(ids.into_iter().map(open).collect())
+    }
+
+    fn of_this_thread() -> Self {
+        Runners::open([rustix::thread::gettid().as_raw_nonzero().to_string()])
+    }
+
+    /// Those that run the tasks of this runtime; with one thread it is the one that asks.
+    fn of_runtime(flavour: Flavour) -> Self {
+        if matches!(flavour, Flavour::CurrentThread) {
+            return Runners::of_this_thread();
+        }
+        let ids = fs::read_dir("/proc/self/task").expect("procfs").flatten();
+        let works = |name: &String| {
+            fs::read_to_string(format!("/proc/self/task/{name}/comm"))
+                .is_ok_and(|comm| comm.starts_with("tokio"))
+        };
+        let runners =
+            Runners::open(ids.filter_map(|entry| entry.file_name().into_string().ok()).filter(works));
+        assert!(!runners.0.is_empty(), "the workers of tokio are known by their name");
+        runners
+    }
+
+    /// For how long they have worked, and stood in a queue.
+    fn read(&self) -> [Duration; 2] {
+        let mut sums = [0; 2];
+        for file in &self.0 {
+            let mut text = [0; 96];
+            let length = file.read_at(&mut text, 0).expect("schedstat");
+            let text = std::str::from_utf8(&text[..length]).expect("digits");
+            for (sum, word) in sums.iter_mut().zip(text.split_whitespace()) {
+                *sum += word.parse::<u64>().expect("nanoseconds");
+            }
+        }
+        sums.map(Duration::from_nanos)
+    }
+
+    fn pulse(&self) -> Pulse {
+        let [mut worked, mut queued] = self.read();
+        loop {
+            let pulse = Pulse { at: Instant::now(), worked, queued };
+            // Else this thread had to wait between the two readings.
+            [worked, queued] = self.read();
+            if queued == pulse.queued {
+                return pulse;
+            }
+        }
+    }
+}
+
+impl Pulse {
+    /// The silence between two turns.
+    fn since(self, before: Pulse) -> Silence {
+        let clock = self.at - before.at;
+        let own = clock.saturating_sub(TURN + (self.queued - before.queued));
+        Silence { own, worked: self.worked - before.worked, machine: Duration::ZERO, clock }
+    }
+}
+
+/// What the hypervisor has taken from all processors so far.
+fn stolen(stat: &File) -> Duration {
+    let mut text = [0; 160];
+    let length = stat.read_at(&mut text, 0).expect("/proc/stat");
+    let text = String::from_utf8_lossy(&text[..length]);
+    let ticks = text.split_whitespace().nth(8).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+    Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second()).expect("few")
+}
+
+/// The longest silences since the last question.
+#[derive(Default)]
+pub(crate) struct Watch {
+    longest: Mutex<Silence>,
+    stolen: Mutex<Duration>,
+}
+
+impl Watch {
+    fn note(&self, silence: Silence) {
+        let mut longest = self.longest.lock().expect("nobody panics here");
+        *longest = longest.or_longer(silence);
+    }
+
+    pub(crate) fn take(&self) -> Silence {
+        std::mem::take(&mut *self.longest.lock().expect("nobody panics here"))
+    }
+
+    fn stolen(&self) -> Duration {
+        *self.stolen.lock().expect("nobody panics here")
+    }
+
+    /// Notes a silence before which so much had been stolen, once it is known how much was stolen
+    /// in it.
+    async fn note_later(self: Arc<Self>, silence: Silence, stolen: Duration) {
+        tokio::time::sleep(COUNTED).await;
+        let own = silence.own.saturating_sub(self.stolen() - stolen);
+        self.note(Silence { own, ..silence });
+    }
+
+    /// Watches a runtime from now on. To be called on the thread that runs it, if it has one only.
+    pub(crate) fn begin(flavour: Flavour, runtime: &Handle) -> Arc<Self> {
+        let watch = Arc::new(Watch::default());
+        let runners = Runners::of_runtime(flavour);
+        let own = Arc::clone(&watch);
+        runtime.spawn(async move {
+            let mut last = None::<(Pulse, Duration)>;
+            loop {
+                let now = runners.pulse();
+                if let Some((last, stolen)) = last {
+                    let silence = now.since(last);
+                    if silence.own > LONG {
+                        tokio::spawn(Arc::clone(&own).note_later(silence, stolen));
+                    } else {
+                        own.note(silence);
+                    }
+                }
+                last = Some((now, own.stolen()));
+                tokio::time::sleep(TURN).await;
+            }
+        });
+        let beside = Arc::clone(&watch);
+        thread::spawn(move || {
+            let (runners, stat) = (Runners::of_this_thread(), File::open("/proc/stat").expect("procfs"));
+            let mut last = runners.pulse();
+            for turn in 0_u32.. {
+                if turn % ASKED_EACH == 0 {
+                    *beside.stolen.lock().expect("nobody panics here") = stolen(&stat);
+                }
+                thread::sleep(TURN);
+                let now = runners.pulse();
+                beside.note(Silence { machine: now.since(last).own, ..Silence::default() });
+                last = now;
+            }
+        });
+        watch
+    }
+}
