@@ -75,7 +75,7 @@ impl Terms {
     };
     pub(crate) const TWO_WORKERS: Terms = Terms { flavour: Flavour::MultiThread, ..Terms::USUAL };
     pub(crate) const IMPATIENT: Terms = Terms { impatient: true, ..Terms::USUAL };
-    pub(crate) const OF_A_STRANGER: Terms = Terms { attacker: Attacker::Stranger, ..Terms::IMPATIENT };
+    pub(crate) const OF_A_STRANGER: Terms = Terms { attacker: Attacker::Stranger, ..Terms::USUAL };
     pub(crate) const IN_256_MIB: Terms = Terms { group: Some(256 << 20), ..Terms::USUAL };
 }
 
@@ -115,7 +115,7 @@ impl Trial {
         let door = groups.first().map(Group::door).unwrap_or_default();
         let mut variables = vec![("SMC_LO_UPGRADE", "eager")];
         if terms.impatient {
-            variables.extend([("SMC_LO_PEER_TIMEOUT_MS", "2000"), (victim::IDLE, "1000")]);
+            variables.extend([("SMC_LO_PEER_TIMEOUT_MS", "2000"), (victim::IDLE, "4000")]);
         }
         if !groups.is_empty() {
             variables.push((victim::GROUP, &door));

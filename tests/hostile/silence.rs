@@ -9,11 +9,13 @@
 //!   however loaded it is, nothing of it counts.
 //!
 //! So what counts is the time in which they worked on something else, or were blocked in the
-//! kernel: what an attacker can make longer. Time that a hypervisor takes away would be in there,
-//! too. What it says that it has taken (`steal` in `/proc/stat`, in ticks) does not count; and for
-//! what it does not say a thread beside the runtime, which does nothing but sleep and wake, is
-//! measured in the same way at the same time: what *it* misses is no silence of the runtime's. The
-//! time from turn to turn as the clock has it is only reported.
+//! kernel: what an attacker can make longer. Two things that a loaded machine does would look as if
+//! they were blocked. What a hypervisor says that it has taken (`steal` in `/proc/stat`, in ticks),
+//! and what other threads of the process have stood in a queue for (one of them may hold a lock
+//! that the runtime waits for, of the process's mappings for example), does not count, unless the
+//! runtime was at work. And for what nobody says a thread beside the runtime, which does nothing
+//! but sleep and wake, is measured in the same way at the same time: what *it* misses is no silence
+//! of the runtime's. The time from turn to turn as the clock has it is only reported.
 #![allow(clippy::disallowed_types, reason = "a test, which loom does not run")]
 
 use std::fs::{self, File};
@@ -28,7 +30,7 @@ use crate::watchdog::Flavour;
 
 /// How often a turn is wanted.
 const TURN: Duration = Duration::from_millis(1);
-/// How often the machine is asked for what was stolen, in turns.
+/// How often the machine is asked for what it has taken, in turns.
 const ASKED_EACH: u32 = 10;
 /// From where on that is of interest; by the time that it has certainly been counted.
 const LONG: Duration = Duration::from_millis(5);
@@ -69,7 +71,10 @@ impl Silence {
 }
 
 /// Threads whose turn is wanted, as the kernel counts them.
-struct Runners(Vec<File>);
+struct Runners {
+    ids: Vec<String>,
+    files: Vec<File>,
+}
 
 /// When something had its turn.
 #[derive(Clone, Copy)]
@@ -83,7 +88,8 @@ struct Pulse {
 impl Runners {
     fn open(ids: impl IntoIterator<Item = String>) -> Self {
         let open = |id| File::open(format!("/proc/self/task/{id}/schedstat")).expect("CONFIG_SCHED_INFO");
-        Runners(ids.into_iter().map(open).collect())
+        let ids: Vec<String> = ids.into_iter().collect();
+        Runners { files: ids.iter().map(open).collect(), ids }
     }
 
     fn of_this_thread() -> Self {
@@ -102,14 +108,14 @@ impl Runners {
         };
         let runners =
             Runners::open(ids.filter_map(|entry| entry.file_name().into_string().ok()).filter(works));
-        assert!(!runners.0.is_empty(), "the workers of tokio are known by their name");
+        assert!(!runners.ids.is_empty(), "the workers of tokio are known by their name");
         runners
     }
 
     /// For how long they have worked, and stood in a queue.
     fn read(&self) -> [Duration; 2] {
         let mut sums = [0; 2];
-        for file in &self.0 {
+        for file in &self.files {
             let mut text = [0; 96];
             let length = file.read_at(&mut text, 0).expect("schedstat");
             let text = std::str::from_utf8(&text[..length]).expect("digits");
@@ -151,11 +157,26 @@ fn stolen(stat: &File) -> Duration {
     Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second()).expect("few")
 }
 
+/// What threads of this process have stood in a queue for that are there now, but for some.
+fn queued_others(but: &[String]) -> Duration {
+    let tasks = fs::read_dir("/proc/self/task").expect("procfs").flatten();
+    let others = tasks.filter_map(|task| task.file_name().into_string().ok()).filter(|id| !but.contains(id));
+    // One may end meanwhile.
+    let files = others.filter_map(|id| File::open(format!("/proc/self/task/{id}/schedstat")).ok());
+    let read = |file: File| {
+        let mut text = [0; 96];
+        let length = file.read_at(&mut text, 0).ok()?;
+        std::str::from_utf8(&text[..length]).ok()?.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    Duration::from_nanos(files.filter_map(read).sum())
+}
+
 /// The longest silences since the last question.
 #[derive(Default)]
 pub(crate) struct Watch {
     longest: Mutex<Silence>,
-    stolen: Mutex<Duration>,
+    /// By the machine, so far.
+    taken: Mutex<Duration>,
 }
 
 impl Watch {
@@ -168,15 +189,16 @@ impl Watch {
         std::mem::take(&mut *self.longest.lock().expect("nobody panics here"))
     }
 
-    fn stolen(&self) -> Duration {
-        *self.stolen.lock().expect("nobody panics here")
+    fn taken(&self) -> Duration {
+        *self.taken.lock().expect("nobody panics here")
     }
 
-    /// Notes a silence before which so much had been stolen, once it is known how much was stolen
-    /// in it.
-    async fn note_later(self: Arc<Self>, silence: Silence, stolen: Duration) {
+    /// Notes a silence before which so much had been taken, once it is known how much was taken in
+    /// it.
+    async fn note_later(self: Arc<Self>, silence: Silence, before: Duration) {
         tokio::time::sleep(COUNTED).await;
-        let own = silence.own.saturating_sub(self.stolen() - stolen);
+        let blocked = silence.own.saturating_sub(silence.worked);
+        let own = silence.own - blocked.min(self.taken().saturating_sub(before));
         self.note(Silence { own, ..silence });
     }
 
@@ -184,30 +206,37 @@ impl Watch {
     pub(crate) fn begin(flavour: Flavour, runtime: &Handle) -> Arc<Self> {
         let watch = Arc::new(Watch::default());
         let runners = Runners::of_runtime(flavour);
+        let mut known = runners.ids.clone();
         let own = Arc::clone(&watch);
         runtime.spawn(async move {
             let mut last = None::<(Pulse, Duration)>;
             loop {
                 let now = runners.pulse();
-                if let Some((last, stolen)) = last {
+                if let Some((last, taken)) = last {
                     let silence = now.since(last);
                     if silence.own > LONG {
-                        tokio::spawn(Arc::clone(&own).note_later(silence, stolen));
+                        tokio::spawn(Arc::clone(&own).note_later(silence, taken));
                     } else {
                         own.note(silence);
                     }
                 }
-                last = Some((now, own.stolen()));
+                last = Some((now, own.taken()));
                 tokio::time::sleep(TURN).await;
             }
         });
         let beside = Arc::clone(&watch);
         thread::spawn(move || {
             let (runners, stat) = (Runners::of_this_thread(), File::open("/proc/stat").expect("procfs"));
-            let mut last = runners.pulse();
+            known.extend_from_slice(&runners.ids);
+            let (mut last, mut queued) = (runners.pulse(), Duration::ZERO);
+            let mut queued_before = queued_others(&known);
             for turn in 0_u32.. {
                 if turn % ASKED_EACH == 0 {
-                    *beside.stolen.lock().expect("nobody panics here") = stolen(&stat);
+                    let now = queued_others(&known);
+                    // Less, when one has ended.
+                    queued += now.saturating_sub(queued_before);
+                    queued_before = now;
+                    *beside.taken.lock().expect("nobody panics here") = stolen(&stat) + queued;
                 }
                 thread::sleep(TURN);
                 let now = runners.pulse();

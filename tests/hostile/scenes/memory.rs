@@ -22,32 +22,32 @@ fn status(peer: &Peer, name: &str) -> u64 {
     kib.parse::<u64>().expect("a number") << 10
 }
 
-/// Until the victim has what names the same memory for two connections.
-fn same_memory_twice(target: &Target, why: &str, place_of: impl Fn(Place) -> Place) {
+/// Two connections whose bytes would go to one place: two producers of the victim's, in one ring.
+pub(crate) fn one_slot_twice(target: &Target) {
     let mut peer = Peer::greeted(target, 64);
-    let (_, slots, file) = &peer.theirs[0];
-    let _ = peer.send_with(&wire::arena(*slots), &[file.as_fd()]);
     let mut conns = Vec::new();
     for _ in 0..2 {
         let tcp = target.tcp();
         let id = peer.offer(&tcp);
-        let Ok((_, place, clc)) = peer.answer(id, PATIENCE) else { return };
+        let (_, _, clc) = peer.answer(id, PATIENCE).expect("MATCH");
         let (_, first_contact) = wire::accepted(&clc);
         let clc = wire::confirm(peer.gid, fresh_token(), first_contact);
-        if peer.send(&wire::ready(id, place_of(place), None, &clc)).is_err() {
-            return;
-        }
+        let place = Place { arena: 0, slot: 7, window: 4096 };
+        peer.send(&wire::ready(id, place, None, &clc)).expect("sent");
         conns.push(tcp);
     }
-    peer.must_end(why);
+    peer.must_end("one slot for two");
 }
 
-pub(crate) fn one_slot_twice(target: &Target) {
-    same_memory_twice(target, "one slot for two", |_| Place { arena: 0, slot: 7, window: 4096 });
-}
-
+/// What the victim lends comes back: it would write where it reads. Neither may a file that is
+/// known already come again.
 pub(crate) fn own_arena_back(target: &Target) {
-    same_memory_twice(target, "its own arena", |place| Place { arena: 1, ..place });
+    for own in [true, false] {
+        let mut peer = Peer::greeted(target, 64);
+        let (slots, file) = if own { (peer.theirs[0].1, &peer.theirs[0].2) } else { (64, &peer.file) };
+        peer.send_with(&wire::arena(slots), &[file.as_fd()]).expect("sent");
+        peer.must_end("an arena that has a use already");
+    }
 }
 
 /// Arenas that would fill the address space: what is too large is a violation, and what is not is
