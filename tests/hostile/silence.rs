@@ -30,6 +30,8 @@ use crate::watchdog::Flavour;
 
 /// How often a turn is wanted.
 const TURN: Duration = Duration::from_millis(1);
+/// Threads of [`Flavour::MultiThread`].
+const WORKERS: usize = 2;
 /// How often the machine is asked for what it has taken, in turns.
 const ASKED_EACH: u32 = 10;
 /// From where on that is of interest; by the time that it has certainly been counted.
@@ -101,15 +103,20 @@ impl Runners {
         if matches!(flavour, Flavour::CurrentThread) {
             return Runners::of_this_thread();
         }
-        let ids = fs::read_dir("/proc/self/task").expect("procfs").flatten();
-        let works = |name: &String| {
-            fs::read_to_string(format!("/proc/self/task/{name}/comm"))
-                .is_ok_and(|comm| comm.starts_with("tokio"))
+        let works = |id: &String| {
+            let comm = fs::read_to_string(format!("/proc/self/task/{id}/comm"));
+            comm.is_ok_and(|comm| comm.starts_with("tokio"))
         };
-        let runners =
-            Runners::open(ids.filter_map(|entry| entry.file_name().into_string().ok()).filter(works));
-        assert!(!runners.ids.is_empty(), "the workers of tokio are known by their name");
-        runners
+        // Each takes its name once it runs.
+        loop {
+            let tasks = fs::read_dir("/proc/self/task").expect("procfs").flatten();
+            let ids = tasks.filter_map(|task| task.file_name().into_string().ok()).filter(works);
+            let runners = Runners::open(ids);
+            if runners.ids.len() >= WORKERS {
+                return runners;
+            }
+            thread::sleep(TURN);
+        }
     }
 
     /// For how long they have worked, and stood in a queue.
