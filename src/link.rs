@@ -347,7 +347,7 @@ impl Link {
     pub(crate) fn serve(self: &Arc<Self>) {
         if let (false, Some(endpoint)) = (self.served.swap(true, Ordering::Relaxed), self.endpoint.upgrade())
         {
-            endpoint.spawn(serve::run(self.clone(), endpoint.reactor().messages_per_turn()));
+            endpoint.spawn(serve::run(self.clone(), endpoint.share_reactor()));
         }
     }
 

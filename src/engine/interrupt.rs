@@ -43,15 +43,18 @@ impl SignalPage {
     /// Takes all signals and names each. Returns how many there were.
     #[inline]
     pub fn drain(&self, mut found: impl FnMut(u32, Signal)) -> usize {
-        self.page.drain(|index, signal| {
-            found(
-                index,
-                match signal {
-                    interrupt::Signal::Data => Signal::Data,
-                    interrupt::Signal::Space => Signal::Space,
-                },
-            );
-        })
+        self.page.drain(
+            || CONNECTIONS,
+            |index, signal| {
+                found(
+                    index,
+                    match signal {
+                        interrupt::Signal::Data => Signal::Data,
+                        interrupt::Signal::Space => Signal::Space,
+                    },
+                );
+            },
+        )
     }
 
     /// Is there nothing to drain?

@@ -115,9 +115,12 @@ impl SignalPage {
         now().abs_diff(stamp) > stale_after && last_rung.swap(stamp, Ordering::Relaxed) != stamp
     }
 
-    /// Takes all signals, in one pass, and names each to `found`. Returns how many there were.
-    pub(crate) fn drain(&self, mut found: impl FnMut(u32, Signal)) -> usize {
-        let mut count = 0;
+    /// Takes all signals, in one pass, and names those to `found` whose number is below what
+    /// `known` says: others are raised by who breaks the rules, and cost next to nothing. `known`
+    /// is asked after a number was seen that it has not covered, so it has heard of each that a
+    /// peer knows. Returns how many were named.
+    pub(crate) fn drain(&self, mut known: impl FnMut() -> u32, mut found: impl FnMut(u32, Signal)) -> usize {
+        let (mut count, mut limit) = (0, 0);
         for (group, summary) in self.summary.0.iter().enumerate() {
             if summary.load(Ordering::Relaxed) == 0 {
                 continue;
@@ -130,8 +133,15 @@ impl SignalPage {
                 words &= words - 1;
                 let Some(bits) = self.words.0.get(word) else { break };
                 let mut bits = bits.swap(0, Ordering::Acquire);
+                let first = word as u32 * 64;
+                if bits != 0 && (first + 63) / SIGNALS >= limit {
+                    limit = known();
+                }
                 while bits != 0 {
-                    let bit = word as u32 * 64 + bits.trailing_zeros();
+                    let bit = first + bits.trailing_zeros();
+                    if bit / SIGNALS >= limit {
+                        break;
+                    }
                     bits &= bits - 1;
                     found(bit / SIGNALS, if bit % SIGNALS == 0 { Signal::Data } else { Signal::Space });
                     count += 1;

@@ -137,6 +137,11 @@ impl Endpoint {
         &*self.reactor
     }
 
+    /// For a task that does not keep the endpoint.
+    pub(crate) fn share_reactor(&self) -> Arc<dyn Reactor> {
+        self.reactor.clone()
+    }
+
     pub(crate) fn timers(&self) -> &Arc<Timers> {
         &self.timers
     }

@@ -12,7 +12,7 @@ use crate::link::aside::{self, ControlSocket, Fed};
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::{no_link, reason_of};
 use crate::link::message::{LONGEST, Message, Subject};
-use crate::link::reactor::{Watched, when_readable};
+use crate::link::reactor::{Watched, when_readable, yield_now};
 use crate::link::shares::{Holder, Holders};
 use crate::shield::{guarded, shielded};
 use crate::sync::Arc;
@@ -24,12 +24,17 @@ const MOST_GREETINGS: usize = 256;
 const MOST_QUERIES: usize = 1024;
 /// For how long a connection may say nothing.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Taken in a row, before others have a turn.
+const AT_ONCE: u32 = 16;
 /// Between two attempts to accept when one failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Takes what connects to the endpoint's socket.
 pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) {
-    loop {
+    for attempt in (1..AT_ONCE).chain([0]).cycle() {
+        if attempt == 0 {
+            yield_now(endpoint.reactor()).await;
+        }
         while aside::is_full() {
             endpoint.timers().sleep(PAUSE).await;
         }

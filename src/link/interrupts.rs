@@ -113,7 +113,9 @@ impl Link {
                 handler.on_interrupt(signal);
             }
         };
-        let found = page.drain(|index, signal| {
+        // A peer knows of a number after it is in the table.
+        let known = || lock(&self.entries).table.len() as u32;
+        let found = page.drain(known, |index, signal| {
             batch[held] = (index, signal);
             held += 1;
             if held == BATCH {

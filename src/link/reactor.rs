@@ -34,9 +34,17 @@ pub(crate) trait Reactor: Send + Sync {
         wanted
     }
 
-    /// Messages of one link that are answered before other tasks have a turn.
+    /// Messages of one link that are answered before others have a turn: so few that a turn is
+    /// short, whoever sends them.
     fn messages_per_turn(&self) -> usize {
-        128
+        16
+    }
+
+    /// Has a task polled again that has more to do: after other tasks and, where the reactor does
+    /// not see to that by itself, after descriptors and timers. Else a task that a peer keeps busy
+    /// would have many turns before any of those has one.
+    fn poll_again(&self, cx: &mut Context<'_>) {
+        cx.waker().wake_by_ref();
     }
 }
 
@@ -92,14 +100,14 @@ pub(crate) async fn when_readable<R>(
     poll_fn(|cx| poll_attempt(watched, Interest::Read, cx, &mut attempt)).await
 }
 
-/// Lets the other tasks have a turn.
-pub(crate) async fn yield_now() {
+/// Lets the others have a turn.
+pub(crate) async fn yield_now(reactor: &dyn Reactor) {
     let mut yielded = false;
     poll_fn(|cx| {
         if std::mem::replace(&mut yielded, true) {
             return Poll::Ready(());
         }
-        cx.waker().wake_by_ref();
+        reactor.poll_again(cx);
         Poll::Pending
     })
     .await;

@@ -210,7 +210,7 @@ impl Search {
                 self.left -= wait;
             }
             // Others have a turn, too, however many candidates there are.
-            yield_now().await;
+            yield_now(endpoint.reactor()).await;
         }
     }
 }

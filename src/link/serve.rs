@@ -10,14 +10,14 @@ use crate::ism::sys;
 use crate::link::Link;
 use crate::link::life::Turn;
 use crate::link::message::LONGEST;
-use crate::link::reactor::{Interest, Watched};
+use crate::link::reactor::{Interest, Reactor, Watched};
 use crate::link::stream::Death;
 use crate::link::timer::Sleep;
 use crate::shield::guarded;
 use crate::sync::Arc;
 
-/// Serves a link until it dies, answering at most so many messages before others have a turn.
-pub(super) async fn run(link: Arc<Link>, messages_per_turn: usize) {
+/// Serves a link until it dies.
+pub(super) async fn run(link: Arc<Link>, reactor: Arc<dyn Reactor>) {
     // If this task is dropped, then with its runtime.
     let _end = Buried(link.clone(), Death::Runtime);
     let mut buffer = [0; LONGEST];
@@ -53,18 +53,19 @@ pub(super) async fn run(link: Arc<Link>, messages_per_turn: usize) {
             };
             let mut death = None;
             let mut turn = Turn::Empty;
-            let _ =
-                socket.attempt(Interest::Read, &mut || match link.receive(&mut buffer, messages_per_turn) {
-                    Ok(Turn::Empty) => Err(io::ErrorKind::WouldBlock.into()),
-                    Ok(other) => {
-                        turn = other;
-                        Ok(())
-                    }
-                    Err(cause) => {
-                        death = Some(cause);
-                        Ok(())
-                    }
-                });
+            let _ = socket.attempt(Interest::Read, &mut || match link
+                .receive(&mut buffer, reactor.messages_per_turn())
+            {
+                Ok(Turn::Empty) => Err(io::ErrorKind::WouldBlock.into()),
+                Ok(other) => {
+                    turn = other;
+                    Ok(())
+                }
+                Err(cause) => {
+                    death = Some(cause);
+                    Ok(())
+                }
+            });
             if let Some(death) = death {
                 return Poll::Ready(death);
             }
@@ -72,7 +73,7 @@ pub(super) async fn run(link: Arc<Link>, messages_per_turn: usize) {
             match turn {
                 Turn::Empty => {}
                 Turn::More => {
-                    cx.waker().wake_by_ref();
+                    reactor.poll_again(cx);
                     return Poll::Pending;
                 }
                 // Readable still, which is kept.

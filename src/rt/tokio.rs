@@ -13,9 +13,11 @@ mod tcp;
 mod tests;
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::pin::pin;
 use std::task::{Context, Poll};
 
 use tokio::net::UnixStream;
@@ -95,6 +97,12 @@ impl Reactor for Tokio {
 
     fn spawn(&self, task: Task) {
         self.0.spawn(task);
+    }
+
+    /// A task that is merely woken is polled 61 times before tokio looks at its driver.
+    fn poll_again(&self, cx: &mut Context<'_>) {
+        // This one waits for the driver. To be polled once is all that there is to it.
+        let _ = pin!(tokio::task::yield_now()).poll(cx);
     }
 }
 

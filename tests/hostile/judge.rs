@@ -2,8 +2,11 @@
 //! TCP client beside, lets an attacker loose, and says whether anybody was harmed.
 #![allow(clippy::disallowed_types, reason = "a test, which loom does not run")]
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -15,32 +18,80 @@ use tokio::task;
 use tokio_smc::{SmcStream, UpgradePolicy};
 
 use crate::child::Child;
+use crate::group::Group;
 use crate::lab::Lab;
 use crate::scenes::DONE;
+use crate::silence::Silence;
 use crate::usage::{Usage, settled};
-use crate::victim::{Health, bytes};
+use crate::victim::{self, Health, bytes};
 use crate::watchdog::Flavour;
 
 /// For how long a bystander waits for an answer. It catches hangs, it measures nothing.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// For how long the victim's runtime may do nothing at most: what blocks it takes longer. (The
-/// figures are printed; this build and this machine are not the ones that a promise is about.)
-const LONGEST_SILENCE: Duration = Duration::from_millis(500);
 /// What an attack may leave behind, in KiB: the allocator keeps some of what was freed (two full
 /// queues of 8 MiB), and rings of the bystander may have grown.
 const MEMORY_LEFT: u64 = 32 << 10;
 const SHARED_LEFT: u64 = 4 << 10;
 
+/// Who attacks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Attacker {
+    /// The victim's own user.
+    Admitted,
+    /// A user that nobody admits.
+    Stranger,
+}
+
+impl Attacker {
+    /// For how long an attack may silence the victim's runtime, beyond what is not the attack's
+    /// doing (see [`Trial::excess`]).
+    fn longest_silence(self) -> Duration {
+        match self {
+            Attacker::Admitted => Duration::from_millis(50),
+            Attacker::Stranger => Duration::from_millis(10),
+        }
+    }
+}
+
+/// How a scene is played.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    /// One thread is what anything that blocks would stop.
+    pub(crate) flavour: Flavour,
+    pub(crate) attacker: Attacker,
+    /// The victim waits for nobody for long.
+    pub(crate) impatient: bool,
+    /// The victim may have so many bytes of memory.
+    pub(crate) group: Option<u64>,
+}
+
+impl Terms {
+    pub(crate) const USUAL: Terms = Terms {
+        flavour: Flavour::CurrentThread,
+        attacker: Attacker::Admitted,
+        impatient: false,
+        group: None,
+    };
+    pub(crate) const TWO_WORKERS: Terms = Terms { flavour: Flavour::MultiThread, ..Terms::USUAL };
+    pub(crate) const IMPATIENT: Terms = Terms { impatient: true, ..Terms::USUAL };
+    pub(crate) const OF_A_STRANGER: Terms = Terms { attacker: Attacker::Stranger, ..Terms::USUAL };
+    pub(crate) const IN_256_MIB: Terms = Terms { group: Some(256 << 20), ..Terms::USUAL };
+}
+
 pub(crate) struct Trial {
     lab: Lab,
+    terms: Terms,
+    /// Those that the victim is in, if it is in one; they go when it is gone.
     victim: Child,
+    groups: Vec<Group>,
     addr: SocketAddr,
     runtime: Runtime,
     witnesses: Option<Witnesses>,
     /// Before the attack.
     before: Health,
-    silence: Duration,
+    /// Of an attack, so far.
+    silence: Silence,
 }
 
 /// Those who must not notice anything.
@@ -54,20 +105,35 @@ struct Witnesses {
 
 impl Trial {
     /// An unharmed victim that others already use.
-    pub(crate) fn begin(flavour: Flavour) -> Self {
+    pub(crate) fn begin(terms: Terms) -> Self {
         let lab = Lab::new();
-        let role = format!("victim {flavour:?}");
-        let mut victim = Child::start(&role, lab.dir(), &[("SMC_LO_UPGRADE", "eager")]);
+        if terms.attacker == Attacker::Stranger {
+            // One that all users share.
+            fs::set_permissions(lab.dir(), fs::Permissions::from_mode(0o1777)).expect("chmod");
+        }
+        let groups = terms.group.map_or(Vec::new(), |bytes| Group::each("hostile", bytes));
+        let door = groups.first().map(Group::door).unwrap_or_default();
+        let mut variables = vec![("SMC_LO_UPGRADE", "eager")];
+        if terms.impatient {
+            variables.extend([("SMC_LO_PEER_TIMEOUT_MS", "2000"), (victim::IDLE, "4000")]);
+        }
+        if !groups.is_empty() {
+            variables.push((victim::GROUP, &door));
+        }
+        let role = format!("victim {:?}", terms.flavour);
+        let mut victim = Child::start(&role, lab.dir(), &variables);
         let addr = victim.hear().parse().expect("an address");
         let runtime = Flavour::MultiThread.runtime();
         let mut trial = Trial {
-            before: ask(&mut victim),
+            before: ask(&mut victim, "health"),
             lab,
+            terms,
             victim,
+            groups,
             addr,
             runtime,
             witnesses: None,
-            silence: Duration::ZERO,
+            silence: Silence::default(),
         };
         // So that what a first connection costs is no cost of an attack.
         trial.call_witnesses();
@@ -76,21 +142,32 @@ impl Trial {
         trial.dismiss_witnesses();
         trial.call_witnesses();
         trial.listen_to_witnesses();
-        trial.before = ask(&mut trial.victim);
+        let unattacked = trial.before.silence;
+        trial.before = ask(&mut trial.victim, "health");
+        trial.before.silence = trial.before.silence.or_longer(unattacked);
         trial
     }
 
     /// An attacker, in a process of its own.
     pub(crate) fn attacker(&self, what: &str) -> Child {
-        let role = format!("attack {} {what}", self.addr);
-        Child::start(&role, self.lab.dir(), &[])
+        let role = match self.terms.attacker {
+            Attacker::Admitted => "attack",
+            Attacker::Stranger => "attack-as-stranger",
+        };
+        Child::start(&format!("{role} {} {what}", self.addr), self.lab.dir(), &[])
+    }
+
+    /// The victim becomes a client of whoever is there.
+    pub(crate) fn make_call(&mut self, addr: &str) {
+        let health = ask(&mut self.victim, &format!("call {addr}"));
+        self.silence = self.silence.or_longer(health.silence);
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    pub(crate) fn dir(&self) -> &std::path::Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.lab.dir()
     }
 
@@ -133,7 +210,7 @@ impl Trial {
     }
 
     #[track_caller]
-    fn dismiss_witnesses(&mut self) {
+    pub(crate) fn dismiss_witnesses(&mut self) {
         let witnesses = self.witnesses.take().expect("witnesses");
         witnesses.stop.store(true, Ordering::Relaxed);
         self.runtime.block_on(witnesses.bystander).expect("the bystander has noticed nothing");
@@ -159,8 +236,8 @@ impl Trial {
 
     /// How the victim is right now; its longest silence so far counts.
     pub(crate) fn health(&mut self) -> Health {
-        let health = ask(&mut self.victim);
-        self.silence = self.silence.max(health.silence);
+        let health = ask(&mut self.victim, "health");
+        self.silence = self.silence.or_longer(health.silence);
         health
     }
 
@@ -175,9 +252,16 @@ impl Trial {
         settled(|| self.health().usage, |now| harm(&before.usage, now).is_none())
     }
 
-    /// The attacker is gone: everything has to be as before. Answers with the longest silence.
+    /// For how long the attack has silenced the victim's runtime: longer than it was without one,
+    /// under what this machine was doing then and now.
+    fn excess(&self) -> Duration {
+        let usual = self.before.silence.own.max(self.silence.machine);
+        self.silence.own.saturating_sub(usual)
+    }
+
+    /// The attacker is gone: everything has to be as before. Answers with what was measured.
     #[track_caller]
-    pub(crate) fn end(mut self, attack: &str) -> Duration {
+    pub(crate) fn end(mut self, attack: &str) -> String {
         self.listen_to_witnesses();
         self.fresh_upgrade();
         let usage = self.settled();
@@ -189,14 +273,28 @@ impl Trial {
         let threads = settled(|| self.health().threads, |now| *now <= most);
         assert!(threads <= most, "{attack} leaves {threads} threads");
         self.dismiss_witnesses();
-        let silence = self.silence;
-        assert!(silence < LONGEST_SILENCE, "{attack}: the victim's runtime is silent for {silence:?}");
-        silence
+        assert!(self.groups.iter().all(|group| group.killed() == 0), "{attack} takes more than there is");
+        let (during, before, excess) = (self.silence, self.before.silence, self.excess());
+        let measured = format!(
+            "the runtime is silent for {:.1} ms ({:.1} at work), unattacked for {:.1}, the machine for {:.1}; by \
+             the clock {:.1}",
+            millis(during.own),
+            millis(during.worked),
+            millis(before.own),
+            millis(during.machine),
+            millis(during.clock),
+        );
+        assert!(excess < self.terms.attacker.longest_silence(), "{attack}: {measured}");
+        measured
     }
 }
 
-fn ask(victim: &mut Child) -> Health {
-    Health::from_line(&victim.ask("health"))
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn ask(victim: &mut Child, word: &str) -> Health {
+    Health::from_line(&victim.ask(word))
 }
 
 /// What is more than before, if anything. The plain client comes and goes: it has one descriptor
@@ -238,7 +336,7 @@ async fn talk(mut stream: SmcStream, stop: &AtomicBool, rounds: &AtomicU64) {
 }
 
 /// A fresh connection of a client that knows nothing of the crate.
-fn plain_round(addr: SocketAddr) {
+pub(crate) fn plain_round(addr: SocketAddr) {
     let mut tcp = TcpStream::connect(addr).expect("the plain client's connect");
     tcp.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     tcp.write_all(b"eplain").expect("the plain client's write");

@@ -1,13 +1,22 @@
 //! A hostile peer: a process that speaks the link protocol by hand and breaks it, by scene and at
 //! random, against an honest victim. Others who use the victim meanwhile (a connection on the ring
-//! and plain TCP clients) must not notice, and nothing is left behind.
+//! and plain TCP clients) must not notice, its runtime must not be silenced (see `silence`), and
+//! nothing is left behind.
 //!
 //! A scene is one function in `scenes/` and one line in [`scenes!`] below. Random sessions are
 //! reproducible: `SMC_TEST_SEED` is the seed (it is printed), `SMC_TEST_SESSIONS` how many, or
 //! which (`10000`, `700..800`), `SMC_TEST_SECONDS` for how long at most.
+//!
+//! What a plain TCP client notices of each scene (see `measure`), one line each:
+//!
+//! ```text
+//! SMC_TEST_MEASURE=1 cargo test --release --test hostile -- --nocapture --test-threads=1 --skip random
+//! ```
 
 #[path = "../support/child.rs"]
 mod child;
+#[path = "../support/group.rs"]
+mod group;
 #[path = "../support/lab.rs"]
 mod lab;
 #[path = "../support/usage.rs"]
@@ -17,34 +26,40 @@ mod watchdog;
 
 mod dice;
 mod judge;
+mod measure;
 mod peer;
 mod random;
 mod raw;
 mod scenes;
+mod silence;
+mod target;
 mod victim;
 mod wire;
 
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_smc::{Config, SmcStream, UpgradePolicy};
 
-use child::role;
-use judge::Trial;
-use peer::Target;
+use child::{Child, role};
+use judge::{Attacker, Terms, Trial};
+use target::Target;
 use watchdog::{Flavour, step, watched};
 
-use scenes::{asker, claims, descriptors, directory, messages, phases, rings, signals, words};
+use scenes::{asker, blocking, callers, claims, descriptors, directory, files, memory, messages};
+use scenes::{phases, quotas, rings, signals, strangers, words};
 
 /// A scene: what its attacker does, until it is done.
 type Attack = fn(&Target);
 
 /// Each scene is a test, and a role that this binary takes as another process.
 macro_rules! scenes {
-    ($($(#[$doc:meta])* $name:ident: $attack:expr;)*) => {
+    ($($name:ident: $attack:expr $(, $terms:expr)?;)*) => {
         $(
-            $(#[$doc])*
             #[test]
             fn $name() {
-                play(stringify!($name));
+                play(stringify!($name), *[Terms::USUAL $(, $terms)?].last().expect("terms"));
             }
         )*
 
@@ -112,6 +127,36 @@ scenes! {
     wrong_descriptors: descriptors::wrong;
     punched_arena: descriptors::punched_arena;
     one_memory_for_two: descriptors::one_memory_for_two;
+    one_slot_twice_is_a_violation: memory::one_slot_twice;
+    the_victims_own_arena_is_a_violation: memory::own_arena_back;
+    arenas_of_many_tebibytes: memory::tebibytes;
+    greedy_for_memory: memory::greedy;
+    greedy_in_a_group_of_256_mib: memory::greedy, Terms::IN_256_MIB;
+    slots_that_never_come_back: memory::never_detached;
+    // ---- what blocks ----
+    close_that_blocks_before_hello: blocking::close_before_hello;
+    close_that_blocks_in_hello: blocking::close_in_hello;
+    close_that_blocks_in_query: blocking::close_in_query;
+    close_that_blocks_in_messages: blocking::close_in_messages;
+    close_that_blocks_in_an_answer: callers::close_in_an_answer;
+    eventfd_of_the_attacker: blocking::own_eventfd;
+    eventfd_of_the_attacker_and_two_workers: blocking::own_eventfd, Terms::TWO_WORKERS;
+    eventfd_of_the_victim: blocking::their_eventfd;
+    eventfd_of_the_victim_after_its_filler: blocking::their_eventfd_and_exit;
+    file_that_is_busy: files::busy;
+    file_that_is_locked_for_ever: files::locked_for_ever;
+    // ---- what one process takes of another ----
+    links_without_number: quotas::links;
+    links_with_all_arenas: quotas::links_with_all_arenas;
+    greetings_without_a_word: quotas::greetings;
+    queries_without_an_end: quotas::queries, Terms::IMPATIENT;
+    sockets_closed_without_a_flag: quotas::closed_without_a_flag, Terms::IMPATIENT;
+    silent_after_go: quotas::silent_after_go, Terms::IMPATIENT;
+    // ---- who is admitted nowhere ----
+    close_that_blocks_of_a_stranger: strangers::close, Terms::OF_A_STRANGER;
+    junk_of_a_stranger: strangers::junk, Terms::OF_A_STRANGER;
+    connections_of_a_stranger: strangers::connections, Terms::OF_A_STRANGER;
+    endpoints_of_a_stranger: strangers::endpoints, Terms::OF_A_STRANGER;
     // ---- stopped at each step, and continued ----
     stopped_before_hello: phases::before_hello;
     stopped_after_hello: phases::after_hello;
@@ -138,16 +183,37 @@ fn child_process() {
             child::tell(scenes::DONE);
         }
         ["attack", addr, "another-user"] => directory::another_user(&target(addr)),
+        ["burn", threads, share, millis] => {
+            let number = |word: &str| word.parse().expect("a number");
+            measure::burn(number(threads), number(share), Duration::from_millis(number(millis)));
+            child::tell(scenes::DONE);
+        }
         ["attack", addr, "random", seed, from, to] => {
             let number = |word: &str| word.parse().expect("a number");
             random::attack(&target(addr), number(seed), number(from)..number(to));
         }
-        ["attack", addr, scene] => {
-            attack_of(scene)(&target(addr));
-            child::tell(scenes::DONE);
+        ["attack-as-stranger", addr, scene, ref rest @ ..] => {
+            strangers::become_one();
+            attack(addr, scene, rest);
         }
+        ["attack", addr, scene, ref rest @ ..] => attack(addr, scene, rest),
         _ => panic!("no role {role}"),
     }
+}
+
+/// Plays a scene; again and again if there is a number of milliseconds.
+fn attack(addr: &str, scene: &str, millis: &[&str]) {
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).expect("all descriptors");
+    let millis = millis.first().map_or(0, |word| word.parse().expect("a number"));
+    let (target, started) = (target(addr), Instant::now());
+    loop {
+        attack_of(scene)(&target);
+        if started.elapsed() >= Duration::from_millis(millis) {
+            break;
+        }
+    }
+    child::tell(scenes::DONE);
 }
 
 /// A process that the victim has not met before gets an upgrade, too.
@@ -168,31 +234,57 @@ fn target(addr: &str) -> Target {
     Target { directory, addr: addr.parse().expect("an address") }
 }
 
-/// Lets the scene's attacker loose, against one thread, which anything that blocks would stop.
+/// Lets the scene's attacker loose.
 #[track_caller]
-fn play(scene: &'static str) {
+fn play(scene: &'static str, terms: Terms) {
+    let lacks_root = terms.attacker == Attacker::Stranger || terms.group.is_some();
+    if lacks_root && !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "{scene}: only root can be another user or make a group");
+        random::say(&format!("{scene}: not played, only root can be another user or make a group"));
+        return;
+    }
+    if measure::is_wanted() {
+        return watched(move || measure::play(scene, terms));
+    }
     watched(move || {
-        step("an unharmed victim");
-        let trial = Trial::begin(Flavour::CurrentThread);
-        step("the attack");
+        let mut started = Instant::now();
+        let mut stage = |name: &str| {
+            step(name);
+            std::mem::replace(&mut started, Instant::now()).elapsed()
+        };
+        stage("an unharmed victim");
+        let mut trial = Trial::begin(terms);
+        let began = stage("the attack");
         let mut attacker = trial.attacker(scene);
-        let mut said = attacker.hear();
-        while said != scenes::DONE {
-            assert_eq!(said, scenes::STOPPED);
-            step("the attacker is stopped");
-            scenes::wait_until_stopped(attacker.id());
-            trial.listen_to_witnesses();
-            scenes::continue_process(attacker.id());
-            said = attacker.hear();
-        }
+        attend(&mut trial, &mut attacker);
+        let attacked = stage("the witnesses");
         trial.listen_to_witnesses();
         step("a newcomer, while the attacker holds what it has");
         trial.meet_a_newcomer();
         step("what is left");
         attacker.kill();
-        let silence = trial.end(scene);
-        random::say(&format!("{scene}: longest silence of the victim {silence:?}"));
+        let measured = trial.end(scene);
+        let ended = stage("the end");
+        random::say(&format!("{scene}: {measured} (in {began:.1?}, {attacked:.1?}, {ended:.1?})"));
     });
+}
+
+/// Until the attacker is done; does what it wants done.
+fn attend(trial: &mut Trial, attacker: &mut Child) {
+    loop {
+        let said = attacker.hear();
+        if said == scenes::DONE {
+            return;
+        } else if let Some(addr) = said.strip_prefix(scenes::CALL) {
+            trial.make_call(addr);
+        } else {
+            assert_eq!(said, scenes::STOPPED);
+            step("the attacker is stopped");
+            scenes::wait_until_stopped(attacker.id());
+            trial.listen_to_witnesses();
+            scenes::continue_process(attacker.id());
+        }
+    }
 }
 
 #[test]

@@ -3,12 +3,11 @@
 #![allow(clippy::disallowed_types, reason = "this is another process than the one that loom sees")]
 
 use std::collections::VecDeque;
-use std::fs;
+use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
@@ -18,85 +17,35 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg, socket_with,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 
-use crate::raw::{Memory, network_namespace};
+use crate::raw::Memory;
+use crate::target::{PATIENCE, Target, subject_of};
 use crate::wire::{self, Packet, Place, Said, Subject};
-
-/// For how long an answer is waited for that has to come. It catches hangs, it measures nothing.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What is attacked.
-#[derive(Clone, Debug)]
-pub(crate) struct Target {
-    pub(crate) directory: PathBuf,
-    pub(crate) addr: SocketAddr,
-}
-
-impl Target {
-    /// The victim's endpoint, as the directory has it.
-    pub(crate) fn endpoint(&self) -> String {
-        let names = self.directory.join("port").join(self.addr.port().to_string());
-        let entry = fs::read_dir(names).expect("a listener's port").next().expect("an endpoint");
-        entry.expect("readable").file_name().into_string().expect("an endpoint's name")
-    }
-
-    /// Its name in messages.
-    pub(crate) fn endpoint_name(&self) -> [u8; 16] {
-        u128::from_str_radix(&self.endpoint(), 16).expect("hexadecimal").to_be_bytes()
-    }
-
-    pub(crate) fn gid(&self) -> [u8; 16] {
-        let text = fs::read_to_string(self.directory.join("gid")).expect("the device's GID");
-        let digits: String = text.trim().split('-').collect();
-        u128::from_str_radix(&digits, 16).expect("a UUID").to_be_bytes()
-    }
-
-    /// A connection to the victim's control socket, with nothing said yet.
-    pub(crate) fn knock(&self) -> OwnedFd {
-        let path = self.directory.join("ep").join(format!("{}.sock", self.endpoint()));
-        let address = SocketAddrUnix::new(path).expect("a short path");
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("socket");
-        let started = Instant::now();
-        loop {
-            match rustix::net::connect(&socket, &address) {
-                Ok(()) => return socket,
-                // Its queue is full.
-                Err(Errno::AGAIN) if started.elapsed() < PATIENCE => sleep(Duration::from_millis(1)),
-                Err(error) => panic!("connect to the endpoint: {error}"),
-            }
-        }
-    }
-
-    /// A TCP connection to the victim, which does as its first byte says: see `victim`.
-    pub(crate) fn tcp(&self) -> TcpStream {
-        let tcp = TcpStream::connect(self.addr).expect("connect");
-        tcp.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        tcp.set_write_timeout(Some(PATIENCE)).expect("a timeout");
-        tcp.set_nodelay(true).expect("set_nodelay");
-        tcp
-    }
-}
-
-pub(crate) fn subject_of(tcp: &TcpStream) -> Subject {
-    Subject {
-        local: tcp.local_addr().expect("an address"),
-        remote: tcp.peer_addr().expect("an address"),
-        cookie: rustix::net::sockopt::socket_cookie(tcp).expect("SO_COOKIE"),
-        network_namespace: network_namespace(tcp).expect("SO_NETNS_COOKIE"),
-    }
-}
 
 /// A sealed memory file, as an honest owner makes them.
 pub(crate) fn memory_file(bytes: usize) -> OwnedFd {
-    let file = memfd_create("hostile", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("memfd");
-    ftruncate(&file, bytes as u64).expect("ftruncate");
+    let file = unpaid_file(bytes as u64);
     // Its owner pays, and nobody else. (Pages that were only allocated do not count as there.)
-    let mut owner = fs::File::from(file.try_clone().expect("a descriptor"));
+    let mut owner = File::from(file.try_clone().expect("a descriptor"));
     owner.write_all(&vec![0; bytes]).expect("memory");
+    file
+}
+
+/// An arena of which only the control page is there.
+pub(crate) fn control_page_file(bytes: usize) -> OwnedFd {
+    let file = unpaid_file(bytes as u64);
+    let mut owner = File::from(file.try_clone().expect("a descriptor"));
+    owner.write_all(&[0; wire::CONTROL]).expect("memory");
+    file
+}
+
+/// As it looks, but nothing of it is there yet: whoever writes pays.
+pub(crate) fn unpaid_file(bytes: u64) -> OwnedFd {
+    let file = memfd_create("hostile", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("memfd");
+    ftruncate(&file, bytes).expect("ftruncate");
     fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).expect("seals");
     file
 }

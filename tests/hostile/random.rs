@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use crate::child::tell;
 use crate::dice::Dice;
-use crate::judge::Trial;
-use crate::peer::{Conn, Peer, Signal, Target, fresh_token, memory_file, send_on, subject_of};
+use crate::judge::{Terms, Trial};
+use crate::peer::{Conn, Peer, Signal, fresh_token, memory_file, send_on};
 use crate::scenes::{DONE, rings::scribble};
+use crate::target::{Target, subject_of};
 use crate::watchdog::{Flavour, step};
 use crate::wire::{self, Packet, Place, Said};
 
@@ -67,7 +68,7 @@ pub(crate) fn say(text: &str) {
 
 fn against(flavour: Flavour, seed: u64, sessions: Range<u64>, time: Option<Duration>) {
     let started = Instant::now();
-    let mut trial = Trial::begin(flavour);
+    let mut trial = Trial::begin(Terms { flavour, ..Terms::USUAL });
     let mut from = sessions.start;
     let mut seen = Seen::default();
     while from < sessions.end && time.is_none_or(|time| started.elapsed() < time) {
@@ -85,10 +86,10 @@ fn against(flavour: Flavour, seed: u64, sessions: Range<u64>, time: Option<Durat
         }
         from = to;
     }
-    let silence = trial.end(&format!("SMC_TEST_SEED={seed} SMC_TEST_SESSIONS={}..{from}", sessions.start));
+    let measured = trial.end(&format!("SMC_TEST_SEED={seed} SMC_TEST_SESSIONS={}..{from}", sessions.start));
     say(&format!(
         "{} sessions against {flavour:?} in {:.1} s: {} steps, {} connections upgraded, {} links ended by \
-         the victim, its longest silence {silence:?}",
+         the victim; {measured}",
         from - sessions.start,
         started.elapsed().as_secs_f64(),
         seen.steps,

@@ -1,13 +1,15 @@
-//! What safe Rust has no words for: memory that a victim writes at the same time, and the cookie of
-//! a network namespace.
+//! What safe Rust has no words for: memory that a victim writes at the same time, the cookie of a
+//! network namespace, and the lock of a file that is never let go.
 #![allow(unsafe_code, reason = "the memory is shared with another process: no safe type describes it")]
 #![allow(clippy::disallowed_types, reason = "this is another process than the one that loom sees")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::thread::{self, sleep};
+use std::time::Duration;
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{MmapMut, MmapOptions, MmapRaw};
 
 /// A whole memory file, mapped shared. Every access is atomic, so that nothing here is undefined
 /// whatever the victim does meanwhile.
@@ -97,4 +99,42 @@ pub(crate) fn network_namespace(socket: impl AsFd) -> io::Result<u64> {
         )
     };
     if failed == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The lock of a file's inode, which a write holds whose bytes never come, as long as this lives.
+pub(crate) struct FileLock {
+    _pages: OwnedFd,
+}
+
+impl FileLock {
+    /// `None` for users whom the kernel gives no such page.
+    pub(crate) fn hold(file: impl AsFd) -> Option<FileLock> {
+        // Of <linux/userfaultfd.h>.
+        const API: u64 = 0xAA;
+        const IOCTL_API: libc::Ioctl = 0xC018_AA3F_u32 as libc::Ioctl;
+        const IOCTL_REGISTER: libc::Ioctl = 0xC020_AA00_u32 as libc::Ioctl;
+        const MISSING: u64 = 1;
+        // SAFETY: a system call without pointers.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+        let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
+        // SAFETY: the call above has just made it.
+        let pages = unsafe { OwnedFd::from_raw_fd(fd) };
+        let source = MmapMut::map_anon(4096).expect("a page");
+        let mut api = [API, 0, 0];
+        let mut register = [source.as_ptr() as u64, source.len() as u64, MISSING, 0];
+        // SAFETY: both write to arrays of the size that the numbers of the calls say.
+        unsafe {
+            assert_eq!(libc::ioctl(pages.as_raw_fd(), IOCTL_API, api.as_mut_ptr()), 0);
+            assert_eq!(libc::ioctl(pages.as_raw_fd(), IOCTL_REGISTER, register.as_mut_ptr()), 0);
+        }
+        let file = file.as_fd().try_clone_to_owned().expect("a descriptor");
+        thread::spawn(move || {
+            // SAFETY: the kernel reads 4096 bytes of a mapping of that size; that they are not
+            // there is its business.
+            unsafe { libc::pwrite(file.as_raw_fd(), source.as_ptr().cast(), 4096, 8192) };
+        });
+        // It waits in the kernel by then.
+        sleep(Duration::from_millis(100));
+        Some(FileLock { _pages: pages })
+    }
 }

@@ -1,15 +1,37 @@
 //! What attackers do, one function each. A scene's own assertions say what the protocol promises:
 //! the link ends, or lives. That nobody is harmed is the judge's to see.
+//!
+//! What a test elsewhere shows already is not played here again:
+//!
+//! | what | where |
+//! |---|---|
+//! | an honest server that is stopped: does `upgrade()` answer? | `tests/stopped.rs` |
+//! | urgent data at any moment of an upgrade, between honest ends | `src/conn/tests/urgent.rs` |
+//! | a client out of descriptors when an arena is announced | `tests/limits/descriptors.rs` |
+//! | a buffer of the caller's that calls the stream | `tests/buffers.rs` |
+//! | `RLIMIT_FSIZE`, `RLIMIT_AS` at honest ends | `tests/limits/rlimits.rs`, `memory.rs` |
+//! | many honest client processes and few descriptors | `tests/limits/crowd.rs` |
+//! | honest ends in a small memory control group | `tests/limits/memory.rs` |
+//! | all links taken by honest runtimes of one process | `tests/greedy.rs` |
+//! | silent endpoints in the directory, for a client | `src/conn/tests/greedy.rs` |
+//! | a segment that is not paid for; one granted twice; two answers | `src/conn/tests/memory.rs` |
+//! | one arm for each message with a descriptor whose close waits | `src/conn/tests/descriptors.rs` |
 
 pub(crate) mod asker;
+pub(crate) mod blocking;
+pub(crate) mod callers;
 pub(crate) mod claims;
 pub(crate) mod descriptors;
 pub(crate) mod diag;
 pub(crate) mod directory;
+pub(crate) mod files;
+pub(crate) mod memory;
 pub(crate) mod messages;
 pub(crate) mod phases;
+pub(crate) mod quotas;
 pub(crate) mod rings;
 pub(crate) mod signals;
+pub(crate) mod strangers;
 pub(crate) mod words;
 
 use std::fs;
@@ -19,11 +41,25 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::child::Child;
+use crate::peer::Peer;
 
 /// What an attacker says at its end; it lives until the judge kills it.
 pub(crate) const DONE: &str = "done";
 /// What it says before it stops itself.
 pub(crate) const STOPPED: &str = "stopped";
+/// What it says, before an address, that the victim is to connect to.
+pub(crate) const CALL: &str = "call ";
+
+/// The victim's process.
+fn victim_of(peer: &Peer) -> i32 {
+    let other = rustix::net::sockopt::socket_peercred(&peer.socket).expect("SO_PEERCRED");
+    other.pid.as_raw_nonzero().get()
+}
+
+/// How many descriptors the victim has, which is of the same user.
+fn descriptors_of(peer: &Peer) -> u64 {
+    fs::read_dir(format!("/proc/{}/fd", victim_of(peer))).expect("procfs").count() as u64
+}
 
 /// Whether a test that only root can play can be played. Where CI runs, it has to be.
 pub(crate) fn needs_root(name: &str) -> bool {

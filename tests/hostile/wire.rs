@@ -37,7 +37,8 @@ pub(crate) const HELLO_BYTES: usize = 52;
 
 // ---- an arena ----
 
-const CONTROL: usize = 16 << 10;
+/// Bytes of the control page.
+pub(crate) const CONTROL: usize = 16 << 10;
 const HEADER: usize = 1 << 10;
 /// Bytes of segment 0.
 pub(crate) const FIRST: usize = 4096;

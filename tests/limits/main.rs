@@ -3,6 +3,8 @@
 
 #[path = "../support/footprint.rs"]
 mod footprint;
+#[path = "../support/group.rs"]
+mod group;
 #[path = "../support/watchdog.rs"]
 mod watchdog;
 

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::actor::{Actor, PATIENCE, Start};
 use crate::footprint::Footprint;
-use crate::root::{Group, not_run, privileged};
+use crate::group::Group;
+use crate::root::{not_run, privileged};
 use crate::scene::{MOMENTS, Pair, SIDES, Scene, Side, all_well, conclude, device, meet};
 use crate::watchdog::{step, watched};
 use crate::words::{LIMIT, MEMORY, NOT_YET, OTHERS};

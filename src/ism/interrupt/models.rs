@@ -60,7 +60,7 @@ fn loom_no_signal_is_slept_through() {
         };
         let mut found = Vec::new();
         while found.len() < 2 {
-            if page.drain(|index, signal| found.push((index, signal))) > 0 {
+            if page.drain(|| CONNECTIONS, |index, signal| found.push((index, signal))) > 0 {
                 continue;
             }
             if page.sleep() {
@@ -94,7 +94,7 @@ fn loom_one_of_two_senders_rings() {
                 bell.sleep();
             }
             page.publish_look(2);
-            found += page.drain(|_, _| ());
+            found += page.drain(|| CONNECTIONS, |_, _| ());
         }
         for sender in senders {
             sender.join().unwrap();
@@ -137,7 +137,7 @@ fn loom_a_full_socket_loses_no_ring() {
                 bell.sleep();
             }
             page.publish_look(2);
-            found += page.drain(|_, _| ());
+            found += page.drain(|| CONNECTIONS, |_, _| ());
         }
         sender.join().unwrap();
         task.join().unwrap();
@@ -160,7 +160,7 @@ fn loom_a_signal_carries_what_precedes_it() {
             })
         };
         for _ in 0..2 {
-            if page.drain(|_, _| ()) > 0 {
+            if page.drain(|| CONNECTIONS, |_, _| ()) > 0 {
                 assert!(news.load(Ordering::Relaxed));
             }
         }

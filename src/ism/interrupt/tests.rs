@@ -34,10 +34,10 @@ fn every_index_is_found_as_it_was_raised() {
     }
     assert!(!page.is_idle());
     let mut found = Vec::new();
-    assert_eq!(page.drain(|index, signal| found.push((index, signal.bit()))), raised.len());
+    assert_eq!(page.drain(|| CONNECTIONS, |index, signal| found.push((index, signal.bit()))), raised.len());
     assert_eq!(found, raised.into_iter().collect::<Vec<_>>());
     assert!(page.is_idle());
-    assert_eq!(page.drain(|_, _| panic!("nothing is left")), 0);
+    assert_eq!(page.drain(|| CONNECTIONS, |_, _| panic!("nothing is left")), 0);
 }
 
 #[test]
@@ -56,8 +56,44 @@ fn garbage_in_the_page_names_no_connection_out_of_range() {
     for word in page.summary.0.iter().chain(&page.words.0) {
         word.store(u64::MAX, Ordering::Relaxed);
     }
-    let count = page.drain(|index, _| assert!(index < CONNECTIONS));
+    let count = page.drain(|| CONNECTIONS, |index, _| assert!(index < CONNECTIONS));
     assert_eq!(count, 2 * CONNECTIONS as usize);
+}
+
+#[test]
+fn numbers_that_nobody_has_are_taken_and_not_named() {
+    let page = SignalPage::new();
+    for word in page.summary.0.iter().chain(&page.words.0) {
+        word.store(u64::MAX, Ordering::Relaxed);
+    }
+    let (mut asked, mut named) = (0, Vec::new());
+    let known = || {
+        asked += 1;
+        // One more comes while the page is looked through.
+        if asked == 1 { 3 } else { 4 }
+    };
+    assert_eq!(page.drain(known, |index, _| named.push(index)), 6);
+    assert_eq!(named, [0, 0, 1, 1, 2, 2]);
+    assert_eq!(asked, page.words.0.len());
+    assert!(page.is_idle());
+    assert_eq!(page.drain(|| CONNECTIONS, |_, _| panic!("nothing is left")), 0);
+}
+
+/// The latest number may be raised as soon as it is there.
+#[test]
+fn a_number_that_has_just_come_is_named() {
+    let page = SignalPage::new();
+    let last_rung = AtomicU64::new(0);
+    let last = CONNECTIONS - 1;
+    raise(&page, 1, Signal::Data, 1, &last_rung);
+    raise(&page, last, Signal::Space, 1, &last_rung);
+    let (mut asked, mut named) = (0, Vec::new());
+    let known = || {
+        asked += 1;
+        if asked == 1 { 2 } else { CONNECTIONS }
+    };
+    assert_eq!(page.drain(known, |index, _| named.push(index)), 2);
+    assert_eq!(named, [1, last]);
 }
 
 #[test]
@@ -70,7 +106,7 @@ fn a_sleeping_poller_is_rung_by_the_first() {
     assert!(!raise(&page, 2, Signal::Data, 2001, &last_rung), "it is awake by now, or about to be");
     assert!(!page.sleep(), "there are signals");
     page.publish_look(2002);
-    assert_eq!(page.drain(|_, _| ()), 2);
+    assert_eq!(page.drain(|| CONNECTIONS, |_, _| ()), 2);
     assert!(!raise(&page, 1, Signal::Data, 2003, &last_rung), "it looks anyway");
 }
 
@@ -124,10 +160,13 @@ fn no_signal_of_many_threads_is_lost() {
         // Each sender's last round arrives, or a signal was lost.
         let mut seen = [0; SENDERS as usize];
         while seen != [ROUNDS; SENDERS as usize] {
-            page.drain(|index, _| {
-                let sender = (index / 5000) as usize;
-                seen[sender] = sent[sender].load(Ordering::Relaxed);
-            });
+            page.drain(
+                || CONNECTIONS,
+                |index, _| {
+                    let sender = (index / 5000) as usize;
+                    seen[sender] = sent[sender].load(Ordering::Relaxed);
+                },
+            );
             if page.sleep() && seen != [ROUNDS; SENDERS as usize] {
                 let guard = bell.lock().unwrap();
                 let limit = std::time::Duration::from_secs(20);

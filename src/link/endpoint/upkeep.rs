@@ -81,6 +81,7 @@ impl Endpoint {
     /// Something waits in the table of accepted streams, and no sweep comes soon.
     fn sweep_later(self: &Arc<Self>) {
         let (timers, this) = (self.timers.clone(), Arc::downgrade(self));
+        let reactor = self.share_reactor();
         let sweeping = this.clone();
         let sweeps = async move {
             timers.sleep(FIRST_LOOK).await;
@@ -93,7 +94,7 @@ impl Endpoint {
                 }
                 match next.saturating_sub(sys::monotonic()) {
                     // More is due already: after the others had their turn.
-                    Duration::ZERO => yield_now().await,
+                    Duration::ZERO => yield_now(&*reactor).await,
                     pause => timers.sleep(pause).await,
                 }
             }

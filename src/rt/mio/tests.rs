@@ -159,9 +159,10 @@ fn a_task_that_always_runs_keeps_no_descriptor_from_being_told() {
     let thread = Thread::start();
     let (stop, stopped) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (until, done) = (stop.clone(), stopped.clone());
+    let reactor = thread.0.clone();
     thread.0.spawn(Box::pin(async move {
         while !is_set(&until) {
-            yield_now().await;
+            yield_now(&*reactor).await;
         }
         done.store(true, Ordering::SeqCst);
     }));

@@ -226,6 +226,31 @@ fn a_clock_that_panics_inside_the_reactor_ends_the_endpoint_and_not_the_reactor(
     });
 }
 
+/// What a peer keeps busy has one turn after the other: descriptors and timers have theirs between.
+#[test]
+fn a_task_that_is_always_busy_keeps_no_descriptor_waiting() {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let reactor = Arc::new(Tokio(runtime.handle().clone()));
+    runtime.block_on(async {
+        let (mut here, mut there) = tokio::net::UnixStream::pair().unwrap();
+        let turns = Arc::new(crate::sync::AtomicUsize::new(0));
+        let (counted, busy) = (turns.clone(), reactor.clone());
+        reactor.spawn(Box::pin(async move {
+            loop {
+                counted.fetch_add(1, Ordering::SeqCst);
+                crate::link::reactor::yield_now(&*busy).await;
+            }
+        }));
+        for _ in 0..20 {
+            let before = turns.load(Ordering::SeqCst);
+            there.write_u8(1).await.unwrap();
+            here.read_u8().await.unwrap();
+            let after = turns.load(Ordering::SeqCst);
+            assert!(after - before <= 4, "{} turns before a descriptor is told", after - before);
+        }
+    });
+}
+
 /// A stream of which nothing works that its link's task calls.
 struct Faulty(Arc<dyn LinkedStream>);
 

@@ -5,28 +5,23 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::runtime::Runtime;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio_smc::{Config, SmcListener, SmcStream, UpgradePolicy};
 
 use crate::child::{Child, next_word, tell};
-use crate::peer::Target;
-use crate::victim::{bytes, silence_of};
+use crate::silence::{Silence, Watch};
+use crate::target::{PATIENCE, Target};
+use crate::victim::bytes;
 use crate::watchdog::Flavour;
 
-/// For how long an answer is waited for. It catches hangs, it measures nothing.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// For how long a stream talks that is not upgraded.
 const UNTIL: Duration = Duration::from_secs(40);
-/// For how long its runtime may do nothing, or for some times as long as one that nobody attacks:
-/// what blocks it takes longer.
-const LONGEST_SILENCE: Duration = Duration::from_millis(500);
-const TIMES: u32 = 5;
+/// For how long its runtime may do nothing, beyond what the machine does to any thread.
+const LONGEST_SILENCE: Duration = Duration::from_millis(50);
 
 /// What a client has seen.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +29,7 @@ pub(crate) struct Seen {
     pub(crate) upgraded: usize,
     /// The most descriptors that it had.
     pub(crate) descriptors: usize,
-    /// The longest since it began, listening included.
-    pub(crate) silence: Duration,
+    pub(crate) silence: Silence,
 }
 
 /// The client, as who commands it sees it.
@@ -43,17 +37,13 @@ pub(crate) struct Asker {
     child: Child,
     /// Of a listener of its own.
     pub(crate) addr: SocketAddr,
-    /// A runtime that does nothing, and how silent this machine makes that.
-    idle: (Runtime, Arc<AtomicU64>),
 }
 
 impl Asker {
     pub(crate) fn start(target: &Target) -> Self {
-        let runtime = Flavour::MultiThread.runtime();
-        let idle = silence_of(&runtime);
         let mut child = Child::start("asker", &target.directory, &[]);
         let addr = child.hear().parse().expect("an address");
-        Asker { child, addr, idle: (runtime, idle) }
+        Asker { child, addr }
     }
 
     /// So many streams to that server, which talk until they are upgraded.
@@ -65,12 +55,13 @@ impl Asker {
     pub(crate) fn ask_for(&mut self, server: SocketAddr, streams: usize, until: Duration) -> Seen {
         let answer = self.child.ask(&format!("{server} {streams} {}", until.as_millis()));
         let mut numbers = answer.split(' ').map(|word| word.parse::<u64>().expect("a number"));
-        let mut next = || numbers.next().expect("three numbers");
+        let mut next = || numbers.next().expect("six numbers");
         let (upgraded, descriptors) = (next() as usize, next() as usize);
-        let seen = Seen { upgraded, descriptors, silence: Duration::from_micros(next()) };
-        let idle = Duration::from_micros(self.idle.1.load(Ordering::Relaxed));
-        let longest = LONGEST_SILENCE.max(idle * TIMES);
-        assert!(seen.silence < longest, "the client's runtime is silent: {seen:?}, an idle one {idle:?}");
+        let silence = Silence::from_words(next);
+        let seen = Seen { upgraded, descriptors, silence };
+        crate::random::say(&format!("an honest client has seen {seen:?}"));
+        let silent = seen.silence.own.saturating_sub(seen.silence.machine);
+        assert!(silent < LONGEST_SILENCE, "the client's runtime is silent: {seen:?}");
         seen
     }
 }
@@ -78,7 +69,7 @@ impl Asker {
 /// Does what it is told until its parent is gone.
 pub(crate) fn serve() {
     let runtime = Flavour::CurrentThread.runtime();
-    let silence = silence_of(&runtime);
+    let watch = Watch::begin(Flavour::CurrentThread, runtime.handle());
     let (words, mut word) = unbounded_channel();
     thread::spawn(move || {
         while let Some(word) = next_word() {
@@ -95,13 +86,13 @@ pub(crate) fn serve() {
             let [addr, streams, until] = words[..] else { panic!("no such word: {word}") };
             let number = |word: &str| word.parse::<u64>().expect("a number");
             let addr = addr.parse().expect("an address");
-            tell(&ask(addr, number(streams), Duration::from_millis(number(until)), &silence).await);
+            tell(&ask(addr, number(streams), Duration::from_millis(number(until)), &watch).await);
         }
     });
     std::process::exit(0);
 }
 
-async fn ask(addr: SocketAddr, streams: u64, until: Duration, silence: &Arc<AtomicU64>) -> String {
+async fn ask(addr: SocketAddr, streams: u64, until: Duration, watch: &Arc<Watch>) -> String {
     let mut talks = tokio::task::JoinSet::new();
     for _ in 0..streams {
         talks.spawn(talk(addr, until));
@@ -113,7 +104,7 @@ async fn ask(addr: SocketAddr, streams: u64, until: Duration, silence: &Arc<Atom
             upgraded += u64::from(talked.expect("a stream that is right"));
         }
     }
-    format!("{upgraded} {most} {}", silence.load(Ordering::Relaxed))
+    format!("{upgraded} {most} {}", watch.take().to_words())
 }
 
 /// Whether it was upgraded.

@@ -9,11 +9,12 @@ use super::asker::Asker;
 use super::diag::cookie_of;
 use super::{needs_root, wait_for};
 use crate::child::{Child, next_word, tell};
-use crate::judge::Trial;
-use crate::peer::{Lost, Peer, Signal, Target, fresh_token, subject_of};
+use crate::judge::{Terms, Trial};
+use crate::peer::{Lost, Peer, Signal, fresh_token};
 use crate::raw::{initial_sequence, network_namespace};
+use crate::target::{Target, subject_of};
 use crate::victim::bytes;
-use crate::watchdog::{Flavour, step, watched};
+use crate::watchdog::{step, watched};
 use crate::wire::{self, Bound, Place, Said, Subject};
 
 /// For how long an answer is waited for that has to come.
@@ -250,7 +251,7 @@ fn steal_from_another_pid_namespace() {
         return;
     }
     watched(|| {
-        let trial = Trial::begin(Flavour::CurrentThread);
+        let trial = Trial::begin(Terms::USUAL);
         let mut prey = Child::start(&format!("prey {}", trial.addr()), trial.dir(), &[]);
         let client = prey.hear();
         step("the attack");

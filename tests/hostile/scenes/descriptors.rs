@@ -9,7 +9,8 @@ use std::time::Duration;
 use rustix::event::epoll;
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 
-use crate::peer::{Peer, Signal, Target, fresh_token, memory_file};
+use crate::peer::{Peer, Signal, fresh_token, memory_file};
+use crate::target::Target;
 use crate::wire::{self, Place};
 
 const SLOTS: u32 = 4;
@@ -33,12 +34,13 @@ pub(crate) fn wrong(target: &Target) {
     ];
     for (what, file) in &files {
         let mut peer = Peer::silent(target, SLOTS);
-        let hello = peer.hello();
-        let _ = peer.send_with(&hello, &[peer.eventfd.as_fd(), file.as_fd()]);
+        peer.open().expect("HELLO");
+        let _ = peer.send_with(&peer.hello(), &[file.as_fd(), peer.eventfd.as_fd()]);
         peer.must_end(&format!("an arena that is {what}"));
 
         let mut peer = Peer::silent(target, SLOTS);
-        let _ = peer.send_with(&hello, &[file.as_fd(), peer.file.as_fd()]);
+        peer.open().expect("HELLO");
+        let _ = peer.send_with(&peer.hello(), &[peer.file.as_fd(), file.as_fd()]);
         peer.must_end(&format!("an eventfd that is {what}"));
 
         let mut peer = Peer::greeted(target, SLOTS);

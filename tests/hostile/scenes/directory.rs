@@ -25,9 +25,10 @@ use super::asker::{Asker, Seen};
 use super::diag::cookie_of;
 use super::needs_root;
 use crate::child::{Child, next_word, tell};
-use crate::peer::{Dmb, Target, fresh_token, memory_file, send_on};
+use crate::peer::{Dmb, fresh_token, memory_file, send_on};
 use crate::raw::Memory;
 use crate::scenes::DONE;
+use crate::target::Target;
 use crate::watchdog::watched;
 use crate::wire::{self, Packet, Place};
 

@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::dice::Dice;
-use crate::peer::{Lost, Peer, Target, fresh_token, subject_of};
+use crate::peer::{Lost, Peer, fresh_token};
+use crate::target::{Target, subject_of};
 use crate::wire::{self, Packet, Place};
 
 /// For how long an answer is waited for that has to come.

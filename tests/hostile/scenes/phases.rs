@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use super::stop;
-use crate::peer::{Peer, Target};
+use crate::peer::Peer;
+use crate::target::Target;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {

@@ -4,7 +4,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::dice::Dice;
-use crate::peer::{Conn, Peer, Signal, Target};
+use crate::peer::{Conn, Peer, Signal};
+use crate::target::Target;
 use crate::wire;
 
 /// For how long an attack that only goes on and on does so.

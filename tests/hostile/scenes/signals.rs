@@ -3,7 +3,8 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::peer::{Peer, Signal, Target};
+use crate::peer::{Peer, Signal};
+use crate::target::Target;
 use crate::wire;
 
 const WHILE: Duration = Duration::from_millis(1500);

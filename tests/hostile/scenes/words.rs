@@ -2,7 +2,8 @@
 
 use std::io::{Read, Write};
 
-use crate::peer::{Peer, Signal, Target};
+use crate::peer::{Peer, Signal};
+use crate::target::Target;
 use crate::wire;
 
 /// The connection's own TCP positions break the rule: it is reset alone, and its link lives.
