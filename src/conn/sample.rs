@@ -79,7 +79,7 @@ impl Wanted {
     }
 
     /// The next write, without a look into a device directory.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn want_next(&self) {
         self.set(Which::Next);
     }
