@@ -130,6 +130,21 @@ fn register_apart(tcp: &TcpStream) -> Option<UnixStream> {
     registered.ok()?.ok()
 }
 
+/// Does this second registration take a message for the end of writing, too? One may come late, or
+/// be somebody else's.
+pub(crate) fn is_apart_spoiled(tcp: &TcpStream, again: &UnixStream) -> bool {
+    let told = pin!(again.ready(Interest::WRITABLE)).poll(&mut Context::from_waker(Waker::noop()));
+    matches!(told, Poll::Ready(Ok(ready)) if ready.is_write_closed())
+        && sys::ended(tcp.as_fd()).is_ok_and(|ended| !ended.writes)
+}
+
+/// Instead of a registration that is spoiled: what lies on the error queue is taken before.
+fn register_anew(tcp: &TcpStream) -> Option<UnixStream> {
+    const MOST: usize = 8;
+    let _ = (0..MOST).take_while(|_| matches!(sys::take_sample(tcp.as_fd()), Ok(Some(_)))).count();
+    register_apart(tcp)
+}
+
 /// Writes with `write` until that would block, and the reactor, asked by `ready` once `clear` has
 /// made it forget what it knows, will tell when to try again.
 fn poll_unready(
@@ -212,8 +227,14 @@ impl Tcp for TokioTcp {
         };
         let clear = || drop(again.try_io(Interest::WRITABLE, would_block));
         let ready = |cx: &mut Context<'_>| again.poll_write_ready(cx);
-        let written = poll_unready(cx, || write(self.as_fd()), clear, ready, || false);
-        written.map_ok(Option::unwrap_or_default)
+        let spoiled = || is_apart_spoiled(self, again);
+        let written = poll_unready(cx, || write(self.as_fd()), clear, ready, spoiled);
+        if let Some(written) = ready!(written)? {
+            return Poll::Ready(Ok(written));
+        }
+        *apart = register_anew(self);
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn is_spoiled(&self) -> bool {
@@ -229,17 +250,24 @@ impl Tcp for TokioTcp {
             }
             *apart = register_apart(self);
         }
-        match apart {
-            None => Poll::Ready(()),
-            Some(again) => loop {
-                // As in `poll_event`.
-                let _ = again.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-                let ready = ready!(without_budget(cx, |cx| again.poll_write_ready(cx)));
-                if ready.is_err() || sys::ended(self.as_fd()).map_or(true, |ended| ended.writes) {
-                    return Poll::Ready(());
+        let mut is_new = false;
+        while let Some(again) = apart {
+            // As in `poll_event`.
+            let _ = again.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+            let ready = ready!(without_budget(cx, |cx| again.poll_write_ready(cx)));
+            if ready.is_err() || sys::ended(self.as_fd()).map_or(true, |ended| ended.writes) {
+                break;
+            }
+            if is_apart_spoiled(self, again) {
+                // Twice: what lies there is not ours to take, and nobody would tell of anything
+                // else. The other slot goes on.
+                if std::mem::replace(&mut is_new, true) {
+                    break;
                 }
-            },
+                *apart = register_anew(self);
+            }
         }
+        Poll::Ready(())
     }
 
     fn poll_read_event(&self, cx: &mut Context<'_>) -> Poll<()> {

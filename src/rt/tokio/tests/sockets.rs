@@ -1,6 +1,7 @@
 //! What a socket that the reactor watches tells those who wait for it.
 
 use super::*;
+use crate::rt::tokio::tcp::is_apart_spoiled;
 
 /// A plain connection, its first end driven by that runtime.
 fn tcp_pair(runtime: &Runtime) -> (tokio::net::TcpStream, std::net::TcpStream) {
@@ -124,6 +125,47 @@ fn an_event_is_told_after_a_sample() {
         std::thread::yield_now();
     }
     assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_ready());
+}
+
+/// A packet may come late, when the second registration is there: that is spoiled then, too. Who
+/// asks for an event gets an answer all the same, as does who writes, and hears of the end.
+#[test]
+fn a_late_packet_keeps_nobody_asking() {
+    let (done, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = runtime();
+        let (tcp, peer) = tcp_pair(&runtime);
+        spoil(&tcp);
+        let (woken, waker) = Woken::new();
+        let (mut cx, mut apart) = (Context::from_waker(&waker), None);
+        let _context = runtime.enter();
+        for _ in 0..3 {
+            assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_pending(), "nothing has ended");
+            assert_eq!(sys::send_sampled(tcp.as_fd(), &[io::IoSlice::new(b"y")]).unwrap(), 1);
+            while !is_apart_spoiled(&tcp, apart.as_ref().unwrap()) {
+                std::thread::yield_now();
+            }
+        }
+        // The socket is full: a write waits, with a registration that can tell.
+        let full = |fd: std::os::fd::BorrowedFd<'_>| {
+            let _ = fd;
+            Err(ErrorKind::WouldBlock.into())
+        };
+        assert!(Tcp::poll_apart(&tcp, &mut apart, &mut cx, full).is_pending());
+        assert!(!is_apart_spoiled(&tcp, apart.as_ref().unwrap()));
+        assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_pending());
+        std::thread::sleep(Duration::from_millis(50));
+        woken.0.store(false, Ordering::SeqCst);
+        assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_pending());
+        sys::set_zero_linger(peer.as_fd()).unwrap();
+        drop(peer);
+        while !woken.0.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_ready());
+        done.send(()).unwrap();
+    });
+    end.recv_timeout(PATIENCE).expect("it asks for ever, or has panicked");
 }
 
 /// Events come at every moment while somebody begins to wait for one: he waits then, or there is
