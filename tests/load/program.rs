@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_smc::{Config, SmcListener, SmcStream, Transport, UpgradePolicy};
+use tokio_smc::{Config, SmcSocket, SmcStream, Transport, UpgradePolicy};
 
 use crate::child::{next_word, role, tell};
 use crate::talk::{End, First, serve};
@@ -69,7 +69,10 @@ impl Trouble {
 }
 
 async fn server() {
-    let listener = SmcListener::bind((Ipv4Addr::UNSPECIFIED, 0)).await.expect("bind");
+    // Room for all clients at once, or the kernel sends SYN cookies, and a reset to who is late.
+    let socket = SmcSocket::new_v4().expect("a socket");
+    socket.bind((Ipv4Addr::UNSPECIFIED, 0).into()).expect("bind");
+    let listener = socket.listen(4096).expect("listen");
     tell(&listener.local_addr().expect("an address").port().to_string());
     let trouble = Arc::<Trouble>::default();
     let served = Arc::<AtomicU64>::default();
