@@ -31,7 +31,7 @@ for name in "${targets[@]}"; do
     [[ -n $(ls "$found") ]] || fail "$found has no inputs"
     new="${FUZZ_KEEP:-$scratch}/$name"
     mkdir -p "$new"
-    limits=(-max_len=700 -timeout=10 -rss_limit_mb=2048 "-artifact_prefix=$scratch/")
+    limits=(-max_len=700 -timeout=30 -rss_limit_mb=2048 "-artifact_prefix=$scratch/")
 
     echo "--- $name: $(find "$seeds" "$found" -type f | wc -l) known inputs"
     "$binary" "${limits[@]}" "$seeds"/* "$found"/* >"$scratch/log" 2>&1 || {

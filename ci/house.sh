@@ -141,7 +141,9 @@ broken "a file has at most 600 lines" "$long"
 broken "a script can be executed" "$(git ls-files -s -- 'ci/*.sh' .ci/run | awk '$1 != "100755" && $4 != "ci/lib.sh" { print $4 }')"
 for script in ci/*.sh; do
     name=${script#ci/}
-    [[ $name == lib.sh ]] || grep -q " $script\$" .ci/run || broken "every gate is run" "$script is not in .ci/run"
+    # One that takes too long, or a toolchain that not everybody has, says so.
+    [[ $name == lib.sh ]] || grep -q " $script\$" .ci/run || grep -qi '^#.*no gate of \.ci/run' "$script" ||
+        broken "every gate is run" "$script is not in .ci/run"
 done
 broken "the lock files are committed" "$(git ls-files --error-unmatch Cargo.lock fuzz/Cargo.lock 2>&1 >/dev/null || true)"
 

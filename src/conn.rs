@@ -22,6 +22,20 @@ mod sample;
 pub(crate) mod send;
 #[cfg(test)]
 mod tests;
+/// What a fuzz target plays of them.
+#[cfg(all(fuzzing, not(test)))]
+#[allow(dead_code, unused_imports, reason = "the tests that need the rest are not built")]
+mod tests {
+    mod aid;
+    mod by_hand;
+    mod hosts;
+    mod ops;
+    mod socket;
+    mod stranger;
+    pub(crate) mod turns;
+
+    use aid::{bytes, note, watched};
+}
 pub(crate) mod upgrade;
 pub(crate) mod waiters;
 pub(crate) mod watch;
@@ -34,6 +48,8 @@ use crate::error::SmcError;
 
 pub(crate) use connection::{Connection, Role};
 pub(crate) use effects::Effects;
+#[cfg(all(fuzzing, not(test)))]
+pub(crate) use tests::turns::play as play_turns;
 
 /// The TCP socket under a connection. Dropping it closes it without a word of its own: no FIN that
 /// would turn a reset into an end.

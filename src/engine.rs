@@ -13,3 +13,12 @@ pub mod clc {
 pub mod interrupt;
 pub mod message;
 pub mod ring;
+
+/// The upgrade, at a server whose peer does what it likes.
+#[cfg(all(fuzzing, not(test)))]
+pub mod upgrade {
+    /// Plays what the bytes say; panics at what must not be.
+    pub fn play(bytes: &[u8]) {
+        crate::conn::play_turns(bytes);
+    }
+}

@@ -63,6 +63,11 @@ pub mod blocking;
 mod config;
 #[cfg(not(loom))]
 mod conn;
+/// Of what needs a system, what loom can play: here and in `link`.
+#[cfg(loom)]
+mod conn {
+    pub(crate) mod waiters;
+}
 #[cfg(all(not(loom), feature = "unstable-engine"))]
 #[doc(hidden)]
 pub mod engine;
@@ -77,6 +82,13 @@ pub mod hyper;
 mod info;
 #[cfg(not(loom))]
 mod link;
+#[cfg(loom)]
+mod link {
+    mod given;
+    #[cfg(test)]
+    mod models;
+    mod numbers;
+}
 #[cfg(all(not(loom), feature = "tokio"))]
 mod listener;
 #[cfg(all(not(loom), feature = "tokio"))]
@@ -85,7 +97,6 @@ pub mod net;
 mod peer;
 #[cfg(not(loom))]
 mod rt;
-#[cfg(not(loom))]
 mod shield;
 #[cfg(all(not(loom), feature = "tokio"))]
 mod socket;
@@ -95,7 +106,6 @@ mod stats;
 mod stream;
 #[cfg(all(not(loom), feature = "tonic014"))]
 mod tonic;
-#[cfg(not(loom))]
 mod trace;
 #[cfg(not(loom))]
 mod transport;

@@ -4,7 +4,7 @@
 //! [`LinkedStream`]s and does its I/O through non-blocking calls on its own
 //! descriptors, so any reactor can drive it.
 //!
-//! Locks: neither `state` nor `entries` is held while a stream or a waker is called.
+//! Locks: neither `state` nor that of `streams` is held while a stream or a waker is called.
 
 pub(crate) mod accepted;
 pub(crate) mod adopted;
@@ -13,6 +13,7 @@ mod bell;
 mod client;
 pub(crate) mod drive;
 pub(crate) mod endpoint;
+mod given;
 pub(crate) mod greeting;
 mod growth;
 #[cfg(any(feature = "tokio", feature = "blocking"))]
@@ -23,6 +24,7 @@ pub(crate) mod lack;
 mod life;
 pub(crate) mod look;
 pub(crate) mod message;
+mod numbers;
 pub(crate) mod outbox;
 pub(crate) mod proof;
 pub(crate) mod reactor;
@@ -62,14 +64,15 @@ use crate::link::search::Search;
 use crate::link::shares::Holder;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
 use crate::link::stream::{Death, LinkedStream, SendDmb};
-use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
+use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
 use crate::transport::FallbackReason;
 
 use bell::{OwnBell, PeerBell};
 use client::Revealed;
 pub(crate) use idle::Hold;
-use interrupts::Entries;
+use interrupts::Registered;
 pub(crate) use interrupts::SignalEntry;
+use numbers::Numbers;
 use server::Promised;
 
 /// What became known with the peer's HELLO.
@@ -194,7 +197,8 @@ pub(crate) struct Link {
     outbox: Outbox,
     own_signals: Arc<ArenaMap>,
     peer: OnceLock<Peer>,
-    entries: Mutex<Entries>,
+    /// Its streams by the numbers of their signals, and the `Death` they are told of.
+    streams: Numbers<Registered>,
     state: Mutex<State, rank::LinkState>,
     /// Of the descriptors that links may have.
     _place: LinkPlace,
@@ -217,8 +221,6 @@ pub(crate) struct Link {
     needed: AtomicU64,
     last_rung: AtomicU64,
     stale_after: u64,
-    /// 0, or a `Death`.
-    death: AtomicU8,
     /// Wakes the task of this link when it has died.
     task: Mutex<Option<Waker>>,
 }
@@ -274,7 +276,7 @@ impl Link {
             _place: place,
             share,
             peer: OnceLock::new(),
-            entries: Mutex::default(),
+            streams: Numbers::new(),
             state: Mutex::new(State {
                 own,
                 theirs: PeerArenas::new(account.clone()),
@@ -298,7 +300,6 @@ impl Link {
             needed: AtomicU64::new(0),
             last_rung: AtomicU64::new(0),
             stale_after: endpoint.stale_after(),
-            death: AtomicU8::new(0),
             task: Mutex::default(),
         });
         if !link.share.is(Arc::downgrade(&link)) {
@@ -357,7 +358,7 @@ impl Link {
     }
 
     pub(crate) fn death(&self) -> Option<Death> {
-        Death::from_u8(self.death.load(Ordering::Acquire))
+        Death::from_u8(self.streams.death())
     }
 
     /// The sending ring of `stream` grew: it is given back once it has been idle.
@@ -370,7 +371,7 @@ impl Link {
     // ---- sending ----
 
     fn send(&self, message: &Message) {
-        if self.death.load(Ordering::Acquire) != 0 {
+        if self.death().is_some() {
             return;
         }
         // The task of this link sees the same error or the end of the socket and buries the link.
@@ -493,7 +494,7 @@ impl Link {
     }
 
     /// Slots of ours that are not free, in all arenas of this link.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn slots_in_use(&self) -> u32 {
         lock(&self.state).own.in_use()
     }

@@ -39,7 +39,7 @@ pub(crate) fn wake_each(wakers: impl Iterator<Item = Waker>) {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::Arc;
     use std::task::{Context, Wake};

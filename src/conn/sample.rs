@@ -79,7 +79,7 @@ impl Wanted {
     }
 
     /// The next write, without a look into a device directory.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn want_next(&self) {
         self.set(Which::Next);
     }
@@ -94,6 +94,12 @@ impl Wanted {
     pub(super) fn may_be_this(&self) -> bool {
         self.0.load(Ordering::Relaxed) != Which::None as u8
     }
+}
+
+/// The number of the SYN of a stream whose byte at `position` has the number `end`. The SYN has a
+/// number of its own. The numbers go round, the position does not.
+fn first_number(end: u32, position: u64) -> u32 {
+    end.wrapping_sub(position as u32).wrapping_sub(1)
 }
 
 /// What a sender knows of the number.
@@ -216,8 +222,7 @@ impl<T: Tcp> Sender<T> {
         if let Ok(Some(end)) = packet {
             self.sample.sequence = look.and_then(|(look, queued)| {
                 let position = look.tx_position(queued, look.syn(queued)?)?;
-                // The SYN has a number of its own. The numbers go round, the position does not.
-                Some(end.wrapping_sub(position as u32).wrapping_sub(1))
+                Some(first_number(end, position))
             });
         }
         let until = look.map_or(u64::MAX, |(look, queued)| look.bytes_acked + u64::from(queued));
@@ -306,5 +311,20 @@ impl<T: Tcp> Connection<T> {
         let offering = endpoint.clone();
         // Not in the caller, who writes.
         endpoint.run(move || offering.offer(stream));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::first_number;
+
+    #[test]
+    fn numbers_go_round_and_positions_do_not() {
+        for first in [0, 1, 77, u32::MAX - 1, u32::MAX] {
+            for position in [0, 1, 300, (1 << 32) - 1, 1 << 32, (1 << 32) + 5, (7 << 32) + 99] {
+                let end = ((u64::from(first) + 1 + position) % (1 << 32)) as u32;
+                assert_eq!(first_number(end, position), first, "{position} bytes behind {first}");
+            }
+        }
     }
 }

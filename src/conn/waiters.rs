@@ -3,9 +3,13 @@
 //! TCP's own waker slot always holds the set itself, so that no switch of the transport can lose a
 //! waiter: first the mode changes, then the whole set wakes and looks again.
 
-use std::task::{Wake, Waker};
+#[cfg(not(loom))]
+use std::task::Wake;
+use std::task::Waker;
 
+#[cfg(not(loom))]
 use crate::ism::interrupt::Signal;
+#[cfg(not(loom))]
 use crate::link::stream::InterruptHandler;
 use crate::shield::wake_each;
 use crate::sync::{Arc, Mutex, lock};
@@ -84,6 +88,7 @@ pub(crate) struct Waiters {
     pub(crate) writers: Arc<WakerSet>,
 }
 
+#[cfg(not(loom))]
 impl InterruptHandler for Waiters {
     fn on_interrupt(&self, signal: Signal) {
         match signal {
@@ -93,6 +98,8 @@ impl InterruptHandler for Waiters {
     }
 }
 
+// Loom's `Arc` is no waker.
+#[cfg(not(loom))]
 impl Wake for WakerSet {
     fn wake(self: Arc<Self>) {
         self.wake_all();
@@ -103,7 +110,7 @@ impl Wake for WakerSet {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::sync::{AtomicUsize, Ordering};

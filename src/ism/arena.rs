@@ -592,7 +592,7 @@ impl Arena {
     }
 
     /// Slots lent at the moment.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn in_use(&self) -> u32 {
         lock(&self.slots).in_use
     }

@@ -93,7 +93,7 @@ impl Lane {
     }
 
     /// Waits until all that was given is done.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn settle(&self) {
         while !self.is_idle() {
             thread::sleep(Duration::from_micros(50));
@@ -101,7 +101,7 @@ impl Lane {
     }
 
     /// Whether all that was given is done.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn is_idle(&self) -> bool {
         !lock(&POOL).lanes.contains_key(&self.0)
     }

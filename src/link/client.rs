@@ -71,7 +71,7 @@ impl Link {
                 stream.stay_on_tcp(FallbackReason::Denied);
                 return;
             }
-            if self.peer.get().is_none() && self.death.load(Ordering::Acquire) == 0 {
+            if self.peer.get().is_none() && self.death().is_none() {
                 if state.before_hello.len() < MOST_BEFORE_HELLO {
                     state.before_hello.push(Wanting { stream: Arc::downgrade(&stream), rest });
                 } else {

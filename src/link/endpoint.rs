@@ -34,7 +34,7 @@ use crate::transport::FallbackReason;
 pub(crate) use links::IDLE_LINK;
 use links::Links;
 pub(crate) use links::link_of_this_process;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use upkeep::AcceptedEntry;
 #[cfg(any(feature = "tokio", feature = "blocking"))]
 pub(crate) use upkeep::ListedAsAccepted;

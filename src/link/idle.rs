@@ -35,7 +35,7 @@ impl Link {
     /// Whether nothing of this end depends on the link.
     pub(crate) fn is_idle(&self) -> bool {
         // Acquire: pairs with the Release of `Hold::drop`; what the user has left here is seen.
-        if self.users.load(Ordering::Acquire) != 0 || !lock(&self.entries).is_empty() {
+        if self.users.load(Ordering::Acquire) != 0 || !self.streams.is_empty() {
             return false;
         }
         let state = lock(&self.state);

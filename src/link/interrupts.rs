@@ -4,29 +4,17 @@
 use std::sync::Weak;
 
 use super::Link;
-use crate::ism::interrupt::{CONNECTIONS, Signal, SignalPage};
+use crate::ism::interrupt::{Signal, SignalPage};
 use crate::ism::sys;
+use crate::link::numbers::Table;
 use crate::link::stream::{InterruptHandler, LinkedStream, Undelivered};
 use crate::link::tally::{self, WakeUp};
-use crate::sync::{Arc, Ordering, lock};
+use crate::sync::{Arc, Ordering};
 
 /// A stream under its number.
 pub(super) struct Registered {
     handler: Arc<dyn InterruptHandler>,
     pub(super) stream: Weak<dyn LinkedStream>,
-}
-
-/// The streams of a link by the number of their signals.
-#[derive(Default)]
-pub(super) struct Entries {
-    pub(super) table: Vec<Option<Registered>>,
-    free: Vec<u32>,
-}
-
-impl Entries {
-    pub(super) fn is_empty(&self) -> bool {
-        self.table.len() == self.free.len()
-    }
 }
 
 /// The number of a stream's signals on a link; dropping it frees the number.
@@ -81,10 +69,7 @@ impl Link {
     }
 
     fn interrupted(&self, index: u32, signal: Signal) {
-        let handler = {
-            let entries = lock(&self.entries);
-            entries.table.get(index as usize).and_then(Option::as_ref).map(|entry| entry.handler.clone())
-        };
+        let handler = self.streams.look(|table| table.get(index).map(|entry| entry.handler.clone()));
         if let Some(handler) = handler {
             handler.on_interrupt(signal);
         }
@@ -99,22 +84,17 @@ impl Link {
         let mut held = 0;
         let flush = |batch: &[(u32, Signal)]| {
             let mut woken: [Option<(Arc<dyn InterruptHandler>, Signal)>; BATCH] = [const { None }; BATCH];
-            {
-                let entries = lock(&self.entries);
+            self.streams.look(|table| {
                 for (slot, (index, signal)) in woken.iter_mut().zip(batch) {
-                    *slot = entries
-                        .table
-                        .get(*index as usize)
-                        .and_then(Option::as_ref)
-                        .map(|entry| (entry.handler.clone(), *signal));
+                    *slot = table.get(*index).map(|entry| (entry.handler.clone(), *signal));
                 }
-            }
+            });
             for (handler, signal) in woken.into_iter().take(batch.len()).flatten() {
                 handler.on_interrupt(signal);
             }
         };
         // A peer knows of a number after it is in the table.
-        let known = || lock(&self.entries).table.len() as u32;
+        let known = || self.streams.look(Table::bound);
         let found = page.drain(known, |index, signal| {
             batch[held] = (index, signal);
             held += 1;
@@ -131,27 +111,13 @@ impl Link {
 
     pub(super) fn register(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Option<u32> {
         let registered = Registered { handler: stream.interrupt_handler(), stream: Arc::downgrade(stream) };
-        let mut entries = lock(&self.entries);
-        let index = match entries.free.pop() {
-            Some(index) => index,
-            None if entries.table.len() < CONNECTIONS as usize => {
-                entries.table.push(None);
-                entries.table.len() as u32 - 1
-            }
-            None => return None,
-        };
-        entries.table[index as usize] = Some(registered);
-        drop(entries);
+        let index = self.streams.take(registered)?;
         self.uses.fetch_add(1, Ordering::Relaxed);
         Some(index)
     }
 
     pub(super) fn unregister(&self, index: u32) {
-        let gone = {
-            let mut entries = lock(&self.entries);
-            entries.free.push(index);
-            entries.table[index as usize].take()
-        };
+        let gone = self.streams.give_back(index);
         drop(gone);
         self.close_if_idle();
     }

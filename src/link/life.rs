@@ -357,13 +357,7 @@ impl Link {
     /// Declares the link dead: every stream of it is told once, then the socket closes for both
     /// sides.
     pub(crate) fn bury(&self, death: Death) {
-        if self.death.compare_exchange(0, death as u8, Ordering::AcqRel, Ordering::Acquire).is_err() {
-            return;
-        }
-        let streams: Vec<Arc<dyn LinkedStream>> = {
-            let entries = lock(&self.entries);
-            entries.table.iter().flatten().filter_map(|entry| entry.stream.upgrade()).collect()
-        };
+        let Some(streams) = self.streams.die(death as u8, |entry| entry.stream.upgrade()) else { return };
         for stream in &streams {
             // One stream's trouble is not to hide the news from the others.
             let _ = shielded(|| stream.verdict(Verdict::LinkDied { link: self.id, death }));

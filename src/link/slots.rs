@@ -1,7 +1,4 @@
-//! The DMBs of a link: our own arenas with the state of each token, and the peer's arenas.
-//!
-//! A slot is free when its DETACH has come *and* its own stream is done with it (docs/protocol.md,
-//! "Tokens").
+//! The DMBs of a link: our own arenas, with the slots that are given out, and the peer's arenas.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -13,6 +10,7 @@ use crate::ism::budget::{Account, Charge};
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::sys;
 use crate::link::Fault;
+use crate::link::given::Given;
 use crate::link::lack::reason_of;
 use crate::link::stream::LinkedStream;
 use crate::sync::Arc;
@@ -26,24 +24,14 @@ const MOST_SLOTS: u32 = 4096;
 const MOST_ARENAS: usize = 256;
 const MOST_SLOTS_IN_ALL: u32 = 2 * CONNECTIONS;
 
-/// A slot whose token the peer holds.
-struct Given {
-    arena: u32,
-    slot: u32,
-    stream: Weak<dyn LinkedStream>,
-    /// That stream has got it. Before that the peer has no say in what becomes of the stream.
-    in_use: bool,
-    /// The peer's producer will never touch it again.
-    detached: bool,
-    /// Our own stream is done with it.
-    done: bool,
-}
+/// An arena by its number, and a slot of it.
+type Place = (u32, u32);
 
 /// Our own arenas; the peer's producers write there.
 pub(crate) struct OwnArenas {
     account: Arc<Account>,
     arenas: Vec<Arena>,
-    given: HashMap<u64, Given>,
+    given: Given<Place, Weak<dyn LinkedStream>>,
 }
 
 /// A fresh slot.
@@ -59,7 +47,7 @@ impl OwnArenas {
     pub(crate) fn new(account: Arc<Account>) -> io::Result<(Self, Arc<ArenaMap>, OwnedFd)> {
         let (first, fd) = Arena::create(FIRST_SLOTS, &account)?;
         let map = first.map().clone();
-        Ok((OwnArenas { account, arenas: vec![first], given: HashMap::new() }, map, fd))
+        Ok((OwnArenas { account, arenas: vec![first], given: Given::new() }, map, fd))
     }
 
     /// A slot for `stream`; `announce` sends the peer a further arena when one is needed.
@@ -101,14 +89,14 @@ impl OwnArenas {
             None => return Err(io::Error::other("the arena handed out a slot it has not")),
         };
         let arena = number as u32;
-        self.given.insert(token, Given { arena, slot, stream, in_use: false, detached: false, done: false });
+        self.given.give(token, (arena, slot), stream);
         Ok(Allocated { arena, slot, token, memory })
     }
 
     fn fresh_token(&self) -> io::Result<u64> {
         loop {
             let token = sys::random_u64()?;
-            if !self.given.contains_key(&token) {
+            if !self.given.has(token) {
                 return Ok(token);
             }
         }
@@ -116,16 +104,13 @@ impl OwnArenas {
 
     /// The stream is about to get the DMB of that token.
     pub(crate) fn use_it(&mut self, token: u64) {
-        if let Some(given) = self.given.get_mut(&token) {
-            given.in_use = true;
-        }
+        self.given.use_it(token);
     }
 
     /// The stream that reads from the DMB of that token; `None`: no such token is out, or the
     /// stream has not got it yet.
     pub(crate) fn stream(&self, token: u64) -> Option<Weak<dyn LinkedStream>> {
-        let given = self.given.get(&token).filter(|given| given.in_use && !given.detached);
-        given.map(|given| given.stream.clone())
+        self.given.stream(token)
     }
 
     /// Whether no token is out.
@@ -135,40 +120,33 @@ impl OwnArenas {
 
     /// The peer's DETACH, or what stands for it. `false`: no such token is out.
     pub(crate) fn detached(&mut self, token: u64) -> bool {
-        match self.given.get_mut(&token) {
-            Some(given) if !given.detached => given.detached = true,
-            _ => return false,
-        }
-        self.release_if_free(token);
+        let Ok(free) = self.given.detached(token) else { return false };
+        self.release(free);
         true
     }
 
     pub(crate) fn stream_done(&mut self, token: u64) {
-        if let Some(given) = self.given.get_mut(&token) {
-            given.done = true;
-            self.release_if_free(token);
-        }
+        let free = self.given.done(token);
+        self.release(free);
     }
 
     /// Shows every DMB whose token is out.
     #[cfg(test)]
     pub(crate) fn every_dmb(&self, show: &mut dyn FnMut(&DmbMemory)) {
-        for given in self.given.values() {
-            show(&self.arenas[given.arena as usize].map().dmb(given.slot).expect("a slot"));
+        for (arena, slot) in self.given.places() {
+            show(&self.arenas[arena as usize].map().dmb(slot).expect("a slot"));
         }
     }
 
     /// Slots that are not free.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn in_use(&self) -> u32 {
         self.arenas.iter().map(Arena::in_use).sum()
     }
 
-    fn release_if_free(&mut self, token: u64) {
-        if self.given.get(&token).is_some_and(|given| given.detached && given.done) {
-            if let Some(given) = self.given.remove(&token) {
-                self.arenas[given.arena as usize].release(given.slot);
-            }
+    fn release(&self, free: Option<Place>) {
+        if let Some((arena, slot)) = free {
+            self.arenas[arena as usize].release(slot);
         }
     }
 }
@@ -203,10 +181,10 @@ pub(crate) struct PeerArenas {
     maps: Vec<PeerArena>,
     slots: u32,
     /// What was ever claimed, by arena and slot: it counts as borrowed as long as the link lives.
-    claimed: HashMap<(u32, u32), Charge>,
+    claimed: HashMap<Place, Charge>,
     /// By the token that names the use.
-    in_use: HashMap<u64, (u32, u32)>,
-    taken: HashSet<(u32, u32)>,
+    in_use: HashMap<u64, Place>,
+    taken: HashSet<Place>,
 }
 
 /// Why a DMB that the peer names can not be used.

@@ -98,7 +98,7 @@ impl Timers {
     }
 
     /// Lets time pass, for those who sleep now.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn pass(&self, time: Duration) {
         let expired = {
             let mut waiting = lock(&self.waiting);

@@ -73,8 +73,15 @@ mod checked {
 
     use super::Rank;
 
+    #[cfg(not(loom))]
     thread_local! {
         static HELD: RefCell<Vec<(u8, &'static str)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    // All threads of a model are one of the system's.
+    #[cfg(loom)]
+    loom::thread_local! {
+        static HELD: RefCell<Vec<(u8, &'static str)>> = RefCell::new(Vec::new());
     }
 
     /// Says that this thread holds a mutex, until it is dropped.
