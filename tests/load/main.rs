@@ -12,6 +12,8 @@
 //!
 //! The figures are printed (`-- --nocapture`). Counters that could wrap have their tests where they
 //! are: docs/design.md, "Counters".
+#![allow(clippy::disallowed_types, reason = "a test, which loom does not run")]
+#![allow(clippy::print_stdout, reason = "figures, for who asks for them")]
 
 #[allow(dead_code, reason = "nobody is killed here")]
 #[path = "../support/child.rs"]
