@@ -19,6 +19,7 @@ use crate::config::{Config, UpgradePolicy};
 use crate::ism::device;
 use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
+use crate::link::lack::reason_of;
 use crate::link::proof::Possession;
 use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, AtomicU8, Ordering, lock};
@@ -161,7 +162,7 @@ impl<T: Tcp> Sender<T> {
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) if sys::refuses_samples(&error) => {
-                    self.sample.never = Some(FallbackReason::NoSequence);
+                    self.sample.never = Some(reason_of(&error, FallbackReason::NoSequence));
                 }
                 // The kernel tells an error of the connection once.
                 Err(error) => return Poll::Ready(Err(error)),
@@ -204,9 +205,17 @@ impl<T: Tcp> Sender<T> {
             self.sample.never = Some(FallbackReason::NoSequence);
             return false;
         }
+        let unsent = match sys::unsent_out(fd) {
+            Ok(unsent) => unsent,
+            // It does not tell later, either.
+            Err(error) => {
+                self.sample.never = Some(reason_of(&error, FallbackReason::NoSequence));
+                return false;
+            }
+        };
         let has_gone_out = || sys::unsent_out(fd).is_ok_and(|unsent| unsent == 0);
         // What Nagle's algorithm or a cork hold back is no reason; a full window is one.
-        let free = has_gone_out() || (sys::push_unsent(fd).is_ok() && has_gone_out());
+        let free = unsent == 0 || (sys::push_unsent(fd).is_ok() && has_gone_out());
         free && !self.sample.late
     }
 
@@ -239,8 +248,9 @@ impl<T: Tcp> Sender<T> {
             return Ok(Possession::Sequence(sequence));
         }
         let fd = self.fd().map_err(|_| FallbackReason::HalfClosed)?;
-        let (look, queued) =
-            consistent(|| sys::tx_counters(fd)).ok().flatten().ok_or(FallbackReason::Positions)?;
+        let counters = consistent(|| sys::tx_counters(fd));
+        let counters = counters.map_err(|error| reason_of(&error, FallbackReason::Positions))?;
+        let (look, queued) = counters.ok_or(FallbackReason::Positions)?;
         let position = look.syn(queued).and_then(|syn| look.tx_position(queued, syn));
         match (position, self.sample.never) {
             (None, _) => Err(FallbackReason::Positions),

@@ -267,9 +267,16 @@ impl Link {
         if offer.secret.is_none() && diagnosis == FallbackReason::Unproved.diagnosis() {
             // Perhaps it was written to since, and the server has seen that.
             if let (Some(stream), Some(endpoint)) = (offer.waiting(), self.endpoint.upgrade()) {
-                if !matches!(stream.possession(), Ok(Possession::Unwritten) | Err(_)) {
-                    endpoint.offer(stream);
-                    return Ok(());
+                match stream.possession() {
+                    Ok(Possession::Unwritten) => {}
+                    Ok(_) => {
+                        endpoint.offer(stream);
+                        return Ok(());
+                    }
+                    Err(reason) => {
+                        self.offer_failed(offer, reason);
+                        return Ok(());
+                    }
                 }
             }
         }

@@ -156,7 +156,11 @@ impl Link {
             crate::trace::debug!("offer refused: {reason}");
             lock(&self.state).their_offers.remove(&proposed.offered.id);
             self.refuse(proposed.offered.id, &mut proposed.clc, reason);
-            stream.verdict(Verdict::OfferRefused(reason));
+            // A client that has written since goes on with the number; anybody else's claim says
+            // nothing of the stream.
+            if proposed.offered.commitment.is_some() || !stream.has_received() {
+                stream.verdict(Verdict::OfferRefused(reason));
+            }
         }
     }
 
@@ -390,6 +394,7 @@ impl Link {
             stream.attempt_is_used_up();
         }
         let peer = PeerInterrupt { link: self.clone(), index: peer_signal };
+        let refused = stream.clone().filter(|_| right);
         let proved = match (right, stream, client_dmb) {
             (_, _, Err(NoDmb::Fault(fault))) => return Err(fault),
             (false, _, _) => Err(FallbackReason::Unproved),
@@ -424,6 +429,11 @@ impl Link {
                 }
                 self.refuse(id, &mut clc, reason);
                 self.send(&Message::Detach { token: confirmed.token });
+                // Who has proved nothing says nothing of the stream; whom it belongs to does not
+                // ask again.
+                if let Some(stream) = refused.filter(|_| reason != FallbackReason::InProgress) {
+                    stream.stay_on_tcp(reason);
+                }
                 return Ok(());
             }
         };

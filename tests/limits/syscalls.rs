@@ -4,7 +4,9 @@
 use crate::denied::CALLS;
 use crate::scene::{Moment, Scene, Side, all_well};
 use crate::watchdog::watched;
-use crate::words::{DENIED, DIRECTORY, IN_PROGRESS, LINK_DOWN, NO_ANSWER, NOT_YET, OTHERS, UNPROVED};
+use crate::words::{
+    DENIED, DIRECTORY, IN_PROGRESS, LINK_DOWN, NO_ANSWER, NO_SEQUENCE, NOT_YET, OTHERS, UNPROVED,
+};
 
 /// Each call at each end with both errors, but not at every moment with both.
 #[track_caller]
@@ -19,7 +21,7 @@ fn denied(side: Side, moment: Moment) {
             let limit = format!("deny {} {errno}", call.name);
             let scene = Scene { more: 3, ..Scene::new(&limit, side, moment) };
             let outcome = scene.play()?;
-            let own = [DENIED, DIRECTORY, UNPROVED, NOT_YET];
+            let own = [DENIED, DIRECTORY, UNPROVED, NO_SEQUENCE, NOT_YET];
             // Who may not speak any more leaves the other end without an answer.
             let silence = [LINK_DOWN, NO_ANSWER, IN_PROGRESS];
             let others: Vec<&str> = OTHERS.iter().copied().chain(silence).collect();

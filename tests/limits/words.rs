@@ -11,6 +11,7 @@ pub(crate) const MEMORY: &str = "no memory for a DMB";
 pub(crate) const NO_ANSWER: &str = "the peer has not answered yet";
 pub(crate) const NOT_YET: &str = "no upgrade was asked for yet";
 pub(crate) const NO_LISTENER: &str = "the peer does not speak SMC on this host";
+pub(crate) const NO_SEQUENCE: &str = "the kernel does not show the connection's sequence number";
 pub(crate) const UNPROVED: &str = "the peer could not be proved to hold the other end";
 
 /// What the end that lacks nothing may say: it was told no, or it never came so far.
