@@ -178,30 +178,23 @@ impl Drop for Queue {
 
 /// Tells each socket what has come for it.
 async fn serve(watched: Arc<dyn Watched>, over: Over) {
-    loop {
-        let readable = std::future::poll_fn(|cx| watched.poll_ready(Interest::Read, cx)).await;
-        let mut told = Vec::new();
-        let taken = sys::take_events(watched.as_fd(), |number| told.push(number));
-        let Some(queue) = over.0.upgrade().filter(|_| readable.is_ok()) else { return };
-        match taken {
-            Ok(0) => {
-                // What comes after this is an event of its own.
-                forget_readiness(&*watched, Interest::Read);
-                // Looked at again, for it may have come before.
-                let late = sys::take_events(watched.as_fd(), |number| told.push(number));
-                if late.is_err() {
-                    return;
-                }
+    while std::future::poll_fn(|cx| watched.poll_ready(Interest::Read, cx)).await.is_ok() {
+        // Before all that is there is taken: what comes after that is an event of its own.
+        forget_readiness(&*watched, Interest::Read);
+        loop {
+            let mut told = Vec::new();
+            let taken = sys::take_events(watched.as_fd(), |number| told.push(number));
+            let Some(queue) = over.0.upgrade().filter(|_| taken.is_ok()) else { return };
+            if told.is_empty() {
+                break;
             }
-            Ok(_) => {}
-            Err(_) => return,
+            let news: Vec<_> = {
+                let sockets = lock(&queue.sockets);
+                told.iter().filter_map(|number| sockets.news.get(number).cloned()).collect()
+            };
+            drop(queue);
+            news.iter().for_each(|news| news.come());
         }
-        let news: Vec<_> = {
-            let sockets = lock(&queue.sockets);
-            told.iter().filter_map(|number| sockets.news.get(number).cloned()).collect()
-        };
-        drop(queue);
-        news.iter().for_each(|news| news.come());
     }
 }
 
