@@ -143,7 +143,7 @@ scenes! {
     eventfd_of_the_attacker_and_two_workers: blocking::own_eventfd, Terms::TWO_WORKERS;
     eventfd_of_the_victim: blocking::their_eventfd;
     eventfd_of_the_victim_after_its_filler: blocking::their_eventfd_and_exit;
-    file_that_is_busy: files::busy;
+    file_that_is_busy: files::busy, Terms::OVER_PAGES;
     file_that_is_locked_for_ever: files::locked_for_ever;
     // ---- what one process takes of another ----
     links_without_number: quotas::links;
