@@ -157,7 +157,7 @@ impl Trial {
     /// An attacker, in a process of its own.
     pub(crate) fn attacker(&self, what: &str) -> Child {
         let role = match self.terms.attacker {
-            Attacker::Admitted => "attack",
+            Attacker::Admitted | Attacker::Contending => "attack",
             Attacker::Stranger => "attack-as-stranger",
         };
         Child::start(&format!("{role} {} {what}", self.addr), self.lab.dir(), &[])

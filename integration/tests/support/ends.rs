@@ -11,7 +11,8 @@ pub(crate) async fn until_loopback_ism<const N: usize>(
     while !ends.iter().all(|end| end.transport().is_loopback_ism()) {
         for end in ends {
             let reason = end.transport().fallback_reason();
-            let open = matches!(reason, None | Some(FallbackReason::NotYet | FallbackReason::InProgress));
+            use FallbackReason::{InProgress, NextWrite, NotYet};
+            let open = matches!(reason, None | Some(NotYet | InProgress | NextWrite));
             assert!(open, "no upgrade: {reason:?}");
         }
         turn().await;
@@ -23,7 +24,7 @@ pub(crate) async fn until_plain(end: &TransportWatch, mut turn: impl AsyncFnMut(
     loop {
         turn().await;
         match end.transport().fallback_reason() {
-            Some(FallbackReason::NotYet | FallbackReason::InProgress) => {}
+            Some(FallbackReason::NotYet | FallbackReason::InProgress | FallbackReason::NextWrite) => {}
             reason => break assert_eq!(reason, Some(FallbackReason::NoSmcListener)),
         }
     }

@@ -18,6 +18,9 @@ impl Server {
     /// Serves HTTP/1.1 and HTTP/2 on any port of `host`, until the runtime ends.
     pub(crate) async fn start(host: &str, config: &Config) -> Self {
         let listener = SmcListener::bind_with((host, 0), config).await.unwrap();
+        // Room for all who come at once: beyond it the kernel sends SYN cookies, and then a server
+        // has nothing that a client could prove itself by.
+        rustix::net::listen(&listener, 4096).unwrap();
         let (addr, accepted) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
         let (connections, service) = (Arc::clone(&accepted), Service::new());
         tokio::spawn(async move {
