@@ -113,9 +113,9 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `NotFound` or `ConnectionRefused` when the endpoint is gone (if it died, [`Device::tidy`]
-    /// removes what it left) or not yet ready; `WouldBlock` when too many wait to be accepted by
-    /// it.
+    /// `NotFound` or `ConnectionRefused` when the endpoint is gone (if it died,
+    /// [`Device::bury_later`] removes what it left) or not yet ready; `WouldBlock` when too many
+    /// wait to be accepted by it.
     pub(crate) fn connect(&self, id: EndpointId) -> io::Result<OwnedFd> {
         let mut refusal = io::ErrorKind::NotFound.into();
         for room in self.inner.rooms() {
