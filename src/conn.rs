@@ -85,6 +85,11 @@ pub(crate) trait Tcp: AsFd + Send + Sync + 'static {
         write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>>;
 
+    /// Does the reactor take something that was on the error queue for the end of writing?
+    fn is_spoiled(&self) -> bool {
+        false
+    }
+
     /// Waits for anything that the reactor tells of a socket that nobody else waits to write to: a
     /// FIN, a reset, a shutdown of the descriptor at this end. Nothing is taken off the socket.
     /// Ready is an end that lasts.

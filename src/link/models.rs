@@ -12,7 +12,7 @@ use super::given::{Given, Unknown};
 use super::numbers::Numbers;
 use crate::conn::waiters::WakerSet;
 use crate::ism::dmb::Direction;
-use crate::ism::interrupt::{Signal, SignalPage};
+use crate::ism::interrupt::{CONNECTIONS, Signal, SignalPage};
 use crate::ism::ring::heap::HeapMemory;
 use crate::ism::ring::{Consumer, Memory, Producer, Segment};
 use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
@@ -83,12 +83,15 @@ impl Stream {
 
 /// Takes what the peer has raised and wakes the streams concerned.
 fn drain(page: &SignalPage, streams: &Numbers<Arc<Stream>>) {
-    page.drain(|number, _| {
-        let stream = streams.look(|table| table.get(number).cloned());
-        if let Some(stream) = stream {
-            stream.readers.wake_all();
-        }
-    });
+    page.drain(
+        || CONNECTIONS,
+        |number, _| {
+            let stream = streams.look(|table| table.get(number).cloned());
+            if let Some(stream) = stream {
+                stream.readers.wake_all();
+            }
+        },
+    );
 }
 
 fn raise(page: &SignalPage, number: u32) {

@@ -215,6 +215,10 @@ impl Tcp for TokioTcp {
         written.map_ok(Option::unwrap_or_default)
     }
 
+    fn is_spoiled(&self) -> bool {
+        is_spoiled(self)
+    }
+
     fn poll_write_event(&self, apart: &mut Option<Apart>, cx: &mut Context<'_>) -> Poll<()> {
         // The other waker slot is not told of a shutdown of the writing direction.
         if apart.is_none() {
