@@ -173,7 +173,7 @@ impl<T: Tcp> Sender<T> {
         }
         let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
         let mut cx = Context::from_waker(&self.waker);
-        // Whether one could write the reactor knows, as for any other socket, unless it is mistaken.
+        // Whether one could write the reactor knows, as of any other socket, unless it is mistaken.
         let answer = if self.sample.asked && (O::WRITES || socket.is_spoiled()) {
             // What is on the queue spoils a new registration, too.
             if self.sample.late {
