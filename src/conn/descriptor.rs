@@ -193,7 +193,7 @@ impl<T: Tcp> Connection<T> {
         if tx.path == send::Path::Ring && (tx.shut || !tx.over) {
             if let Some(socket) = tx.socket.as_deref() {
                 let heard = socket.poll_write_event(&mut tx.apart, &mut cx);
-                // Where it takes a second registration, and there is no descriptor for that, the
+                // Where it has to be told of elsewhere, and there is no descriptor for that, the
                 // other waker slot tells of everything but a `shutdown(Write)`.
                 if heard.is_ready() && read_event && tx.sample.asked && tx.apart.is_none() {
                     let _ = socket.poll_read_event(&mut cx);

@@ -6,7 +6,6 @@
 //! policy lets offer is asked for that, and only if somebody in the device directory listens on its
 //! port.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Weak;
 use std::task::{Context, Poll};
 
@@ -124,16 +123,6 @@ impl Sample {
     fn is_decided(&self) -> bool {
         self.sequence.is_some() || self.never.is_some()
     }
-
-    #[cold]
-    pub(super) fn drop_late_packets(&mut self, fd: BorrowedFd<'_>) {
-        // First what the peer has, then the queue: of what has arrived nothing is sent again.
-        let arrived = sys::queued_out(fd).map_or(true, |bytes| bytes == 0)
-            || sys::tcp_look(fd).map_or(true, |look| look.bytes_acked >= self.until);
-        if sys::drop_samples(fd).is_err() || arrived {
-            self.late = false;
-        }
-    }
 }
 
 impl<T: Tcp> Sender<T> {
@@ -171,14 +160,12 @@ impl<T: Tcp> Sender<T> {
         if wanted && self.sample.is_decided() {
             effects.rare().sampled = true;
         }
+        // What lies on the queue wakes whoever waits, and looks like an end.
+        self.drop_late_packets();
         let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
         let mut cx = Context::from_waker(&self.waker);
         // Whether one could write the reactor knows, as of any other socket, unless it is mistaken.
         let answer = if self.sample.asked && (O::WRITES || socket.is_spoiled()) {
-            // What is on the queue spoils a new registration, too.
-            if self.sample.late {
-                self.sample.drop_late_packets(socket.as_fd());
-            }
             socket.poll_apart(&mut self.apart, &mut cx, |fd| op.attempt(fd, sys::send_bytes))
         } else {
             op.tcp(socket, &mut cx)
@@ -192,9 +179,15 @@ impl<T: Tcp> Sender<T> {
     /// Takes off the error queue what has come later than its write. Nobody knows any more which
     /// place of the stream it tells.
     pub(super) fn drop_late_packets(&mut self) {
-        let Some(socket) = self.socket.as_deref() else { return };
-        if self.sample.late {
-            self.sample.drop_late_packets(socket.as_fd());
+        if !self.sample.late {
+            return;
+        }
+        let Ok(fd) = self.fd() else { return };
+        // First what the peer has, then the queue: of what has arrived nothing is sent again.
+        let arrived = sys::queued_out(fd).map_or(true, |bytes| bytes == 0)
+            || sys::tcp_look(fd).map_or(true, |look| look.bytes_acked >= self.sample.until);
+        if sys::drop_samples(fd).is_err() || arrived {
+            self.sample.late = false;
         }
     }
 

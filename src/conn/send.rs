@@ -226,13 +226,11 @@ impl<T: Tcp> Sender<T> {
 
     /// The way of what is written when the ring is over.
     fn poll_direct<O: WriteOp<T>>(&mut self, op: &mut O) -> Poll<io::Result<usize>> {
+        // As for every other write.
+        self.drop_late_packets();
         let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
         let mut cx = Context::from_waker(&self.waker);
         let answer = if self.sample.asked {
-            // As in `poll_sampled`.
-            if self.sample.late {
-                self.sample.drop_late_packets(socket.as_fd());
-            }
             socket.poll_apart(&mut self.apart, &mut cx, |fd| op.attempt(fd, sys::send_bytes))
         } else {
             op.direct(socket, &mut cx)

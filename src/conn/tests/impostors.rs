@@ -58,6 +58,17 @@ fn share_of_a_guess(stranger: &Stranger, client: &Host, offer: u64, guess: u32) 
     Secret::new(How::Key, Part::Server, bound, guess).unwrap().commitment()
 }
 
+/// Lets an impostor answer the offer with a guess, as far as READY.
+fn guesses(impostor: &mut Impostor) -> Stranger {
+    let (stranger, id, _, proposal) = hears_a_commitment(impostor);
+    let guess = share_of_a_guess(&stranger, &impostor.host, id, 1);
+    stranger.send(&committed(impostor, &stranger, (id, &proposal), Some(guess)));
+    impostor.host.run();
+    let answer = stranger.hear();
+    assert!(matches!(answer, Ok(Some(Message::Ready { .. }))), "{answer:?}");
+    stranger
+}
+
 #[test]
 fn an_impostor_gets_nothing_revealed_for_what_proves_nothing() {
     watched(|| {
@@ -110,14 +121,8 @@ fn impostors_have_no_more_guesses_than_anybody() {
         let lab = Lab::new();
         let mut impostor = Impostor::new(&lab);
         let linked: Arc<dyn LinkedStream> = impostor.client.conns[CLIENT].clone();
-        let (stranger, id, _, proposal) = hears_a_commitment(&mut impostor);
-        let guess = share_of_a_guess(&stranger, &impostor.host, id, 1);
-        stranger.send(&committed(&impostor, &stranger, (id, &proposal), Some(guess)));
-        impostor.host.run();
-        // It knows now whether that was right, and goes.
-        let answer = stranger.hear();
-        assert!(matches!(answer, Ok(Some(Message::Ready { .. }))), "{answer:?}");
-        drop(stranger);
+        // It knows whether it has guessed, and goes.
+        drop(guesses(&mut impostor));
         impostor.host.run();
         for _ in 1..MOST_ATTEMPTS {
             assert!(linked.possession().is_ok());
@@ -133,11 +138,7 @@ fn a_client_waits_for_an_impostor_without_harm() {
     watched(|| {
         let lab = Lab::new();
         let mut impostor = Impostor::new(&lab);
-        let (stranger, id, _, proposal) = hears_a_commitment(&mut impostor);
-        let guess = share_of_a_guess(&stranger, &impostor.host, id, 1);
-        stranger.send(&committed(&impostor, &stranger, (id, &proposal), Some(guess)));
-        impostor.host.run();
-        assert!(matches!(stranger.hear(), Ok(Some(Message::Ready { .. }))));
+        let _stranger = guesses(&mut impostor);
         // The end of the innocent server is the end, whatever the impostor has written where.
         impostor.innocent.write_all(b"bye").unwrap();
         impostor.innocent.shutdown(std::net::Shutdown::Both).unwrap();
@@ -239,12 +240,8 @@ fn who_was_offered_to_can_not_claim_the_other_end_with_it() {
         let answer = liar.hear();
         let Ok(Some(Message::Ready { reveal, .. })) = answer else { panic!("no READY: {answer:?}") };
         assert!(matches!(reveal, Some(Reveal::Tag(_))));
-        let slot = thief.stranger.arena.allocate().unwrap().expect("a slot");
-        let confirm = clc.confirm(Dmb { token: 1, bytes: DMB as u32 }, 256).unwrap();
-        let dmb = DmbPlace { slot, ..PLACE };
-        thief.stranger.send(&Message::Ready { id: claimed, dmb, reveal, clc: confirm });
-        lab.run();
-        assert!(matches!(thief.stranger.hear(), Ok(Some(Message::Refuse { .. }))));
+        let answer = thief.ready(&mut lab, &mut clc, claimed, reveal);
+        assert!(matches!(answer, Message::Refuse { .. }), "{answer:?}");
         goes_on(&pair);
         // The liar has nothing to reveal. The true server is asked then, and takes no more proofs.
         drop(liar);

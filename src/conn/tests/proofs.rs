@@ -164,10 +164,21 @@ impl Thief {
         let Message::Match { id, clc: accept, commitment, .. } = answer else { return answer };
         let reveal = secret.meet(commitment.expect("a commitment")).expect("of the same kind").reveal;
         let Ok(Answer::Accepted { .. }) = clc.on_answer(&accept) else { panic!("no Accept") };
+        self.ready(lab, &mut clc, id, Some(reveal))
+    }
+
+    /// Answers MATCH, as if it had what it says; what the server says to that.
+    pub(super) fn ready(
+        &self,
+        lab: &mut Lab,
+        clc: &mut ClientHandshake,
+        id: u64,
+        reveal: Option<Reveal>,
+    ) -> Message {
         let slot = self.stranger.arena.allocate().unwrap().expect("a slot");
         let confirm = clc.confirm(Dmb { token: 4711 + id, bytes: DMB as u32 }, 256).unwrap();
         let dmb = DmbPlace { slot, ..PLACE };
-        self.stranger.send(&Message::Ready { id, dmb, reveal: Some(reveal), clc: confirm });
+        self.stranger.send(&Message::Ready { id, dmb, reveal, clc: confirm });
         lab.run();
         self.stranger.hear().expect("the link lives").expect("an answer")
     }
@@ -245,12 +256,8 @@ fn what_is_revealed_to_others_than_the_committed_counts_for_nothing() {
         let (mut clc, answer) = thief.claim(&mut lab, subject_of(&pair, CLIENT), Some(commitment));
         let Message::Match { id, clc: accept, .. } = answer else { panic!("{answer:?}") };
         let Ok(Answer::Accepted { .. }) = clc.on_answer(&accept) else { panic!("no Accept") };
-        let slot = thief.stranger.arena.allocate().unwrap().expect("a slot");
-        let confirm = clc.confirm(Dmb { token: 1, bytes: DMB as u32 }, 256).unwrap();
-        let reveal = Some(Reveal::Number { sequence, nonce });
-        thief.stranger.send(&Message::Ready { id, dmb: DmbPlace { slot, ..PLACE }, reveal, clc: confirm });
-        lab.run();
-        assert!(matches!(thief.stranger.hear(), Ok(Some(Message::Refuse { .. }))));
+        let answer = thief.ready(&mut lab, &mut clc, id, Some(Reveal::Number { sequence, nonce }));
+        assert!(matches!(answer, Message::Refuse { .. }), "{answer:?}");
         goes_on(&pair);
     });
 }

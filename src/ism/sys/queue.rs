@@ -31,13 +31,10 @@ pub(crate) fn tell_no_more_of(queue: BorrowedFd<'_>, fd: RawFd) {
     unsafe { libc::epoll_ctl(queue.as_raw_fd(), libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut()) };
 }
 
-/// Takes events off `queue`, and calls `told` with the number of each; how many there were.
-pub(crate) fn take_events(queue: BorrowedFd<'_>, mut told: impl FnMut(u64)) -> io::Result<usize> {
+/// Takes events off `queue`: the number of each.
+pub(crate) fn take_events(queue: BorrowedFd<'_>) -> io::Result<Vec<u64>> {
     let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 64];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let length = retry_on_intr(|| epoll::wait(queue, &mut events[..], Some(&now)))?;
-    for event in &events[..length] {
-        told(event.data.u64());
-    }
-    Ok(length)
+    Ok(events[..length].iter().map(|event| event.data.u64()).collect())
 }

@@ -182,9 +182,8 @@ async fn serve(watched: Arc<dyn Watched>, over: Over) {
         // Before all that is there is taken: what comes after that is an event of its own.
         forget_readiness(&*watched, Interest::Read);
         loop {
-            let mut told = Vec::new();
-            let taken = sys::take_events(watched.as_fd(), |number| told.push(number));
-            let Some(queue) = over.0.upgrade().filter(|_| taken.is_ok()) else { return };
+            let taken = sys::take_events(watched.as_fd());
+            let (Ok(told), Some(queue)) = (taken, over.0.upgrade()) else { return };
             if told.is_empty() {
                 break;
             }

@@ -85,14 +85,15 @@ pub(super) fn poll_write(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) ->
 
 /// What the socket is ready for at this moment, as tokio knows it.
 pub(crate) fn tcp_ready(tcp: &TcpStream, interest: Interest) -> io::Result<Ready> {
-    at_this_moment(tcp.ready(interest))
-}
-
-fn at_this_moment(ready: impl Future<Output = io::Result<Ready>>) -> io::Result<Ready> {
-    match pin!(ready).poll(&mut Context::from_waker(Waker::noop())) {
+    match pin!(tcp.ready(interest)).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(ready) => ready,
         Poll::Pending => Ok(Ready::EMPTY),
     }
+}
+
+/// Has tokio forget a readiness; the next event makes another.
+fn forget(tcp: &TcpStream, interest: Interest) {
+    let _ = tcp.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
 }
 
 /// Waits in a waker slot for whatever the reactor tells of a socket. Ready: nothing will come that
@@ -102,7 +103,7 @@ fn poll_event(tcp: &TcpStream, slot: Interest, cx: &mut Context<'_>) -> Poll<()>
         // An idle socket is writable, so every event says that it is: forgotten now, it comes again
         // with the next one. (One that comes in this very moment is not forgotten, and there is
         // another round.)
-        let _ = tcp.try_io(slot, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        forget(tcp, slot);
         let writes = slot.is_writable();
         let ready =
             without_budget(cx, |cx| if writes { tcp.poll_write_ready(cx) } else { tcp.poll_read_ready(cx) });
@@ -182,8 +183,7 @@ impl Tcp for TokioTcp {
         cx: &mut Context<'_>,
         mut write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
-        let clear =
-            || drop(self.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into())));
+        let clear = || forget(self, Interest::WRITABLE);
         let written =
             poll_unready(cx, || write(self.as_fd()), clear, |cx| self.poll_write_ready(cx), || false);
         // It never was spoiled.
@@ -197,8 +197,7 @@ impl Tcp for TokioTcp {
         mut write: impl FnMut(BorrowedFd<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         if apart.is_none() {
-            let clear =
-                || drop(self.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into())));
+            let clear = || forget(self, Interest::WRITABLE);
             let ready = |cx: &mut Context<'_>| self.poll_write_ready(cx);
             let written = poll_unready(cx, || write(self.as_fd()), clear, ready, || is_spoiled(self));
             if let Some(written) = ready!(written)? {
