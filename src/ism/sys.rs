@@ -10,6 +10,8 @@ mod event;
 mod means;
 mod memory;
 mod namespace;
+#[cfg(test)]
+pub(crate) mod nursery;
 mod process;
 #[cfg(feature = "tokio")]
 mod queue;

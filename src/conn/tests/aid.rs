@@ -1,8 +1,11 @@
 //! What all of these tests use.
 
 use std::collections::BTreeMap;
+use std::sync::Once;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::sync::{Mutex, lock};
 
@@ -23,6 +26,12 @@ pub(super) fn note(text: String) {
 /// many cases has that time for each, as long as it notes them.
 #[track_caller]
 pub(super) fn watched(test: impl FnOnce() + Send + 'static) {
+    static MANY_DESCRIPTORS: Once = Once::new();
+    // All tests together have more sockets than the usual limit.
+    MANY_DESCRIPTORS.call_once(|| {
+        let limits = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits }).expect("a soft limit");
+    });
     const DEADLINE: Duration = Duration::from_secs(300);
     let caller = std::panic::Location::caller().to_string();
     // The harness names the thread of each test, unless it runs them one by one.

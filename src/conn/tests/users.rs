@@ -186,10 +186,6 @@ fn an_endpoint_with_too_many_waiting_is_not_called_broken() {
         let pair = lab.pair();
         let endpoint = &lab.hosts[CLIENT].endpoint;
         let mut waiting = Vec::new();
-        // A backlog of sockets is more than the usual limit of descriptors.
-        let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-        let raised = rustix::process::Rlimit { current: limits.maximum, ..limits };
-        rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).expect("a soft limit");
         let full = loop {
             match endpoint.connect(lab.hosts[SERVER].endpoint.id()) {
                 Ok(socket) => waiting.push(socket),

@@ -7,24 +7,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::{Device, EndpointEntry, EndpointId, format_gid, io, parse_gid, port, sys, tidy};
+use sys::nursery::spawn;
 
 thread_local! {
     /// Names of directories that this thread has read.
     pub(super) static NAMES_READ: Cell<usize> = const { Cell::new(0) };
-}
-
-/// Held while a child process starts, and by tests that close a lock or a listener and expect it to
-/// be gone: between fork and exec the child has copies of both.
-static FORK: Mutex<()> = Mutex::new(());
-
-fn no_fork() -> MutexGuard<'static, ()> {
-    FORK.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 struct Place {
@@ -125,7 +117,6 @@ fn threads_that_open_at_once_agree() {
 
 #[test]
 fn endpoints_can_be_reached_until_they_go() {
-    let _no_fork = no_fork();
     let place = Place::new();
     let (device, other) = (place.open(), place.open());
     let mut entry = device.create_endpoint().unwrap();
@@ -180,7 +171,6 @@ fn remains(place: &Place, socket: bool) -> EndpointId {
 
 #[test]
 fn the_dead_are_swept_and_the_living_are_not() {
-    let _no_fork = no_fork();
     let place = Place::new();
     let device = place.open();
     let living: Vec<_> = (0..3).map(|_| device.create_endpoint().unwrap()).collect();
@@ -230,7 +220,6 @@ fn the_dead_are_swept_and_the_living_are_not() {
 
 #[test]
 fn a_lock_counts_only_while_its_file_has_the_name() {
-    let _no_fork = no_fork();
     let place = Place::new();
     let device = place.open();
     let id = remains(&place, false);
@@ -250,7 +239,6 @@ fn a_lock_counts_only_while_its_file_has_the_name() {
 
 #[test]
 fn whoever_finds_a_dead_endpoint_removes_it() {
-    let _no_fork = no_fork();
     let place = Place::new();
     let device = place.open();
     for (socket, kind) in [(true, io::ErrorKind::ConnectionRefused), (false, io::ErrorKind::NotFound)] {
@@ -268,7 +256,6 @@ fn whoever_finds_a_dead_endpoint_removes_it() {
 
 #[test]
 fn what_is_found_dead_while_another_is_buried_is_buried_too() {
-    let _no_fork = no_fork();
     let place = Place::new();
     let device = place.open();
     for _ in 0..100 {
@@ -381,11 +368,6 @@ fn child_process() {
     }
 }
 
-fn spawn(command: &mut Command) -> io::Result<std::process::Child> {
-    let _alone = no_fork();
-    command.spawn()
-}
-
 /// Waits for children, and ends those that hang.
 fn finish(children: Vec<std::process::Child>) -> Vec<Option<i32>> {
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -408,7 +390,7 @@ fn finish(children: Vec<std::process::Child>) -> Vec<Option<i32>> {
 #[test]
 fn processes_race_for_everything() {
     let place = Place::new();
-    let children: Vec<_> = (0..6).map(|_| spawn(&mut child(&place, "race")).unwrap()).collect();
+    let children: Vec<_> = (0..6).map(|_| spawn(child(&place, "race")).unwrap()).collect();
     assert_eq!(finish(children), vec![Some(0); 6]);
     assert_eq!(place.names(""), ["ep", "gid", "port"]);
     assert!(place.names("ep").is_empty(), "{:?}", place.names("ep"));
@@ -421,7 +403,7 @@ fn crashed_processes_are_swept_while_others_live() {
     let device = place.open();
     let living = device.create_endpoint().unwrap();
     let _port = device.publish_port(5000, living.id()).unwrap();
-    let children: Vec<_> = (0..4).map(|_| spawn(&mut child(&place, "crash")).unwrap()).collect();
+    let children: Vec<_> = (0..4).map(|_| spawn(child(&place, "crash")).unwrap()).collect();
     assert_eq!(finish(children), vec![Some(42); 4]);
     assert!(
         device.endpoints_on_port(5000).unwrap().endpoints.len() >= 2,
@@ -451,7 +433,9 @@ fn users_meet_in_a_shared_directory() {
     }
     // Being somebody else needs root, and that they may run the test at all.
     if sys::effective_uid() == 0 {
-        match spawn(child(&place, "stranger").uid(4242).gid(4242)) {
+        let mut stranger = child(&place, "stranger");
+        stranger.uid(4242).gid(4242);
+        match spawn(stranger) {
             Ok(stranger) => assert_eq!(finish(vec![stranger]), [Some(0)]),
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
         }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, TestError, TestRunner};
 
 use super::super::{note, watched};
 use super::{Act, By, PAIRS, Play, play_script};
@@ -66,8 +66,10 @@ fn any_order_of_anything_ends_the_strangers_link_at_most() {
             faults.set(faults.get() + u32::from(reached.fault));
             Ok(())
         });
-        if let Err(error) = result {
-            panic!("{error}");
+        match result {
+            Ok(()) => {}
+            Err(TestError::Fail(why, acts)) => panic!("{why} after {acts:?}"),
+            Err(error) => panic!("{error}"),
         }
         assert!(rings.get() > 0 && faults.get() > 0, "{rings:?} plays reach a ring, {faults:?} a fault");
     });

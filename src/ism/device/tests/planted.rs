@@ -41,7 +41,6 @@ fn a_look_reads_so_many_names_and_no_more() {
 
 #[test]
 fn a_new_endpoint_reads_few_names_and_tidying_up_so_many_and_no_more() {
-    let _no_fork = no_fork();
     let place = Place::new();
     let device = place.open();
     plant(&place.path.join("ep"), 0..5000, ".lock");
