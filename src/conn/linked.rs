@@ -17,7 +17,7 @@ use crate::ism::ring::Memory;
 use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
-use crate::link::message::{Subject, Tuple};
+use crate::link::message::{Destination, Subject, Tuple};
 use crate::link::proof::{MOST_ATTEMPTS, MOST_FAILURES, Possession};
 use crate::link::stream::{
     Death, InterruptHandler, Latest, LinkedStream, Prelude, ReceiveDmb, SendDmb, Verdict,
@@ -48,7 +48,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         let cookie = sys::cookie(fd).map_err(gone)?;
         let network_namespace =
             sys::netns_cookie(fd).map_err(|error| reason_of(&error, FallbackReason::NetworkNamespace))?;
-        Ok(Subject { tuple, cookie, network_namespace })
+        Ok(Subject { tuple, cookie, network_namespace, destination: Destination::Own })
     }
 
     fn possession(&self) -> Result<Possession, FallbackReason> {

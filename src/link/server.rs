@@ -9,7 +9,9 @@ use crate::ism::ring::{Consumer, Producer};
 use crate::link::accepted::{Found, Key};
 use crate::link::lack::reason_of;
 use crate::link::message::{DmbPlace, Message, Subject};
-use crate::link::proof::{self, Bound, Commitment, Evidence, Exchange, Ours, Part, Reveal, Secret};
+use crate::link::proof::{
+    self, Bound, Commitment, Evidence, Exchange, NO_COOKIE, Ours, Part, Reveal, Secret,
+};
 use crate::link::slots::NoDmb;
 use crate::link::stream::{Death, LinkedStream, PeerInterrupt, ReceiveDmb, SendDmb, Verdict};
 use crate::shield::shielded;
@@ -76,7 +78,7 @@ impl Link {
             return Ok(());
         }
         let (id, subject) = (offered.id, offered.subject);
-        let key = Key::of_client(subject.tuple);
+        let key = Key::of_client(&subject);
         let mut proposed = Some(Proposed { offered, clc });
         let link = self.clone();
         // Under the state lock, so that the stream can not be accepted before its offer is known to
@@ -176,11 +178,7 @@ impl Link {
         if !stream.peer_policy().admits(&self.credentials) {
             return Err(FallbackReason::PeerPolicy);
         }
-        let cookie = offered.subject.cookie;
-        let evidence = match offered.commitment {
-            None => Evidence::Cookie(cookie),
-            Some(_) => Evidence::Sequence { cookie },
-        };
+        let evidence = Evidence::new(offered.subject.cookie, offered.commitment.is_some());
         let ours = Ours::Described { theirs: offered.subject };
         let subject = proof::prove(&**stream, ours, evidence, &self.credentials)?;
         let proof = match offered.commitment {
@@ -228,7 +226,9 @@ impl Link {
                 return Ok(());
             }
             let commitment = Some(commitment);
-            let cookie = subject.cookie;
+            // In another namespace it could not be looked at.
+            let here = subject.network_namespace == offered.subject.network_namespace;
+            let cookie = if here { subject.cookie } else { NO_COOKIE };
             self.send(&Message::Match { id, signal, dmb: place, cookie, commitment, clc: accept });
             return Ok(());
         }

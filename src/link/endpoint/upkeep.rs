@@ -123,7 +123,7 @@ impl Endpoint {
     ) -> Option<AcceptedEntry> {
         let answer = move |stream: Result<Arc<dyn LinkedStream>, FallbackReason>| {
             let ours = stream.and_then(|stream| stream.subject());
-            answer(ours.is_ok_and(|ours| proof::same_place(&ours, &theirs).is_ok()));
+            answer(ours.is_ok_and(|ours| proof::may_be_same(&ours, &theirs).is_ok()));
         };
         let mut answer = Some(answer);
         let found = self.accepted.find_or_wait(&theirs, peer, || {
@@ -137,7 +137,7 @@ impl Endpoint {
         let stream = match found {
             Found::Waits { number, sweep, instead } => {
                 self.after_waiting(sweep, instead);
-                return Some(AcceptedEntry { key: Key::of_client(theirs.tuple), number });
+                return Some(AcceptedEntry { key: Key::of_client(&theirs), number });
             }
             Found::Stream(stream) => Ok(stream),
             Found::Full => Err(FallbackReason::Limit),

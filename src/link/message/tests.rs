@@ -11,6 +11,7 @@ fn subject() -> Subject {
         ),
         cookie: 7,
         network_namespace: 1,
+        destination: Destination::Own,
     }
 }
 
