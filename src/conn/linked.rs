@@ -51,6 +51,15 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         Ok(Subject { tuple, cookie, network_namespace })
     }
 
+    fn may_be_between(&self, ours: Tuple) -> bool {
+        assert_unlocked("a stream");
+        let rx = lock(&self.rx);
+        // One whose socket is gone had them, as far as anybody knows; one that is over has none.
+        let Ok(fd) = rx.fd() else { return true };
+        let peer = sys::peer_addr(fd);
+        peer.is_ok_and(|peer| sys::local_addr(fd).is_ok_and(|local| Tuple::new(local, peer) == ours))
+    }
+
     fn possession(&self) -> Result<Possession, FallbackReason> {
         assert_unlocked("a stream");
         if self.upgrade.failures.load(Ordering::Relaxed) >= MOST_ATTEMPTS {

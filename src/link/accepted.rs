@@ -13,7 +13,8 @@ use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
 
 /// Port of the listener and address of the client; the rest of the tuple is checked live at MATCH,
-/// so that accept needs no further system call.
+/// so that accept needs no further system call. A client may have one port for connections to
+/// several addresses of ours: the stream of a key may be another one than is looked for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Key {
     port: u16,
@@ -128,12 +129,13 @@ impl AcceptedStreams {
         }
     }
 
-    /// Our stream of the connection that a client describes; when there is none yet, `waiting` is
-    /// called once it is accepted.
+    /// Our stream of the connection that a client describes; when there is none yet, or only
+    /// `another`, `waiting` is called once it is accepted.
     pub(crate) fn find_or_wait(
         &self,
         theirs: &Subject,
         peer: PeerCred,
+        another: Option<&Arc<dyn LinkedStream>>,
         waiting: impl FnOnce() -> Waiting,
     ) -> Found {
         let key = Key::of_client(theirs.tuple);
@@ -144,7 +146,8 @@ impl AcceptedStreams {
         found = table.streams.get(&key).and_then(|(_, stream)| stream.upgrade());
         // A stream that has ended may have left its address to a younger one, which is still to be
         // accepted.
-        if let Some(stream) = found.as_ref().filter(|stream| !stream.has_ended()) {
+        let is_another = |stream: &Arc<_>| another.is_some_and(|another| Arc::ptr_eq(stream, another));
+        if let Some(stream) = found.as_ref().filter(|stream| !is_another(stream) && !stream.has_ended()) {
             return Found::Stream(stream.clone());
         }
         let (share, of) = match table.shares.take(MOST_WAITING, &peer) {
@@ -272,7 +275,7 @@ mod tests {
     fn wait(table: &AcceptedStreams, theirs: &Subject) -> (u64, bool, std::sync::mpsc::Receiver<bool>) {
         let (tell, told) = std::sync::mpsc::channel();
         let waiting = || -> Waiting { Box::new(move |stream| tell.send(stream.is_ok()).unwrap()) };
-        match table.find_or_wait(theirs, PeerCred { pid: 1, uid: 1, gid: 1 }, waiting) {
+        match table.find_or_wait(theirs, PeerCred { pid: 1, uid: 1, gid: 1 }, None, waiting) {
             Found::Waits { number, sweep, instead: None } => (number, sweep, told),
             _ => panic!("there is no such stream"),
         }
@@ -377,7 +380,7 @@ mod tests {
         let wait = |pid, port| {
             let tell = tell.clone();
             let waiting = || -> Waiting { Box::new(move |stream| tell.send((port, stream.err())).unwrap()) };
-            table.find_or_wait(&theirs(port), PeerCred { pid, uid: us, gid: 0 }, waiting)
+            table.find_or_wait(&theirs(port), PeerCred { pid, uid: us, gid: 0 }, None, waiting)
         };
         let most = u16::try_from(MOST_WAITING).unwrap();
         let mut first = None;

@@ -9,7 +9,7 @@ use crate::ism::budget::Account;
 use crate::ism::interrupt::Signal;
 use crate::ism::ring::{Consumer, Producer, Refusal};
 use crate::link::endpoint::Endpoint;
-use crate::link::message::Subject;
+use crate::link::message::{Subject, Tuple};
 use crate::link::proof::Possession;
 use crate::link::{Link, SignalEntry};
 use crate::peer::PeerPolicy;
@@ -206,6 +206,9 @@ pub(crate) enum Verdict {
 pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     /// Live facts from the kernel, or why this stream can not be upgraded.
     fn subject(&self) -> Result<Subject, FallbackReason>;
+
+    /// May its connection be the one that has these addresses at this end?
+    fn may_be_between(&self, ours: Tuple) -> bool;
 
     /// C: what can be proved by. What a write may still show is waited for with
     /// [`LinkedStream::offer_with_next_write`].

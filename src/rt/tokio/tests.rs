@@ -19,7 +19,7 @@ use crate::ism::ring::Refusal;
 use crate::ism::sys;
 use crate::link::drive::Drive;
 use crate::link::look;
-use crate::link::message::Subject;
+use crate::link::message::{Subject, Tuple};
 use crate::link::proof::Possession;
 use crate::link::search::Unsettled;
 use crate::link::stream::{
@@ -305,6 +305,10 @@ impl GrowingStream for Faulty {
 }
 
 impl LinkedStream for Faulty {
+    fn may_be_between(&self, _: Tuple) -> bool {
+        true
+    }
+
     fn subject(&self) -> Result<Subject, FallbackReason> {
         self.0.subject()
     }
