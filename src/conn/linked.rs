@@ -51,6 +51,19 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         Ok(Subject { tuple, cookie, network_namespace, destination: Destination::Own })
     }
 
+    fn may_meet(&self, theirs: &Subject) -> bool {
+        assert_unlocked("a stream");
+        let rx = lock(&self.rx);
+        // One whose socket is gone had them, as far as anybody knows; one that is over has none.
+        let Ok(fd) = rx.fd() else { return true };
+        let Ok(peer) = sys::peer_addr(fd) else { return false };
+        let ours = sys::local_addr(fd).map(|local| Tuple::new(local, peer));
+        ours.is_ok_and(|ours| match theirs.destination {
+            Destination::Own => ours == theirs.tuple.mirrored(),
+            Destination::Translated => ours.remote == theirs.tuple.local,
+        })
+    }
+
     fn possession(&self) -> Result<Possession, FallbackReason> {
         assert_unlocked("a stream");
         if self.upgrade.failures.load(Ordering::Relaxed) >= MOST_ATTEMPTS {

@@ -15,7 +15,8 @@ use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
 
 /// Port of the listener and address of the client; the rest of the tuple is checked live at MATCH,
-/// so that accept needs no further system call.
+/// so that accept needs no further system call. A client may have one port for connections to
+/// several addresses of ours: the stream of a key may be another one than is looked for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Key {
     port: u16,
@@ -80,16 +81,22 @@ impl Table {
         self.shared.remove(&waiter.share);
     }
 
-    /// The stream under that key, or the latest one of the client where it does not know the port;
-    /// all that were looked at are kept for their drop.
-    fn find(&self, key: Key, seen: &mut Vec<Arc<dyn LinkedStream>>) -> Option<Arc<dyn LinkedStream>> {
+    /// The stream under that key, or the latest one of the client where it does not know the port,
+    /// but not `another`; all that were looked at are kept for their drop.
+    fn find(
+        &self,
+        key: Key,
+        another: Option<&Arc<dyn LinkedStream>>,
+        seen: &mut Vec<Arc<dyn LinkedStream>>,
+    ) -> Option<Arc<dyn LinkedStream>> {
         let mut look = |key: Key| {
             let (number, stream) = self.streams.get(&key)?;
             let stream = stream.upgrade()?;
             seen.push(stream.clone());
             // A stream that has ended may have left its address to a younger one, which is still to
             // be accepted.
-            (!stream.has_ended()).then_some((*number, stream))
+            let is_another = another.is_some_and(|another| Arc::ptr_eq(&stream, another));
+            (!is_another && !stream.has_ended()).then_some((*number, stream))
         };
         if key.port != ANY_PORT {
             return look(key).map(|(_, stream)| stream);
@@ -167,12 +174,13 @@ impl AcceptedStreams {
         }
     }
 
-    /// Our stream of the connection that a client describes; when there is none yet, `waiting` is
-    /// called once it is accepted.
+    /// Our stream of the connection that a client describes; when there is none yet, or only
+    /// `another`, `waiting` is called once it is accepted.
     pub(crate) fn find_or_wait(
         &self,
         theirs: &Subject,
         peer: PeerCred,
+        another: Option<&Arc<dyn LinkedStream>>,
         waiting: impl FnOnce() -> Waiting,
     ) -> Found {
         let key = Key::of_client(theirs);
@@ -180,7 +188,7 @@ impl AcceptedStreams {
         // handle, and what a stream drops comes back here.
         let mut seen = Vec::new();
         let mut table = lock(&self.table);
-        if let Some(stream) = table.find(key, &mut seen) {
+        if let Some(stream) = table.find(key, another, &mut seen) {
             return Found::Stream(stream);
         }
         let (share, of) = match table.shares.take(MOST_WAITING, &peer) {
@@ -313,7 +321,7 @@ mod tests {
     fn wait(table: &AcceptedStreams, theirs: &Subject) -> (u64, bool, std::sync::mpsc::Receiver<bool>) {
         let (tell, told) = std::sync::mpsc::channel();
         let waiting = || -> Waiting { Box::new(move |stream| tell.send(stream.is_ok()).unwrap()) };
-        match table.find_or_wait(theirs, PeerCred { pid: 1, uid: 1, gid: 1 }, waiting) {
+        match table.find_or_wait(theirs, PeerCred { pid: 1, uid: 1, gid: 1 }, None, waiting) {
             Found::Waits { number, sweep, instead: None } => (number, sweep, told),
             _ => panic!("there is no such stream"),
         }
@@ -418,7 +426,7 @@ mod tests {
         let wait = |pid, port| {
             let tell = tell.clone();
             let waiting = || -> Waiting { Box::new(move |stream| tell.send((port, stream.err())).unwrap()) };
-            table.find_or_wait(&theirs(port), PeerCred { pid, uid: us, gid: 0 }, waiting)
+            table.find_or_wait(&theirs(port), PeerCred { pid, uid: us, gid: 0 }, None, waiting)
         };
         let most = u16::try_from(MOST_WAITING).unwrap();
         let mut first = None;

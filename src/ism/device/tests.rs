@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{Device, EndpointEntry, EndpointId, format_gid, io, parse_gid, port, sys, tidy};
-use sys::nursery::spawn;
+use sys::tests::nursery::spawn;
 
 thread_local! {
     /// Names of directories that this thread has read.

@@ -305,6 +305,10 @@ impl GrowingStream for Faulty {
 }
 
 impl LinkedStream for Faulty {
+    fn may_meet(&self, _: &Subject) -> bool {
+        true
+    }
+
     fn subject(&self) -> Result<Subject, FallbackReason> {
         self.0.subject()
     }
