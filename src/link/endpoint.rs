@@ -70,6 +70,8 @@ pub(crate) struct Endpoint {
     /// The peer policies of its listeners, and of the streams that have asked for an upgrade.
     let_in: Mutex<Vec<PeerPolicy>>,
     links: Mutex<Links, rank::EndpointLinks>,
+    /// `SO_NETNS_COOKIE` of this process's network namespace.
+    network: u64,
     nowhere: Nowhere,
     /// Counts changes of `links`, so that the poller keeps its own list.
     generation: AtomicU64,
@@ -111,6 +113,8 @@ impl Endpoint {
         let entry = device.create_endpoint()?;
         device.tidy_later(entry.id());
         let clc = LocalDevice { gid: Gid(device.gid()), eid: Eid::LOOPBACK, host: sys::hostname() };
+        // (A kernel that does not say it finds nobody elsewhere either.)
+        let network = entry.network().unwrap_or_default();
         let busy_poll = if sys::usable_cpus() > 1 { config.busy_poll } else { Duration::ZERO };
         Ok(Endpoint {
             device,
@@ -121,6 +125,7 @@ impl Endpoint {
             accepted: AcceptedStreams::default(),
             let_in: Mutex::default(),
             links: Mutex::default(),
+            network,
             nowhere: Nowhere::default(),
             generation: AtomicU64::new(1),
             grown: Mutex::default(),

@@ -142,9 +142,17 @@ impl Device {
         Ok(found)
     }
 
-    /// May there be listeners in several network namespaces? One system call, and a hint.
-    pub(crate) fn may_reach_elsewhere(&self) -> bool {
-        self.inner.is_shared() || may_hold_several(&self.inner.own.networks)
+    /// May there be listeners in other network namespaces than `network`? Two system calls, and a
+    /// hint.
+    pub(crate) fn may_reach_elsewhere(&self, network: u64) -> bool {
+        let networks = &self.inner.own.networks;
+        let own = || rustix::fs::statat(networks, Listed::Network(network).name(), AtFlags::SYMLINK_NOFOLLOW);
+        self.inner.is_shared()
+            || match directories_in(networks) {
+                Some(0) => false,
+                Some(1) => own().is_err(),
+                _ => true,
+            }
     }
 
     /// Endpoints with a listener in another network namespace than `network`.
@@ -170,11 +178,13 @@ impl Device {
     }
 }
 
-/// Has a directory more than one directory in it, as far as its number of links tells? (Where file
-/// systems do not count them it is 1.)
-fn may_hold_several(dir: &OwnedFd) -> bool {
-    const ONE: u64 = 3;
-    rustix::fs::fstat(dir).is_ok_and(|stat| !(2..=ONE).contains(&(stat.st_nlink as u64)))
+/// The directories in a directory, by its number of links; `None` on file systems that do not count
+/// them.
+fn directories_in(dir: &OwnedFd) -> Option<u64> {
+    // Its name, and its own "."; each directory in it has a "..".
+    const EMPTY: u64 = 2;
+    let stat = rustix::fs::fstat(dir).ok()?;
+    u64::from(stat.st_nlink).checked_sub(EMPTY)
 }
 
 impl Inner {

@@ -84,7 +84,7 @@ impl Endpoint {
 
     /// Asks the endpoints of other network namespaces; `false`: there is nobody to ask.
     fn ask_elsewhere(self: &Arc<Self>, stream: &Arc<dyn LinkedStream>) -> Result<bool, FallbackReason> {
-        if self.is_dead() || !self.device.may_reach_elsewhere() {
+        if self.is_dead() || !self.device.may_reach_elsewhere(self.network) {
             return Ok(false);
         }
         let subject = stream.subject()?;
