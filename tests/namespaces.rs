@@ -319,6 +319,30 @@ fn other_network_namespaces_are_upgraded() {
     });
 }
 
+/// A Service address: the server sees another one than the client has dialled.
+#[test]
+fn translated_destinations_are_found() {
+    isolated("translated_destinations_are_found", || {
+        let lab = tempfile::tempdir().expect("a device directory");
+        add_namespace("left");
+        add_namespace("right");
+        join("w", [("left", "10.77.1.1/24"), ("right", "10.77.1.2/24")]);
+        sh("ip -n left route add 10.96.0.10/32 via 10.77.1.2 && ip netns exec left nft -f - <<'END'
+table ip nat {
+    chain output {
+        type nat hook output priority -100;
+        ip daddr 10.96.0.10 tcp dport 80 dnat to 10.77.1.2:8080
+    }
+}
+END");
+        let mut server = Actor::start(&["ip", "netns", "exec", "right"], "server 10.77.1.2:8080", lab.path());
+        server.hear();
+        let mut client = Actor::start(&["ip", "netns", "exec", "left"], "client 10.96.0.10:80", lab.path());
+        assert_eq!(client.hear(), "connected");
+        assert_eq!([client.hear(), server.hear()], ["loopback-ism|", "loopback-ism|"]);
+    });
+}
+
 #[test]
 fn hazard_h5_a_proxy_that_keeps_the_source_is_never_bypassed() {
     isolated("hazard_h5_a_proxy_that_keeps_the_source_is_never_bypassed", || {
