@@ -1,6 +1,6 @@
 //! The search in other network namespaces, for a stream that leads to nobody who listens on its
-//! port: its destination may be translated on the way (a Service address, a published port), and the
-//! server sees another one. All that both ends see is the client's own address.
+//! port: its destination may be translated on the way (a Service address, a published port), and
+//! the server sees another one. All that both ends see is the client's own address.
 //!
 //! It begins only where the device directory shows listeners of another namespace. Most connections
 //! that lead to nobody here lead to another host: what was asked in vain is remembered.
