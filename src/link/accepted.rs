@@ -14,7 +14,7 @@ use crate::transport::FallbackReason;
 
 /// Port of the listener and address of the client; the rest of the tuple is checked live at MATCH,
 /// so that accept needs no further system call. A client may have one port for connections to
-/// several addresses of ours: the stream of a key may be another one than is looked for.
+/// several addresses of ours: then several streams have one key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Key {
     port: u16,
@@ -54,6 +54,8 @@ struct Waiter {
 #[derive(Default)]
 struct Table {
     streams: HashMap<Key, (u64, Weak<dyn LinkedStream>)>,
+    /// Older ones with the same key.
+    older: HashMap<Key, Vec<(u64, Weak<dyn LinkedStream>)>>,
     next: u64,
     waiting: HashMap<Key, Vec<Waiter>>,
     /// Who of the peers waits how often, and under which key each of them.
@@ -88,6 +90,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(16);
 /// Looks of one sweep: each costs some system calls, and other tasks wait for their end.
 const MOST_LOOKS: usize = 32;
 
+/// Streams with one key, besides the newest, that can be found.
+const MOST_OLDER: usize = 8;
+
 /// Waiting offers and queries of an endpoint; more are refused.
 const MOST_WAITING: usize = 1024;
 
@@ -107,12 +112,19 @@ pub(crate) enum Found {
 }
 
 impl AcceptedStreams {
-    /// Enters a stream; the newest of a key wins. Returns its number and what waited for it.
+    /// Enters a stream. Returns its number and what waited for one with that key.
     pub(crate) fn insert(&self, key: Key, stream: Weak<dyn LinkedStream>) -> (u64, Vec<Waiting>) {
         let mut table = lock(&self.table);
         table.next += 1;
         let number = table.next;
-        table.streams.insert(key, (number, stream));
+        if let Some(older) = table.streams.insert(key, (number, stream)) {
+            let list = table.older.entry(key).or_default();
+            list.retain(|(_, stream)| stream.strong_count() > 0);
+            if list.len() == MOST_OLDER {
+                list.remove(0);
+            }
+            list.push(older);
+        }
         if self.waiting.load(Ordering::Relaxed) == 0 {
             return (number, Vec::new());
         }
@@ -124,31 +136,46 @@ impl AcceptedStreams {
 
     pub(crate) fn remove(&self, key: Key, number: u64) {
         let mut table = lock(&self.table);
+        if let Some(older) = table.older.get_mut(&key) {
+            older.retain(|(other, stream)| *other != number && stream.strong_count() > 0);
+        }
         if table.streams.get(&key).is_some_and(|(newest, _)| *newest == number) {
-            table.streams.remove(&key);
+            let next = table.older.get_mut(&key).and_then(Vec::pop);
+            match next {
+                Some(next) => table.streams.insert(key, next),
+                None => table.streams.remove(&key),
+            };
+        }
+        if table.older.get(&key).is_some_and(Vec::is_empty) {
+            table.older.remove(&key);
         }
     }
 
-    /// Our stream of the connection that a client describes; when there is none yet, or only
-    /// `another`, `waiting` is called once it is accepted.
+    /// Our stream of the connection that a client describes, as far as its key tells; when there is
+    /// none yet but `others`, `waiting` is called once it is accepted.
     pub(crate) fn find_or_wait(
         &self,
         theirs: &Subject,
         peer: PeerCred,
-        another: Option<&Arc<dyn LinkedStream>>,
+        others: &[Weak<dyn LinkedStream>],
         waiting: impl FnOnce() -> Waiting,
     ) -> Found {
         let key = Key::of_client(theirs.tuple);
-        // Declared before the lock is taken, and so dropped after it: it may have become the last
+        // Declared before the lock is taken, and so dropped after it: one may have become the last
         // handle, and what a stream drops comes back here.
-        let found;
+        let mut seen = Vec::new();
         let mut table = lock(&self.table);
-        found = table.streams.get(&key).and_then(|(_, stream)| stream.upgrade());
-        // A stream that has ended may have left its address to a younger one, which is still to be
-        // accepted.
-        let is_another = |stream: &Arc<_>| another.is_some_and(|another| Arc::ptr_eq(stream, another));
-        if let Some(stream) = found.as_ref().filter(|stream| !is_another(stream) && !stream.has_ended()) {
-            return Found::Stream(stream.clone());
+        let newest_first =
+            table.streams.get(&key).into_iter().chain(table.older.get(&key).into_iter().flatten().rev());
+        for (_, stream) in newest_first {
+            let is_another = others.iter().any(|other| other.ptr_eq(stream));
+            let Some(stream) = stream.upgrade().filter(|_| !is_another) else { continue };
+            // A stream that has ended may have left its address to a younger one, which is still to
+            // be accepted.
+            if !stream.has_ended() {
+                return Found::Stream(stream);
+            }
+            seen.push(stream);
         }
         let (share, of) = match table.shares.take(MOST_WAITING, &peer) {
             Share::Given(share) => (share, None),
@@ -275,7 +302,7 @@ mod tests {
     fn wait(table: &AcceptedStreams, theirs: &Subject) -> (u64, bool, std::sync::mpsc::Receiver<bool>) {
         let (tell, told) = std::sync::mpsc::channel();
         let waiting = || -> Waiting { Box::new(move |stream| tell.send(stream.is_ok()).unwrap()) };
-        match table.find_or_wait(theirs, PeerCred { pid: 1, uid: 1, gid: 1 }, None, waiting) {
+        match table.find_or_wait(theirs, PeerCred { pid: 1, uid: 1, gid: 1 }, &[], waiting) {
             Found::Waits { number, sweep, instead: None } => (number, sweep, told),
             _ => panic!("there is no such stream"),
         }
@@ -380,7 +407,7 @@ mod tests {
         let wait = |pid, port| {
             let tell = tell.clone();
             let waiting = || -> Waiting { Box::new(move |stream| tell.send((port, stream.err())).unwrap()) };
-            table.find_or_wait(&theirs(port), PeerCred { pid, uid: us, gid: 0 }, None, waiting)
+            table.find_or_wait(&theirs(port), PeerCred { pid, uid: us, gid: 0 }, &[], waiting)
         };
         let most = u16::try_from(MOST_WAITING).unwrap();
         let mut first = None;
