@@ -168,8 +168,10 @@ impl AcceptedStreams {
         let newest_first =
             table.streams.get(&key).into_iter().chain(table.older.get(&key).into_iter().flatten().rev());
         for (_, stream) in newest_first {
-            let is_another = others.iter().any(|other| other.ptr_eq(stream));
-            let Some(stream) = stream.upgrade().filter(|_| !is_another) else { continue };
+            if others.iter().any(|other| other.ptr_eq(stream)) {
+                continue;
+            }
+            let Some(stream) = stream.upgrade() else { continue };
             // A stream that has ended may have left its address to a younger one, which is still to
             // be accepted.
             if !stream.has_ended() {
