@@ -125,6 +125,7 @@ pub(crate) fn a_reset_that_cuts_a_write_is_told_later<N: Net>(net: &N) {
     });
     server.read_exact(&mut vec![0; 1 << 20]).expect("read");
     // With unread data, and more to come.
+    assert_eq!(server.peek(&mut [0]).expect("peek"), 1);
     drop(server);
     let (answer, client) = writer.join().expect("the writer");
     match answer {
