@@ -6,18 +6,22 @@ use std::os::fd::AsFd;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Device, EndpointId, Inner, explain, names, trust};
+use super::room::{ROOT, Visited};
+use super::{Device, EndpointId, Inner, Room, explain, names, names_of, trust};
 use crate::sync::{Arc, lock};
 
 /// Endpoints looked at on one port, and names read to find them: a full directory must not cost a
 /// connection more than TCP does.
 pub(super) const MOST_ENDPOINTS: usize = 256;
 pub(super) const MOST_NAMES: usize = 1024;
+/// The same of one other user than us and root.
+pub(super) const MOST_NAMES_OF_OTHERS: usize = 64;
 
 /// What a look for the endpoints on a port has found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct OnPort {
-    /// Of users that may be admitted, ours first; dead ones perhaps among them.
+    /// Of users that may be admitted, ours first, then root's, then some of each other; dead ones
+    /// perhaps among them.
     pub(crate) endpoints: Vec<EndpointId>,
     /// There are none, but somebody else's.
     pub(crate) others: bool,
@@ -90,17 +94,37 @@ impl Device {
     /// What the system gives.
     pub(crate) fn endpoints_on_port(&self, port: u16) -> io::Result<OnPort> {
         let mut found = OnPort::default();
-        for room in self.inner.rooms() {
-            let Some(dir) = room.port(port)? else { continue };
-            for entry in names(Dir::new(dir)?, MOST_NAMES) {
-                found.endpoints.extend(EndpointId::from_name(entry?.file_name().to_bytes()));
-                if found.endpoints.len() == MOST_ENDPOINTS {
-                    return Ok(found);
+        let mut of_others = Vec::new();
+        for room in self.inner.rooms(&format!("port/{port}")) {
+            match &room {
+                Visited::Other(other) if other.owner != ROOT => of_others.push(other.some_on_port(port)),
+                _ => {
+                    let Some(dir) = room.port(port)? else { continue };
+                    for entry in names(Dir::new(dir)?, MOST_NAMES) {
+                        found.endpoints.extend(EndpointId::from_name(entry?.file_name().to_bytes()));
+                        if found.endpoints.len() == MOST_ENDPOINTS {
+                            return Ok(found);
+                        }
+                    }
                 }
             }
         }
+        // One of each, another one of each, and so on: who has many is in nobody's way.
+        let most = of_others.iter().map(Vec::len).max().unwrap_or(0);
+        let some = (0..most).flat_map(|turn| of_others.iter().filter_map(move |ids| ids.get(turn)));
+        found.endpoints.extend(some.take(MOST_ENDPOINTS - found.endpoints.len()));
         found.others = found.endpoints.is_empty() && self.inner.is_others(port);
         Ok(found)
+    }
+}
+
+impl Room {
+    /// Endpoints of another user on that port. What can not be read is his matter.
+    fn some_on_port(&self, port: u16) -> Vec<EndpointId> {
+        let Ok(Some(dir)) = self.port(port) else { return Vec::new() };
+        let ids = names_of(dir, MOST_NAMES_OF_OTHERS)
+            .filter_map(|entry| EndpointId::from_name(entry.file_name().to_bytes()));
+        ids.filter(|id| self.is_home_of(*id)).collect()
     }
 }
 
