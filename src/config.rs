@@ -102,14 +102,15 @@ const LONGEST_PEER_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// | `SMC_LO` | `off` turns every upgrade off | on |
 /// | `SMC_LO_DIR` | the device directory ([`device_dir`](Config::device_dir)) | `/dev/shm/smc-lo-<uid>` |
 /// | `SMC_LO_UPGRADE` | the [`UpgradePolicy`] | `first-turn` |
+/// | `SMC_LO_PEERS` | whose processes are admitted: the [`PeerPolicy`] | `same` |
 /// | `SMC_LO_DMB_SIZE` | bytes of a DMB's largest segment ([`dmb_size`](Config::dmb_size)) | 4194304 |
 /// | `SMC_LO_MEMORY` | bytes that all rings may take ([`memory_limit`](Config::memory_limit)) | a quarter |
 /// | `SMC_LO_BUSY_POLL_US` | longest polling window, in µs ([`busy_poll`](Config::busy_poll)) | 50 |
 /// | `SMC_LO_MAX_LINKS` | links of a process ([`max_links`](Config::max_links)) | 1024 |
 /// | `SMC_LO_PEER_TIMEOUT_MS` | patience with a silent peer, in ms ([`peer_timeout`](Config::peer_timeout)) | 30000 |
 ///
-/// Whom to trust ([`peer_policy`](Config::peer_policy)) and how long connect waits for the
-/// handshake ([`handshake_timeout`](Config::handshake_timeout)) are set in code only.
+/// How long connect waits for the handshake ([`handshake_timeout`](Config::handshake_timeout)) is
+/// set in code only.
 ///
 /// A variable that can not be understood counts as unset; with the feature `tracing` a warning says
 /// so.
@@ -164,6 +165,9 @@ impl Config {
         if let Some(policy) = variable("SMC_LO_UPGRADE") {
             config.upgrade_policy = policy;
         }
+        if let Some(policy) = variable("SMC_LO_PEERS") {
+            config.peer_policy = policy;
+        }
         if let Some(bytes) = variable("SMC_LO_DMB_SIZE") {
             config = config.dmb_size(bytes);
         }
@@ -190,7 +194,8 @@ impl Config {
     }
 
     /// Sets whose processes connections may be upgraded with; [`PeerPolicy::SameUser`] if nothing
-    /// is set.
+    /// is set. Users meet in a directory that they share ([`device_dir`](Config::device_dir)), and
+    /// have to admit each other.
     #[must_use]
     pub fn peer_policy(mut self, policy: PeerPolicy) -> Self {
         self.peer_policy = policy;

@@ -122,7 +122,7 @@ pub use link::roster::{stats, streams};
 #[cfg(all(not(loom), feature = "tokio"))]
 pub use listener::{SmcListener, SmcListenerStream};
 #[cfg(not(loom))]
-pub use peer::PeerPolicy;
+pub use peer::{PeerPolicy, UnknownPeers};
 #[cfg(all(not(loom), feature = "tokio"))]
 pub use socket::SmcSocket;
 #[cfg(not(loom))]

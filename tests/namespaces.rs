@@ -178,6 +178,7 @@ fn actor() {
     match words[..] {
         ["server", at] => runtime().block_on(server(address(at))),
         ["client", to] => runtime().block_on(client(address(to))),
+        ["client-that-requires", to] => runtime().block_on(client_that_requires(address(to))),
         ["plain-server", at] => plain_server(address(at)),
         ["front", at, relay] => front(address(at), Path::new(relay)),
         ["back", from, to, relay] => back(from, address(to), Path::new(relay)),
@@ -225,6 +226,15 @@ async fn client(to: SocketAddr) {
     tell(&describe(stream.transport()));
     stream.shutdown().await.expect("shutdown");
     assert_eq!(stream.read(&mut [0; 10]).await.expect("read"), 0, "a clean end");
+}
+
+/// Tells why it gets no stream without an upgrade.
+async fn client_that_requires(to: SocketAddr) {
+    let config = tokio_smc::Config::from_env().upgrade_policy(UpgradePolicy::Require);
+    match SmcStream::connect_with(to, &config).await {
+        Ok(stream) => tell(&describe(stream.transport())),
+        Err(error) => tell(&format!("error|{error}")),
+    }
 }
 
 /// Echoes without this crate; any foreign byte is echoed as well and fails the client.
@@ -475,5 +485,110 @@ fn hazard_m2_users_without_a_name_are_never_the_same() {
                 assert!(said.starts_with("tcp|"), "{server:?} and {client:?}: {said}");
             }
         }
+    });
+}
+
+/// A process of that user, with that group and others, which admits those peers.
+fn of(user: &str, groups: &str, peers: &str) -> Vec<String> {
+    let (group, others) = groups.split_once('+').unwrap_or((groups, ""));
+    let others = if others.is_empty() { "--clear-groups".to_owned() } else { format!("--groups={others}") };
+    let words = ["setpriv", &format!("--reuid={user}"), &format!("--regid={group}"), &others, "env"];
+    words.into_iter().map(str::to_owned).chain([format!("SMC_LO_PEERS={peers}")]).collect()
+}
+
+fn words(of: &[String]) -> Vec<&str> {
+    of.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn users_are_upgraded_with_those_who_admit_them_and_whom_they_admit() {
+    isolated("users_are_upgraded_with_those_who_admit_them_and_whom_they_admit", || {
+        let shared = tempfile::tempdir().expect("a device directory");
+        fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o1777)).expect("chmod");
+        // Server and client: user, groups, whom it admits.
+        let meetings = [
+            (("64001", "64001", "any"), ("64002", "64002", "any")),
+            (("64001", "64001", "uid:64002"), ("64002", "64002", "uid:64001")),
+            (("64001", "64001", "uid:64001,64002"), ("64002", "64002", "uid:64001,64002")),
+            (("64001", "64100", "gid:64100"), ("64002", "64002+64009,64100", "gid:64100")),
+            (("64001", "64001+64100", "gid:64100"), ("64002", "64100", "any")),
+            (("0", "0", "any"), ("64002", "64002", "same")),
+            (("0", "0", "uid:64002"), ("64002", "64002", "root")),
+            (("64001", "64001", "root"), ("0", "0", "gid:64001")),
+        ];
+        for (server, client) in meetings {
+            let [one, other] = [server, client].map(|(user, groups, peers)| of(user, groups, peers));
+            let said = play(&words(&one), &words(&other), "127.0.0.1:0", shared.path());
+            assert_eq!(said, ["loopback-ism|", "loopback-ism|"], "{server:?} and {client:?}");
+        }
+        // One end alone does not make it, and nobody knows who nobody is.
+        let strangers = [
+            (("64001", "64001", "any"), ("64002", "64002", "same")),
+            (("64001", "64001", "same"), ("64002", "64002", "any")),
+            (("64001", "64001", "uid:64003"), ("64002", "64002", "any")),
+            (("64001", "64001", "any"), ("64002", "64002", "uid:64002,64003")),
+            (("64001", "64100", "gid:64100"), ("64002", "64002+64009", "gid:64100")),
+            (("0", "0", "same"), ("64002", "64002", "any")),
+            (("65534", "64001", "any"), ("64002", "64002", "any")),
+            (("64001", "64001", "any"), ("65534", "64002", "any")),
+            (("64001", "64001", "uid:64002"), ("64001", "64001", "uid:64002")),
+            // A word that is not understood counts as none.
+            (("64001", "64001", "everybody"), ("64002", "64002", "any")),
+        ];
+        for (server, client) in strangers {
+            let [one, other] = [server, client].map(|(user, groups, peers)| of(user, groups, peers));
+            let [client_said, server_said] = play(&words(&one), &words(&other), "127.0.0.1:0", shared.path());
+            let reasons = [
+                "the peer policy does not admit",
+                "the peer declined",
+                // A user without a name has no room that could be trusted.
+                "the device directory can not be used",
+                "the peer does not speak SMC on this host",
+                "no upgrade was asked for",
+            ];
+            stayed_on_tcp(&server_said, &reasons);
+            let named = ![server.0, client.0].contains(&"65534");
+            stayed_on_tcp(&client_said, if named { &reasons[..2] } else { &reasons[..4] });
+        }
+        // The number that proves it is seen in the first write: who wants it before says so.
+        let [one, other] = [of("64001", "64001", "any"), of("64002", "64002", "any")];
+        let mut server = Actor::start(&words(&one), "server 127.0.0.1:0", shared.path());
+        let role = format!("client-that-requires {}", server.hear());
+        let mut client = Actor::start(&words(&other), &role, shared.path());
+        let said = client.hear();
+        assert!(said.starts_with("error|") && said.contains("the next write goes on"), "{said}");
+    });
+}
+
+#[test]
+fn a_group_meets_in_a_directory_of_its_own() {
+    isolated("a_group_meets_in_a_directory_of_its_own", || {
+        let shared = tempfile::tempdir().expect("a device directory");
+        std::os::unix::fs::chown(shared.path(), Some(0), Some(64100)).expect("chown");
+        fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o3770)).expect("chmod");
+        let one = of("64001", "64001+64100", "gid:64100");
+        let other = of("64002", "64100", "gid:64100");
+        let said = play(&words(&one), &words(&other), "127.0.0.1:0", shared.path());
+        assert_eq!(said, ["loopback-ism|", "loopback-ism|"]);
+        let outside = of("64003", "64003", "any");
+        let [client, _] = play(&words(&one), &words(&outside), "127.0.0.1:0", shared.path());
+        stayed_on_tcp(&client, &["the device directory can not be used"]);
+    });
+}
+
+#[test]
+fn a_room_that_is_mounted_is_not_visited() {
+    isolated("a_room_that_is_mounted_is_not_visited", || {
+        let shared = tempfile::tempdir().expect("a device directory");
+        fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o1777)).expect("chmod");
+        let room = shared.path().join("u64001");
+        fs::create_dir(&room).expect("a room");
+        sh(&format!("mount -t tmpfs -o mode=755,uid=64001,gid=64001 none {}", room.display()));
+        let [one, other] = [of("64001", "64001", "any"), of("64002", "64002", "any")];
+        let [client, _] = play(&words(&one), &words(&other), "127.0.0.1:0", shared.path());
+        stayed_on_tcp(&client, &["the peer does not speak SMC on this host"]);
+        // Its owner is at home there.
+        let said = play(&words(&one), &words(&one), "127.0.0.1:0", shared.path());
+        assert!(said.iter().all(|said| said.starts_with("loopback-ism")), "{said:?}");
     });
 }

@@ -31,6 +31,7 @@ pub(crate) use endpoint::{EndpointEntry, EndpointId};
 use port::Listed;
 pub(crate) use port::{OnPort, PortEntry};
 use room::Room;
+pub(crate) use room::Visits;
 use tidy::Tidying;
 
 use std::collections::HashMap;
@@ -43,7 +44,7 @@ use rustix::fs::{AtFlags, Dir, DirEntry, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::sys;
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, lock};
 
 /// A loopback-ism device; clones are the same one.
 #[derive(Clone, Debug)]
@@ -59,6 +60,8 @@ struct Inner {
     /// reach our sockets then.
     shared: Option<OwnedFd>,
     own: Room,
+    /// Who else's rooms are looked into.
+    visits: Mutex<Visits>,
     tidying: Tidying,
     /// How many of our listeners stand behind each port entry.
     published: Mutex<HashMap<(Listed, EndpointId), u32>>,
@@ -135,8 +138,13 @@ impl Device {
         let own = own.map_err(|error| explain(error, format_args!("device directory {}", path.display())))?;
         let published = Mutex::new(HashMap::new());
         let (path, shared, tidying) = (path.to_owned(), shared.then_some(fd), Tidying::default());
-        let inner = Inner { path, gid, shared, own, tidying, published };
+        let inner = Inner { path, gid, shared, own, visits: Mutex::default(), tidying, published };
         Ok(Device { inner: Arc::new(inner) })
+    }
+
+    /// From now on peers are looked for in those users' rooms, too.
+    pub(crate) fn visit(&self, more: Visits) {
+        lock(&self.inner.visits).extend(more);
     }
 
     /// The device's GID: equal for all processes that share its directory.

@@ -5,6 +5,7 @@
 //! is used from there; the few calls they lack (or get wrong for us, see [`peer_cred`]) go through
 //! libc in the submodules that say so.
 
+mod credentials;
 mod diag;
 mod event;
 mod means;
@@ -21,6 +22,7 @@ mod tcp;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub(crate) use credentials::{PeerCred, peer_cred, peer_groups};
 pub(crate) use diag::{canonical, is_held, owner_of, waits_for_accept};
 pub(crate) use event::{
     arm_timer, clear_timer, eventfd, has_hung_up, is_eventfd, is_ready, ring, ring_shared, timerfd,
@@ -30,20 +32,20 @@ pub(crate) use means::{Means, descriptor_limit, largest_file, means, most_mappin
 pub(crate) use memory::punch;
 pub(crate) use memory::{FileId, fallocate, is_resident, memfd_sealed, memory_of, verify_memfd};
 pub(crate) use namespace::shares_pid_namespace;
-#[cfg(test)]
-pub(crate) use process::overflow_uid;
 pub(crate) use process::{
-    effective_uid, hostname, involuntary_switches, is_user, monotonic, monotonic_ns, random_bytes,
-    random_u64, thread_id, usable_cpus, without_signals,
+    effective_uid, hostname, involuntary_switches, is_known_group, is_known_user, is_user, monotonic,
+    monotonic_ns, random_bytes, random_u64, thread_id, usable_cpus, without_signals,
 };
+#[cfg(test)]
+pub(crate) use process::{overflow_gid, overflow_uid};
 #[cfg(feature = "tokio")]
 pub(crate) use queue::{event_queue, take_events, tell_no_more_of, tell_of};
 pub(crate) use rights::{allow_rights, refuses_rights};
 #[cfg(test)]
 pub(crate) use seqpacket::seqpacket_listen;
 pub(crate) use seqpacket::{
-    Carried, PeerCred, accept, can_close_at_once, empty, peer_cred, recv, send, seqpacket, seqpacket_bind,
-    seqpacket_connect, shutdown_socket, take,
+    Carried, accept, can_close_at_once, empty, recv, send, seqpacket, seqpacket_bind, seqpacket_connect,
+    shutdown_socket, take,
 };
 #[cfg(test)]
 pub(crate) use sequence::use_error_queue;

@@ -75,6 +75,12 @@ impl Link {
         (!self.bell.heard.swap(true, Ordering::Relaxed)).then(|| self.bell.edges.clone())
     }
 
+    /// Is no eventfd shared with that peer?
+    #[cfg(test)]
+    pub(crate) fn is_rung_by_messages(&self) -> bool {
+        self.bell.kind == Bell::Socket
+    }
+
     /// What an eventfd of the peer is good for.
     pub(super) fn bell_of_peer(&self, eventfd: Option<OwnedFd>) -> PeerBell {
         match eventfd {

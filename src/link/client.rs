@@ -15,6 +15,7 @@ use crate::link::proof::{
 use crate::link::search::Search;
 use crate::link::slots::NoDmb;
 use crate::link::stream::{Latest, LinkedStream, PeerInterrupt, Prelude, ReceiveDmb, SendDmb, Verdict};
+use crate::peer::is_same_user;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
@@ -133,7 +134,7 @@ impl Link {
             return Err(FallbackReason::Denied);
         }
         let endpoint = self.endpoint.upgrade().ok_or(FallbackReason::NoRuntime)?;
-        if !stream.peer_policy().admits(&self.credentials) {
+        if !stream.peer_policy().admits(&self.credentials, self.socket()) {
             return Err(FallbackReason::PeerPolicy);
         }
         if self.outbox.is_clogged() {
@@ -145,9 +146,10 @@ impl Link {
         let server = self.reached.ok_or(FallbackReason::LinkDown)?;
         let subject = stream.subject()?;
         let sequence = match stream.possession()? {
-            Possession::Unwritten => None,
             Possession::Sequence(sequence) => Some(sequence),
-            Possession::WithNextWrite => {
+            Possession::Unwritten if is_same_user(&self.credentials) => None,
+            // What a cookie proves is not enough for another user's process.
+            Possession::Unwritten | Possession::WithNextWrite => {
                 stream.offer_with_next_write(Arc::downgrade(&endpoint));
                 return Ok(());
             }

@@ -253,6 +253,11 @@ impl Endpoint {
     /// From now on processes that `policy` has to do with may link with us. Each stream asks its
     /// own policy besides.
     pub(crate) fn let_in(&self, policy: &PeerPolicy) {
+        let known = lock(&self.let_in).contains(policy);
+        if known {
+            return;
+        }
+        self.device.visit(policy.visits());
         let mut let_in = lock(&self.let_in);
         if !let_in.contains(policy) {
             let_in.push(policy.clone());
@@ -262,7 +267,7 @@ impl Endpoint {
     /// Refuses a connection of a process that no policy in use has to do with.
     pub(crate) fn check_user(&self, socket: BorrowedFd<'_>) -> io::Result<PeerCred> {
         let peer = sys::peer_cred(socket)?;
-        if lock(&self.let_in).iter().any(|policy| policy.hears(&peer)) {
+        if lock(&self.let_in).iter().any(|policy| policy.hears(&peer, socket)) {
             return Ok(peer);
         }
         let words = format!("no peer policy in use admits user {}", peer.uid);
@@ -346,7 +351,10 @@ impl Endpoint {
     pub(crate) fn check_for_listeners(config: &Config, tuple: Tuple) -> Result<(), FallbackReason> {
         proof::suitable(tuple)?;
         let found = Device::open(config.directory())
-            .and_then(|device| device.endpoints_on_port(tuple.remote.port()))
+            .and_then(|device| {
+                device.visit(config.peer_policy.visits());
+                device.endpoints_on_port(tuple.remote.port())
+            })
             .map_err(|error| {
                 crate::trace::warning!("no loopback-ism device: {error}");
                 reason_of(&error, FallbackReason::NoDevice)

@@ -107,7 +107,7 @@ impl Search {
                     continue;
                 }
             };
-            if !sys::peer_cred(socket.as_fd()).is_ok_and(|cred| self.policy.admits(&cred)) {
+            if !sys::peer_cred(socket.as_fd()).is_ok_and(|cred| self.policy.admits(&cred, socket.as_fd())) {
                 self.reason = FallbackReason::PeerPolicy;
                 continue;
             }

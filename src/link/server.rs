@@ -15,6 +15,7 @@ use crate::link::proof::{
 };
 use crate::link::slots::NoDmb;
 use crate::link::stream::{Death, LinkedStream, PeerInterrupt, ReceiveDmb, SendDmb, Verdict};
+use crate::peer::is_same_user;
 use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
@@ -194,15 +195,17 @@ impl Link {
         if self.restricted.load(Ordering::Relaxed) {
             return Err(FallbackReason::Denied);
         }
-        if !stream.peer_policy().admits(&self.credentials) {
+        if !stream.peer_policy().admits(&self.credentials, self.socket()) {
             return Err(FallbackReason::PeerPolicy);
         }
         let evidence = Evidence::new(offered.subject.cookie, offered.commitment.is_some());
         let ours = Ours::Described { theirs: offered.subject };
         let subject = proof::prove(&**stream, ours, evidence, &self.credentials)?;
         let proof = match offered.commitment {
-            // Who has written has seen more than a cookie.
-            None if stream.has_received() => return Err(FallbackReason::Unproved),
+            // Who has written has seen more than a cookie, and another user's process has to.
+            None if stream.has_received() || !is_same_user(&self.credentials) => {
+                return Err(FallbackReason::Unproved);
+            }
             None => None,
             Some(theirs) => {
                 let (sequence, bound) = (stream.initial_sequence()?, self.bound_to_theirs(offered.id));

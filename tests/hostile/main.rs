@@ -182,6 +182,7 @@ fn child_process() {
             claims::claim(&target(addr), prey.parse().expect("an address"));
             child::tell(scenes::DONE);
         }
+        ["attack", addr, "admitted-user"] => directory::admitted_user(&target(addr)),
         ["attack", addr, "another-user"] => directory::another_user(&target(addr)),
         ["burn", threads, share, millis] => {
             let number = |word: &str| word.parse().expect("a number");

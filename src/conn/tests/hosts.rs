@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::by_hand::ByHand;
 use super::ops::{Task, peeking, reading, writing};
 use super::socket::{StdTcp, drain};
+use super::users::{Disguise, share};
 use crate::config::{Config, UpgradePolicy};
 use crate::conn::close::Leftover;
 use crate::conn::{Connection, OnPending, Role, receive, send};
@@ -179,6 +180,45 @@ impl Lab {
         let port = listener.local_addr().expect("an address").port();
         let entry = hosts[SERVER].endpoint.publish(port, policy).expect("publish");
         Lab { hosts, listener, _port: entry, dir }
+    }
+
+    /// The server belongs to another user, and what it does has to be done as that one: the two
+    /// hosts share a directory, and admit whom they are told to.
+    pub(super) fn of_two_users([ours, theirs]: [&PeerPolicy; 2]) -> Self {
+        let dir = tempfile::Builder::new().prefix("smc-conn-").tempdir().expect("a temp dir");
+        share(dir.path());
+        let config = Config::new().dmb_size(64 << 10).device_dir(dir.path());
+        let client = Host::new(&config.clone().peer_policy(ours.clone()));
+        let _stranger = Disguise::on();
+        let server = Host::new(&config.peer_policy(theirs.clone()));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        sys::save_syns(listener.as_fd()).expect("TCP_SAVE_SYN");
+        let port = listener.local_addr().expect("an address").port();
+        let entry = server.endpoint.publish(port, theirs).expect("publish");
+        Lab { hosts: [client, server], listener, _port: entry, dir }
+    }
+
+    /// A connection between the two users, whose ends admit whom they are told to.
+    pub(super) fn pair_of_two_users(&self, policies: [&PeerPolicy; 2]) -> Pair {
+        let client = TcpStream::connect(self.listener.local_addr().expect("an address")).expect("connect");
+        let _stranger = Disguise::on();
+        let server = self.listener.accept().expect("accept").0;
+        let config = Config::new().upgrade_policy(UpgradePolicy::Manual).dmb_size(64 << 10);
+        let configs = policies.map(|policy| config.clone().peer_policy(policy.clone()));
+        let mut pair = Pair::of_configs(client, server, [Role::Client, Role::Server], configs);
+        pair.accept(self);
+        pair
+    }
+
+    /// Delivers every message there is, to each of the two users as that one.
+    pub(super) fn run_as_two(&mut self) {
+        loop {
+            let client = self.hosts[CLIENT].step();
+            let _stranger = Disguise::on();
+            if !(self.hosts[SERVER].step() | client) {
+                break;
+            }
+        }
     }
 
     /// The port that the server listens on.

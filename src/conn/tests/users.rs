@@ -4,11 +4,12 @@ use std::io::Write;
 use std::os::fd::AsFd;
 
 use super::hosts::{CLIENT, Host, Lab, SERVER, patiently};
+use super::proofs::{goes_on, turn};
 use super::watched;
 use crate::config::{Config, UpgradePolicy};
 use crate::ism::sys;
 use crate::link::Link;
-use crate::link::message::{Destination, Message};
+use crate::link::message::{Bell, Destination, Message};
 use crate::link::stream::Death;
 use crate::peer::PeerPolicy;
 use crate::sync::Arc;
@@ -138,7 +139,7 @@ fn the_own_user_is_told_that_only_root_is_admitted() {
 }
 
 /// Opens a directory to other users, as a shared one is.
-fn share(dir: &std::path::Path) {
+pub(super) fn share(dir: &std::path::Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o1777)).expect("chmod");
     for entry in std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path()) {
@@ -176,6 +177,163 @@ fn what_a_user_says_who_is_not_admitted_counts_for_nothing() {
         lab.run();
         pair.settle();
         assert!(pair.conns[CLIENT].transport().is_loopback_ism(), "{}", pair.conns[CLIENT].transport());
+    });
+}
+
+/// What both ends of a connection between root and a stranger say, whose client has written.
+fn meet(policies: [&PeerPolicy; 2]) -> [Transport; 2] {
+    let mut lab = Lab::of_two_users(policies);
+    let pair = lab.pair_of_two_users(policies);
+    turn(&pair);
+    assert!(pair.offer(&lab));
+    lab.run_as_two();
+    pair.settle();
+    // Whatever they run on.
+    turn(&pair);
+    let said = [CLIENT, SERVER].map(|side| pair.conns[side].transport());
+    if !said[CLIENT].is_loopback_ism() {
+        goes_on(&pair);
+    }
+    said
+}
+
+#[test]
+fn two_users_who_admit_each_other_are_upgraded_and_no_others() {
+    if sys::effective_uid() != 0 {
+        let _ = writeln!(std::io::stderr(), "not root: connections of two users are not tested");
+        return;
+    }
+    let users = |users: &[u32]| PeerPolicy::Users(users.into());
+    watched(move || {
+        let (any, same, group) = (PeerPolicy::AnyUser, PeerPolicy::SameUser, PeerPolicy::Group(0));
+        // The stranger here has root's group.
+        for [ours, theirs] in [
+            [&any, &any],
+            [&any, &same],
+            [&any, &PeerPolicy::Root],
+            [&users(&[7, STRANGER]), &users(&[0])],
+            [&group, &group],
+            [&group, &users(&[STRANGER, 0])],
+        ] {
+            let said = meet([ours, theirs]);
+            assert!(said.iter().all(Transport::is_loopback_ism), "{ours:?} {theirs:?}: {said:?}");
+        }
+        let refused = Transport::Tcp(FallbackReason::PeerPolicy);
+        for [ours, theirs] in [
+            [&same, &any],
+            [&PeerPolicy::Root, &any],
+            [&users(&[0, 7]), &any],
+            [&PeerPolicy::Group(7), &any],
+            [&any, &users(&[STRANGER])],
+            [&any, &PeerPolicy::Group(7)],
+        ] {
+            let [client, server] = meet([ours, theirs]);
+            assert_eq!(client, refused, "{ours:?} {theirs:?}");
+            assert_eq!(server, Transport::Tcp(FallbackReason::NotYet), "{ours:?} {theirs:?}");
+        }
+    });
+}
+
+#[test]
+fn a_policy_of_one_stream_is_none_of_another_one() {
+    if sys::effective_uid() != 0 {
+        return;
+    }
+    watched(|| {
+        // The endpoints admit each other, for the sake of others of their streams.
+        let (any, same) = (PeerPolicy::AnyUser, PeerPolicy::SameUser);
+        let users = PeerPolicy::Users([STRANGER].into());
+        let mut lab = Lab::of_two_users([&any, &any]);
+        for [ours, theirs] in [[&same, &any], [&any, &users]] {
+            let pair = lab.pair_of_two_users([ours, theirs]);
+            turn(&pair);
+            assert!(pair.offer(&lab));
+            lab.run_as_two();
+            let told = pair.conns[CLIENT].transport().fallback_reason();
+            let refusal = FallbackReason::Declined(FallbackReason::PeerPolicy.diagnosis());
+            assert_eq!(told, Some(if *ours == same { FallbackReason::PeerPolicy } else { refusal }));
+            goes_on(&pair);
+        }
+    });
+}
+
+#[test]
+fn before_the_first_write_another_user_proves_nothing_and_waits_for_it() {
+    if sys::effective_uid() != 0 {
+        return;
+    }
+    watched(|| {
+        let any = PeerPolicy::AnyUser;
+        let mut lab = Lab::of_two_users([&any, &any]);
+        let pair = lab.pair_of_two_users([&any, &any]);
+        assert!(pair.offer(&lab));
+        lab.run_as_two();
+        let waits = Transport::Tcp(FallbackReason::NextWrite);
+        assert_eq!(pair.conns[CLIENT].transport(), waits);
+        let mut key = crate::conn::watch::WatchKey::default();
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(pair.conns[CLIENT].poll_upgraded(&mut cx, &mut key).is_ready(), "upgrade() says so");
+        assert_eq!(pair.conns[SERVER].transport(), Transport::Tcp(FallbackReason::NotYet), "not even asked");
+        pair.write(CLIENT, b"first");
+        lab.run_as_two();
+        pair.expect(SERVER, b"first");
+        pair.settle();
+        turn(&pair);
+        assert!(
+            pair.conns.iter().all(|conn| conn.transport().is_loopback_ism()),
+            "{:?}",
+            pair.conns[CLIENT].transport()
+        );
+    });
+}
+
+#[test]
+fn an_offer_of_another_user_with_a_cookie_alone_is_refused() {
+    if sys::effective_uid() != 0 {
+        return;
+    }
+    watched(|| {
+        let any = PeerPolicy::AnyUser;
+        let mut lab = Lab::of_two_users([&any, &any]);
+        let pair = lab.pair_of_two_users([&any, &any]);
+        let server = lab.hosts[SERVER].endpoint.id();
+        let _link = lab.hosts[CLIENT].endpoint.link_to(server).expect("a link");
+        lab.run_as_two();
+        {
+            // It takes itself for a process of the server's user, which the kernel denies.
+            let _stranger = Disguise::on();
+            assert!(pair.offer(&lab));
+            while lab.hosts[CLIENT].step() {}
+        }
+        lab.run_as_two();
+        let told = [CLIENT, SERVER].map(|side| pair.conns[side].transport().fallback_reason());
+        let unproved = FallbackReason::Unproved;
+        assert_eq!(told, [Some(FallbackReason::Declined(unproved.diagnosis())), Some(unproved)]);
+        goes_on(&pair);
+    });
+}
+
+#[test]
+fn other_users_are_rung_by_messages() {
+    if sys::effective_uid() != 0 {
+        return;
+    }
+    watched(|| {
+        let any = PeerPolicy::AnyUser;
+        let mut lab = Lab::of_two_users([&any, &any]);
+        let server = lab.hosts[SERVER].endpoint.id();
+        let socket = lab.hosts[CLIENT].endpoint.connect(server).expect("a connection");
+        sys::allow_rights(socket.as_fd());
+        sys::send(socket.as_fd(), &Message::Link.encode(), &[]).expect("sent");
+        lab.run_as_two();
+        let mut buffer = [0; 128];
+        let greeting = sys::recv(socket.as_fd(), &mut buffer, 2).expect("HELLO");
+        let hello = Message::decode(&buffer[..greeting.len]);
+        assert!(matches!(hello, Ok(Message::Hello { bell: Bell::Socket, .. })), "{hello:?}");
+        assert_eq!(greeting.carried.fds.len(), 1, "an arena, and no eventfd");
+        // And the other way round, of root to a user.
+        let link = lab.hosts[CLIENT].endpoint.link_to(server).expect("a link").clone();
+        assert!(link.is_rung_by_messages());
     });
 }
 

@@ -7,10 +7,12 @@ use std::{fmt, io};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::room::Visited;
 use super::{Device, Inner, Room, explain, sys};
 use crate::sync::Arc;
 
-/// Name of an endpoint: random, never reused.
+/// Name of an endpoint, never reused: eight random bytes, and the inode of the directory in which
+/// it was made. So a name in the room of one user is none in the room of another one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct EndpointId(pub [u8; 16]);
 
@@ -106,7 +108,7 @@ impl Device {
         let here = || format!("cannot create an endpoint in {}/ep", self.path().display());
         for _ in 0..100 {
             // What the system alone may deny, apart from what the directory may.
-            let (id, socket) = (EndpointId(sys::random_bytes()?), sys::seqpacket()?);
+            let (id, socket) = (self.inner.own.new_name()?, sys::seqpacket()?);
             let created = Inner::create_endpoint(&self.inner, id, socket);
             if let Some(entry) = created.map_err(|error| explain(error, here()))? {
                 return Ok(entry);
@@ -124,13 +126,24 @@ impl Device {
     /// wait to be accepted by it.
     pub(crate) fn connect(&self, id: EndpointId) -> io::Result<OwnedFd> {
         let mut refusal = io::ErrorKind::NotFound.into();
-        for room in self.inner.rooms() {
+        let mut of_others = false;
+        for room in self.inner.rooms(&format!("ep/{}", id.sock())) {
+            if let Visited::Other(other) = &room {
+                // Whoever has it under the name of somebody else could pass on what is proved under
+                // that name.
+                if !other.is_home_of(id) {
+                    continue;
+                }
+                of_others = true;
+            }
             match room.connect(id) {
                 Err(error) if is_gone(&error) => refusal = error,
                 answer => return answer,
             }
         }
-        self.inner.tidying.found_dead(id);
+        if !of_others {
+            self.inner.tidying.found_dead(id);
+        }
         Err(refusal)
     }
 }
@@ -156,7 +169,7 @@ impl Room {
     /// The control socket of an endpoint, as a name that nobody can exchange any more.
     fn socket(&self, id: EndpointId) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let socket = rustix::fs::openat(&self.endpoints, id.sock(), flags, Mode::empty())?;
+        let socket = self.open(&self.endpoints, &id.sock(), flags)?;
         let stat = rustix::fs::fstat(&socket)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || stat.st_uid != self.owner {
             let words = format!("{} is no socket of user {}", id.sock(), self.owner);

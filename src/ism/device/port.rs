@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::room::{ROOT, Visited};
 use super::trust::LIST;
 use super::{Device, EndpointId, Inner, Room, explain, names, names_of, trust};
 use crate::sync::{Arc, lock};
@@ -14,6 +15,8 @@ use crate::sync::{Arc, lock};
 /// connection more than TCP does.
 pub(super) const MOST_ENDPOINTS: usize = 256;
 pub(super) const MOST_NAMES: usize = 1024;
+/// The same of one other user than us and root.
+pub(super) const MOST_NAMES_OF_OTHERS: usize = 64;
 /// Network namespaces, and endpoints of them, that are looked at for one connection: they are asked
 /// one and all, and most of them in vain.
 const MOST_NETWORKS: usize = 64;
@@ -48,7 +51,8 @@ impl Listed {
 /// What a look for the endpoints on a port has found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct OnPort {
-    /// Of users that may be admitted, ours first; dead ones perhaps among them.
+    /// Of users that may be admitted, ours first, then root's, then some of each other; dead ones
+    /// perhaps among them.
     pub(crate) endpoints: Vec<EndpointId>,
     /// There are none, but somebody else's.
     pub(crate) others: bool,
@@ -129,15 +133,27 @@ impl Device {
     /// What the system gives.
     pub(crate) fn endpoints_on_port(&self, port: u16) -> io::Result<OnPort> {
         let mut found = OnPort::default();
-        for room in self.inner.rooms() {
-            let Some(dir) = room.list(Listed::Port(port))? else { continue };
-            for entry in names(Dir::new(dir)?, MOST_NAMES) {
-                found.endpoints.extend(EndpointId::from_name(entry?.file_name().to_bytes()));
-                if found.endpoints.len() == MOST_ENDPOINTS {
-                    return Ok(found);
+        let mut of_others = Vec::new();
+        for room in self.inner.rooms(&format!("port/{port}")) {
+            match &room {
+                Visited::Other(other) if other.owner != ROOT => {
+                    of_others.push(other.some(Listed::Port(port)))
+                }
+                _ => {
+                    let Some(dir) = room.list(Listed::Port(port))? else { continue };
+                    for entry in names(Dir::new(dir)?, MOST_NAMES) {
+                        found.endpoints.extend(EndpointId::from_name(entry?.file_name().to_bytes()));
+                        if found.endpoints.len() == MOST_ENDPOINTS {
+                            return Ok(found);
+                        }
+                    }
                 }
             }
         }
+        // One of each, another one of each, and so on: who has many is in nobody's way.
+        let most = of_others.iter().map(Vec::len).max().unwrap_or(0);
+        let some = (0..most).flat_map(|turn| of_others.iter().filter_map(move |ids| ids.get(turn)));
+        found.endpoints.extend(some.take(MOST_ENDPOINTS - found.endpoints.len()));
         found.others = found.endpoints.is_empty() && self.inner.is_others(port);
         Ok(found)
     }
@@ -159,18 +175,16 @@ impl Device {
     pub(crate) fn endpoints_elsewhere(&self, network: u64) -> Vec<EndpointId> {
         let ours = Listed::Network(network).name();
         let mut found = Vec::new();
-        for room in self.inner.rooms() {
+        for room in self.inner.rooms("net") {
             for entry in names_of(&room.networks, MOST_NETWORKS) {
                 let cookie = entry.file_name().to_str().ok().filter(|name| *name != ours);
-                let cookie = cookie.and_then(|name| u64::from_str_radix(name, 16).ok());
-                let Some(Ok(Some(dir))) = cookie.map(|cookie| room.list(Listed::Network(cookie))) else {
+                let Some(cookie) = cookie.and_then(|name| u64::from_str_radix(name, 16).ok()) else {
                     continue;
                 };
-                for entry in names_of(&dir, MOST_NAMES) {
-                    found.extend(EndpointId::from_name(entry.file_name().to_bytes()));
-                    if found.len() == MOST_ELSEWHERE {
-                        return found;
-                    }
+                found.extend(room.some(Listed::Network(cookie)));
+                if found.len() >= MOST_ELSEWHERE {
+                    found.truncate(MOST_ELSEWHERE);
+                    return found;
                 }
             }
         }
@@ -185,6 +199,16 @@ fn directories_in(dir: &OwnedFd) -> Option<u64> {
     const EMPTY: u64 = 2;
     let stat = rustix::fs::fstat(dir).ok()?;
     u64::from(stat.st_nlink).checked_sub(EMPTY)
+}
+
+impl Room {
+    /// Endpoints of another user there. What can not be read is his matter.
+    fn some(&self, listed: Listed) -> Vec<EndpointId> {
+        let Ok(Some(dir)) = self.list(listed) else { return Vec::new() };
+        let ids = names_of(dir, MOST_NAMES_OF_OTHERS)
+            .filter_map(|entry| EndpointId::from_name(entry.file_name().to_bytes()));
+        ids.filter(|id| self.is_home_of(*id)).collect()
+    }
 }
 
 impl Inner {
@@ -246,7 +270,7 @@ impl Inner {
 impl Room {
     /// What lists the endpoints by that; `None` when there are none.
     pub(super) fn list(&self, listed: Listed) -> Result<Option<OwnedFd>, Errno> {
-        match rustix::fs::openat(listed.kind(self), listed.name(), LIST, Mode::empty()) {
+        match self.open(listed.kind(self), &listed.name(), LIST) {
             Ok(dir) => Ok(Some(dir)),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),

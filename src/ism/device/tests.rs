@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{Device, EndpointEntry, EndpointId, format_gid, io, parse_gid, port, sys, tidy};
+use super::{Device, EndpointEntry, EndpointId, Visits, format_gid, io, parse_gid, port, room, sys, tidy};
 use sys::tests::nursery::spawn;
 
 thread_local! {

@@ -4,7 +4,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::{fs, io};
 
-use super::seqpacket::peer_cred;
+use super::credentials::peer_cred;
 
 /// `SO_PEERPIDFD` of Linux include/uapi/asm-generic/socket.h, since 6.5.
 const SO_PEERPIDFD: i32 = if cfg!(any(target_arch = "sparc", target_arch = "sparc64")) { 0x56 } else { 77 };

@@ -15,12 +15,29 @@ use rustix::rand::GetRandomFlags;
 /// user" as anybody.
 pub(crate) fn overflow_uid() -> u32 {
     static UID: OnceLock<u32> = OnceLock::new();
-    // 65534 is the kernel's default (Linux include/linux/highuid.h), for containers that hide
-    // /proc/sys.
-    *UID.get_or_init(|| {
-        let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
-        text.and_then(|text| text.trim().parse().ok()).unwrap_or(65534)
-    })
+    *UID.get_or_init(|| overflow_id("/proc/sys/kernel/overflowuid"))
+}
+
+/// The same of groups.
+pub(crate) fn overflow_gid() -> u32 {
+    static GID: OnceLock<u32> = OnceLock::new();
+    *GID.get_or_init(|| overflow_id("/proc/sys/kernel/overflowgid"))
+}
+
+fn overflow_id(file: &str) -> u32 {
+    // The kernel's default (Linux include/linux/highuid.h), for containers that hide /proc/sys.
+    std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65534)
+}
+
+/// Is that a certain user? Not the overflow uid, behind which may be anybody, and not -1, which the
+/// kernel says where there is none.
+pub(crate) fn is_known_user(uid: u32) -> bool {
+    uid != u32::MAX && uid != overflow_uid()
+}
+
+/// The same of a group.
+pub(crate) fn is_known_group(gid: u32) -> bool {
+    gid != u32::MAX && gid != overflow_gid()
 }
 
 /// Effective user id of this process; where a sandbox denies the question, a number that is
@@ -30,9 +47,9 @@ pub(crate) fn effective_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// Is `uid` the user `me`? Behind the overflow uid may be anybody.
+/// Is `uid` the user `me`?
 pub(crate) fn is_user(uid: u32, me: u32) -> bool {
-    uid == me && uid != overflow_uid()
+    uid == me && is_known_user(uid)
 }
 
 /// Does `work` with all signals of this thread blocked: a thread that it starts inherits that, and

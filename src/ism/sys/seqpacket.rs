@@ -1,10 +1,9 @@
 //! The control connection of a link: unix sockets that keep message boundaries and carry file
 //! descriptors.
-#![expect(unsafe_code, reason = "SO_PEERCRED as plain integers")]
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::io::{Errno, retry_on_intr};
@@ -286,49 +285,11 @@ pub(crate) fn shutdown_socket(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::net::shutdown(fd, rustix::net::Shutdown::Both)?)
 }
 
-/// Who was at the other end of a unix connection when it was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PeerCred {
-    /// Process id as this process sees it; 0 when the peer lives in a pid namespace we cannot look
-    /// into.
-    pub(crate) pid: i32,
-    /// Effective user id then.
-    pub(crate) uid: u32,
-    /// Effective group id then.
-    pub(crate) gid: u32,
-}
-
-/// The credentials of the peer of a connected unix socket (SO_PEERCRED).
-pub(crate) fn peer_cred(fd: BorrowedFd<'_>) -> io::Result<PeerCred> {
-    // Not rustix's `socket_peercred`: its pid type cannot hold the 0 that peers in other pid
-    // namespaces have.
-    let mut cred = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let size = size_of::<libc::ucred>() as libc::socklen_t;
-    let mut length = size;
-    // SAFETY: the pointers are to a `ucred` and to its size; the call writes no more than that many
-    // bytes.
-    let status = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut cred).cast(),
-            &raw mut length,
-        )
-    };
-    if status != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if length != size {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    Ok(PeerCred { pid: cred.pid, uid: cred.uid, gid: cred.gid })
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
 
+    use super::super::credentials::{PeerCred, peer_cred};
     use super::super::memory::memfd_sealed;
     use super::super::rights::allow_rights;
     use super::*;

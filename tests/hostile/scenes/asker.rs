@@ -41,7 +41,12 @@ pub(crate) struct Asker {
 
 impl Asker {
     pub(crate) fn start(target: &Target) -> Self {
-        let mut child = Child::start("asker", &target.directory, &[]);
+        Asker::start_with(target, &[])
+    }
+
+    /// With those variables.
+    pub(crate) fn start_with(target: &Target, variables: &[(&str, &str)]) -> Self {
+        let mut child = Child::start("asker", &target.directory, variables);
         let addr = child.hear().parse().expect("an address");
         Asker { child, addr }
     }

@@ -6,7 +6,7 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -97,6 +97,12 @@ fn fresh_name() -> [u8; 16] {
     (u128::from(fresh_token()) << 64 | u128::from(std::process::id())).to_be_bytes()
 }
 
+/// One as they are made in that directory: what other users make there is looked at for that.
+fn name_in(ep: &Path) -> [u8; 16] {
+    let inode = fs::metadata(ep).expect("a directory").ino();
+    (u128::from(fresh_token()) << 64 | u128::from(inode)).to_be_bytes()
+}
+
 fn text(name: [u8; 16]) -> String {
     format!("{:032x}", u128::from_be_bytes(name))
 }
@@ -104,9 +110,9 @@ fn text(name: [u8; 16]) -> String {
 impl Fake {
     /// Plants an endpoint that listens on `port` below that directory, or room.
     fn plant(room: &Path, gid: [u8; 16], port: u16) -> Fake {
-        let name = fresh_name();
         let (ep, port) = (room.join("ep"), room.join(format!("port/{port}")));
         [&ep, &port].into_iter().for_each(|directory| fs::create_dir_all(directory).expect("a directory"));
+        let name = name_in(&ep);
         let at = |suffix: &str| ep.join(format!("{}{suffix}", text(name)));
         let lock = File::create(at(".lock")).expect("a lock");
         flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("flock");
@@ -374,6 +380,62 @@ pub(crate) fn another_user(target: &Target) {
         let asked = fakes.iter().filter(|fake| rustix::net::accept(&fake.listener).is_ok()).count();
         tell(&asked.to_string());
     }
+}
+
+/// Another user, whom all admit, answers for a port that is not its own, in every manner, and
+/// announces thousands of others.
+pub(crate) fn admitted_user(target: &Target) {
+    let room = target.directory.join(format!("u{STRANGER}"));
+    let manners = [
+        Manner::SaysYes,
+        Manner::HangsUp,
+        Manner::NoCommitment,
+        Manner::SilentAfterReady,
+        Manner::ProvesNothing,
+    ];
+    let fakes = manners.map(|manner| (manner, Fake::plant(&room, target.gid(), target.addr.port())));
+    let _silent: Vec<_> = (0..20).map(|_| Fake::plant(&room, target.gid(), target.addr.port())).collect();
+    for port in 20_000..23_000 {
+        fs::create_dir_all(room.join(format!("port/{port}"))).expect("a port");
+    }
+    let (stop, heard) = (AtomicBool::new(false), Heard::default());
+    thread::scope(|scope| {
+        for (manner, fake) in &fakes {
+            scope.spawn(|| fake.serve(*manner, &stop, &heard));
+        }
+        tell(DONE);
+        while next_word().is_some() {
+            let count = |number: &AtomicU64| number.load(Ordering::Relaxed);
+            tell(&format!("{} {}", count(&heard.connections), count(&heard.readies)));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_user_who_is_admitted_answers_for_what_is_not_its_own_and_gets_nothing() {
+    if !needs_root("a_user_who_is_admitted_answers_for_what_is_not_its_own_and_gets_nothing") {
+        return;
+    }
+    watched(|| {
+        let any = [("SMC_LO_PEERS", "any")];
+        let shared = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(shared.path(), PermissionsExt::from_mode(0o1777)).expect("chmod");
+        let mut victim = Child::start("victim CurrentThread", shared.path(), &any);
+        let addr: SocketAddr = victim.hear().parse().expect("an address");
+        let role = format!("attack {addr} admitted-user");
+        let user = STRANGER.to_string();
+        let before =
+            ["setpriv", &format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups", "--"];
+        let mut stranger = Child::start_behind(&before, &role, shared.path(), &any);
+        assert_eq!(stranger.hear(), DONE);
+        let target = Target { directory: shared.path().to_owned(), addr };
+        let seen = Asker::start_with(&target, &any).ask(addr, 4);
+        assert_eq!(seen.upgraded, 4, "{seen:?}");
+        assert!(seen.descriptors < MOST_DESCRIPTORS, "{seen:?}");
+        let heard = stranger.ask("heard?");
+        assert!(!heard.starts_with("0 "), "it was not even asked: {heard}");
+    });
 }
 
 #[test]

@@ -168,3 +168,122 @@ fn a_room_that_somebody_else_has_made_is_none_of_ours() {
     Device::open(Some(&place.path)).unwrap_err();
     assert!(place.names("elsewhere").is_empty());
 }
+
+/// A room of that user's, as that one makes it.
+fn room_of(place: &Place, user: u32) -> PathBuf {
+    let room = place.path.join(format!("u{user}"));
+    for part in ["", "ep", "port", "port/80"] {
+        fs::create_dir(room.join(part)).unwrap();
+        fs::set_permissions(room.join(part), Permissions::from_mode(0o755)).unwrap();
+        chown(room.join(part), Some(user), None).unwrap();
+    }
+    room
+}
+
+/// A name that can be an endpoint's in that room.
+fn name_in(room: &Path, number: u32) -> EndpointId {
+    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(room.join("ep")).unwrap());
+    EndpointId((u128::from(number) << 64 | u128::from(inode)).to_be_bytes())
+}
+
+/// Somebody listens under that name, and says that it is on port 80.
+fn listen_in(room: &Path, id: EndpointId, user: u32) -> std::os::fd::OwnedFd {
+    File::create(room.join(format!("port/80/{id}"))).unwrap();
+    let socket = room.join(format!("ep/{id}.sock"));
+    let listener = sys::seqpacket_listen(&socket).unwrap();
+    chown(socket, Some(user), None).unwrap();
+    listener
+}
+
+#[test]
+fn the_rooms_of_others_are_visited_and_who_has_many_names_is_in_nobodys_way() {
+    let Some(place) = shared() else { return };
+    let [greedy, modest] = [4242, 4243].map(|user| room_of(&place, user));
+    for number in 0..500 {
+        File::create(greedy.join(format!("port/80/{}", name_in(&greedy, number)))).unwrap();
+    }
+    let theirs = name_in(&modest, 1);
+    let listener = listen_in(&modest, theirs, 4243);
+    let device = place.open();
+    let found = device.endpoints_on_port(80).unwrap();
+    assert_eq!((found.endpoints.len(), found.others), (0, true), "nobody is to be visited");
+    assert!(device.connect(theirs).is_err());
+    for visits in [Visits::Those(vec![4242, 4243]), Visits::Those(vec![4243, 4242]), Visits::Everybody] {
+        let device = place.open();
+        device.visit(visits.clone());
+        let mut found = Vec::new();
+        let read = names_read(|| found = device.endpoints_on_port(80).unwrap().endpoints);
+        assert!(found[..2].contains(&theirs), "{visits:?}");
+        assert!(found.len() <= port::MOST_NAMES_OF_OTHERS + 1 && read <= 100, "{visits:?}: {read}");
+        device.connect(theirs).unwrap();
+        assert!(sys::accept(listener.as_fd()).unwrap().is_some());
+    }
+}
+
+#[test]
+fn so_many_rooms_are_visited_and_no_more() {
+    let Some(place) = shared() else { return };
+    for user in 0..room::MOST_ROOMS as u32 + 30 {
+        let room = room_of(&place, 10_000 + user);
+        drop(listen_in(&room, name_in(&room, 1), 10_000 + user));
+    }
+    for junk in 0..3000 {
+        File::create(place.path.join(format!("x{junk}"))).unwrap();
+    }
+    let device = place.open();
+    device.visit(Visits::Everybody);
+    let read = names_read(|| {
+        assert!(device.endpoints_on_port(80).unwrap().endpoints.len() <= room::MOST_ROOMS);
+    });
+    assert!(read <= 2 * room::MOST_NAMES, "{read}");
+    // Who is named is found, whatever else is there.
+    let device = place.open();
+    device.visit(Visits::Those(vec![10_000 + room::MOST_ROOMS as u32]));
+    assert_eq!(device.endpoints_on_port(80).unwrap().endpoints.len(), 1);
+}
+
+#[test]
+fn a_name_counts_in_the_room_only_in_which_it_was_made() {
+    let Some(place) = shared() else { return };
+    let [true_home, other] = [4243, 4242].map(|user| room_of(&place, user));
+    let name = name_in(&true_home, 1);
+    // Who listens under it could pass on what is proved to its owner under that name.
+    let impostor = listen_in(&other, name, 4242);
+    let own = name_in(&other, 1);
+    let honest = listen_in(&other, own, 4242);
+    let device = place.open();
+    device.visit(Visits::Those(vec![4242]));
+    assert_eq!(device.endpoints_on_port(80).unwrap().endpoints, [own]);
+    assert!(device.connect(name).is_err());
+    device.connect(own).unwrap();
+    assert!(sys::accept(honest.as_fd()).unwrap().is_some());
+    assert!(sys::accept(impostor.as_fd()).unwrap().is_none(), "it was reached under another's name");
+    // Ours are made so, too.
+    let ours = device.create_endpoint().unwrap();
+    assert_eq!(ours.id().0[8..], name_in(&place.path.join("u0"), 0).0[8..]);
+}
+
+#[test]
+fn rooms_that_are_none_are_not_visited() {
+    let Some(place) = shared() else { return };
+    let room = room_of(&place, 4242);
+    let own = name_in(&room, 1);
+    let _listener = listen_in(&room, own, 4242);
+    let finds = |expected: &[EndpointId], what: &str| {
+        let device = place.open();
+        device.visit(Visits::Those(vec![4242, 4243]));
+        assert_eq!(device.endpoints_on_port(80).unwrap().endpoints, expected, "{what}");
+    };
+    finds(&[own], "as it should be");
+    symlink(&room, place.path.join("u4243")).unwrap();
+    finds(&[own], "a link to another room");
+    chown(room.join("port"), Some(4244), None).unwrap();
+    finds(&[], "a part is somebody else's");
+    chown(room.join("port"), Some(4242), None).unwrap();
+    fs::set_permissions(room.join("ep"), Permissions::from_mode(0o777)).unwrap();
+    finds(&[], "others write to it");
+    fs::set_permissions(room.join("ep"), Permissions::from_mode(0o755)).unwrap();
+    fs::rename(room.join("port/80"), place.path.join("80")).unwrap();
+    symlink(place.path.join("80"), room.join("port/80")).unwrap();
+    finds(&[], "its port is a link");
+}
