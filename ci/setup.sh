@@ -8,8 +8,8 @@ for tool in cargo rustc rustdoc cargo-fmt cargo-clippy; do
 done
 
 # Program and Debian package: strace sees idleness, valgrind counts instructions, ip and unshare
-# make network namespaces, nft and socat what stands between them, jq reads JSON, g++ builds libFuzzer; curl and Redis are for the tests of
-# integration/.
+# make network namespaces, nft and socat what stands between them, jq reads JSON, g++ builds
+# libFuzzer; curl and Redis are for the tests of integration/.
 tools="cc:gcc curl:curl g++:g++ git:git ip:iproute2 jq:jq nft:nftables nsenter:util-linux realpath:coreutils"
 tools+=" redis-benchmark:redis-tools redis-cli:redis-tools redis-server:redis-server setpriv:util-linux"
 tools+=" socat:socat strace:strace unshare:util-linux valgrind:valgrind"

@@ -56,7 +56,7 @@ use crate::link::accepted::Key;
 use crate::link::aside::ControlSocket;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
-use crate::link::message::{DmbPlace, Message, Subject};
+use crate::link::message::{Destination, DmbPlace, Message, Subject};
 use crate::link::outbox::{Flusher, Outbox};
 use crate::link::proof::Secret;
 use crate::link::reactor::Watched;
@@ -91,6 +91,7 @@ struct Peer {
 /// A stream that wants to offer, and whom it would ask next.
 struct Wanting {
     stream: Weak<dyn LinkedStream>,
+    destination: Destination,
     rest: Option<Search>,
 }
 
@@ -100,6 +101,7 @@ struct OurOffer {
     /// Whom to ask when it comes to nothing.
     rest: Option<Search>,
     subject: Subject,
+    destination: Destination,
     clc: ClientHandshake,
     proposal: Vec<u8>,
     signal: u32,

@@ -222,8 +222,12 @@ reasons! {
     NoSmcListener = PEERNOSMC, "the peer does not speak SMC on this host";
     /// The peer's address belongs to no local listener, is link-local, or is the stream's own.
     Address = CNFERR, "the address can not be upgraded";
-    /// The connection crosses network namespaces.
-    NetworkNamespace = NOSMCD2DEV, "the peer is in another network namespace";
+    /// The peer is in another network namespace, and there is nothing to prove by that it holds the
+    /// other end of this very connection.
+    NetworkNamespace = DIFFPREFIX, "the peer is in another network namespace";
+    /// Nobody in the network namespaces of this device has accepted a connection from this stream's
+    /// address: it leads to another host, or through a proxy or source NAT.
+    Elsewhere = DIFFPREFIX, "the peer is on another host, or behind a proxy or source nat";
     /// The device directory can not be used.
     NoDevice = NOSMCDDEV, "the device directory can not be used";
     /// The peer belongs to a user that the peer policy does not admit.

@@ -17,7 +17,7 @@ use crate::ism::ring::Memory;
 use crate::ism::sys;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
-use crate::link::message::{Subject, Tuple};
+use crate::link::message::{Destination, Subject, Tuple};
 use crate::link::proof::{MOST_ATTEMPTS, MOST_FAILURES, Possession};
 use crate::link::stream::{
     Death, InterruptHandler, Latest, LinkedStream, Prelude, ReceiveDmb, SendDmb, Verdict,
@@ -48,7 +48,20 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         let cookie = sys::cookie(fd).map_err(gone)?;
         let network_namespace =
             sys::netns_cookie(fd).map_err(|error| reason_of(&error, FallbackReason::NetworkNamespace))?;
-        Ok(Subject { tuple, cookie, network_namespace })
+        Ok(Subject { tuple, cookie, network_namespace, destination: Destination::Own })
+    }
+
+    fn may_meet(&self, theirs: &Subject) -> bool {
+        assert_unlocked("a stream");
+        let rx = lock(&self.rx);
+        // One whose socket is gone had them, as far as anybody knows; one that is over has none.
+        let Ok(fd) = rx.fd() else { return true };
+        let Ok(peer) = sys::peer_addr(fd) else { return false };
+        let ours = sys::local_addr(fd).map(|local| Tuple::new(local, peer));
+        ours.is_ok_and(|ours| match theirs.destination {
+            Destination::Own => ours == theirs.tuple.mirrored(),
+            Destination::Translated => ours.remote == theirs.tuple.local,
+        })
     }
 
     fn possession(&self) -> Result<Possession, FallbackReason> {

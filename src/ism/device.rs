@@ -5,10 +5,11 @@
 //! ep/<id>.sock        an endpoint's control socket
 //! ep/<id>.lock        locked while the endpoint lives
 //! port/<port>/<id>    the endpoint has an SmcListener on that TCP port
+//! net/<cookie>/<id>   the endpoint has an SmcListener in that network namespace (SO_NETNS_COOKIE)
 //! ```
 //!
-//! In a directory that others write to as well, `ep` and `port` are in a *room* of each user,
-//! `u<uid>`, where only that user makes names: what anybody else plants is in nobody's way.
+//! In a directory that others write to as well, `ep`, `port` and `net` are in a *room* of each
+//! user, `u<uid>`, where only that user makes names: what anybody else plants is in nobody's way.
 //!
 //! There is no daemon. Whoever finds an endpoint dead (its lock free and nobody listening) has what
 //! it left removed, by a thread of its own. The directory says where to ask, never whom to trust: a
@@ -27,6 +28,7 @@ mod tidy;
 mod trust;
 
 pub(crate) use endpoint::{EndpointEntry, EndpointId};
+use port::Listed;
 pub(crate) use port::{OnPort, PortEntry};
 use room::Room;
 use tidy::Tidying;
@@ -59,7 +61,7 @@ struct Inner {
     own: Room,
     tidying: Tidying,
     /// How many of our listeners stand behind each port entry.
-    published: Mutex<HashMap<(u16, EndpointId), u32>>,
+    published: Mutex<HashMap<(Listed, EndpointId), u32>>,
 }
 
 /// An error of a file or directory, with the words what failed, on what, and what to do about it.

@@ -10,8 +10,6 @@ mod event;
 mod means;
 mod memory;
 mod namespace;
-#[cfg(test)]
-pub(crate) mod nursery;
 mod process;
 #[cfg(feature = "tokio")]
 mod queue;
@@ -21,7 +19,7 @@ mod sequence;
 mod socket;
 mod tcp;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use diag::{canonical, is_held, owner_of, waits_for_accept};
 pub(crate) use event::{

@@ -1,19 +1,22 @@
 //! Accepted streams that may still be upgraded, and the offers and queries that wait for one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Weak;
 use std::time::Duration;
 
 use crate::ism::sys::{PeerCred, canonical, monotonic};
-use crate::link::message::{Subject, Tuple};
+#[cfg(test)]
+use crate::link::message::Tuple;
+use crate::link::message::{Destination, Subject};
 use crate::link::shares::{Share, Shares};
 use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
 
 /// Port of the listener and address of the client; the rest of the tuple is checked live at MATCH,
-/// so that accept needs no further system call.
+/// so that accept needs no further system call. A client may have one port for connections to
+/// several addresses of ours: the stream of a key may be another one than is looked for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Key {
     port: u16,
@@ -26,10 +29,17 @@ impl Key {
     }
 
     /// Where the other end of the connection that a client describes would be.
-    pub(crate) fn of_client(tuple: Tuple) -> Self {
-        Key { port: tuple.remote.port(), client: tuple.local }
+    pub(crate) fn of_client(theirs: &Subject) -> Self {
+        let port = match theirs.destination {
+            Destination::Own => theirs.tuple.remote.port(),
+            Destination::Translated => ANY_PORT,
+        };
+        Key { port, client: theirs.tuple.local }
     }
 }
+
+/// Under this port waits who does not know the listener's. (None has it.)
+const ANY_PORT: u16 = 0;
 
 /// Something that waits until a stream is accepted; an error: it never will be, by us, or this end
 /// can not know.
@@ -53,6 +63,8 @@ struct Waiter {
 #[derive(Default)]
 struct Table {
     streams: HashMap<Key, (u64, Weak<dyn LinkedStream>)>,
+    /// Of all listeners that streams came from.
+    ports: BTreeSet<u16>,
     next: u64,
     waiting: HashMap<Key, Vec<Waiter>>,
     /// Who of the peers waits how often, and under which key each of them.
@@ -67,6 +79,30 @@ impl Table {
     fn gave_up(&mut self, waiter: &Waiter) {
         self.shares.give_back(&waiter.peer, waiter.share);
         self.shared.remove(&waiter.share);
+    }
+
+    /// The stream under that key, or the latest one of the client where it does not know the port,
+    /// but not `another`; all that were looked at are kept for their drop.
+    fn find(
+        &self,
+        key: Key,
+        another: Option<&Arc<dyn LinkedStream>>,
+        seen: &mut Vec<Arc<dyn LinkedStream>>,
+    ) -> Option<Arc<dyn LinkedStream>> {
+        let mut look = |key: Key| {
+            let (number, stream) = self.streams.get(&key)?;
+            let stream = stream.upgrade()?;
+            seen.push(stream.clone());
+            // A stream that has ended may have left its address to a younger one, which is still to
+            // be accepted.
+            let is_another = another.is_some_and(|another| Arc::ptr_eq(&stream, another));
+            (!is_another && !stream.has_ended()).then_some((*number, stream))
+        };
+        if key.port != ANY_PORT {
+            return look(key).map(|(_, stream)| stream);
+        }
+        let every = self.ports.iter().filter_map(|port| look(Key { port: *port, ..key }));
+        every.max_by_key(|(number, _)| *number).map(|(_, stream)| stream)
     }
 
     fn waiter(&mut self, key: Key, number: u64) -> Option<&mut Waiter> {
@@ -86,6 +122,9 @@ pub(crate) const FIRST_LOOK: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(16);
 /// Looks of one sweep: each costs some system calls, and other tasks wait for their end.
 const MOST_LOOKS: usize = 32;
+
+/// Ports that are looked at for a client that does not know its listener's.
+const MOST_PORTS: usize = 64;
 
 /// Waiting offers and queries of an endpoint; more are refused.
 const MOST_WAITING: usize = 1024;
@@ -112,10 +151,17 @@ impl AcceptedStreams {
         table.next += 1;
         let number = table.next;
         table.streams.insert(key, (number, stream));
+        if !table.ports.contains(&key.port) {
+            if table.ports.len() == MOST_PORTS {
+                table.ports.pop_first();
+            }
+            table.ports.insert(key.port);
+        }
         if self.waiting.load(Ordering::Relaxed) == 0 {
             return (number, Vec::new());
         }
-        let waited = table.waiting.remove(&key).unwrap_or_default();
+        let mut waited = table.waiting.remove(&key).unwrap_or_default();
+        waited.extend(table.waiting.remove(&Key { port: ANY_PORT, ..key }).unwrap_or_default());
         waited.iter().for_each(|waiter| table.gave_up(waiter));
         self.waiting.fetch_sub(waited.len(), Ordering::Relaxed);
         (number, waited.into_iter().map(|waiter| waiter.waiting).collect())
@@ -128,24 +174,22 @@ impl AcceptedStreams {
         }
     }
 
-    /// Our stream of the connection that a client describes; when there is none yet, `waiting` is
-    /// called once it is accepted.
+    /// Our stream of the connection that a client describes; when there is none yet, or only
+    /// `another`, `waiting` is called once it is accepted.
     pub(crate) fn find_or_wait(
         &self,
         theirs: &Subject,
         peer: PeerCred,
+        another: Option<&Arc<dyn LinkedStream>>,
         waiting: impl FnOnce() -> Waiting,
     ) -> Found {
-        let key = Key::of_client(theirs.tuple);
-        // Declared before the lock is taken, and so dropped after it: it may have become the last
+        let key = Key::of_client(theirs);
+        // Declared before the lock is taken, and so dropped after it: one may have become the last
         // handle, and what a stream drops comes back here.
-        let found;
+        let mut seen = Vec::new();
         let mut table = lock(&self.table);
-        found = table.streams.get(&key).and_then(|(_, stream)| stream.upgrade());
-        // A stream that has ended may have left its address to a younger one, which is still to be
-        // accepted.
-        if let Some(stream) = found.as_ref().filter(|stream| !stream.has_ended()) {
-            return Found::Stream(stream.clone());
+        if let Some(stream) = table.find(key, another, &mut seen) {
+            return Found::Stream(stream);
         }
         let (share, of) = match table.shares.take(MOST_WAITING, &peer) {
             Share::Given(share) => (share, None),
@@ -261,7 +305,12 @@ mod tests {
 
     fn theirs(port: u16) -> Subject {
         let (local, remote) = (([127, 0, 0, 1], port).into(), ([127, 0, 0, 1], 80).into());
-        Subject { tuple: Tuple { local, remote }, cookie: 1, network_namespace: 1 }
+        Subject {
+            tuple: Tuple { local, remote },
+            cookie: 1,
+            network_namespace: 1,
+            destination: Destination::Own,
+        }
     }
 
     fn if_so(to_come: bool) -> Result<(), FallbackReason> {
@@ -272,7 +321,7 @@ mod tests {
     fn wait(table: &AcceptedStreams, theirs: &Subject) -> (u64, bool, std::sync::mpsc::Receiver<bool>) {
         let (tell, told) = std::sync::mpsc::channel();
         let waiting = || -> Waiting { Box::new(move |stream| tell.send(stream.is_ok()).unwrap()) };
-        match table.find_or_wait(theirs, PeerCred { pid: 1, uid: 1, gid: 1 }, waiting) {
+        match table.find_or_wait(theirs, PeerCred { pid: 1, uid: 1, gid: 1 }, None, waiting) {
             Found::Waits { number, sweep, instead: None } => (number, sweep, told),
             _ => panic!("there is no such stream"),
         }
@@ -292,7 +341,7 @@ mod tests {
         table.sweep(start + FIRST_LOOK, to_come).unwrap();
         assert_eq!(told.try_recv(), Ok(false));
         assert!(patient.try_recv().is_err());
-        table.forget(Key::of_client(theirs(1).tuple), number);
+        table.forget(Key::of_client(&theirs(1)), number);
         let at = table.sweep(start + FIRST_LOOK * 2, |_| if_so(false)).unwrap();
         assert_eq!(table.sweep(at, |_| if_so(false)), None, "nobody waits any more");
         assert_eq!(patient.try_recv(), Ok(false));
@@ -362,7 +411,7 @@ mod tests {
         let at = table.sweep(monotonic() + FIRST_LOOK, |_| if_so(false)).unwrap();
         table.sweep(at, |theirs| {
             // As insertion does it.
-            let waited = lock(&table.table).waiting.remove(&Key::of_client(theirs.tuple)).unwrap();
+            let waited = lock(&table.table).waiting.remove(&Key::of_client(theirs)).unwrap();
             table.waiting.fetch_sub(waited.len(), Ordering::Relaxed);
             if_so(false)
         });
@@ -377,7 +426,7 @@ mod tests {
         let wait = |pid, port| {
             let tell = tell.clone();
             let waiting = || -> Waiting { Box::new(move |stream| tell.send((port, stream.err())).unwrap()) };
-            table.find_or_wait(&theirs(port), PeerCred { pid, uid: us, gid: 0 }, waiting)
+            table.find_or_wait(&theirs(port), PeerCred { pid, uid: us, gid: 0 }, None, waiting)
         };
         let most = u16::try_from(MOST_WAITING).unwrap();
         let mut first = None;
@@ -391,7 +440,7 @@ mod tests {
         assert_eq!(told.try_recv(), Ok((most, Some(FallbackReason::Limit))));
         assert!(matches!(wait(1, most + 3), Found::Full));
         // Who does not wait any more has left room.
-        table.forget(Key::of_client(theirs(1).tuple), first.expect("the first one"));
+        table.forget(Key::of_client(&theirs(1)), first.expect("the first one"));
         assert!(matches!(wait(1, most + 4), Found::Waits { instead: None, .. }));
     }
 }

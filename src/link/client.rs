@@ -8,7 +8,7 @@ use crate::ism::arena::DmbMemory;
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Memory, Producer};
 use crate::link::lack::reason_of;
-use crate::link::message::{DmbPlace, Message};
+use crate::link::message::{Destination, DmbPlace, Message, Subject};
 use crate::link::proof::{
     self, Bound, Commitment, Evidence, Exchange, How, Ours, Part, Possession, Reveal, Secret,
 };
@@ -63,7 +63,12 @@ pub(super) struct Revealed {
 impl Link {
     /// Offers `stream` to the peer, at once or after its HELLO. If that comes to nothing, `rest` is
     /// asked.
-    pub(crate) fn offer(self: &Arc<Self>, stream: Arc<dyn LinkedStream>, rest: Option<Search>) {
+    pub(crate) fn offer(
+        self: &Arc<Self>,
+        stream: Arc<dyn LinkedStream>,
+        destination: Destination,
+        rest: Option<Search>,
+    ) {
         if self.peer.get().is_none() {
             let mut state = lock(&self.state);
             if self.restricted.load(Ordering::Relaxed) {
@@ -73,7 +78,7 @@ impl Link {
             }
             if self.peer.get().is_none() && self.death().is_none() {
                 if state.before_hello.len() < MOST_BEFORE_HELLO {
-                    state.before_hello.push(Wanting { stream: Arc::downgrade(&stream), rest });
+                    state.before_hello.push(Wanting { stream: Arc::downgrade(&stream), destination, rest });
                 } else {
                     drop(state);
                     stream.stay_on_tcp(FallbackReason::Limit);
@@ -82,8 +87,8 @@ impl Link {
             }
         }
         let mut rest = rest;
-        if let Err(reason) = self.send_offer(&stream, &mut rest) {
-            self.failed(&stream, rest, reason);
+        if let Err(reason) = self.send_offer(&stream, destination, &mut rest) {
+            self.failed(&stream, destination, rest, reason);
         }
     }
 
@@ -91,19 +96,21 @@ impl Link {
     pub(super) fn failed(
         &self,
         stream: &Arc<dyn LinkedStream>,
+        destination: Destination,
         rest: Option<Search>,
         reason: FallbackReason,
     ) {
         match (rest, self.endpoint.upgrade()) {
             (Some(rest), Some(endpoint)) => endpoint.search(stream, rest.after(reason)),
-            _ => stream.stay_on_tcp(reason),
+            (None, Some(endpoint)) => endpoint.not_found(stream, destination, reason),
+            (_, None) => stream.stay_on_tcp(reason),
         }
     }
 
     /// The same of an offer that was made.
     fn offer_failed(&self, offer: OurOffer, reason: FallbackReason) {
         if let Some(stream) = offer.waiting() {
-            self.failed(&stream, offer.rest, reason);
+            self.failed(&stream, offer.destination, offer.rest, reason);
         }
     }
 
@@ -116,6 +123,7 @@ impl Link {
     fn send_offer(
         self: &Arc<Self>,
         stream: &Arc<dyn LinkedStream>,
+        destination: Destination,
         rest: &mut Option<Search>,
     ) -> Result<(), FallbackReason> {
         if let Some(death) = self.death() {
@@ -148,7 +156,9 @@ impl Link {
             let mut state = lock(&self.state);
             let id = state.next_offer;
             state.next_offer += 1;
-            (id, if state.accepts_at.contains(&subject.tuple.remote) { How::Hash } else { How::Key })
+            // At a translated address others accept, too.
+            let known = destination == Destination::Own && state.accepts_at.contains(&subject.tuple.remote);
+            (id, if known { How::Hash } else { How::Key })
         };
         let bound = Bound { server: server.0, client: endpoint.id().0, offer: id };
         let secret = sequence.map(|sequence| Secret::new(how, Part::Client, bound, sequence)).transpose();
@@ -162,6 +172,7 @@ impl Link {
             stream: Arc::downgrade(stream),
             rest: rest.take(),
             subject,
+            destination,
             clc,
             proposal: proposal.clone(),
             signal,
@@ -173,6 +184,7 @@ impl Link {
         lock(&self.state).our_offers.insert(id, offer);
         // The answer may be here before the stream hears of this, and another offer have followed.
         let standing = Latest::new(Box::new(StandingOffer { link: self.clone(), id }));
+        let subject = Subject { destination, ..subject };
         self.send(&Message::Offer { id, signal, handshake, subject, commitment, clc: proposal });
         // After OFFER, for dropping it sends CANCEL. If MATCH was faster, dropping it does nothing.
         stream.offered(standing);
@@ -203,7 +215,7 @@ impl Link {
                 Some((_, offer)) if offer.revealed.is_some() => {
                     offer.given_up = true;
                     let (stream, rest) = (offer.stream.clone(), offer.rest.take());
-                    (Some(Wanting { stream, rest }), None)
+                    (Some(Wanting { stream, destination: offer.destination, rest }), None)
                 }
                 offer => {
                     let id = offer.map(|(id, _)| *id);
@@ -212,7 +224,7 @@ impl Link {
             }
         };
         if let (Some(wanting), Some(stream)) = (waits, stream.upgrade()) {
-            self.failed(&stream, wanting.rest, FallbackReason::NoAnswer);
+            self.failed(&stream, wanting.destination, wanting.rest, FallbackReason::NoAnswer);
         }
         if let Some((id, offer)) = offer {
             self.unregister(offer.signal);
@@ -264,10 +276,16 @@ impl Link {
             self.offer_failed(offer, FallbackReason::Protocol);
             return Err(Fault("REFUSE carries no CLC Decline"));
         };
-        if offer.secret.is_none() && diagnosis == FallbackReason::Unproved.diagnosis() {
+        let elsewhere = diagnosis == FallbackReason::NetworkNamespace.diagnosis();
+        if offer.secret.is_none() && (elsewhere || diagnosis == FallbackReason::Unproved.diagnosis()) {
             // Perhaps it was written to since, and the server has seen that.
             if let (Some(stream), Some(endpoint)) = (offer.waiting(), self.endpoint.upgrade()) {
                 match stream.possession() {
+                    // From another namespace only the number proves anything.
+                    Ok(Possession::Unwritten) if elsewhere && offer.rest.is_none() => {
+                        stream.offer_with_next_write(Arc::downgrade(&endpoint));
+                        return Ok(());
+                    }
                     Ok(Possession::Unwritten) => {}
                     Ok(_) => {
                         endpoint.offer(stream);
@@ -350,10 +368,7 @@ impl Link {
             }
         };
         let cookie = matched.cookie;
-        let evidence = match offer.secret {
-            None => Evidence::Cookie(cookie),
-            Some(_) => Evidence::Sequence { cookie },
-        };
+        let evidence = Evidence::new(cookie, offer.secret.is_some());
         let proved = proof::prove(&*stream, Ours::Told(offer.subject), evidence, &self.credentials);
         let exchange = proved.and_then(|_| match &offer.secret {
             None => Ok(None),
@@ -369,7 +384,7 @@ impl Link {
             Err(reason) => {
                 lock(&self.state).theirs.release(accepted.token);
                 self.send(&Message::Cancel { id });
-                self.failed(&stream, offer.rest, reason);
+                self.failed(&stream, offer.destination, offer.rest, reason);
                 return Ok(());
             }
         };
@@ -465,7 +480,7 @@ impl Link {
             if !offer.given_up {
                 state.received.insert(token, offer.stream.clone());
             }
-            if state.accepts_at.len() < MOST_PROVED {
+            if offer.destination == Destination::Own && state.accepts_at.len() < MOST_PROVED {
                 state.accepts_at.insert(offer.subject.tuple.remote);
             }
         }

@@ -1,6 +1,7 @@
 //! One runtime of one process on a device: its links, its accepted streams and its entries in the
 //! directory.
 
+mod elsewhere;
 mod links;
 mod upkeep;
 
@@ -18,6 +19,7 @@ use crate::ism::sys::{self, PeerCred};
 use crate::link::accepted::AcceptedStreams;
 use crate::link::aside::ControlSocket;
 use crate::link::lack::reason_of;
+use crate::link::message::Destination;
 #[cfg(feature = "blocking")]
 use crate::link::message::Tuple;
 use crate::link::proof::{self, Possession};
@@ -30,6 +32,7 @@ use crate::peer::PeerPolicy;
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
 
+use elsewhere::Nowhere;
 #[cfg(test)]
 pub(crate) use links::IDLE_LINK;
 use links::Links;
@@ -67,6 +70,9 @@ pub(crate) struct Endpoint {
     /// The peer policies of its listeners, and of the streams that have asked for an upgrade.
     let_in: Mutex<Vec<PeerPolicy>>,
     links: Mutex<Links, rank::EndpointLinks>,
+    /// `SO_NETNS_COOKIE` of this process's network namespace.
+    network: u64,
+    nowhere: Nowhere,
     /// Counts changes of `links`, so that the poller keeps its own list.
     generation: AtomicU64,
     /// Streams whose sending ring has left its first segment.
@@ -107,6 +113,8 @@ impl Endpoint {
         let entry = device.create_endpoint()?;
         device.tidy_later(entry.id());
         let clc = LocalDevice { gid: Gid(device.gid()), eid: Eid::LOOPBACK, host: sys::hostname() };
+        // (A kernel that does not say it finds nobody elsewhere either.)
+        let network = entry.network().unwrap_or_default();
         let busy_poll = if sys::usable_cpus() > 1 { config.busy_poll } else { Duration::ZERO };
         Ok(Endpoint {
             device,
@@ -117,6 +125,8 @@ impl Endpoint {
             accepted: AcceptedStreams::default(),
             let_in: Mutex::default(),
             links: Mutex::default(),
+            network,
+            nowhere: Nowhere::default(),
             generation: AtomicU64::new(1),
             grown: Mutex::default(),
             looks_for_idle: AtomicBool::new(false),
@@ -261,15 +271,29 @@ impl Endpoint {
 
     /// Says in the device directory that we listen on `port`, for those whom `policy` admits, as
     /// long as the entry lives.
-    pub(crate) fn publish(&self, port: u16, policy: &PeerPolicy) -> io::Result<Arc<PortEntry>> {
+    pub(crate) fn publish(&self, port: u16, policy: &PeerPolicy) -> io::Result<PortEntry> {
         self.let_in(policy);
-        self.device.publish_port(port, self.id()).map(Arc::new)
+        self.device.publish_port(port, self.id())
+    }
+
+    /// The same for a listener. Where the kernel does not say which network namespace it is in, no
+    /// client whose destination is translated finds it.
+    pub(crate) fn publish_listener(
+        &self,
+        listener: BorrowedFd<'_>,
+        policy: &PeerPolicy,
+    ) -> io::Result<PortEntry> {
+        let mut entry = self.publish(sys::local_addr(listener)?.port(), policy)?;
+        if let Err(error) = sys::netns_cookie(listener).and_then(|cookie| entry.list_network(cookie)) {
+            crate::trace::debug!("a listener is not found through translated addresses: {error}");
+        }
+        Ok(entry)
     }
 
     /// C: looks for the other end of `stream` and offers the upgrade.
     pub(crate) fn offer(self: &Arc<Self>, stream: Arc<dyn LinkedStream>) {
         if let Err(reason) = self.try_offer(&stream) {
-            stream.stay_on_tcp(reason);
+            self.not_found(&stream, Destination::Own, reason);
         }
     }
 
@@ -294,7 +318,7 @@ impl Endpoint {
         match (candidates.pop(), candidates.is_empty()) {
             (None, _) => Err(nobody),
             (Some(only), true) => {
-                self.link_to(only)?.offer(stream.clone(), None);
+                self.link_to(only)?.offer(stream.clone(), Destination::Own, None);
                 Ok(())
             }
             (Some(last), false) => {

@@ -6,7 +6,6 @@ use std::os::fd::BorrowedFd;
 
 use crate::config::{Config, UpgradePolicy};
 use crate::ism::device::PortEntry;
-use crate::ism::sys;
 use crate::link::endpoint::{Endpoint, ListedAsAccepted};
 use crate::link::lack::reason_of;
 use crate::link::proof::keep_proofs;
@@ -40,7 +39,7 @@ impl<Keeper> Place<Keeper> {
         keeper: Keeper,
     ) -> io::Result<Self> {
         keep_proofs(listener);
-        let port = endpoint.publish(sys::local_addr(listener)?.port(), &config.peer_policy)?;
+        let port = Arc::new(endpoint.publish_listener(listener, &config.peer_policy)?);
         Ok(Place { endpoint, port, keeper })
     }
 

@@ -276,9 +276,9 @@ impl Link {
             let _ = self.peer.set(peer);
             std::mem::take(&mut state.before_hello)
         };
-        for Wanting { stream, rest } in waiting {
+        for Wanting { stream, destination, rest } in waiting {
             if let Some(stream) = stream.upgrade() {
-                self.offer(stream, rest);
+                self.offer(stream, destination, rest);
             }
         }
         Ok(())
@@ -379,9 +379,9 @@ impl Link {
             }
             endpoint.link_ended(self);
         }
-        for Wanting { stream, rest } in before_hello {
+        for Wanting { stream, destination, rest } in before_hello {
             if let Some(stream) = stream.upgrade() {
-                let _ = shielded(|| self.failed(&stream, rest, reason));
+                let _ = shielded(|| self.failed(&stream, destination, rest, reason));
             }
         }
         let _ = sys::shutdown_socket(self.socket());

@@ -10,7 +10,7 @@ use crate::ism::sys::canonical;
 use crate::link::proof::{Commitment, Reveal};
 
 /// Version of the link protocol; ends that differ stay on TCP.
-pub(crate) const VERSION: u16 = 3;
+pub(crate) const VERSION: u16 = 4;
 const MAGIC: [u8; 4] = *b"SMCL";
 /// Longest message a link carries, in bytes.
 pub(crate) const LONGEST: usize = 4096;
@@ -51,6 +51,17 @@ pub(crate) struct Subject {
     pub(crate) cookie: u64,
     /// `SO_NETNS_COOKIE` of the client's socket.
     pub(crate) network_namespace: u64,
+    pub(crate) destination: Destination,
+}
+
+/// What the remote address of a client's connection is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// It is the server's own.
+    Own,
+    /// It may be translated on the way to a server in another network namespace (DNAT): all that is
+    /// known there is the client's own address.
+    Translated,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -390,6 +401,10 @@ fn encode_subject(out: &mut Vec<u8>, subject: &Subject) {
     encode_address(out, subject.tuple.remote);
     out.extend(subject.cookie.to_le_bytes());
     out.extend(subject.network_namespace.to_le_bytes());
+    out.push(match subject.destination {
+        Destination::Own => 0,
+        Destination::Translated => 1,
+    });
 }
 
 /// IPv4 travels v4-mapped; decoding makes it canonical again.
@@ -468,7 +483,13 @@ impl Fields<'_> {
 
     fn subject(&mut self) -> Result<Subject, Malformed> {
         let tuple = Tuple::new(self.address()?, self.address()?);
-        Ok(Subject { tuple, cookie: self.u64()?, network_namespace: self.u64()? })
+        let (cookie, network_namespace) = (self.u64()?, self.u64()?);
+        let destination = match self.u8()? {
+            0 => Destination::Own,
+            1 => Destination::Translated,
+            _ => return Err(Malformed("an unknown kind of destination")),
+        };
+        Ok(Subject { tuple, cookie, network_namespace, destination })
     }
 
     fn address(&mut self) -> Result<SocketAddr, Malformed> {

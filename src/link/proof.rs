@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::ism::sys::{self, PeerCred};
 use crate::link::lack::reason_of;
-use crate::link::message::{Subject, Tuple};
+use crate::link::message::{Destination, Subject, Tuple};
 use crate::link::stream::LinkedStream;
 use crate::transport::FallbackReason;
 
@@ -21,8 +21,23 @@ pub(crate) enum Evidence {
     /// of, too. It tells everybody: so a peer is told from an honest mistake, and no more.
     Cookie(u64),
     /// The client's initial sequence number, to which the peer has committed itself and which it
-    /// reveals later. The cookie is a second look, where the kernel lets us have one.
-    Sequence { cookie: u64 },
+    /// reveals later. The cookie is a second look, where the kernel lets us have one: not into
+    /// another network namespace.
+    Sequence { cookie: Option<u64> },
+}
+
+/// In MATCH: the two ends are in different network namespaces. (No socket has it.)
+pub(crate) const NO_COOKIE: u64 = 0;
+
+impl Evidence {
+    /// Of a peer that tells its cookie, and perhaps has committed itself to the number.
+    pub(crate) fn new(cookie: u64, committed: bool) -> Self {
+        if committed {
+            Evidence::Sequence { cookie: (cookie != NO_COOKIE).then_some(cookie) }
+        } else {
+            Evidence::Cookie(cookie)
+        }
+    }
 }
 
 /// Our end of the connection, as far as it is known when the peer is to prove that it holds the
@@ -47,8 +62,9 @@ pub(crate) enum Possession {
 }
 
 /// Proofs that were wrong after which a server takes no more for that connection: nobody may guess
-/// twice. Who holds the connection is never wrong.
-pub(crate) const MOST_FAILURES: u32 = 1;
+/// for long. Who holds the connection is never wrong; who is, with the same addresses in another
+/// network, may be.
+pub(crate) const MOST_FAILURES: u32 = 3;
 /// READYs of a client: a server that is none sees in each whether it has guessed, and there may be
 /// others to ask.
 pub(crate) const MOST_ATTEMPTS: u32 = 3;
@@ -69,22 +85,25 @@ pub(crate) fn prove(
     evidence: Evidence,
     peer: &PeerCred,
 ) -> Result<Subject, FallbackReason> {
-    let before = match ours {
-        Ours::Told(subject) => subject,
+    let (before, is_here) = match ours {
+        Ours::Told(subject) => (subject, true),
         Ours::Described { theirs } => {
             let subject = stream.subject()?;
-            same_place(&subject, &theirs)?;
-            subject
+            may_be_same(&subject, &theirs)?;
+            (subject, subject.network_namespace == theirs.network_namespace)
         }
     };
     match evidence {
+        // Nobody has one there that we could look at.
+        Evidence::Cookie(_) if !is_here => return Err(FallbackReason::NetworkNamespace),
         Evidence::Cookie(cookie) => other_end_is(&before, cookie, peer.uid)?,
-        Evidence::Sequence { cookie } => {
+        Evidence::Sequence { cookie: Some(cookie) } if is_here => {
             // A kernel that does not answer leaves it to the sequence number.
             if let Err(FallbackReason::Unproved) = other_end_is(&before, cookie, peer.uid) {
                 return Err(FallbackReason::Unproved);
             }
         }
+        Evidence::Sequence { .. } => {}
     }
     still_is(stream, &before)?;
     Ok(before)
@@ -117,11 +136,14 @@ fn other_end_is(ours: &Subject, cookie: u64, uid: u32) -> Result<(), FallbackRea
     }
 }
 
-/// Is our end of the connection that a client describes still to be accepted? A kernel that does
-/// not answer, or not for that network namespace, would prove nothing later either.
+/// Is our end of the connection that a client describes still to be accepted? Whose destination is
+/// translated can not say which one that is: what is not accepted soon is somebody else's.
 pub(crate) fn waits_for_accept(theirs: &Subject) -> Result<(), FallbackReason> {
+    if theirs.destination == Destination::Translated {
+        return Err(FallbackReason::Unproved);
+    }
     let ours = theirs.tuple.mirrored();
-    match sys::waits_for_accept(ours.local, ours.remote, theirs.network_namespace) {
+    match sys::waits_for_accept(ours.local, ours.remote) {
         Ok(true) => Ok(()),
         Ok(false) => Err(FallbackReason::Unproved),
         Err(error) => Err(reason_of(&error, FallbackReason::Unproved)),
@@ -141,13 +163,20 @@ pub(crate) fn suitable(tuple: Tuple) -> Result<(), FallbackReason> {
     Ok(())
 }
 
-/// May the connection that the peer describes be ours at all?
-pub(crate) fn same_place(ours: &Subject, theirs: &Subject) -> Result<(), FallbackReason> {
-    if ours.network_namespace != theirs.network_namespace {
+/// S: may the connection that the client describes be ours at all? In another network namespace its
+/// addresses may be somebody else's: there it takes the number to know.
+pub(crate) fn may_be_same(ours: &Subject, theirs: &Subject) -> Result<(), FallbackReason> {
+    let mirrors = ours.tuple == theirs.tuple.mirrored();
+    if ours.network_namespace == theirs.network_namespace {
+        return if mirrors { Ok(()) } else { Err(FallbackReason::Unproved) };
+    }
+    // What a host says to itself does not leave its namespace.
+    if ours.tuple.remote.ip().is_loopback() {
         return Err(FallbackReason::NetworkNamespace);
     }
-    if ours.tuple != theirs.tuple.mirrored() {
-        return Err(FallbackReason::Unproved);
-    }
-    Ok(())
+    let fits = match theirs.destination {
+        Destination::Own => mirrors,
+        Destination::Translated => ours.tuple.remote == theirs.tuple.local,
+    };
+    if fits { Ok(()) } else { Err(FallbackReason::Unproved) }
 }

@@ -13,7 +13,7 @@ use crate::ism::sys;
 use crate::link::aside::{self, ControlSocket, Fed};
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::{reason_of, silence_of, why_no_link};
-use crate::link::message::{LONGEST, Message, Subject};
+use crate::link::message::{Destination, LONGEST, Message, Subject};
 use crate::link::reactor::{Interest, Place, Watched, poll_attempt, yield_now};
 use crate::link::stream::LinkedStream;
 use crate::peer::PeerPolicy;
@@ -55,6 +55,7 @@ enum Room {
 /// The candidates of a stream, but for those that were found already.
 pub(crate) struct Search {
     question: Vec<u8>,
+    destination: Destination,
     /// Of the stream: what others answer than those whom it admits counts for nothing.
     policy: PeerPolicy,
     /// Those whose turn is still to come.
@@ -75,6 +76,7 @@ impl Search {
     ) -> Self {
         Search {
             question: Message::Query { subject }.encode(),
+            destination: subject.destination,
             policy,
             queue: candidates.into(),
             waiting: Vec::new(),
@@ -227,10 +229,11 @@ pub(super) async fn run(endpoint: Arc<Endpoint>, stream: Weak<dyn LinkedStream>,
         let Some(wants) = stream.upgrade() else { return };
         let owner = match owner {
             Ok(owner) => owner,
-            Err(reason) => return wants.stay_on_tcp(reason),
+            Err(reason) => return endpoint.not_found(&wants, search.destination, reason),
         };
         match endpoint.link_to(owner) {
             Ok(link) => {
+                let destination = search.destination;
                 let rest = search.paused();
                 if rest.is_some() {
                     // Who says yes and then nothing shall not be the last one that was asked.
@@ -241,7 +244,7 @@ pub(super) async fn run(endpoint: Arc<Endpoint>, stream: Weak<dyn LinkedStream>,
                         }
                     });
                 }
-                return link.offer(wants, rest);
+                return link.offer(wants, destination, rest);
             }
             Err(reason) => search.reason = reason,
         }

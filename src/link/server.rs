@@ -7,9 +7,12 @@ use crate::clc::{Confirmation, Diagnosis, Dmb, ServerHandshake};
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Producer};
 use crate::link::accepted::{Found, Key};
+use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::link::message::{DmbPlace, Message, Subject};
-use crate::link::proof::{self, Bound, Commitment, Evidence, Exchange, Ours, Part, Reveal, Secret};
+use crate::link::proof::{
+    self, Bound, Commitment, Evidence, Exchange, NO_COOKIE, Ours, Part, Reveal, Secret,
+};
 use crate::link::slots::NoDmb;
 use crate::link::stream::{Death, LinkedStream, PeerInterrupt, ReceiveDmb, SendDmb, Verdict};
 use crate::shield::shielded;
@@ -75,14 +78,30 @@ impl Link {
             self.refuse(offered.id, &mut clc, FallbackReason::Limit);
             return Ok(());
         }
-        let (id, subject) = (offered.id, offered.subject);
-        let key = Key::of_client(subject.tuple);
-        let mut proposed = Some(Proposed { offered, clc });
+        self.find_stream(&endpoint, Proposed { offered, clc }, None);
+        Ok(())
+    }
+
+    /// Matches an offer with its stream, now or when it is accepted. `another`, which has its key,
+    /// is not the one.
+    fn find_stream(
+        self: &Arc<Self>,
+        endpoint: &Arc<Endpoint>,
+        proposed: Proposed,
+        another: Option<&Arc<dyn LinkedStream>>,
+    ) {
+        let (id, subject) = (proposed.offered.id, proposed.offered.subject);
+        let key = Key::of_client(&subject);
+        let mut proposed = Some(proposed);
         let link = self.clone();
         // Under the state lock, so that the stream can not be accepted before its offer is known to
         // wait.
         let mut state = lock(&self.state);
-        let found = endpoint.accepted().find_or_wait(&subject, self.credentials, || {
+        if let Some(TheirOffer::Matching { cancelled: true }) = state.their_offers.get(&id) {
+            state.their_offers.remove(&id);
+            return;
+        }
+        let found = endpoint.accepted().find_or_wait(&subject, self.credentials, another, || {
             let proposed = proposed.take();
             Box::new(move |stream| {
                 if let Some(proposed) = proposed {
@@ -115,13 +134,13 @@ impl Link {
                 }
             }
             Found::Full => {
+                state.their_offers.remove(&id);
                 drop(state);
                 if let Some(mut proposed) = proposed.take() {
                     self.refuse(id, &mut proposed.clc, FallbackReason::Limit);
                 }
             }
         }
-        Ok(())
     }
 
     /// The stream that an offer waited for has been accepted, or will never be.
@@ -153,6 +172,10 @@ impl Link {
 
     fn match_stream(self: &Arc<Self>, mut proposed: Proposed, stream: &Arc<dyn LinkedStream>) {
         if let Err(reason) = self.try_match(&mut proposed, stream) {
+            let theirs = &proposed.offered.subject;
+            if let (false, Some(endpoint)) = (stream.may_meet(theirs), self.endpoint.upgrade()) {
+                return self.find_stream(&endpoint, proposed, Some(stream));
+            }
             crate::trace::debug!("offer refused: {reason}");
             lock(&self.state).their_offers.remove(&proposed.offered.id);
             self.refuse(proposed.offered.id, &mut proposed.clc, reason);
@@ -176,11 +199,7 @@ impl Link {
         if !stream.peer_policy().admits(&self.credentials) {
             return Err(FallbackReason::PeerPolicy);
         }
-        let cookie = offered.subject.cookie;
-        let evidence = match offered.commitment {
-            None => Evidence::Cookie(cookie),
-            Some(_) => Evidence::Sequence { cookie },
-        };
+        let evidence = Evidence::new(offered.subject.cookie, offered.commitment.is_some());
         let ours = Ours::Described { theirs: offered.subject };
         let subject = proof::prove(&**stream, ours, evidence, &self.credentials)?;
         let proof = match offered.commitment {
@@ -228,7 +247,9 @@ impl Link {
                 return Ok(());
             }
             let commitment = Some(commitment);
-            let cookie = subject.cookie;
+            // In another namespace it could not be looked at.
+            let here = subject.network_namespace == offered.subject.network_namespace;
+            let cookie = if here { subject.cookie } else { NO_COOKIE };
             self.send(&Message::Match { id, signal, dmb: place, cookie, commitment, clc: accept });
             return Ok(());
         }

@@ -207,6 +207,9 @@ pub(crate) trait LinkedStream: GrowingStream + Send + Sync {
     /// Live facts from the kernel, or why this stream can not be upgraded.
     fn subject(&self) -> Result<Subject, FallbackReason>;
 
+    /// S: may its connection be the one that a client describes, by its addresses?
+    fn may_meet(&self, theirs: &Subject) -> bool;
+
     /// C: what can be proved by. What a write may still show is waited for with
     /// [`LinkedStream::offer_with_next_write`].
     ///

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 /// The version that HELLO and QUERY name.
-pub(crate) const VERSION: u16 = 3;
+pub(crate) const VERSION: u16 = 4;
 pub(crate) const MAGIC: [u8; 4] = *b"SMCL";
 /// Longest control message, in bytes.
 pub(crate) const LONGEST: usize = 4096;
@@ -130,7 +130,8 @@ impl Packet {
 
     fn subject(self, subject: &Subject) -> Self {
         let packet = self.address(subject.local).address(subject.remote);
-        packet.u64(subject.cookie).u64(subject.network_namespace)
+        // It is the server's own address, not a translated one.
+        packet.u64(subject.cookie).u64(subject.network_namespace).u8(0)
     }
 
     /// Says whether it is there, and then what it is.

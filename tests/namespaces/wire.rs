@@ -207,26 +207,20 @@ impl Seen {
     /// TCP carried what this end has given to and taken from it, and not a byte more.
     #[track_caller]
     pub(crate) fn agrees_with(&self, end: &Report) {
-        let (local, peer) = self.on_the_wire(end);
-        let length =
-            |ends| *self.0.get(&ends).unwrap_or_else(|| panic!("nothing went over {ends:?} of {end:?}"));
-        assert_eq!(length((local, peer)), end.tcp_written, "sent over TCP by {end:?}");
-        assert_eq!(length((peer, local)), end.tcp_read, "received over TCP by {end:?}");
+        assert_eq!(self.length(end.local, end.peer), end.tcp_written, "sent over TCP by {end:?}");
+        assert_eq!(self.length(end.peer, end.local), end.tcp_read, "received over TCP by {end:?}");
     }
 
-    /// The addresses of a connection on the wire. This namespace may translate one of them itself.
+    /// How much went this way. This namespace may itself have translated one of the addresses.
     #[track_caller]
-    fn on_the_wire(&self, end: &Report) -> (SocketAddr, SocketAddr) {
-        let ends = (end.local, end.peer);
-        if self.0.contains_key(&ends) {
-            return ends;
-        }
+    fn length(&self, source: SocketAddr, destination: SocketAddr) -> u64 {
         let only = |fits: &dyn Fn(&(SocketAddr, SocketAddr)) -> bool| {
-            let mut all = self.0.keys().filter(|ends| fits(ends));
-            all.next().filter(|_| all.next().is_none()).copied()
+            let mut all = self.0.iter().filter(|(ends, _)| fits(ends));
+            all.next().filter(|_| all.next().is_none()).map(|(_, length)| *length)
         };
-        only(&|ends| ends.0 == end.local)
-            .or_else(|| only(&|ends| ends.1 == end.peer))
-            .unwrap_or_else(|| panic!("{end:?} is not on the wire: {:?}", self.0.keys()))
+        only(&|ends| *ends == (source, destination))
+            .or_else(|| only(&|ends| ends.0 == source))
+            .or_else(|| only(&|ends| ends.1 == destination))
+            .unwrap_or_else(|| panic!("nothing from {source} to {destination} on the wire: {:?}", self.0))
     }
 }

@@ -143,7 +143,7 @@ impl Host {
 pub(super) struct Lab {
     pub(super) hosts: [Host; 2],
     listener: TcpListener,
-    _port: Arc<PortEntry>,
+    _port: PortEntry,
     pub(super) dir: tempfile::TempDir,
 }
 

@@ -10,7 +10,7 @@ use crate::conn::{Connection, Role};
 use crate::ism::sys;
 use crate::link::accepted::Found;
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
-use crate::link::message::{Subject, Tuple};
+use crate::link::message::{Destination, Subject, Tuple};
 use crate::link::roster::streams;
 use crate::link::stream::{LinkedStream, Verdict};
 use crate::stats::{StreamRole, StreamStats};
@@ -135,7 +135,12 @@ fn the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table() {
             let client = TcpStream::connect(listener.local_addr().expect("local")).expect("connect");
             let server = listener.accept().expect("accept").0;
             let (local, remote) = (client.local_addr().expect("local"), client.peer_addr().expect("peer"));
-            let theirs = Subject { tuple: Tuple::new(local, remote), cookie: 1, network_namespace: 1 };
+            let theirs = Subject {
+                tuple: Tuple::new(local, remote),
+                cookie: 1,
+                network_namespace: 1,
+                destination: Destination::Own,
+            };
             let conn = Connection::new(StdTcp::new(server), Role::Server, Config::new());
             let linked: Arc<dyn LinkedStream> = conn.clone();
             let entry = endpoint.accept(remote.port(), local, &linked);
@@ -148,7 +153,7 @@ fn the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table() {
             std::thread::scope(|scope| {
                 let held = lock(&conn.rx);
                 let finder = scope.spawn(|| {
-                    let found = endpoint.accepted().find_or_wait(&theirs, us(), || Box::new(|_| ()));
+                    let found = endpoint.accepted().find_or_wait(&theirs, us(), None, || Box::new(|_| ()));
                     assert!(!matches!(found, Found::Stream(_)));
                 });
                 // The finder has a handle, and waits for the lock to ask whether the stream has

@@ -5,11 +5,11 @@ use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 
-use super::hosts::{CLIENT, Lab, Pair, SERVER};
+use super::hosts::{CLIENT, Host, Lab, Pair, SERVER};
 use super::stranger::{Bystander, DMB, Impostor, PLACE, SLOTS, Stranger, TOKEN};
 use super::watched;
 use crate::clc::{Dmb, ServerHandshake};
-use crate::config::UpgradePolicy;
+use crate::config::{Config, UpgradePolicy};
 use crate::ism::arena::Arena;
 use crate::ism::budget::Account;
 use crate::ism::interrupt::CONNECTIONS;
@@ -469,6 +469,54 @@ fn hazard_h7_a_stale_stream_never_answers_for_a_new_connection() {
         foreign.read_exact(&mut got).unwrap();
         assert_eq!(&got, b"untouched");
         assert_eq!(lab.slots_in_use(), 0);
+    });
+}
+
+/// A client may use one port of its own for connections to several addresses of the server.
+#[test]
+fn a_stream_of_the_same_client_to_another_address_is_not_taken_for_the_one() {
+    watched(|| {
+        for (asked, ended) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mut lab = Lab::new();
+            let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+            sys::save_syns(listener.as_fd()).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let _entry = lab.hosts[SERVER].endpoint.publish(port, &PeerPolicy::SameUser).unwrap();
+            // Several candidates are asked first, one is not.
+            let mut decoy = asked.then(|| Host::new(&Config::new().device_dir(lab.dir.path())));
+            let _decoy =
+                decoy.as_ref().map(|host| host.endpoint.publish(port, &PeerPolicy::SameUser).unwrap());
+            let connect = |from: &SocketAddr, to: [u8; 4]| {
+                let client = connect_from(from, &(to, port).into());
+                (
+                    client.local_addr().unwrap(),
+                    Pair::new(client, listener.accept().unwrap().0, UpgradePolicy::Manual, DMB),
+                )
+            };
+            let (from, mut first) = connect(&"127.61.7.9:0".parse().unwrap(), [127, 61, 7, 1]);
+            first.accept(&lab);
+            if ended {
+                // The server's end is closed last.
+                first.close(CLIENT);
+            }
+            let (_, mut second) = connect(&from, [127, 61, 7, 2]);
+            let mut run = |lab: &mut Lab| {
+                for _ in 0..3 {
+                    lab.run();
+                    decoy.iter_mut().for_each(Host::run);
+                }
+            };
+            assert!(second.offer(&lab));
+            run(&mut lab);
+            assert!(!second.writes_ring(CLIENT) && !second.writes_ring(SERVER), "nobody has accepted it");
+            second.accept(&lab);
+            run(&mut lab);
+            second.settle();
+            assert!(second.conns[CLIENT].transport().is_loopback_ism(), "asked: {asked}, ended: {ended}");
+            second.write(CLIENT, b"mine");
+            second.expect(SERVER, b"mine");
+            assert!(!first.writes_ring(SERVER));
+        }
     });
 }
 

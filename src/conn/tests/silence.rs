@@ -6,6 +6,7 @@ use super::hosts::{CLIENT, Lab, Pair, SERVER};
 use super::watched;
 use crate::config::UpgradePolicy;
 use crate::conn::watch::WatchKey;
+use crate::link::message::Destination;
 use crate::link::stream::LinkedStream;
 use crate::transport::{FallbackReason, Transport};
 
@@ -93,7 +94,7 @@ fn offers_to_a_peer_that_reads_nothing_end_no_live_connection() {
         let stream: crate::sync::Arc<dyn LinkedStream> = pair.conns[CLIENT].clone();
         // It takes no offer that it has not begun: each is cancelled at once.
         let refused = (0..40_000).find(|_| {
-            link.offer(stream.clone(), None);
+            link.offer(stream.clone(), Destination::Own, None);
             pair.conns[CLIENT].transport() == Transport::Tcp(FallbackReason::NoAnswer)
         });
         assert!(refused.is_some(), "{:?}", pair.conns[CLIENT].transport());

@@ -127,7 +127,7 @@ pub(super) struct Impostor {
     tcp: TcpListener,
     listener: OwnedFd,
     name: [u8; 16],
-    _port: std::sync::Arc<crate::ism::device::PortEntry>,
+    _port: crate::ism::device::PortEntry,
     pub(super) client: Pair,
     pub(super) innocent: TcpStream,
 }

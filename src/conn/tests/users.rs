@@ -8,7 +8,7 @@ use super::watched;
 use crate::config::{Config, UpgradePolicy};
 use crate::ism::sys;
 use crate::link::Link;
-use crate::link::message::Message;
+use crate::link::message::{Destination, Message};
 use crate::link::stream::Death;
 use crate::peer::PeerPolicy;
 use crate::sync::Arc;
@@ -64,7 +64,7 @@ fn hears_of_the_policy(name: &str, play: impl FnOnce(&mut Lab, &dyn Fn(&Arc<Link
     let mut lab = Lab::new();
     let pair = lab.connect(UpgradePolicy::Manual, 64 << 10);
     assert!(pair.conns[CLIENT].begin_upgrade());
-    play(&mut lab, &|link| link.offer(pair.conns[CLIENT].clone(), None));
+    play(&mut lab, &|link| link.offer(pair.conns[CLIENT].clone(), Destination::Own, None));
     assert_eq!(pair.conns[CLIENT].transport(), Transport::Tcp(FallbackReason::PeerPolicy), "{name}");
     assert!(lab.hosts[CLIENT].endpoint.links().is_empty(), "{name}: a link is left");
 }

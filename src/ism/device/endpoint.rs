@@ -1,6 +1,6 @@
 //! Endpoints: their names, their sockets, and how one sees that they are dead.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::{fmt, io};
 
@@ -74,6 +74,12 @@ impl EndpointEntry {
     #[cfg(test)]
     pub(crate) fn listener(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         self.listener.as_ref().map(std::os::fd::AsFd::as_fd)
+    }
+
+    /// The network namespace that the process is in (`SO_NETNS_COOKIE`).
+    pub(crate) fn network(&self) -> io::Result<u64> {
+        let listener = self.listener.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        sys::netns_cookie(listener.as_fd())
     }
 
     /// Hands out the listening control socket, once.

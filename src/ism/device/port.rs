@@ -1,18 +1,49 @@
-//! Port entries: which endpoints have an SmcListener on a TCP port.
+//! Port entries: which endpoints have an SmcListener on a TCP port, and in which network namespace.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Device, EndpointId, Inner, explain, names, trust};
+use super::trust::LIST;
+use super::{Device, EndpointId, Inner, Room, explain, names, names_of, trust};
 use crate::sync::{Arc, lock};
 
 /// Endpoints looked at on one port, and names read to find them: a full directory must not cost a
 /// connection more than TCP does.
 pub(super) const MOST_ENDPOINTS: usize = 256;
 pub(super) const MOST_NAMES: usize = 1024;
+/// Network namespaces, and endpoints of them, that are looked at for one connection: they are asked
+/// one and all, and most of them in vain.
+const MOST_NETWORKS: usize = 64;
+const MOST_ELSEWHERE: usize = 64;
+
+/// What endpoints are listed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Listed {
+    /// A TCP port.
+    Port(u16),
+    /// The `SO_NETNS_COOKIE` of a network namespace.
+    Network(u64),
+}
+
+impl Listed {
+    fn name(self) -> String {
+        match self {
+            Listed::Port(port) => port.to_string(),
+            Listed::Network(cookie) => format!("{cookie:016x}"),
+        }
+    }
+
+    /// Where the lists of its kind are.
+    fn kind(self, room: &Room) -> &OwnedFd {
+        match self {
+            Listed::Port(_) => &room.ports,
+            Listed::Network(_) => &room.networks,
+        }
+    }
+}
 
 /// What a look for the endpoints on a port has found.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -28,6 +59,7 @@ pub(crate) struct OnPort {
 pub(crate) struct PortEntry {
     inner: Arc<Inner>,
     port: u16,
+    network: Option<u64>,
     id: EndpointId,
     /// A forked child inherits the value, but not the listener.
     process: u32,
@@ -37,6 +69,18 @@ impl PortEntry {
     /// The port.
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Says besides which network namespace the listener is in, for clients in others whose
+    /// destination is translated on the way.
+    ///
+    /// # Errors
+    ///
+    /// What the system gives, with the place.
+    pub(crate) fn list_network(&mut self, cookie: u64) -> io::Result<()> {
+        self.inner.list(Listed::Network(cookie), self.id)?;
+        self.network = Some(cookie);
+        Ok(())
     }
 
     /// The endpoint.
@@ -52,12 +96,15 @@ impl Drop for PortEntry {
             return;
         }
         let mut published = lock(&self.inner.published);
-        let Some(count) = published.get_mut(&(self.port, self.id)) else { return };
-        *count -= 1;
-        if *count == 0 {
-            published.remove(&(self.port, self.id));
-            // Under the lock: a listener that publishes the same pair meanwhile comes after it.
-            self.inner.unpublish(self.port, self.id);
+        for listed in [Some(Listed::Port(self.port)), self.network.map(Listed::Network)].into_iter().flatten()
+        {
+            let Some(count) = published.get_mut(&(listed, self.id)) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                published.remove(&(listed, self.id));
+                // Under the lock: a listener that publishes the same pair meanwhile comes after it.
+                self.inner.unpublish(listed, self.id);
+            }
         }
     }
 }
@@ -70,17 +117,9 @@ impl Device {
     ///
     /// What the system gives, with the place.
     pub(crate) fn publish_port(&self, port: u16, id: EndpointId) -> io::Result<PortEntry> {
-        let mut published = lock(&self.inner.published);
-        let count = published.entry((port, id)).or_insert(0);
-        if *count == 0 {
-            if let Err(error) = self.inner.publish(port, id) {
-                published.remove(&(port, id));
-                let words = format_args!("cannot publish port {port} in {}/port", self.path().display());
-                return Err(explain(error, words));
-            }
-        }
-        *count += 1;
-        Ok(PortEntry { inner: Arc::clone(&self.inner), port, id, process: std::process::id() })
+        self.inner.list(Listed::Port(port), id)?;
+        let (inner, process) = (Arc::clone(&self.inner), std::process::id());
+        Ok(PortEntry { inner, port, network: None, id, process })
     }
 
     /// The endpoints with a listener on `port`.
@@ -91,7 +130,7 @@ impl Device {
     pub(crate) fn endpoints_on_port(&self, port: u16) -> io::Result<OnPort> {
         let mut found = OnPort::default();
         for room in self.inner.rooms() {
-            let Some(dir) = room.port(port)? else { continue };
+            let Some(dir) = room.list(Listed::Port(port))? else { continue };
             for entry in names(Dir::new(dir)?, MOST_NAMES) {
                 found.endpoints.extend(EndpointId::from_name(entry?.file_name().to_bytes()));
                 if found.endpoints.len() == MOST_ENDPOINTS {
@@ -102,13 +141,80 @@ impl Device {
         found.others = found.endpoints.is_empty() && self.inner.is_others(port);
         Ok(found)
     }
+
+    /// May there be listeners in other network namespaces than `network`? Two system calls, and a
+    /// hint.
+    pub(crate) fn may_reach_elsewhere(&self, network: u64) -> bool {
+        let networks = &self.inner.own.networks;
+        let own = || rustix::fs::statat(networks, Listed::Network(network).name(), AtFlags::SYMLINK_NOFOLLOW);
+        self.inner.is_shared()
+            || match directories_in(networks) {
+                Some(0) => false,
+                Some(1) => own().is_err(),
+                _ => true,
+            }
+    }
+
+    /// Endpoints with a listener in another network namespace than `network`.
+    pub(crate) fn endpoints_elsewhere(&self, network: u64) -> Vec<EndpointId> {
+        let ours = Listed::Network(network).name();
+        let mut found = Vec::new();
+        for room in self.inner.rooms() {
+            for entry in names_of(&room.networks, MOST_NETWORKS) {
+                let cookie = entry.file_name().to_str().ok().filter(|name| *name != ours);
+                let cookie = cookie.and_then(|name| u64::from_str_radix(name, 16).ok());
+                let Some(Ok(Some(dir))) = cookie.map(|cookie| room.list(Listed::Network(cookie))) else {
+                    continue;
+                };
+                for entry in names_of(&dir, MOST_NAMES) {
+                    found.extend(EndpointId::from_name(entry.file_name().to_bytes()));
+                    if found.len() == MOST_ELSEWHERE {
+                        return found;
+                    }
+                }
+            }
+        }
+        found
+    }
+}
+
+/// The directories in a directory, by its number of links; `None` on file systems that do not count
+/// them.
+fn directories_in(dir: &OwnedFd) -> Option<u64> {
+    // Its name, and its own "."; each directory in it has a "..".
+    const EMPTY: u64 = 2;
+    let stat = rustix::fs::fstat(dir).ok()?;
+    u64::from(stat.st_nlink).checked_sub(EMPTY)
 }
 
 impl Inner {
-    fn publish(&self, port: u16, id: EndpointId) -> io::Result<()> {
+    /// Counts one more listener of the endpoint there; the first one is written down.
+    fn list(&self, listed: Listed, id: EndpointId) -> io::Result<()> {
+        let mut published = lock(&self.published);
+        let count = published.entry((listed, id)).or_insert(0);
+        if *count == 0 {
+            if let Err(error) = self.publish(listed, id) {
+                published.remove(&(listed, id));
+                let words = match listed {
+                    Listed::Port(port) => {
+                        format!("cannot publish port {port} in {}/port", self.path.display())
+                    }
+                    Listed::Network(_) => {
+                        format!("cannot publish a network namespace in {}/net", self.path.display())
+                    }
+                };
+                return Err(explain(error, words));
+            }
+        }
+        *count += 1;
+        Ok(())
+    }
+
+    fn publish(&self, listed: Listed, id: EndpointId) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         for _ in 0..1000 {
-            let dir = trust::create_inside(self.own.ports.as_fd(), &port.to_string(), self.access(), true)?;
+            let kind = listed.kind(&self.own).as_fd();
+            let dir = trust::create_inside(kind, &listed.name(), self.access(), true)?;
             match rustix::fs::openat(&dir, id.to_string(), flags, Mode::RUSR | Mode::WUSR) {
                 Ok(_) => return Ok(()),
                 // Whoever closed the last listener on this port has just removed the directory.
@@ -119,16 +225,43 @@ impl Inner {
         Err(io::Error::other("its directory is being created and removed all the time"))
     }
 
-    pub(super) fn unpublish(&self, port: u16, id: EndpointId) {
-        if let Ok(Some(dir)) = self.own.port(port) {
+    pub(super) fn unpublish(&self, listed: Listed, id: EndpointId) {
+        if let Ok(Some(dir)) = self.own.list(listed) {
             let _ = rustix::fs::unlinkat(&dir, id.to_string(), AtFlags::empty());
             // Fails while others are in it.
-            let _ = rustix::fs::unlinkat(&self.own.ports, port.to_string(), AtFlags::REMOVEDIR);
+            let _ = rustix::fs::unlinkat(listed.kind(&self.own), listed.name(), AtFlags::REMOVEDIR);
         }
+    }
+
+    fn is_shared(&self) -> bool {
+        self.shared.is_some()
     }
 
     /// Who has to do with what we make.
     fn access(&self) -> trust::Access {
-        if self.shared.is_some() { trust::Access::Readable } else { trust::Access::Private }
+        if self.is_shared() { trust::Access::Readable } else { trust::Access::Private }
+    }
+}
+
+impl Room {
+    /// What lists the endpoints by that; `None` when there are none.
+    pub(super) fn list(&self, listed: Listed) -> Result<Option<OwnedFd>, Errno> {
+        match rustix::fs::openat(listed.kind(self), listed.name(), LIST, Mode::empty()) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All lists of the room.
+    pub(super) fn lists(&self, most: usize) -> impl Iterator<Item = Listed> {
+        let ports = names_of(&self.ports, most);
+        let ports =
+            ports.filter_map(|entry| Some(Listed::Port(entry.file_name().to_str().ok()?.parse().ok()?)));
+        let networks = names_of(&self.networks, most).filter_map(|entry| {
+            let cookie = u64::from_str_radix(entry.file_name().to_str().ok()?, 16).ok()?;
+            Some(Listed::Network(cookie))
+        });
+        ports.chain(networks)
     }
 }

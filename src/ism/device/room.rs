@@ -7,7 +7,7 @@ use std::{io, iter};
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
-use super::trust::{self, LIST, WALK};
+use super::trust::{self, WALK};
 use super::{Inner, names_of, sys};
 
 /// Names of a shared directory that are looked at to say why nobody was found.
@@ -21,6 +21,7 @@ const ROOT: u32 = 0;
 pub(super) struct Room {
     pub(super) endpoints: OwnedFd,
     pub(super) ports: OwnedFd,
+    pub(super) networks: OwnedFd,
     /// Who makes names in it.
     pub(super) owner: u32,
 }
@@ -45,7 +46,7 @@ impl Room {
     /// A device directory that nobody else writes to.
     pub(super) fn private(dir: BorrowedFd<'_>, root_too: bool) -> io::Result<Room> {
         let part = |name| trust::create_inside(dir, name, trust::Access::Private, root_too);
-        Ok(Room { endpoints: part("ep")?, ports: part("port")?, owner: ourselves()? })
+        Ok(Room { endpoints: part("ep")?, ports: part("port")?, networks: part("net")?, owner: ourselves()? })
     }
 
     /// Our own room in a shared directory, made if it is missing.
@@ -53,7 +54,7 @@ impl Room {
         let owner = ourselves()?;
         let room = trust::create_inside(dir, &name_of(owner), trust::Access::Readable, false)?;
         let part = |name| trust::create_inside(room.as_fd(), name, trust::Access::Readable, false);
-        Ok(Room { endpoints: part("ep")?, ports: part("port")?, owner })
+        Ok(Room { endpoints: part("ep")?, ports: part("port")?, networks: part("net")?, owner })
     }
 
     /// The room of another user, if it is there and really that user's.
@@ -64,16 +65,8 @@ impl Room {
             Some(part)
         };
         let room = open(dir, &name_of(owner))?;
-        Some(Room { endpoints: open(room.as_fd(), "ep")?, ports: open(room.as_fd(), "port")?, owner })
-    }
-
-    /// What lists the endpoints on that port; `None` when there are none.
-    pub(super) fn port(&self, port: u16) -> Result<Option<OwnedFd>, Errno> {
-        match rustix::fs::openat(&self.ports, port.to_string(), LIST, Mode::empty()) {
-            Ok(dir) => Ok(Some(dir)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let part = |name| open(room.as_fd(), name);
+        Some(Room { endpoints: part("ep")?, ports: part("port")?, networks: part("net")?, owner })
     }
 }
 

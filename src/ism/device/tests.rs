@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{Device, EndpointEntry, EndpointId, format_gid, io, parse_gid, port, sys, tidy};
-use sys::nursery::spawn;
+use sys::tests::nursery::spawn;
 
 thread_local! {
     /// Names of directories that this thread has read.
@@ -50,8 +50,8 @@ fn opening_creates_everything_privately() {
     let place = Place::new();
     let device = place.open();
     assert_eq!(device.path(), place.path);
-    assert_eq!(place.names(""), ["ep", "gid", "port"]);
-    for (part, mode) in [("", 0o700), ("ep", 0o700), ("port", 0o700), ("gid", 0o644)] {
+    assert_eq!(place.names(""), ["ep", "gid", "net", "port"]);
+    for (part, mode) in [("", 0o700), ("ep", 0o700), ("net", 0o700), ("port", 0o700), ("gid", 0o644)] {
         let found = fs::metadata(place.path.join(part)).unwrap().permissions().mode() & 0o7777;
         assert_eq!(found, mode, "{part}");
     }
@@ -111,7 +111,7 @@ fn threads_that_open_at_once_agree() {
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert!(gids.iter().all(|gid| *gid == gids[0]));
-        assert_eq!(place.names(""), ["ep", "gid", "port"], "no drafts are left");
+        assert_eq!(place.names(""), ["ep", "gid", "net", "port"], "no drafts are left");
     }
 }
 
@@ -392,7 +392,7 @@ fn processes_race_for_everything() {
     let place = Place::new();
     let children: Vec<_> = (0..6).map(|_| spawn(child(&place, "race")).unwrap()).collect();
     assert_eq!(finish(children), vec![Some(0); 6]);
-    assert_eq!(place.names(""), ["ep", "gid", "port"]);
+    assert_eq!(place.names(""), ["ep", "gid", "net", "port"]);
     assert!(place.names("ep").is_empty(), "{:?}", place.names("ep"));
     assert!(place.names("port").is_empty(), "{:?}", place.names("port"));
 }
@@ -427,7 +427,7 @@ fn users_meet_in_a_shared_directory() {
     let room = place.path.join(format!("u{}", sys::effective_uid()));
     let socket = room.join(format!("ep/{}.sock", entry.id()));
     assert_eq!(fs::metadata(socket).unwrap().permissions().mode() & 0o777, 0o666);
-    for part in ["", "ep", "port", "port/5001"] {
+    for part in ["", "ep", "net", "port", "port/5001"] {
         let mode = fs::metadata(room.join(part)).unwrap().permissions().mode() & 0o7777;
         assert_eq!(mode, 0o755, "{part}");
     }

@@ -108,19 +108,16 @@ impl Inner {
         }
     }
 
-    /// Removes dead endpoints from all ports. (Whoever still finds one there finds it dead.)
+    /// Removes dead endpoints from all lists. (Whoever still finds one there finds it dead.)
     fn unpublish_all(&self, dead: &BTreeSet<EndpointId>) {
         let mut left = MOST_NAMES;
-        for entry in names_of(&self.own.ports, MOST_NAMES) {
-            let port = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
-            let Some((port, Ok(Some(dir)))) = port.map(|port: u16| (port, self.own.port(port))) else {
-                continue;
-            };
+        for listed in self.own.lists(MOST_NAMES) {
+            let Ok(Some(dir)) = self.own.list(listed) else { continue };
             for entry in names_of(&dir, left) {
                 left -= 1;
                 let id = EndpointId::from_name(entry.file_name().to_bytes());
                 if let Some(id) = id.filter(|id| dead.contains(id)) {
-                    self.unpublish(port, id);
+                    self.unpublish(listed, id);
                 }
             }
             if left == 0 {

@@ -63,17 +63,17 @@ pub(crate) fn owner_of(
     cookie: u64,
     netns: u64,
 ) -> io::Result<Option<DiagSocket>> {
-    if cookie == NO_COOKIE { Ok(None) } else { look_up(local, remote, cookie, netns) }
+    if cookie == NO_COOKIE { Ok(None) } else { look_up(local, remote, cookie, Some(netns)) }
 }
 
 /// Whether the TCP socket from `local` to `remote` (as *that* socket sees them), in the network
-/// namespace `netns`, is still to be accepted from its listener.
+/// namespace of this thread, is still to be accepted from its listener.
 ///
 /// # Errors
 ///
 /// As [`owner_of`].
-pub(crate) fn waits_for_accept(local: SocketAddr, remote: SocketAddr, netns: u64) -> io::Result<bool> {
-    let found = look_up(local, remote, NO_COOKIE, netns)?;
+pub(crate) fn waits_for_accept(local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+    let found = look_up(local, remote, NO_COOKIE, None)?;
     // SYN_RECV: with TCP_DEFER_ACCEPT it stays there until the client sends. One that was closed
     // without being held is in a later state.
     Ok(found.is_some_and(|socket| {
@@ -89,10 +89,15 @@ pub(crate) fn waits_for_accept(local: SocketAddr, remote: SocketAddr, netns: u64
 ///
 /// As [`owner_of`].
 pub(crate) fn is_held(local: SocketAddr, remote: SocketAddr, netns: u64) -> io::Result<bool> {
-    Ok(look_up(local, remote, NO_COOKIE, netns)?.is_some_and(|socket| socket.held))
+    Ok(look_up(local, remote, NO_COOKIE, Some(netns))?.is_some_and(|socket| socket.held))
 }
 
-fn look_up(local: SocketAddr, remote: SocketAddr, cookie: u64, netns: u64) -> io::Result<Option<DiagSocket>> {
+fn look_up(
+    local: SocketAddr,
+    remote: SocketAddr,
+    cookie: u64,
+    netns: Option<u64>,
+) -> io::Result<Option<DiagSocket>> {
     let (local, remote) = (canonical(local), canonical(remote));
     if local.is_ipv4() != remote.is_ipv4() {
         return Ok(None);
@@ -100,7 +105,8 @@ fn look_up(local: SocketAddr, remote: SocketAddr, cookie: u64, netns: u64) -> io
     let socket = kernel()?;
     // The question is answered for the namespace of the asking socket. Addresses that mirror each
     // other in two namespaces prove nothing.
-    if netns_cookie(socket.as_fd())? != netns {
+    let here = netns_cookie(socket.as_fd())?;
+    if netns.is_some_and(|netns| netns != here) {
         let words = "this process is in another network namespace than the connection";
         return Err(io::Error::new(io::ErrorKind::Unsupported, words));
     }
@@ -314,14 +320,13 @@ mod tests {
         let listener = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
         let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-        let netns = netns_cookie(client.as_fd()).unwrap();
         // As the client sees them, exchanged.
         let (local, remote) = (client.peer_addr().unwrap(), client.local_addr().unwrap());
-        let waits = || waits_for_accept(local, remote, netns).unwrap();
+        let waits = || waits_for_accept(local, remote).unwrap();
         assert!(waits());
-        assert!(!waits_for_accept(remote, local, netns).unwrap(), "the client's own end");
+        assert!(!waits_for_accept(remote, local).unwrap(), "the client's own end");
         let other = SocketAddr::new(remote.ip(), 1);
-        assert!(!waits_for_accept(local, other, netns).unwrap(), "the listener itself");
+        assert!(!waits_for_accept(local, other).unwrap(), "the listener itself");
         client.shutdown(Shutdown::Write).unwrap();
         assert!(waits(), "also when the client has said all");
         let server = listener.accept().unwrap().0;

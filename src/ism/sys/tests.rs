@@ -1,6 +1,8 @@
 //! What a hostile process does to memory that it shares with this one.
 #![expect(unsafe_code, reason = "userfaultfd, which rustix does not wrap whole")]
 
+pub(crate) mod nursery;
+
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::thread::JoinHandle;

@@ -121,30 +121,52 @@ impl Endpoint {
         peer: PeerCred,
         answer: impl FnOnce(bool) + Send + 'static,
     ) -> Option<AcceptedEntry> {
-        let answer = move |stream: Result<Arc<dyn LinkedStream>, FallbackReason>| {
-            let ours = stream.and_then(|stream| stream.subject());
-            answer(ours.is_ok_and(|ours| proof::same_place(&ours, &theirs).is_ok()));
-        };
+        self.find_for_query(theirs, peer, Box::new(answer), None)
+    }
+
+    /// The same, when `another`, which has the key of the one that is asked for, is not it.
+    fn find_for_query(
+        self: &Arc<Self>,
+        theirs: Subject,
+        peer: PeerCred,
+        answer: Box<dyn FnOnce(bool) + Send>,
+        another: Option<&Arc<dyn LinkedStream>>,
+    ) -> Option<AcceptedEntry> {
         let mut answer = Some(answer);
-        let found = self.accepted.find_or_wait(&theirs, peer, || {
-            let answer = answer.take();
-            Box::new(move |stream| {
-                if let Some(answer) = answer {
-                    answer(stream);
-                }
+        let found = self.accepted.find_or_wait(&theirs, peer, another, || {
+            let (answer, this) = (answer.take(), Arc::downgrade(self));
+            Box::new(move |stream| match (answer, this.upgrade()) {
+                (Some(answer), Some(this)) => drop(this.answer_query(theirs, peer, answer, stream)),
+                (answer, _) => answer.into_iter().for_each(|answer| answer(false)),
             })
         });
         let stream = match found {
             Found::Waits { number, sweep, instead } => {
                 self.after_waiting(sweep, instead);
-                return Some(AcceptedEntry { key: Key::of_client(theirs.tuple), number });
+                return Some(AcceptedEntry { key: Key::of_client(&theirs), number });
             }
             Found::Stream(stream) => Ok(stream),
             Found::Full => Err(FallbackReason::Limit),
         };
-        if let Some(answer) = answer {
-            answer(stream);
-        }
+        self.answer_query(theirs, peer, answer?, stream)
+    }
+
+    /// Says whether that is the stream; another one may be still to come.
+    fn answer_query(
+        self: &Arc<Self>,
+        theirs: Subject,
+        peer: PeerCred,
+        answer: Box<dyn FnOnce(bool) + Send>,
+        stream: Result<Arc<dyn LinkedStream>, FallbackReason>,
+    ) -> Option<AcceptedEntry> {
+        let here = match &stream {
+            Ok(stream) if !stream.may_meet(&theirs) => {
+                return self.find_for_query(theirs, peer, answer, Some(stream));
+            }
+            Ok(stream) => stream.subject().is_ok_and(|ours| proof::may_be_same(&ours, &theirs).is_ok()),
+            Err(_) => false,
+        };
+        answer(here);
         None
     }
 

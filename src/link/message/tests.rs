@@ -11,6 +11,7 @@ fn subject() -> Subject {
         ),
         cookie: 7,
         network_namespace: 1,
+        destination: Destination::Own,
     }
 }
 
@@ -79,7 +80,7 @@ fn mapped_addresses_become_plain_ones() {
 fn a_commitment_is_there_or_is_not() {
     let mut bytes = offer(None).encode();
     // Behind the type, the number, the signal, the flags and the subject.
-    let at = 14 + 60;
+    let at = 14 + 61;
     assert_eq!(bytes[at], 0);
     bytes[at] = 3;
     assert!(Message::decode(&bytes).is_err());

@@ -61,6 +61,8 @@ struct Queue {
 
 #[derive(Default)]
 struct Sockets {
+    /// Nobody tells any more.
+    over: bool,
     /// How many there were.
     count: u64,
     news: HashMap<u64, Arc<News>>,
@@ -76,6 +78,9 @@ impl Apart {
         let (fd, news) = (tcp.as_raw_fd(), Arc::new(News::default()));
         let number = {
             let mut sockets = lock(&queue.sockets);
+            if sockets.over {
+                return None;
+            }
             let number = sockets.count;
             sys::tell_of(queue.watched.as_fd(), tcp.as_fd(), number).ok()?;
             sockets.count += 1;
@@ -140,9 +145,8 @@ impl Drop for Apart {
 
 impl Queue {
     fn of(handle: &Handle) -> io::Result<Arc<Queue>> {
-        let mut queues = lock(&QUEUES);
-        let queues = queues.get_or_insert_default();
-        if let Some(queue) = queues.get(&handle.id()).and_then(Weak::upgrade) {
+        let there = |queues: &HashMap<Id, Weak<Queue>>| queues.get(&handle.id()).and_then(Weak::upgrade);
+        if let Some(queue) = lock(&QUEUES).as_ref().and_then(there) {
             return Ok(queue);
         }
         let runtime = Tokio(handle.clone());
@@ -155,10 +159,21 @@ impl Queue {
             sockets: Mutex::default(),
             task: OnceLock::new(),
         });
+        // Without a lock, and before anybody has a place in it: a runtime that ends drops the task
+        // here and now.
         let task = handle.spawn(serve(watched, Over(Arc::downgrade(&queue))));
         let _ = queue.task.set(task.abort_handle());
-        queues.insert(handle.id(), Arc::downgrade(&queue));
-        Ok(queue)
+        let faster = {
+            let mut queues = lock(&QUEUES);
+            let queues = queues.get_or_insert_default();
+            let faster = there(queues);
+            if faster.is_none() {
+                queues.insert(handle.id(), Arc::downgrade(&queue));
+            }
+            faster
+        };
+        // The other one is dropped without a lock.
+        Ok(faster.unwrap_or(queue))
     }
 }
 
@@ -203,10 +218,20 @@ struct Over(Weak<Queue>);
 impl Drop for Over {
     fn drop(&mut self) {
         let Some(queue) = self.0.upgrade() else { return };
-        let news: Vec<_> = lock(&queue.sockets).news.values().cloned().collect();
-        // The next one to come finds none, and makes another.
-        let gone = lock(&QUEUES).get_or_insert_default().remove(&queue.runtime);
-        drop((gone, queue));
+        let news: Vec<_> = {
+            let mut sockets = lock(&queue.sockets);
+            sockets.over = true;
+            sockets.news.values().cloned().collect()
+        };
+        {
+            // The next one to come finds none, and makes another.
+            let mut queues = lock(&QUEUES);
+            let queues = queues.get_or_insert_default();
+            if queues.get(&queue.runtime).is_some_and(|listed| listed.ptr_eq(&self.0)) {
+                queues.remove(&queue.runtime);
+            }
+        }
+        drop(queue);
         for news in news {
             // Release: pairs with the Acquire in `is_over`.
             news.over.store(true, Ordering::Release);

@@ -19,7 +19,7 @@ use crate::ism::ring::Refusal;
 use crate::ism::sys;
 use crate::link::drive::Drive;
 use crate::link::look;
-use crate::link::message::Subject;
+use crate::link::message::{Destination, Subject};
 use crate::link::proof::Possession;
 use crate::link::search::Unsettled;
 use crate::link::stream::{
@@ -305,6 +305,10 @@ impl GrowingStream for Faulty {
 }
 
 impl LinkedStream for Faulty {
+    fn may_meet(&self, _: &Subject) -> bool {
+        true
+    }
+
     fn subject(&self) -> Result<Subject, FallbackReason> {
         self.0.subject()
     }
@@ -384,7 +388,7 @@ fn a_link_whose_task_panics_ends_alone() {
     lab.client.block_on(async {
         let reading = tokio::spawn(async move { client.read_u8().await });
         // Its MATCH comes to the link's task.
-        link.offer(faulty.clone(), None);
+        link.offer(faulty.clone(), Destination::Own, None);
         let error = in_time("the reader", reading).await.unwrap().unwrap_err();
         assert!(error.to_string().contains("has failed"), "{error}");
     });

@@ -130,7 +130,7 @@ fn give_away(path: &Path) {
 fn in_a_shared_directory_the_names_of_others_are_in_nobodys_way() {
     let Some(place) = shared() else { return };
     // What a stranger who comes first can plant: the directories of old, and any number of names.
-    for part in ["ep", "port", "u4242", "u4242/ep", "u4242/port", "u4242/port/80"] {
+    for part in ["ep", "port", "u4242", "u4242/ep", "u4242/net", "u4242/port", "u4242/port/80"] {
         fs::create_dir(place.path.join(part)).unwrap();
         give_away(&place.path.join(part));
     }

@@ -1,6 +1,7 @@
 //! What a socket that the reactor watches tells those who wait for it.
 
 use super::*;
+use crate::rt::tokio::apart::Apart;
 
 /// A plain connection, its first end driven by that runtime.
 fn tcp_pair(runtime: &Runtime) -> (tokio::net::TcpStream, std::net::TcpStream) {
@@ -252,5 +253,39 @@ fn a_place_in_a_runtime_that_is_gone_is_given_up() {
     while !woken.0.load(Ordering::SeqCst) {
         assert!(began.elapsed() < PATIENCE, "nobody tells of the end");
         std::thread::yield_now();
+    }
+}
+
+/// A stream that a runtime drops as it ends may want a place in its queue at that moment.
+#[test]
+fn a_runtime_that_ends_has_no_place_to_hear_from_and_does_not_hang() {
+    struct AtTheEnd(tokio::net::TcpStream, std::sync::mpsc::Sender<bool>);
+
+    impl Drop for AtTheEnd {
+        fn drop(&mut self) {
+            let _ = self.1.send(Apart::new(&self.0).is_some());
+        }
+    }
+
+    for runtime in [runtime(), Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()] {
+        let (tell, told) = std::sync::mpsc::channel();
+        // Two at once, too.
+        let _peers: Vec<_> = (0..4)
+            .map(|_| {
+                let (tcp, peer) = tcp_pair(&runtime);
+                let at_the_end = AtTheEnd(tcp, tell.clone());
+                runtime.spawn(async move {
+                    let _at_the_end = at_the_end;
+                    std::future::pending::<()>().await;
+                });
+                peer
+            })
+            .collect();
+        let ends = std::thread::spawn(move || drop(runtime));
+        for _ in 0..4 {
+            let place = told.recv_timeout(PATIENCE).expect("the runtime hangs");
+            assert!(!place, "nobody would tell");
+        }
+        ends.join().unwrap();
     }
 }
