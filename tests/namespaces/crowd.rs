@@ -20,9 +20,9 @@ use crate::networks::{self, Network};
 use crate::sequence::mixed;
 use crate::talk::{Answering, Asking, connect, policy};
 
-const CONNECTIONS: u64 = 256;
+const CONNECTIONS: u64 = 512;
 /// So many are connected in each network before any of them talks.
-const BATCH: u64 = 32;
+const BATCH: u64 = 128;
 /// The client's ports, one for each connection.
 const FIRST_PORT: u64 = 20_000;
 const MOST: u64 = 40_000;

@@ -2,8 +2,8 @@
 //! TCP carried, and compared with what the applications had sent until their switch.
 
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::actor::{Actor, next_word, tell};
-use crate::sequence::{HEAD, Sequence};
+use crate::inside::isolated;
+use crate::sequence::{HEAD, Sequence, Side};
 use crate::talk::Report;
 
 /// "SMCD" and "SMCR" in EBCDIC, with which every CLC message begins and ends, and SMC's TCP option.
@@ -21,6 +22,8 @@ const EYE_CATCHERS: [[u8; 4]; 2] = [[0xe2, 0xd4, 0xc3, 0xc4], [0xe2, 0xd4, 0xc3,
 const SILENCE: Duration = Duration::from_millis(50);
 /// All packets of one test.
 const BUFFER: usize = 64 << 20;
+
+const NO_CATCHERS: &str = "eye catchers: 0";
 
 const ETHERNET: usize = 14;
 const SYN: u8 = 0x02;
@@ -188,17 +191,26 @@ impl Seen {
     /// Ends the capture. Whatever it has seen was exactly what an application had sent, and no eye
     /// catcher.
     #[track_caller]
-    pub(crate) fn by(mut capture: Actor) -> Self {
+    pub(crate) fn by(capture: Actor) -> Self {
+        Self::judged(capture).unwrap_or_else(|wrong| panic!("{wrong}"))
+    }
+
+    fn judged(mut capture: Actor) -> Result<Self, String> {
         capture.say("enough");
         let mut flows = BTreeMap::new();
+        let mut wrong = Vec::new();
         loop {
             let said = capture.hear();
             let words: Vec<&str> = said.split('|').collect();
             let [source, destination, length, verdict] = words[..] else {
-                assert_eq!(said, "eye catchers: 0");
-                return Self(flows);
+                if said != NO_CATCHERS {
+                    wrong.push(said);
+                }
+                return if wrong.is_empty() { Ok(Self(flows)) } else { Err(wrong.join(", ")) };
             };
-            assert_eq!(verdict, "exact", "the wire from {source} to {destination} carried {length} bytes");
+            if verdict != "exact" {
+                wrong.push(format!("from {source} to {destination}: {verdict}"));
+            }
             let address = |word: &str| word.parse().expect("an address");
             flows.insert((address(source), address(destination)), length.parse().expect("a number"));
         }
@@ -223,4 +235,37 @@ impl Seen {
             .or_else(|| only(&|ends| ends.1 == destination))
             .unwrap_or_else(|| panic!("nothing from {source} to {destination} on the wire: {:?}", self.0))
     }
+}
+
+/// Whoever looks at the wire sees what is foreign there, wherever it is.
+#[test]
+fn a_foreign_byte_is_seen() {
+    isolated("wire::a_foreign_byte_is_seen", || {
+        let sequence = Sequence { side: Side::Client, network: 0, seed: 7 };
+        let sent = sequence.bytes(0, 50_000);
+        let with = |at: usize, bytes: &[u8]| [&sent[..at], bytes, &sent[at..]].concat();
+        let foreign = [
+            (sent.clone(), None),
+            (with(50_000, &[0x7f]), Some("a foreign byte at 50000")),
+            (with(20_000, &[1]), Some("a foreign byte at 20000")),
+            (with(0, b"x"), Some("begins with")),
+            (with(30_000, &EYE_CATCHERS[0]), Some("eye catchers: ")),
+            (with(50_000, &EYE_CATCHERS[1]), Some("eye catchers: ")),
+        ];
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        for (bytes, wrong) in foreign {
+            let mut capture = Actor::start(&["env"], "capture");
+            capture.hear();
+            let mut stream = TcpStream::connect(listener.local_addr().expect("an address")).expect("connect");
+            stream.write_all(&bytes).expect("write");
+            drop(stream);
+            let mut got = Vec::new();
+            listener.accept().expect("accept").0.read_to_end(&mut got).expect("read");
+            match (Seen::judged(capture), wrong) {
+                (Ok(seen), None) => assert!(seen.0.values().any(|length| *length == sent.len() as u64)),
+                (Err(said), Some(words)) => assert!(said.contains(words), "{said}, not {words}"),
+                (seen, wrong) => panic!("{:?}, not {wrong:?}", seen.map(|seen| seen.0)),
+            }
+        }
+    });
 }
