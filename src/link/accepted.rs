@@ -16,7 +16,7 @@ use crate::transport::FallbackReason;
 
 /// Port of the listener and address of the client; the rest of the tuple is checked live at MATCH,
 /// so that accept needs no further system call. A client may have one port for connections to
-/// several addresses of ours: the stream of a key may be another one than is looked for.
+/// several addresses of ours: then several streams have one key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Key {
     port: u16,
@@ -65,6 +65,8 @@ struct Table {
     streams: HashMap<Key, (u64, Weak<dyn LinkedStream>)>,
     /// Of all listeners that streams came from.
     ports: BTreeSet<u16>,
+    /// Older ones with the same key.
+    older: HashMap<Key, Vec<(u64, Weak<dyn LinkedStream>)>>,
     next: u64,
     waiting: HashMap<Key, Vec<Waiter>>,
     /// Who of the peers waits how often, and under which key each of them.
@@ -81,28 +83,40 @@ impl Table {
         self.shared.remove(&waiter.share);
     }
 
-    /// The stream under that key, or the latest one of the client where it does not know the port,
-    /// but not `another`; all that were looked at are kept for their drop.
+    /// The latest stream under that key, or of the client where it does not know the port, but none
+    /// of `others`; all that was looked at is kept for its drop.
     fn find(
         &self,
         key: Key,
-        another: Option<&Arc<dyn LinkedStream>>,
+        others: &[Weak<dyn LinkedStream>],
         seen: &mut Vec<Arc<dyn LinkedStream>>,
     ) -> Option<Arc<dyn LinkedStream>> {
         let mut look = |key: Key| {
-            let (number, stream) = self.streams.get(&key)?;
-            let stream = stream.upgrade()?;
-            seen.push(stream.clone());
-            // A stream that has ended may have left its address to a younger one, which is still to
-            // be accepted.
-            let is_another = another.is_some_and(|another| Arc::ptr_eq(&stream, another));
-            (!is_another && !stream.has_ended()).then_some((*number, stream))
+            let older = self.older.get(&key).into_iter().flatten().rev();
+            for (number, stream) in self.streams.get(&key).into_iter().chain(older) {
+                let is_another = others.iter().any(|other| other.ptr_eq(stream));
+                if is_another {
+                    continue;
+                }
+                let Some(stream) = stream.upgrade() else { continue };
+                seen.push(stream.clone());
+                // A stream that has ended may have left its address to a younger one, which is
+                // still to be accepted.
+                if !stream.has_ended() {
+                    return Some((*number, stream));
+                }
+            }
+            None
         };
         if key.port != ANY_PORT {
             return look(key).map(|(_, stream)| stream);
         }
-        let every = self.ports.iter().filter_map(|port| look(Key { port: *port, ..key }));
-        every.max_by_key(|(number, _)| *number).map(|(_, stream)| stream)
+        let mut latest = None;
+        for port in &self.ports {
+            let found = look(Key { port: *port, ..key });
+            latest = found.into_iter().chain(latest).max_by_key(|(number, _)| *number);
+        }
+        latest.map(|(_, stream)| stream)
     }
 
     fn waiter(&mut self, key: Key, number: u64) -> Option<&mut Waiter> {
@@ -125,6 +139,8 @@ const MOST_LOOKS: usize = 32;
 
 /// Ports that are looked at for a client that does not know its listener's.
 const MOST_PORTS: usize = 64;
+/// Streams with one key, besides the newest, that can be found.
+const MOST_OLDER: usize = 8;
 
 /// Waiting offers and queries of an endpoint; more are refused.
 const MOST_WAITING: usize = 1024;
@@ -145,12 +161,19 @@ pub(crate) enum Found {
 }
 
 impl AcceptedStreams {
-    /// Enters a stream; the newest of a key wins. Returns its number and what waited for it.
+    /// Enters a stream. Returns its number and what waited for one with that key.
     pub(crate) fn insert(&self, key: Key, stream: Weak<dyn LinkedStream>) -> (u64, Vec<Waiting>) {
         let mut table = lock(&self.table);
         table.next += 1;
         let number = table.next;
-        table.streams.insert(key, (number, stream));
+        if let Some(older) = table.streams.insert(key, (number, stream)) {
+            let list = table.older.entry(key).or_default();
+            list.retain(|(_, stream)| stream.strong_count() > 0);
+            if list.len() == MOST_OLDER {
+                list.remove(0);
+            }
+            list.push(older);
+        }
         if !table.ports.contains(&key.port) {
             if table.ports.len() == MOST_PORTS {
                 table.ports.pop_first();
@@ -169,18 +192,28 @@ impl AcceptedStreams {
 
     pub(crate) fn remove(&self, key: Key, number: u64) {
         let mut table = lock(&self.table);
+        if let Some(older) = table.older.get_mut(&key) {
+            older.retain(|(other, stream)| *other != number && stream.strong_count() > 0);
+        }
         if table.streams.get(&key).is_some_and(|(newest, _)| *newest == number) {
-            table.streams.remove(&key);
+            let next = table.older.get_mut(&key).and_then(Vec::pop);
+            match next {
+                Some(next) => table.streams.insert(key, next),
+                None => table.streams.remove(&key),
+            };
+        }
+        if table.older.get(&key).is_some_and(Vec::is_empty) {
+            table.older.remove(&key);
         }
     }
 
-    /// Our stream of the connection that a client describes; when there is none yet, or only
-    /// `another`, `waiting` is called once it is accepted.
+    /// Our stream of the connection that a client describes, as far as its key tells; when there is
+    /// none yet but `others`, `waiting` is called once it is accepted.
     pub(crate) fn find_or_wait(
         &self,
         theirs: &Subject,
         peer: PeerCred,
-        another: Option<&Arc<dyn LinkedStream>>,
+        others: &[Weak<dyn LinkedStream>],
         waiting: impl FnOnce() -> Waiting,
     ) -> Found {
         let key = Key::of_client(theirs);
@@ -188,7 +221,7 @@ impl AcceptedStreams {
         // handle, and what a stream drops comes back here.
         let mut seen = Vec::new();
         let mut table = lock(&self.table);
-        if let Some(stream) = table.find(key, another, &mut seen) {
+        if let Some(stream) = table.find(key, others, &mut seen) {
             return Found::Stream(stream);
         }
         let (share, of) = match table.shares.take(MOST_WAITING, &peer) {
@@ -321,7 +354,7 @@ mod tests {
     fn wait(table: &AcceptedStreams, theirs: &Subject) -> (u64, bool, std::sync::mpsc::Receiver<bool>) {
         let (tell, told) = std::sync::mpsc::channel();
         let waiting = || -> Waiting { Box::new(move |stream| tell.send(stream.is_ok()).unwrap()) };
-        match table.find_or_wait(theirs, PeerCred { pid: 1, uid: 1, gid: 1 }, None, waiting) {
+        match table.find_or_wait(theirs, PeerCred { pid: 1, uid: 1, gid: 1 }, &[], waiting) {
             Found::Waits { number, sweep, instead: None } => (number, sweep, told),
             _ => panic!("there is no such stream"),
         }
@@ -426,7 +459,7 @@ mod tests {
         let wait = |pid, port| {
             let tell = tell.clone();
             let waiting = || -> Waiting { Box::new(move |stream| tell.send((port, stream.err())).unwrap()) };
-            table.find_or_wait(&theirs(port), PeerCred { pid, uid: us, gid: 0 }, None, waiting)
+            table.find_or_wait(&theirs(port), PeerCred { pid, uid: us, gid: 0 }, &[], waiting)
         };
         let most = u16::try_from(MOST_WAITING).unwrap();
         let mut first = None;

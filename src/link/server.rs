@@ -48,6 +48,8 @@ pub(super) struct Promised {
 struct Proposed {
     offered: OfferMessage,
     clc: ServerHandshake,
+    /// Streams that are not the one.
+    others: Vec<Weak<dyn LinkedStream>>,
 }
 
 impl Link {
@@ -78,20 +80,15 @@ impl Link {
             self.refuse(offered.id, &mut clc, FallbackReason::Limit);
             return Ok(());
         }
-        self.find_stream(&endpoint, Proposed { offered, clc }, None);
+        self.find_stream(&endpoint, Proposed { offered, clc, others: Vec::new() });
         Ok(())
     }
 
-    /// Matches an offer with its stream, now or when it is accepted. `another`, which has its key,
-    /// is not the one.
-    fn find_stream(
-        self: &Arc<Self>,
-        endpoint: &Arc<Endpoint>,
-        proposed: Proposed,
-        another: Option<&Arc<dyn LinkedStream>>,
-    ) {
+    /// Matches an offer with its stream, now or when it is accepted.
+    fn find_stream(self: &Arc<Self>, endpoint: &Arc<Endpoint>, proposed: Proposed) {
         let (id, subject) = (proposed.offered.id, proposed.offered.subject);
         let key = Key::of_client(&subject);
+        let others = proposed.others.clone();
         let mut proposed = Some(proposed);
         let link = self.clone();
         // Under the state lock, so that the stream can not be accepted before its offer is known to
@@ -101,7 +98,7 @@ impl Link {
             state.their_offers.remove(&id);
             return;
         }
-        let found = endpoint.accepted().find_or_wait(&subject, self.credentials, another, || {
+        let found = endpoint.accepted().find_or_wait(&subject, self.credentials, &others, || {
             let proposed = proposed.take();
             Box::new(move |stream| {
                 if let Some(proposed) = proposed {
@@ -174,7 +171,8 @@ impl Link {
         if let Err(reason) = self.try_match(&mut proposed, stream) {
             let theirs = &proposed.offered.subject;
             if let (false, Some(endpoint)) = (stream.may_meet(theirs), self.endpoint.upgrade()) {
-                return self.find_stream(&endpoint, proposed, Some(stream));
+                proposed.others.push(Arc::downgrade(stream));
+                return self.find_stream(&endpoint, proposed);
             }
             crate::trace::debug!("offer refused: {reason}");
             lock(&self.state).their_offers.remove(&proposed.offered.id);

@@ -153,7 +153,7 @@ fn the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table() {
             std::thread::scope(|scope| {
                 let held = lock(&conn.rx);
                 let finder = scope.spawn(|| {
-                    let found = endpoint.accepted().find_or_wait(&theirs, us(), None, || Box::new(|_| ()));
+                    let found = endpoint.accepted().find_or_wait(&theirs, us(), &[], || Box::new(|_| ()));
                     assert!(!matches!(found, Found::Stream(_)));
                 });
                 // The finder has a handle, and waits for the lock to ask whether the stream has

@@ -516,6 +516,18 @@ fn a_stream_of_the_same_client_to_another_address_is_not_taken_for_the_one() {
             second.write(CLIENT, b"mine");
             second.expect(SERVER, b"mine");
             assert!(!first.writes_ring(SERVER));
+            // One that was accepted before another one of that client is still found.
+            let (from, mut third) = connect(&"127.61.7.9:0".parse().unwrap(), [127, 61, 7, 3]);
+            let (_, mut fourth) = connect(&from, [127, 61, 7, 4]);
+            for pair in [&mut third, &mut fourth] {
+                pair.accept(&lab);
+            }
+            for pair in [&third, &fourth] {
+                assert!(pair.offer(&lab));
+                run(&mut lab);
+                pair.settle();
+                assert!(pair.conns[CLIENT].transport().is_loopback_ism(), "asked: {asked}, ended: {ended}");
+            }
         }
     });
 }

@@ -121,22 +121,22 @@ impl Endpoint {
         peer: PeerCred,
         answer: impl FnOnce(bool) + Send + 'static,
     ) -> Option<AcceptedEntry> {
-        self.find_for_query(theirs, peer, Box::new(answer), None)
+        self.find_for_query(theirs, peer, Box::new(answer), Vec::new())
     }
 
-    /// The same, when `another`, which has the key of the one that is asked for, is not it.
+    /// The same, when `others`, which have the key of the one that is asked for, are not it.
     fn find_for_query(
         self: &Arc<Self>,
         theirs: Subject,
         peer: PeerCred,
         answer: Box<dyn FnOnce(bool) + Send>,
-        another: Option<&Arc<dyn LinkedStream>>,
+        others: Vec<Weak<dyn LinkedStream>>,
     ) -> Option<AcceptedEntry> {
         let mut answer = Some(answer);
-        let found = self.accepted.find_or_wait(&theirs, peer, another, || {
-            let (answer, this) = (answer.take(), Arc::downgrade(self));
+        let found = self.accepted.find_or_wait(&theirs, peer, &others, || {
+            let (answer, this, others) = (answer.take(), Arc::downgrade(self), others.clone());
             Box::new(move |stream| match (answer, this.upgrade()) {
-                (Some(answer), Some(this)) => drop(this.answer_query(theirs, peer, answer, stream)),
+                (Some(answer), Some(this)) => drop(this.answer_query(theirs, peer, answer, others, stream)),
                 (answer, _) => answer.into_iter().for_each(|answer| answer(false)),
             })
         });
@@ -148,7 +148,7 @@ impl Endpoint {
             Found::Stream(stream) => Ok(stream),
             Found::Full => Err(FallbackReason::Limit),
         };
-        self.answer_query(theirs, peer, answer?, stream)
+        self.answer_query(theirs, peer, answer?, others, stream)
     }
 
     /// Says whether that is the stream; another one may be still to come.
@@ -157,11 +157,13 @@ impl Endpoint {
         theirs: Subject,
         peer: PeerCred,
         answer: Box<dyn FnOnce(bool) + Send>,
+        mut others: Vec<Weak<dyn LinkedStream>>,
         stream: Result<Arc<dyn LinkedStream>, FallbackReason>,
     ) -> Option<AcceptedEntry> {
         let here = match &stream {
             Ok(stream) if !stream.may_meet(&theirs) => {
-                return self.find_for_query(theirs, peer, answer, Some(stream));
+                others.push(Arc::downgrade(stream));
+                return self.find_for_query(theirs, peer, answer, others);
             }
             Ok(stream) => stream.subject().is_ok_and(|ours| proof::may_be_same(&ours, &theirs).is_ok()),
             Err(_) => false,
