@@ -50,6 +50,10 @@ impl Actor {
         Actor { role: role.to_owned(), process, words, answers }
     }
 
+    pub(crate) fn process(&self) -> &Child {
+        &self.process
+    }
+
     #[track_caller]
     pub(crate) fn hear(&mut self) -> String {
         let mut line = String::new();

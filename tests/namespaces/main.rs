@@ -6,6 +6,7 @@
 //! `setpriv`, `nft` and `socat`.
 
 mod actor;
+mod busy;
 mod crowd;
 mod inside;
 mod networks;
@@ -44,6 +45,7 @@ fn actor() {
         ["client", from, to, of, policy] => {
             runtime().block_on(talk::client(port(from), address(to), network(of), policy));
         }
+        ["comes-again", to] => runtime().block_on(busy::client_that_comes_again(address(to))),
         ["plain-server", at, of] => proxies::plain_server(address(at), network(of)),
         ["forward", at, to] => proxies::forward(address(at), address(to)),
         ["front", at, relay] => proxies::front(address(at), Path::new(relay)),
