@@ -119,8 +119,8 @@ impl Volume {
     }
 }
 
-/// Files for [`Place::rootless`]: this machine's programs, in a root that belongs to that user, with
-/// the device directory at `/volume`.
+/// Files for [`Place::rootless`]: this machine's programs, in a root that belongs to that user,
+/// with the device directory at `/volume`.
 pub(crate) fn rootless_files() {
     let exe = std::env::current_exe().expect("the test binary");
     let exe: PathBuf = exe.parent().expect("a directory").into();
