@@ -8,11 +8,11 @@ for tool in cargo rustc rustdoc cargo-fmt cargo-clippy; do
 done
 
 # Program and Debian package: strace sees idleness, valgrind counts instructions, ip and unshare
-# make network namespaces, jq reads JSON, g++ builds libFuzzer; curl and Redis are for the tests of
-# integration/.
-tools="cc:gcc curl:curl g++:g++ git:git ip:iproute2 jq:jq nsenter:util-linux realpath:coreutils"
+# make network namespaces, nft and socat what stands between them, jq reads JSON, g++ builds
+# libFuzzer; curl and Redis are for the tests of integration/.
+tools="cc:gcc curl:curl g++:g++ git:git ip:iproute2 jq:jq nft:nftables nsenter:util-linux realpath:coreutils"
 tools+=" redis-benchmark:redis-tools redis-cli:redis-tools redis-server:redis-server setpriv:util-linux"
-tools+=" strace:strace unshare:util-linux valgrind:valgrind"
+tools+=" socat:socat strace:strace unshare:util-linux valgrind:valgrind"
 missing=()
 for tool in $tools; do
     command -v "${tool%%:*}" >/dev/null || missing+=("${tool#*:}")

@@ -43,6 +43,7 @@ pub(crate) fn call(name: &str) -> Call {
         "memfd_create" => (libc::SYS_memfd_create, None),
         "eventfd2" => (libc::SYS_eventfd2, None),
         "timerfd_create" => (libc::SYS_timerfd_create, None),
+        "sendmsg" => (libc::SYS_sendmsg, None),
         "getrandom" => (libc::SYS_getrandom, None),
         "netlink" => (libc::SYS_socket, Some(libc::AF_NETLINK as u32)),
         "unix" => (libc::SYS_socket, Some(libc::AF_UNIX as u32)),

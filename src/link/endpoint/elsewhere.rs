@@ -72,12 +72,14 @@ impl Endpoint {
                 Err(reason) => reason,
             },
             Destination::Own => reason,
-            Destination::Translated => {
+            // Whoever was too busy to answer, or had no room, may yet be the one.
+            Destination::Translated if another => {
                 if let Ok(subject) = stream.subject() {
                     self.nowhere.remember(subject.tuple.remote, sys::monotonic());
                 }
-                if another { FallbackReason::Elsewhere } else { reason }
+                FallbackReason::Elsewhere
             }
+            Destination::Translated => reason,
         };
         stream.stay_on_tcp(reason);
     }
