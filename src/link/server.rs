@@ -177,12 +177,13 @@ impl Link {
             }
             crate::trace::debug!("offer refused: {reason}");
             lock(&self.state).their_offers.remove(&proposed.offered.id);
-            self.refuse(proposed.offered.id, &mut proposed.clc, reason);
             // A client that has written since goes on with the number; anybody else's claim says
             // nothing of the stream.
             if proposed.offered.commitment.is_some() || !stream.has_received() {
+                // Before the client can tell anybody.
                 stream.verdict(Verdict::OfferRefused(reason));
             }
+            self.refuse(proposed.offered.id, &mut proposed.clc, reason);
         }
     }
 
@@ -449,13 +450,13 @@ impl Link {
                     state.own.stream_done(token);
                     state.theirs.release(confirmed.token);
                 }
-                self.refuse(id, &mut clc, reason);
-                self.send(&Message::Detach { token: confirmed.token });
                 // Who has proved nothing says nothing of the stream; whom it belongs to does not
-                // ask again.
+                // ask again, and can not tell anybody before this end knows.
                 if let Some(stream) = refused.filter(|_| reason != FallbackReason::InProgress) {
                     stream.stay_on_tcp(reason);
                 }
+                self.refuse(id, &mut clc, reason);
+                self.send(&Message::Detach { token: confirmed.token });
                 return Ok(());
             }
         };
