@@ -1,5 +1,7 @@
 //! What a connection may do: policies, sizes, and the environment variables that mirror them.
 
+mod limits;
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -7,6 +9,8 @@ use std::time::Duration;
 
 use crate::peer::PeerPolicy;
 use crate::sync::Arc;
+
+pub(crate) use limits::Limits;
 
 /// When a connection leaves TCP for shared memory.
 ///
@@ -86,7 +90,6 @@ const SMALLEST_DMB_SIZE: usize = 4 << 10;
 const LARGEST_DMB_SIZE: usize = 64 << 20;
 const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(50);
 const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(200);
-const DEFAULT_MAX_LINKS: usize = 1024;
 const DEFAULT_PEER_TIMEOUT: Duration = Duration::from_secs(30);
 const LONGEST_PEER_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -105,15 +108,20 @@ const LONGEST_PEER_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// | `SMC_LO_PEERS` | whose processes are admitted: the [`PeerPolicy`] | `same` |
 /// | `SMC_LO_DMB_SIZE` | bytes of a DMB's largest segment ([`dmb_size`](Config::dmb_size)) | 4194304 |
 /// | `SMC_LO_MEMORY` | bytes that all rings may take ([`memory_limit`](Config::memory_limit)) | a quarter |
+/// | `SMC_LO_MEMORY_PER_PEER` | of these for one process ([`memory_limit_per_peer`](Config::memory_limit_per_peer)) | |
 /// | `SMC_LO_BUSY_POLL_US` | longest polling window, in µs ([`busy_poll`](Config::busy_poll)) | 50 |
 /// | `SMC_LO_MAX_LINKS` | links of a process ([`max_links`](Config::max_links)) | 1024 |
+/// | `SMC_LO_MAX_LINKS_PER_USER` | of these for another user ([`max_links_per_user`](Config::max_links_per_user)) | half |
+/// | `SMC_LO_MAX_STREAMS_PER_LINK` | streams of a link ([`max_streams_per_link`](Config::max_streams_per_link)) | 32768 |
+/// | `SMC_LO_MAX_WAITING_OFFERS` | offers before accept ([`max_waiting_offers`](Config::max_waiting_offers)) | 8192 |
+/// | `SMC_LO_MAX_QUERIES_PER_SECOND` | of one peer process ([`max_queries_per_second`](Config::max_queries_per_second)) | 2000 |
 /// | `SMC_LO_PEER_TIMEOUT_MS` | patience with a silent peer, in ms ([`peer_timeout`](Config::peer_timeout)) | 30000 |
 ///
 /// How long connect waits for the handshake ([`handshake_timeout`](Config::handshake_timeout)) is
 /// set in code only.
 ///
 /// A variable that can not be understood counts as unset; with the feature `tracing` a warning says
-/// so.
+/// so. Those of limits, memory and `MAX`, are read once.
 ///
 /// ```
 /// use std::time::Duration;
@@ -131,8 +139,7 @@ pub struct Config {
     /// Shared: every connection has a copy of its settings.
     pub(crate) device_dir: Option<Arc<Path>>,
     pub(crate) handshake_timeout: Duration,
-    pub(crate) memory_limit: Option<u64>,
-    pub(crate) max_links: usize,
+    limits: Option<Arc<Limits>>,
     pub(crate) peer_timeout: Duration,
 }
 
@@ -153,8 +160,7 @@ impl Config {
             busy_poll: DEFAULT_BUSY_POLL,
             device_dir: None,
             handshake_timeout: DEFAULT_HANDSHAKE_TIMEOUT,
-            memory_limit: None,
-            max_links: DEFAULT_MAX_LINKS,
+            limits: None,
             peer_timeout: DEFAULT_PEER_TIMEOUT,
         }
     }
@@ -174,10 +180,7 @@ impl Config {
         if let Some(micros) = variable("SMC_LO_BUSY_POLL_US") {
             config.busy_poll = Duration::from_micros(micros);
         }
-        config.memory_limit = variable("SMC_LO_MEMORY");
-        if let Some(links) = variable("SMC_LO_MAX_LINKS") {
-            config.max_links = links;
-        }
+        config.limits = limits::from_env();
         if let Some(millis) = variable("SMC_LO_PEER_TIMEOUT_MS") {
             config = config.peer_timeout(Duration::from_millis(millis));
         }
@@ -244,38 +247,6 @@ impl Config {
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;
-        self
-    }
-
-    /// Sets the bytes of memory that the rings of this process may take together; a quarter of what
-    /// the process may have if nothing is set, and never more than that. What it may have is the
-    /// least limit of its memory cgroups, or the host's memory.
-    ///
-    /// As much again may be borrowed from peers. No peer gets more than half of what all others
-    /// leave. Where that is not enough, rings stay small, and in the end connections stay on TCP
-    /// with [`FallbackReason::Memory`](crate::FallbackReason::Memory).
-    ///
-    /// It belongs to the process: of all that were used there the least counts, from then on.
-    #[must_use]
-    pub fn memory_limit(mut self, bytes: u64) -> Self {
-        self.memory_limit = Some(bytes);
-        self
-    }
-
-    /// Sets how many links to endpoints of other processes this one may have; 1024 if nothing is
-    /// set. A quarter of the process's descriptors is a limit besides (`RLIMIT_NOFILE`; a link
-    /// holds three).
-    ///
-    /// When all are in use, the process that has the most gives its latest one up to one that has
-    /// fewer; users that are not ours have half of them at most. Streams that get none stay on TCP,
-    /// with [`FallbackReason::Limit`](crate::FallbackReason::Limit) or
-    /// [`Descriptors`](crate::FallbackReason::Descriptors).
-    ///
-    /// It belongs to the runtime: the first configuration used there with a device directory
-    /// decides.
-    #[must_use]
-    pub fn max_links(mut self, links: usize) -> Self {
-        self.max_links = links;
         self
     }
 

@@ -25,7 +25,9 @@ mod life;
 pub(crate) mod look;
 pub(crate) mod message;
 mod numbers;
+mod offers;
 pub(crate) mod outbox;
+mod pace;
 pub(crate) mod proof;
 pub(crate) mod reactor;
 pub(crate) mod roster;
@@ -45,14 +47,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{OnceLock, Weak};
 use std::task::Waker;
 
-use crate::clc::{ClientHandshake, Gid, ServerHandshake};
+use crate::clc::{ClientHandshake, Gid};
 use crate::error::SmcError;
 use crate::ism::arena::{ArenaMap, DmbMemory};
 use crate::ism::budget::{self, Account, LinkPlace, Need};
 use crate::ism::device::EndpointId;
 use crate::ism::dmb::{LARGEST_SEGMENT, SMALLEST_SEGMENT};
 use crate::ism::sys;
-use crate::link::accepted::Key;
 use crate::link::aside::ControlSocket;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
@@ -63,7 +64,7 @@ use crate::link::reactor::Watched;
 use crate::link::search::Search;
 use crate::link::shares::Holder;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
-use crate::link::stream::{Death, LinkedStream, SendDmb};
+use crate::link::stream::{Death, LinkedStream};
 use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
 use crate::transport::FallbackReason;
 
@@ -73,7 +74,7 @@ pub(crate) use idle::Hold;
 use interrupts::Registered;
 pub(crate) use interrupts::SignalEntry;
 use numbers::Numbers;
-use server::Promised;
+use offers::{TheirOffer, TheirOffers};
 
 /// What became known with the peer's HELLO.
 struct Peer {
@@ -121,26 +122,6 @@ impl OurOffer {
     }
 }
 
-/// S: an offer from its arrival to READY, or to ATTACHED, or to CANCEL or REFUSE.
-enum TheirOffer {
-    /// Its stream is not accepted yet.
-    Waiting { key: Key, number: u64 },
-    /// Its stream is being proved; CANCEL may come meanwhile.
-    Matching { cancelled: bool },
-    Matched {
-        stream: Weak<dyn LinkedStream>,
-        clc: ServerHandshake,
-        token: u64,
-        peer_signal: u32,
-        handshake: bool,
-        entry: Arc<SignalEntry>,
-    },
-    /// The client has to reveal what it has committed itself to; its stream knows nothing yet.
-    Promised(Box<Promised>),
-    /// It has revealed the right thing, and reads from its DMB soon.
-    Proved { stream: Weak<dyn LinkedStream>, send: SendDmb },
-}
-
 struct State {
     own: OwnArenas,
     theirs: PeerArenas,
@@ -152,7 +133,7 @@ struct State {
     /// contact.
     met: bool,
     our_offers: HashMap<u64, OurOffer>,
-    their_offers: HashMap<u64, TheirOffer>,
+    their_offers: TheirOffers,
     /// Tokens of the peer that we owe a DETACH, with the stream that writes there.
     received: HashMap<u64, Weak<dyn LinkedStream>>,
     /// Streams that want to offer, until the peer's HELLO.
@@ -258,7 +239,8 @@ impl Link {
         let credentials = sys::peer_cred(socket.as_fd())?;
         let bell = OwnBell::new(endpoint.reactor(), socket.as_fd(), &credentials)?;
         let account = Account::of(&credentials);
-        let (own, first, file) = OwnArenas::new(account.clone())?;
+        let most_streams = endpoint.limits().streams_per_link;
+        let (own, first, file) = OwnArenas::new(account.clone(), most_streams)?;
         let id = sys::random_u64()?;
         sys::allow_rights(socket.as_fd());
         let link = Arc::new_cyclic(|this| Link {
@@ -278,7 +260,7 @@ impl Link {
             _place: place,
             share,
             peer: OnceLock::new(),
-            streams: Numbers::new(),
+            streams: Numbers::new(most_streams),
             state: Mutex::new(State {
                 own,
                 theirs: PeerArenas::new(account.clone()),
@@ -286,7 +268,7 @@ impl Link {
                 accepts_at: BTreeSet::new(),
                 met: false,
                 our_offers: HashMap::new(),
-                their_offers: HashMap::new(),
+                their_offers: TheirOffers::default(),
                 received: HashMap::new(),
                 before_hello: Vec::new(),
             }),

@@ -76,7 +76,7 @@ mod imp {
         AtomicBool bool: swap fetch_or fetch_and;
         AtomicU8 u8: swap fetch_or fetch_and fetch_add fetch_sub fetch_max;
         AtomicU32 u32: swap fetch_or fetch_and fetch_add fetch_sub fetch_max;
-        AtomicU64 u64: swap fetch_or fetch_and fetch_add fetch_sub fetch_max;
+        AtomicU64 u64: swap fetch_or fetch_and fetch_add fetch_sub fetch_max fetch_min;
         AtomicUsize usize: swap fetch_or fetch_and fetch_add fetch_sub fetch_max;
     }
 }

@@ -14,6 +14,7 @@ mod handshake;
 mod hosts;
 mod impostors;
 mod interleavings;
+mod limits;
 mod listed;
 mod memory;
 mod model;

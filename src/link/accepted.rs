@@ -9,7 +9,7 @@ use crate::ism::sys::{PeerCred, canonical, monotonic};
 #[cfg(test)]
 use crate::link::message::Tuple;
 use crate::link::message::{Destination, Subject};
-use crate::link::shares::{Share, Shares};
+use crate::link::shares::{Most, Share, Shares};
 use crate::link::stream::LinkedStream;
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
@@ -124,9 +124,10 @@ impl Table {
     }
 }
 
-#[derive(Default)]
 pub(crate) struct AcceptedStreams {
     table: Mutex<Table, rank::AcceptedStreams>,
+    /// Offers and queries that may wait; more are refused.
+    most: usize,
     /// Number of entries in `waiting`: lets accept pass by without a look.
     waiting: AtomicUsize,
 }
@@ -142,8 +143,8 @@ const MOST_PORTS: usize = 64;
 /// Streams with one key, besides the newest, that can be found.
 const MOST_OLDER: usize = 8;
 
-/// Waiting offers and queries of an endpoint; more are refused.
-const MOST_WAITING: usize = 1024;
+/// Of those that wait a link has at most this part.
+const LINKS_PART: usize = 2;
 
 /// What the table knows about a client's connection.
 pub(crate) enum Found {
@@ -161,6 +162,16 @@ pub(crate) enum Found {
 }
 
 impl AcceptedStreams {
+    /// So many may wait.
+    pub(crate) fn new(most: usize) -> Self {
+        AcceptedStreams { table: Mutex::default(), most, waiting: AtomicUsize::new(0) }
+    }
+
+    /// Offers of one link that may wait.
+    pub(crate) fn most_of_a_link(&self) -> usize {
+        self.most.div_ceil(LINKS_PART)
+    }
+
     /// Enters a stream. Returns its number and what waited for one with that key.
     pub(crate) fn insert(&self, key: Key, stream: Weak<dyn LinkedStream>) -> (u64, Vec<Waiting>) {
         let mut table = lock(&self.table);
@@ -224,10 +235,10 @@ impl AcceptedStreams {
         if let Some(stream) = table.find(key, others, &mut seen) {
             return Found::Stream(stream);
         }
-        let (share, of) = match table.shares.take(MOST_WAITING, &peer) {
+        let (share, of) = match table.shares.take(Most::of(self.most), &peer) {
             Share::Given(share) => (share, None),
             Share::Instead { number, of } => (number, Some(of)),
-            Share::Refused => return Found::Full,
+            Share::Refused(_) => return Found::Full,
         };
         let instead = of.and_then(|of| table.shared.get(&of).copied());
         let instead = instead.and_then(|(key, number)| self.take(&mut table, key, number));
@@ -336,6 +347,8 @@ impl AcceptedStreams {
 mod tests {
     use super::*;
 
+    const MOST_WAITING: usize = 1024;
+
     fn theirs(port: u16) -> Subject {
         let (local, remote) = (([127, 0, 0, 1], port).into(), ([127, 0, 0, 1], 80).into());
         Subject {
@@ -362,7 +375,7 @@ mod tests {
 
     #[test]
     fn who_waits_in_vain_is_told_at_the_second_look() {
-        let table = AcceptedStreams::default();
+        let table = AcceptedStreams::new(MOST_WAITING);
         let (number, sweep, told) = wait(&table, &theirs(1));
         assert!(sweep);
         let (_, sweep, patient) = wait(&table, &theirs(2));
@@ -383,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_doubt_is_not_kept() {
-        let table = AcceptedStreams::default();
+        let table = AcceptedStreams::new(MOST_WAITING);
         let (_, _, told) = wait(&table, &theirs(1));
         let mut at = monotonic() + FIRST_LOOK;
         for to_come in [false, true, true, false, true, true] {
@@ -394,7 +407,7 @@ mod tests {
 
     #[test]
     fn who_waits_for_long_is_looked_at_ever_more_rarely() {
-        let table = AcceptedStreams::default();
+        let table = AcceptedStreams::new(MOST_WAITING);
         let _told = wait(&table, &theirs(1));
         let mut at = monotonic() + FIRST_LOOK;
         for pause in [2, 4, 8, 16, 16, 16] {
@@ -406,7 +419,7 @@ mod tests {
 
     #[test]
     fn who_comes_while_the_sweeper_sleeps_long_gets_another_one() {
-        let table = AcceptedStreams::default();
+        let table = AcceptedStreams::new(MOST_WAITING);
         let _told = wait(&table, &theirs(1));
         let soon = monotonic() + FIRST_LOOK;
         // Its next look is two seconds away, and there is one to come in a second.
@@ -424,7 +437,7 @@ mod tests {
 
     #[test]
     fn many_are_looked_at_in_turns() {
-        let (table, looks) = (AcceptedStreams::default(), std::cell::Cell::new(0));
+        let (table, looks) = (AcceptedStreams::new(MOST_WAITING), std::cell::Cell::new(0));
         let _told: Vec<_> = (0..MOST_LOOKS as u16 + 1).map(|port| wait(&table, &theirs(port))).collect();
         let now = monotonic() + FIRST_LOOK;
         let look = |_: &Subject| {
@@ -439,7 +452,7 @@ mod tests {
 
     #[test]
     fn who_is_accepted_during_a_look_is_not_told_by_the_sweep() {
-        let table = AcceptedStreams::default();
+        let table = AcceptedStreams::new(MOST_WAITING);
         let (_, _, told) = wait(&table, &theirs(1));
         let at = table.sweep(monotonic() + FIRST_LOOK, |_| if_so(false)).unwrap();
         table.sweep(at, |theirs| {
@@ -453,7 +466,7 @@ mod tests {
 
     #[test]
     fn who_waits_most_gives_way_to_who_waits_for_the_first_time() {
-        let table = AcceptedStreams::default();
+        let table = AcceptedStreams::new(MOST_WAITING);
         let (tell, told) = std::sync::mpsc::channel();
         let us = crate::ism::sys::effective_uid();
         let wait = |pid, port| {

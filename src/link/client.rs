@@ -23,9 +23,6 @@ use crate::transport::FallbackReason;
 /// time.
 const MOST_PROVED: usize = 64;
 
-/// Streams that may wait for the peer's HELLO.
-const MOST_BEFORE_HELLO: usize = 4096;
-
 /// An offer that stands; dropping it takes it back with CANCEL, unless the upgrade went on
 /// meanwhile.
 struct StandingOffer {
@@ -78,7 +75,7 @@ impl Link {
                 return;
             }
             if self.peer.get().is_none() && self.death().is_none() {
-                if state.before_hello.len() < MOST_BEFORE_HELLO {
+                if state.before_hello.len() < self.streams.most() {
                     state.before_hello.push(Wanting { stream: Arc::downgrade(&stream), destination, rest });
                 } else {
                     drop(state);

@@ -12,7 +12,7 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use crate::clc::{Eid, Gid, LocalDevice};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::ism::budget;
 use crate::ism::device::{Device, EndpointEntry, EndpointId, OnPort, PortEntry};
 use crate::ism::sys::{self, PeerCred};
@@ -22,6 +22,7 @@ use crate::link::lack::reason_of;
 use crate::link::message::Destination;
 #[cfg(feature = "blocking")]
 use crate::link::message::Tuple;
+use crate::link::pace::Pace;
 use crate::link::proof::{self, Possession};
 use crate::link::reactor::{Places, Reactor, cancellable};
 use crate::link::search::{self, Search, Unsettled};
@@ -80,10 +81,11 @@ pub(crate) struct Endpoint {
     /// Somebody comes to close idle links.
     looks_for_idle: AtomicBool,
     busy_poll: Duration,
-    /// Links that this process may have.
-    max_links: usize,
+    limits: Limits,
     /// For how long a peer may keep something of ours and say nothing.
     patience: Duration,
+    /// How fast peers connect to its socket.
+    pace: Pace,
     /// Connections that have not said yet what they want.
     greetings: Arc<Holders<Weak<ControlSocket>>>,
     /// Queries that wait for their stream.
@@ -106,9 +108,8 @@ fn nobody_on_port(found: &OnPort) -> FallbackReason {
 impl Endpoint {
     /// Enters the device directory of `config`.
     pub(crate) fn open(config: &Config, reactor: Arc<dyn Reactor>) -> io::Result<Endpoint> {
-        if let Some(bytes) = config.memory_limit {
-            budget::limit_memory(bytes);
-        }
+        let limits = config.limits();
+        budget::limit_memory(limits.memory, limits.memory_per_peer);
         let device = Device::open(config.directory())?;
         let entry = device.create_endpoint()?;
         device.tidy_later(entry.id());
@@ -122,7 +123,7 @@ impl Endpoint {
             entry: Mutex::new(Some(entry)),
             clc,
             eventfd: sys::eventfd()?,
-            accepted: AcceptedStreams::default(),
+            accepted: AcceptedStreams::new(limits.waiting_offers),
             let_in: Mutex::default(),
             links: Mutex::default(),
             network,
@@ -131,8 +132,9 @@ impl Endpoint {
             grown: Mutex::default(),
             looks_for_idle: AtomicBool::new(false),
             busy_poll,
-            max_links: config.max_links,
+            limits,
             patience: config.peer_timeout,
+            pace: Pace::new(limits.queries_per_second),
             greetings: Arc::default(),
             queries: Arc::default(),
             asking: Places::new(search::most_asked()),
@@ -218,6 +220,14 @@ impl Endpoint {
 
     pub(crate) fn patience(&self) -> Duration {
         self.patience
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     pub(crate) fn greetings(&self) -> &Arc<Holders<Weak<ControlSocket>>> {

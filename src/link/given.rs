@@ -37,6 +37,11 @@ impl<P: Copy, S: Clone> Given<P, S> {
         self.0.is_empty()
     }
 
+    /// How many are out.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The peer is about to get a token, which is not out, for that place.
     pub(crate) fn give(&mut self, token: u64, place: P, stream: S) {
         self.0.insert(token, Out { place, stream, in_use: false, detached: false, done: false });

@@ -13,8 +13,8 @@ use crate::link::endpoint::Endpoint;
 use crate::link::lack::{no_link, reason_of};
 use crate::link::message::{LONGEST, Message, Subject};
 use crate::link::reactor::{Watched, when_readable, yield_now};
-use crate::link::shares::{Holder, Holders};
-use crate::shield::{guarded, shielded};
+use crate::link::shares::{Holder, Holders, Most};
+use crate::shield::{Panicked, guarded, shielded};
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
 
@@ -26,11 +26,14 @@ const MOST_QUERIES: usize = 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Taken in a row, before others have a turn.
 const AT_ONCE: u32 = 16;
+/// After so many that were turned away at once: these take some ten microseconds each.
+const RESPITE: Duration = Duration::from_millis(1);
 /// Between two attempts to accept when one failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Takes what connects to the endpoint's socket.
 pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) {
+    let mut turned_away = 0;
     for attempt in (1..AT_ONCE).chain([0]).cycle() {
         if attempt == 0 {
             yield_now(endpoint.reactor()).await;
@@ -49,9 +52,22 @@ pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) 
         };
         let greeted = endpoint.clone();
         // Here, not in the task: of many that come at once few are held at a time.
-        let Ok(admitted) = shielded(|| admit(socket, &greeted)) else { continue };
+        let guest = match shielded(|| admit(socket, &greeted)) {
+            Ok(Ok(guest)) => guest,
+            Ok(Err(error)) => {
+                crate::trace::debug!("a connection to this endpoint was turned away: {error}");
+                turned_away += 1;
+                if turned_away == AT_ONCE {
+                    turned_away = 0;
+                    // Whoever comes without a pause costs a part of our time, not all of it.
+                    endpoint.timers().sleep(RESPITE).await;
+                }
+                continue;
+            }
+            Err(Panicked) => continue,
+        };
         endpoint.spawn(async move {
-            let greeting = async { greet(admitted?, &greeted).await };
+            let greeting = async { greet(guest, &greeted).await };
             // Whose greeting panics has hung up, and nothing else has happened.
             if let Ok(Err(error)) = guarded(greeting).await {
                 crate::trace::debug!("a connection to this endpoint ended early: {error}");
@@ -80,6 +96,10 @@ struct Guest {
 /// Lets a connection say what it wants, if there is a place for it.
 fn admit(socket: Fed<OwnedFd>, endpoint: &Arc<Endpoint>) -> io::Result<Guest> {
     let peer = endpoint.check_user(socket.as_fd())?;
+    if !endpoint.pace().admits(&peer, sys::monotonic()) {
+        let _ = sys::send(socket.as_fd(), &no_link(FallbackReason::Limit).encode(), &[]);
+        return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "its process comes too often"));
+    }
     // Many that come at once must not keep the application from accepting.
     budget::spare_the_last(socket.as_fd().as_raw_fd(), Need::Lasting).inspect_err(|_| {
         let _ = sys::send(socket.as_fd(), &no_link(FallbackReason::Descriptors).encode(), &[]);
@@ -135,7 +155,7 @@ fn place_among(
         let _ = sys::send(socket.as_fd(), &no_link(FallbackReason::Limit).encode(), &[]);
         let _ = sys::shutdown_socket(socket.as_fd());
     };
-    let taken = holders.take(most, peer);
+    let taken = holders.take(Most::of(most), peer).ok();
     if let Some(loser) = taken.as_ref().and_then(|(_, loser)| loser.as_ref()?.upgrade()) {
         end(&loser);
     }

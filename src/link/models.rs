@@ -105,7 +105,7 @@ fn raise(page: &SignalPage, number: u32) {
 #[test]
 fn loom_who_waits_hears_of_the_death() {
     check(3, || {
-        let streams = Arc::new(Numbers::new());
+        let streams = Arc::new(Numbers::new(2));
         let page = Arc::new(SignalPage::new());
         page.publish_look(1);
         let stream = Stream::new();
@@ -154,7 +154,7 @@ fn loom_who_waits_hears_of_the_death() {
 #[test]
 fn loom_the_death_finds_every_stream_that_is_there() {
     check(3, || {
-        let streams = Arc::new(Numbers::new());
+        let streams = Arc::new(Numbers::new(2));
         let [stays, goes] = [Stream::new(), Stream::new()];
         streams.take(stays.clone()).unwrap();
         let number = streams.take(goes.clone()).unwrap();
@@ -242,7 +242,7 @@ fn loom_a_slot_that_is_named_again_has_no_past() {
     check(3, || {
         let host = Arc::new(Host {
             given: Mutex::new(Given::new()),
-            streams: Numbers::new(),
+            streams: Numbers::new(2),
             page: SignalPage::new(),
             memory: Heap::new(),
             inbox: Mutex::new(Vec::new()),

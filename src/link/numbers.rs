@@ -2,7 +2,6 @@
 //! told of the death, whenever it came, and a late signal for a number that was given to another
 //! stream does no more than wake that one.
 
-use crate::ism::interrupt::CONNECTIONS;
 use crate::sync::{AtomicU8, Mutex, Ordering, lock};
 
 /// What the numbers stand for.
@@ -26,13 +25,20 @@ impl<T> Table<T> {
 /// A [`Table`], of a link that lives or has died.
 pub(crate) struct Numbers<T> {
     table: Mutex<Table<T>>,
+    most: usize,
     /// 0, or what it died of.
     death: AtomicU8,
 }
 
 impl<T> Numbers<T> {
-    pub(crate) fn new() -> Self {
-        Numbers { table: Mutex::new(Table { all: Vec::new(), free: Vec::new() }), death: AtomicU8::new(0) }
+    /// So many at most.
+    pub(crate) fn new(most: usize) -> Self {
+        let table = Mutex::new(Table { all: Vec::new(), free: Vec::new() });
+        Numbers { table, most, death: AtomicU8::new(0) }
+    }
+
+    pub(crate) fn most(&self) -> usize {
+        self.most
     }
 
     /// Gives it a number; `None`: there is none left. Who has got one asks for [`Numbers::death`]
@@ -41,7 +47,7 @@ impl<T> Numbers<T> {
         let mut table = lock(&self.table);
         let number = match table.free.pop() {
             Some(number) => number,
-            None if table.all.len() < CONNECTIONS as usize => {
+            None if table.all.len() < self.most => {
                 table.all.push(None);
                 table.all.len() as u32 - 1
             }
@@ -87,10 +93,11 @@ impl<T> Numbers<T> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::ism::interrupt::CONNECTIONS;
 
     #[test]
     fn all_numbers_are_given_and_given_again() {
-        let numbers = Numbers::new();
+        let numbers = Numbers::new(CONNECTIONS as usize);
         for number in 0..CONNECTIONS {
             assert_eq!(numbers.take(number), Some(number));
         }
@@ -107,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_first_death_counts() {
-        let numbers = Numbers::new();
+        let numbers = Numbers::new(2);
         numbers.take('a');
         let number = numbers.take('b').unwrap();
         numbers.give_back(number);

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Weak;
 use std::task::{Context, Poll};
@@ -153,7 +154,14 @@ impl Search {
         let mut buffer = [0; LONGEST];
         let (mut at, before) = (0, self.waiting.len());
         while let Some(Asked { candidate, socket, .. }) = self.waiting.get(at) {
-            match poll_attempt(socket, Interest::Read, cx, || sys::recv(socket.as_fd(), &mut buffer, 0)) {
+            let mut hear = || match sys::recv(socket.as_fd(), &mut buffer, 0) {
+                // Told once, when it has hung up without reading the question; why is still there.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    sys::recv(socket.as_fd(), &mut buffer, 0)
+                }
+                heard => heard,
+            };
+            match poll_attempt(socket, Interest::Read, cx, &mut hear) {
                 Poll::Pending => at += 1,
                 Poll::Ready(Ok(received))
                     if Message::decode(&buffer[..received.len]) == Ok(Message::Answer) =>

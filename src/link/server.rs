@@ -20,9 +20,6 @@ use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::FallbackReason;
 
-/// Offers of one peer that may wait for their stream to be accepted.
-const MOST_WAITING_OFFERS: usize = 256;
-
 /// What OFFER says.
 pub(super) struct OfferMessage {
     pub(super) id: u64,
@@ -64,10 +61,10 @@ impl Link {
         let Some(endpoint) = self.endpoint.upgrade() else { return Ok(()) };
         let waiting = {
             let state = lock(&self.state);
-            if state.their_offers.contains_key(&offered.id) {
+            if state.their_offers.contains_key(offered.id) {
                 return Err(Fault("OFFER repeats a number"));
             }
-            state.their_offers.values().filter(|offer| matches!(offer, TheirOffer::Waiting { .. })).count()
+            state.their_offers.waiting()
         };
         let mut clc = match ServerHandshake::on_proposal(endpoint.clc_device(), &offered.clc) {
             Ok(clc) => clc,
@@ -77,7 +74,7 @@ impl Link {
                 return Ok(());
             }
         };
-        if waiting >= MOST_WAITING_OFFERS {
+        if waiting >= endpoint.accepted().most_of_a_link() {
             self.refuse(offered.id, &mut clc, FallbackReason::Limit);
             return Ok(());
         }
@@ -95,8 +92,8 @@ impl Link {
         // Under the state lock, so that the stream can not be accepted before its offer is known to
         // wait.
         let mut state = lock(&self.state);
-        if let Some(TheirOffer::Matching { cancelled: true }) = state.their_offers.get(&id) {
-            state.their_offers.remove(&id);
+        if let Some(TheirOffer::Matching { cancelled: true }) = state.their_offers.get(id) {
+            state.their_offers.remove(id);
             return;
         }
         let found = endpoint.accepted().find_or_wait(&subject, self.credentials, &others, || {
@@ -116,7 +113,7 @@ impl Link {
                 // The burial may have passed by already.
                 let buried = self.death().is_some();
                 if buried {
-                    state.their_offers.remove(&id);
+                    state.their_offers.remove(id);
                 }
                 drop(state);
                 if buried {
@@ -132,7 +129,7 @@ impl Link {
                 }
             }
             Found::Full => {
-                state.their_offers.remove(&id);
+                state.their_offers.remove(id);
                 drop(state);
                 if let Some(mut proposed) = proposed.take() {
                     self.refuse(id, &mut proposed.clc, FallbackReason::Limit);
@@ -150,10 +147,10 @@ impl Link {
         let id = proposed.offered.id;
         {
             let mut state = lock(&self.state);
-            let Some(TheirOffer::Waiting { .. }) = state.their_offers.get(&id) else { return };
+            let Some(TheirOffer::Waiting { .. }) = state.their_offers.get(id) else { return };
             match &stream {
                 Ok(_) => state.their_offers.insert(id, TheirOffer::Matching { cancelled: false }),
-                Err(_) => state.their_offers.remove(&id),
+                Err(_) => state.their_offers.remove(id),
             };
         }
         match stream {
@@ -176,7 +173,7 @@ impl Link {
                 return self.find_stream(&endpoint, proposed);
             }
             crate::trace::debug!("offer refused: {reason}");
-            lock(&self.state).their_offers.remove(&proposed.offered.id);
+            lock(&self.state).their_offers.remove(proposed.offered.id);
             // A client that has written since goes on with the number; anybody else's claim says
             // nothing of the stream.
             if proposed.offered.commitment.is_some() || !stream.has_received() {
@@ -305,9 +302,9 @@ impl Link {
         let cancelled = {
             let mut state = lock(&self.state);
             let cancelled =
-                matches!(state.their_offers.get(&id), Some(TheirOffer::Matching { cancelled: true }));
+                matches!(state.their_offers.get(id), Some(TheirOffer::Matching { cancelled: true }));
             if cancelled {
-                state.their_offers.remove(&id);
+                state.their_offers.remove(id);
                 Some(offer)
             } else {
                 state.their_offers.insert(id, offer);
@@ -326,7 +323,7 @@ impl Link {
         }
         if self.death().is_some() {
             // The burial has passed by: what it left here would keep the link for ever.
-            let late = lock(&self.state).their_offers.remove(&id);
+            let late = lock(&self.state).their_offers.remove(id);
             drop(late);
         }
         true
@@ -340,7 +337,7 @@ impl Link {
         confirm: &[u8],
     ) -> Result<(), Fault> {
         let window = usable_window(place.window).ok_or(Fault("READY names an impossible window"))?;
-        let offer = lock(&self.state).their_offers.remove(&id);
+        let offer = lock(&self.state).their_offers.remove(id);
         let (stream, mut clc, peer_signal, handshake, entry) = match (offer, reveal) {
             (Some(TheirOffer::Matched { stream, clc, peer_signal, handshake, entry, .. }), None) => {
                 (stream, clc, peer_signal, handshake, entry)
@@ -471,7 +468,7 @@ impl Link {
         }
         if self.death().is_some() {
             // As in `enter_match`.
-            let late = lock(&self.state).their_offers.remove(&id);
+            let late = lock(&self.state).their_offers.remove(id);
             drop(late);
         }
         self.send(&Message::Proved { id, reveal: exchange.reveal });
@@ -486,8 +483,8 @@ impl Link {
     pub(super) fn on_attached(self: &Arc<Self>, id: u64) -> Result<(), Fault> {
         let offer = {
             let mut state = lock(&self.state);
-            let proved = matches!(state.their_offers.get(&id), Some(TheirOffer::Proved { .. }));
-            if proved { state.their_offers.remove(&id) } else { None }
+            let proved = matches!(state.their_offers.get(id), Some(TheirOffer::Proved { .. }));
+            if proved { state.their_offers.remove(id) } else { None }
         };
         let Some(TheirOffer::Proved { stream, send }) = offer else {
             return Err(Fault("ATTACHED without PROVED"));
@@ -502,13 +499,13 @@ impl Link {
     pub(super) fn on_cancel(&self, id: u64) -> Result<(), Fault> {
         let offer = {
             let mut state = lock(&self.state);
-            match state.their_offers.get_mut(&id) {
-                Some(TheirOffer::Matching { cancelled }) => {
-                    *cancelled = true;
+            match state.their_offers.get(id) {
+                Some(TheirOffer::Matching { .. }) => {
+                    state.their_offers.insert(id, TheirOffer::Matching { cancelled: true });
                     None
                 }
                 Some(TheirOffer::Proved { .. }) => return Err(Fault("CANCEL after READY")),
-                _ => state.their_offers.remove(&id),
+                _ => state.their_offers.remove(id),
             }
         };
         match offer {

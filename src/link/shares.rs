@@ -9,6 +9,21 @@ use crate::sync::{Arc, Mutex, lock};
 /// Of a user that is not ours at most this part.
 const OTHERS_PART: usize = 2;
 
+/// How many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Most {
+    pub(crate) all: usize,
+    /// How many of them a user may have that is not ours.
+    pub(crate) of_a_user: usize,
+}
+
+impl Most {
+    /// So many, of which a user that is not ours has half.
+    pub(crate) fn of(all: usize) -> Most {
+        Most { all, of_a_user: (all / OTHERS_PART).max(1) }
+    }
+}
+
 /// What one process, or one user, has: by number, the youngest last.
 type Held = BTreeSet<u64>;
 
@@ -31,23 +46,31 @@ pub(crate) enum Share {
     /// The same, and that other one has been taken back: its holder has to be told.
     Instead { number: u64, of: u64 },
     /// Nobody has much more than the peer would have.
-    Refused,
+    Refused(Taken),
+}
+
+/// What is all given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    All,
+    /// What the peer's user may have.
+    OfTheUser,
 }
 
 impl Shares {
     /// Gives `peer` one more of the `most` that there are.
-    pub(crate) fn take(&mut self, most: usize, peer: &PeerCred) -> Share {
+    pub(crate) fn take(&mut self, most: Most, peer: &PeerCred) -> Share {
         let theirs = self.users.get(&peer.uid).copied().unwrap_or(0);
         let foreign = !sys::is_user(peer.uid, sys::effective_uid());
-        let among = if foreign && theirs >= (most / OTHERS_PART).max(1) {
-            Some(peer.uid)
-        } else if self.all >= most {
-            None
+        let (among, taken) = if foreign && theirs >= most.of_a_user {
+            (Some(peer.uid), Taken::OfTheUser)
+        } else if self.all >= most.all {
+            (None, Taken::All)
         } else {
             return Share::Given(self.give(peer));
         };
         let one_more = self.held.get(&(peer.uid, peer.pid)).map_or(0, Held::len) + 1;
-        let Some((greedy, of)) = self.greediest(among, one_more) else { return Share::Refused };
+        let Some((greedy, of)) = self.greediest(among, one_more) else { return Share::Refused(taken) };
         self.give_back(&greedy, of);
         Share::Instead { number: self.give(peer), of }
     }
@@ -117,16 +140,24 @@ pub(crate) struct Holder<T> {
 
 impl<T> Holders<T> {
     /// Gives `peer` one more of the `most` that there are, and returns what it was taken from, if
-    /// it was; `None`: there is none for it.
-    pub(crate) fn take(self: &Arc<Self>, most: usize, peer: PeerCred) -> Option<(Holder<T>, Option<T>)> {
+    /// it was.
+    ///
+    /// # Errors
+    ///
+    /// Of what there is none for it.
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        most: Most,
+        peer: PeerCred,
+    ) -> Result<(Holder<T>, Option<T>), Taken> {
         let mut table = lock(&self.table);
         let (number, of) = match table.0.take(most, &peer) {
             Share::Given(number) => (number, None),
             Share::Instead { number, of } => (number, Some(of)),
-            Share::Refused => return None,
+            Share::Refused(taken) => return Err(taken),
         };
         let loser = of.and_then(|of| table.1.remove(&of));
-        Some((Holder { holders: self.clone(), peer, number }, loser))
+        Ok((Holder { holders: self.clone(), peer, number }, loser))
     }
 }
 
@@ -166,7 +197,7 @@ mod tests {
     }
 
     fn fill(shares: &mut Shares, most: usize, peers: &[PeerCred]) -> Vec<Share> {
-        peers.iter().map(|peer| shares.take(most, peer)).collect()
+        peers.iter().map(|peer| shares.take(Most::of(most), peer)).collect()
     }
 
     // Process 1 is no test.
@@ -176,15 +207,23 @@ mod tests {
     fn the_greediest_gives_way_with_what_it_took_last() {
         let mut shares = Shares::default();
         fill(&mut shares, 6, &[ours(2), ours(GREEDY), ours(GREEDY), ours(GREEDY), ours(GREEDY), ours(3)]);
-        assert_eq!(shares.take(6, &ours(GREEDY)), Share::Refused, "the newest of the greediest is itself");
-        assert_eq!(shares.take(6, &ours(4)), Share::Instead { number: 7, of: 5 });
-        assert_eq!(shares.take(6, &ours(5)), Share::Instead { number: 8, of: 4 });
-        assert_eq!(shares.take(6, &ours(6)), Share::Instead { number: 9, of: 3 });
-        assert_eq!(shares.take(6, &ours(7)), Share::Refused, "all have one: those of long ago stay");
+        assert_eq!(
+            shares.take(Most::of(6), &ours(GREEDY)),
+            Share::Refused(Taken::All),
+            "the newest of the greediest is itself"
+        );
+        assert_eq!(shares.take(Most::of(6), &ours(4)), Share::Instead { number: 7, of: 5 });
+        assert_eq!(shares.take(Most::of(6), &ours(5)), Share::Instead { number: 8, of: 4 });
+        assert_eq!(shares.take(Most::of(6), &ours(6)), Share::Instead { number: 9, of: 3 });
+        assert_eq!(
+            shares.take(Most::of(6), &ours(7)),
+            Share::Refused(Taken::All),
+            "all have one: those of long ago stay"
+        );
         shares.give_back(&ours(GREEDY), 2);
         // It was taken back long ago.
         shares.give_back(&ours(GREEDY), 5);
-        assert_eq!(shares.take(6, &ours(7)), Share::Given(10));
+        assert_eq!(shares.take(Most::of(6), &ours(7)), Share::Given(10));
     }
 
     #[test]
@@ -192,13 +231,27 @@ mod tests {
         let mut shares = Shares::default();
         let given = fill(&mut shares, 8, &[1, 2, 3, 4].map(theirs));
         assert!(given.iter().all(|share| matches!(share, Share::Given(_))));
-        assert_eq!(shares.take(8, &theirs(5)), Share::Refused);
-        assert_eq!(shares.take(8, &ours(6)), Share::Given(5));
+        assert_eq!(shares.take(Most::of(8), &theirs(5)), Share::Refused(Taken::OfTheUser));
+        assert_eq!(shares.take(Most::of(8), &ours(6)), Share::Given(5));
         // And who is greedy among them gives way to its own.
         shares.give_back(&theirs(1), 1);
         shares.give_back(&theirs(2), 2);
         fill(&mut shares, 8, &[theirs(3), theirs(3)]);
-        assert_eq!(shares.take(8, &theirs(9)), Share::Instead { number: 8, of: 7 });
+        assert_eq!(shares.take(Most::of(8), &theirs(9)), Share::Instead { number: 8, of: 7 });
+    }
+
+    #[test]
+    fn another_user_has_as_many_as_it_may_have() {
+        let (mut shares, most) = (Shares::default(), Most { all: 8, of_a_user: 2 });
+        assert_eq!(shares.take(most, &theirs(1)), Share::Given(1));
+        assert_eq!(shares.take(most, &theirs(1)), Share::Given(2));
+        assert_eq!(shares.take(most, &theirs(1)), Share::Refused(Taken::OfTheUser));
+        assert_eq!(shares.take(most, &theirs(2)), Share::Instead { number: 3, of: 2 });
+        assert_eq!(shares.take(most, &theirs(3)), Share::Refused(Taken::OfTheUser));
+        assert_eq!(shares.take(most, &ours(4)), Share::Given(4));
+        let none = Most { all: 8, of_a_user: 0 };
+        assert_eq!(Shares::default().take(none, &theirs(1)), Share::Refused(Taken::OfTheUser));
+        assert_eq!(Shares::default().take(none, &ours(1)), Share::Given(1));
     }
 
     #[test]
@@ -206,16 +259,16 @@ mod tests {
         let mut shares = Shares::default();
         let own = ours(i32::try_from(std::process::id()).unwrap());
         fill(&mut shares, 4, &[own, own, own, own]);
-        assert_eq!(shares.take(4, &ours(1)), Share::Refused);
-        assert_eq!(shares.take(5, &ours(1)), Share::Given(5));
+        assert_eq!(shares.take(Most::of(4), &ours(1)), Share::Refused(Taken::All));
+        assert_eq!(shares.take(Most::of(5), &ours(1)), Share::Given(5));
     }
 
     #[test]
     fn what_is_given_back_leaves_nothing() {
         let mut shares = Shares::default();
         for _ in 0..3 {
-            let Share::Given(number) = shares.take(1, &theirs(1)) else { panic!("it is free") };
-            assert_eq!(shares.take(1, &ours(2)), Share::Refused);
+            let Share::Given(number) = shares.take(Most::of(1), &theirs(1)) else { panic!("it is free") };
+            assert_eq!(shares.take(Most::of(1), &ours(2)), Share::Refused(Taken::All));
             shares.give_back(&theirs(1), number);
             shares.give_back(&theirs(1), number);
         }

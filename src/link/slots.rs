@@ -30,6 +30,8 @@ type Place = (u32, u32);
 /// Our own arenas; the peer's producers write there.
 pub(crate) struct OwnArenas {
     account: Arc<Account>,
+    /// Slots that may be out. A peer that gives none of them back gets no more.
+    most: usize,
     arenas: Vec<Arena>,
     given: Given<Place, Weak<dyn LinkedStream>>,
 }
@@ -44,10 +46,10 @@ pub(crate) struct Allocated {
 
 impl OwnArenas {
     /// With the first arena, which HELLO carries: its control page takes the peer's interrupts.
-    pub(crate) fn new(account: Arc<Account>) -> io::Result<(Self, Arc<ArenaMap>, OwnedFd)> {
+    pub(crate) fn new(account: Arc<Account>, most: usize) -> io::Result<(Self, Arc<ArenaMap>, OwnedFd)> {
         let (first, fd) = Arena::create(FIRST_SLOTS, &account)?;
         let map = first.map().clone();
-        Ok((OwnArenas { account, arenas: vec![first], given: Given::new() }, map, fd))
+        Ok((OwnArenas { account, most, arenas: vec![first], given: Given::new() }, map, fd))
     }
 
     /// A slot for `stream`; `announce` sends the peer a further arena when one is needed.
@@ -60,6 +62,10 @@ impl OwnArenas {
         stream: Weak<dyn LinkedStream>,
         announce: impl FnOnce(u32, OwnedFd) -> io::Result<()>,
     ) -> io::Result<Allocated> {
+        if self.given.len() >= self.most {
+            let words = "as many slots are out as streams may be on this link";
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, words));
+        }
         for number in 0..self.arenas.len() {
             if let Some(slot) = self.arenas[number].allocate()? {
                 return self.give(number, slot, stream);

@@ -172,9 +172,20 @@ impl Lab {
     }
 
     fn of(config: Config, policy: &PeerPolicy) -> Self {
+        Lab::of_configs([config.clone(), config], policy)
+    }
+
+    /// What one side may have of the other is set there by `limit`.
+    pub(super) fn with_limits_at(side: usize, limit: impl FnOnce(Config) -> Config) -> Self {
+        let mut configs = [(); 2].map(|()| Config::new().dmb_size(64 << 10));
+        configs[side] = limit(configs[side].clone());
+        Lab::of_configs(configs, &PeerPolicy::SameUser)
+    }
+
+    fn of_configs(configs: [Config; 2], policy: &PeerPolicy) -> Self {
         let dir = tempfile::Builder::new().prefix("smc-conn-").tempdir().expect("a temp dir");
-        let config = config.device_dir(dir.path());
-        let hosts = [Host::new(&config), Host::new(&config.clone().peer_policy(policy.clone()))];
+        let [client, server] = configs.map(|config| config.device_dir(dir.path()));
+        let hosts = [Host::new(&client), Host::new(&server.peer_policy(policy.clone()))];
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         sys::save_syns(listener.as_fd()).expect("TCP_SAVE_SYN");
         let port = listener.local_addr().expect("an address").port();

@@ -1,12 +1,14 @@
-//! Who takes how much of this process's memory: one account for each link.
+//! Who takes how much of this process's memory: an account for each link, and what all accounts of
+//! one peer process have is counted together.
 //!
 //! Counted is what this process lends (its own segments, and the slots of its arenas) and, apart
 //! from that, what it borrows: a peer can take the pages of its own file away at any time, and what
 //! is written there then is charged to the writer. So all that a peer could make us pay is known,
 //! and has the same limit.
 //!
-//! Nobody gets more than half of what all others leave: neither a link, nor all links of a foreign
-//! user together. So there is always some for the next one.
+//! Nobody gets more than half of what all others leave: neither a process, nor all processes of a
+//! foreign user together. So there is always some for the next one. Besides, the application may
+//! have set how much a process gets.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,21 +21,22 @@ use crate::ism::sys::PeerCred;
 use crate::peer::is_same_user;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 
-/// Of what is free for it, a link or a foreign user gets this part.
+/// Of what is free for it, a process or a foreign user gets this part.
 const FAIR_PART: u64 = 2;
 
 /// Set by the application; `u64::MAX`: by none.
 static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
+/// The same, for each peer process.
+static LIMIT_PER_PEER: AtomicU64 = AtomicU64::new(u64::MAX);
 static NEXT: AtomicU64 = AtomicU64::new(1);
 static BOOKS: Mutex<[Book; 2]> = Mutex::new([Book::new(), Book::new()]);
 
-/// So much memory at most from now on; the least that was ever said counts.
-pub(crate) fn limit_memory(bytes: u64) {
-    let mut before = LIMIT.load(Ordering::Relaxed);
-    while bytes < before {
-        match LIMIT.compare_exchange(before, bytes, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => return,
-            Err(now) => before = now,
+/// So much memory at most from now on, in all and for each peer process; the least that was ever
+/// said counts.
+pub(crate) fn limit_memory(all: Option<u64>, per_peer: Option<u64>) {
+    for (limit, bytes) in [(&LIMIT, all), (&LIMIT_PER_PEER, per_peer)] {
+        if let Some(bytes) = bytes {
+            limit.fetch_min(bytes, Ordering::Relaxed);
         }
     }
 }
@@ -50,42 +53,55 @@ enum Kind {
     Borrowed,
 }
 
+/// Who has a share of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Sharer {
+    /// A process of that user with that number, with all its links. (Those that have no number
+    /// here, for they are in another pid namespace, are one.)
+    Process(u32, i32),
+    /// A link of this process to itself, by its account. Each of the two ends has one.
+    Here(u64),
+}
+
 /// What is taken at the moment.
 #[derive(Debug)]
 struct Book {
     all: u64,
     /// By each foreign user.
     users: BTreeMap<u32, u64>,
-    /// By each account.
-    accounts: BTreeMap<u64, u64>,
+    sharers: BTreeMap<Sharer, u64>,
 }
 
 impl Book {
     const fn new() -> Book {
-        Book { all: 0, users: BTreeMap::new(), accounts: BTreeMap::new() }
+        Book { all: 0, users: BTreeMap::new(), sharers: BTreeMap::new() }
     }
 
-    /// Bytes that an account may take besides what it has.
-    fn left(&self, limit: u64, account: u64, foreign_user: Option<u32>) -> u64 {
+    /// Bytes that one may take besides what it has.
+    fn left(&self, limit: u64, per_peer: u64, sharer: Sharer, foreign_user: Option<u32>) -> u64 {
         let fair = |own: u64| (limit.saturating_sub(self.all - own) / FAIR_PART).saturating_sub(own);
-        let left = fair(self.accounts.get(&account).copied().unwrap_or(0));
+        let own = self.sharers.get(&sharer).copied().unwrap_or(0);
+        let left = match sharer {
+            Sharer::Process(..) => fair(own).min(per_peer.saturating_sub(own)),
+            Sharer::Here(_) => fair(own),
+        };
         match foreign_user {
             Some(user) => left.min(fair(self.users.get(&user).copied().unwrap_or(0))),
             None => left,
         }
     }
 
-    fn add(&mut self, bytes: u64, account: u64, foreign_user: Option<u32>) {
+    fn add(&mut self, bytes: u64, sharer: Sharer, foreign_user: Option<u32>) {
         self.all += bytes;
-        *self.accounts.entry(account).or_default() += bytes;
+        *self.sharers.entry(sharer).or_default() += bytes;
         if let Some(user) = foreign_user {
             *self.users.entry(user).or_default() += bytes;
         }
     }
 
-    fn remove(&mut self, bytes: u64, account: u64, foreign_user: Option<u32>) {
+    fn remove(&mut self, bytes: u64, sharer: Sharer, foreign_user: Option<u32>) {
         self.all -= bytes;
-        take(&mut self.accounts, account, bytes);
+        take(&mut self.sharers, sharer, bytes);
         if let Some(user) = foreign_user {
             take(&mut self.users, user, bytes);
         }
@@ -107,10 +123,9 @@ fn take<K: Ord>(entries: &mut BTreeMap<K, u64>, key: K, bytes: u64) {
 #[derive(Debug)]
 pub(crate) struct Account {
     number: u64,
+    sharer: Sharer,
     /// Whose the peer is, unless it is this process's user or root.
     foreign_user: Option<u32>,
-    /// The peer is this process itself.
-    is_here: bool,
     lane: Lane,
 }
 
@@ -119,12 +134,9 @@ impl Account {
     pub(crate) fn of(peer: &PeerCred) -> Arc<Account> {
         let foreign_user = (peer.uid != 0 && !is_same_user(peer)).then_some(peer.uid);
         let is_here = u32::try_from(peer.pid) == Ok(std::process::id());
-        Arc::new(Account {
-            number: NEXT.fetch_add(1, Ordering::Relaxed),
-            foreign_user,
-            is_here,
-            lane: Lane::new(),
-        })
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let sharer = if is_here { Sharer::Here(number) } else { Sharer::Process(peer.uid, peer.pid) };
+        Arc::new(Account { number, sharer, foreign_user, lane: Lane::new() })
     }
 
     /// The account of this process as its own peer.
@@ -137,12 +149,12 @@ impl Account {
         })
     }
 
-    /// What it has lent and borrowed.
+    /// What it has lent and borrowed, with the others of its process.
     #[cfg(test)]
     pub(crate) fn taken(&self) -> [u64; 2] {
         let books = lock(&BOOKS);
         [Kind::Lent, Kind::Borrowed]
-            .map(|kind| books[kind as usize].accounts.get(&self.number).copied().unwrap_or(0))
+            .map(|kind| books[kind as usize].sharers.get(&self.sharer).copied().unwrap_or(0))
     }
 
     pub(crate) fn number(&self) -> u64 {
@@ -151,7 +163,7 @@ impl Account {
 
     /// Whether what comes from the peer may have been made by this process.
     pub(crate) fn is_here(&self) -> bool {
-        self.is_here
+        matches!(self.sharer, Sharer::Here(_))
     }
 
     /// Where work is done that may have to wait for the peer.
@@ -193,16 +205,16 @@ impl Account {
         let mut books = lock(&BOOKS);
         let book = &mut books[kind as usize];
         if bytes <= self.left(book, kind, &bounds) {
-            book.add(bytes, self.number, self.foreign_user);
+            book.add(bytes, self.sharer, self.foreign_user);
             return Ok(Charge { account: self.clone(), kind, bytes });
         }
         let words =
-            format!("{bytes} more bytes are beyond this link's share of the memory ({} are taken)", book.all);
+            format!("{bytes} more bytes are beyond this peer's share of the memory ({} are taken)", book.all);
         Err(io::Error::new(io::ErrorKind::OutOfMemory, words))
     }
 
     fn left(&self, book: &Book, kind: Kind, bounds: &Bounds) -> u64 {
-        let left = book.left(bounds.limit, self.number, self.foreign_user);
+        let left = book.left(bounds.limit, bounds.per_peer, self.sharer, self.foreign_user);
         match kind {
             Kind::Lent => left.min(bounds.one_more(book.all)),
             Kind::Borrowed => left,
@@ -213,6 +225,7 @@ impl Account {
 /// What the system and the application allow.
 struct Bounds {
     limit: u64,
+    per_peer: u64,
     /// Left in the system, when so much was lent.
     left: u64,
     lent: u64,
@@ -222,7 +235,8 @@ impl Bounds {
     fn now() -> Bounds {
         let known = means();
         let limit = LIMIT.load(Ordering::Relaxed).min(known.means.memory / LENT_PART);
-        Bounds { limit, left: known.means.memory_left, lent: known.lent }
+        let per_peer = LIMIT_PER_PEER.load(Ordering::Relaxed);
+        Bounds { limit, per_peer, left: known.means.memory_left, lent: known.lent }
     }
 
     /// Bytes that one more segment may have when `lent` are lent: the nearer the end, the smaller
@@ -242,8 +256,8 @@ pub(crate) struct Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        let Account { number, foreign_user, .. } = *self.account;
-        lock(&BOOKS)[self.kind as usize].remove(self.bytes, number, foreign_user);
+        let Account { sharer, foreign_user, .. } = *self.account;
+        lock(&BOOKS)[self.kind as usize].remove(self.bytes, sharer, foreign_user);
     }
 }
 
@@ -251,9 +265,16 @@ impl Drop for Charge {
 mod tests {
     use super::*;
 
+    /// No limit per peer.
+    const ANY: u64 = u64::MAX;
+
+    fn process(pid: i32) -> Sharer {
+        Sharer::Process(1000, pid)
+    }
+
     #[test]
     fn steps_get_smaller_towards_the_end() {
-        let bounds = Bounds { limit: 1 << 30, left: 800, lent: 100 };
+        let bounds = Bounds { limit: 1 << 30, per_peer: u64::MAX, left: 800, lent: 100 };
         assert_eq!(bounds.one_more(100), 100, "an eighth of what is left");
         assert_eq!(bounds.one_more(500), 50, "what was lent since is not left");
         assert_eq!(bounds.one_more(50), 100, "less lent than a moment ago");
@@ -263,35 +284,63 @@ mod tests {
     #[test]
     fn nobody_gets_more_than_half_of_what_the_others_leave() {
         let mut book = Book::new();
-        assert_eq!(book.left(1000, 1, None), 500);
-        book.add(500, 1, None);
-        assert_eq!(book.left(1000, 1, None), 0);
-        assert_eq!(book.left(1000, 2, None), 250);
-        book.add(100, 2, None);
-        assert_eq!(book.left(1000, 2, None), 150);
+        assert_eq!(book.left(1000, ANY, process(1), None), 500);
+        book.add(500, process(1), None);
+        assert_eq!(book.left(1000, ANY, process(1), None), 0);
+        assert_eq!(book.left(1000, ANY, process(2), None), 250);
+        book.add(100, process(2), None);
+        assert_eq!(book.left(1000, ANY, process(2), None), 150);
         // However many links a foreign user has, its part is that of one.
         for account in 3..100 {
-            let bytes = book.left(1000, account, Some(77));
-            book.add(bytes, account, Some(77));
+            let bytes = book.left(1000, ANY, process(account), Some(77));
+            book.add(bytes, process(account), Some(77));
         }
         let theirs = book.users[&77];
         assert!((195..=200).contains(&theirs), "{theirs}");
-        assert_eq!(book.left(1000, 100, Some(77)), 0);
-        assert_eq!(book.left(1000, 100, Some(78)), (400 - theirs) / 2, "another one has its own part");
-        assert_eq!(book.left(1000, 100, None), (400 - theirs) / 2);
+        assert_eq!(book.left(1000, ANY, process(100), Some(77)), 0);
+        assert_eq!(
+            book.left(1000, ANY, process(100), Some(78)),
+            (400 - theirs) / 2,
+            "another one has its own part"
+        );
+        assert_eq!(book.left(1000, ANY, process(100), None), (400 - theirs) / 2);
         // A limit that got smaller.
-        assert_eq!(book.left(10, 1, None), 0);
+        assert_eq!(book.left(10, ANY, process(1), None), 0);
+    }
+
+    #[test]
+    fn a_process_gets_no_more_than_is_set_and_this_one_is_no_peer() {
+        let mut book = Book::new();
+        assert_eq!(book.left(1000, 80, process(1), None), 80);
+        book.add(50, process(1), None);
+        assert_eq!(book.left(1000, 80, process(1), None), 30);
+        assert_eq!(book.left(1000, 20, process(1), None), 0, "a limit that got smaller");
+        assert_eq!(book.left(100, 80, process(2), None), 25, "half of what is left");
+        assert_eq!(book.left(1000, 80, Sharer::Here(1), None), 475);
+    }
+
+    #[test]
+    fn links_of_one_process_share_and_those_of_this_one_do_not() {
+        let elsewhere = PeerCred { pid: 1, uid: sys::effective_uid(), gid: 0 };
+        let [one, other] = [(); 2].map(|()| Account::of(&elsewhere));
+        let held = one.lend(1 << 16).unwrap();
+        assert_eq!(other.taken(), [1 << 16, 0]);
+        drop(held);
+        assert_eq!(other.taken(), [0, 0]);
+        let [one, other] = [(); 2].map(|()| Account::of_ourselves());
+        let _held = one.lend(1 << 16).unwrap();
+        assert_eq!(other.taken(), [0, 0]);
     }
 
     #[test]
     fn what_is_given_back_can_be_taken_again() {
         let mut book = Book::new();
-        book.add(300, 1, Some(7));
-        book.add(100, 1, Some(7));
-        book.remove(300, 1, Some(7));
-        assert_eq!((book.all, book.users[&7], book.accounts[&1]), (100, 100, 100));
-        book.remove(100, 1, Some(7));
-        assert!(book.all == 0 && book.users.is_empty() && book.accounts.is_empty());
+        book.add(300, process(1), Some(7));
+        book.add(100, process(1), Some(7));
+        book.remove(300, process(1), Some(7));
+        assert_eq!((book.all, book.users[&7], book.sharers[&process(1)]), (100, 100, 100));
+        book.remove(100, process(1), Some(7));
+        assert!(book.all == 0 && book.users.is_empty() && book.sharers.is_empty());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::ism::device::EndpointId;
 use crate::ism::{budget, sys};
 use crate::link::aside::{self, ControlSocket, Fed};
 use crate::link::lack::{no_link, reason_of};
-use crate::link::shares::Holders;
+use crate::link::shares::{Holders, Most, Taken};
 use crate::link::stream::Death;
 use crate::link::{Hold, Link, Opened};
 use crate::sync::{Arc, Mutex, Ordering, lock};
@@ -107,11 +107,15 @@ impl Endpoint {
         self.check_life()?;
         // Before it may send descriptors, and gets ours.
         let peer = self.check_user(socket.as_fd()).map_err(NoLink::because(FallbackReason::PeerPolicy))?;
+        let (most, wanted) = (self.limits.links, self.limits.links_per_user);
         let affordable = budget::most_links();
-        let Some((place, loser)) = SHARES.take(self.max_links.min(affordable), peer) else {
-            let descriptors = affordable < self.max_links;
-            return Err(if descriptors { FallbackReason::Descriptors } else { FallbackReason::Limit }.into());
-        };
+        let half = Most::of(most.min(affordable));
+        let given = SHARES.take(Most { of_a_user: wanted.unwrap_or(half.of_a_user), ..half }, peer);
+        let (place, loser) = given.map_err(|taken| {
+            let is_set = taken == Taken::OfTheUser && wanted.is_some();
+            let descriptors = affordable < most && !is_set;
+            if descriptors { FallbackReason::Descriptors } else { FallbackReason::Limit }
+        })?;
         if let Some(loser) = loser.and_then(|loser| loser.upgrade()) {
             loser.evict_later();
         }
