@@ -172,7 +172,7 @@ fn a_room_that_somebody_else_has_made_is_none_of_ours() {
 /// A room of that user's, as that one makes it.
 fn room_of(place: &Place, user: u32) -> PathBuf {
     let room = place.path.join(format!("u{user}"));
-    for part in ["", "ep", "port", "port/80"] {
+    for part in ["", "ep", "net", "port", "port/80"] {
         fs::create_dir(room.join(part)).unwrap();
         fs::set_permissions(room.join(part), Permissions::from_mode(0o755)).unwrap();
         chown(room.join(part), Some(user), None).unwrap();
