@@ -60,13 +60,16 @@ struct Waiter {
     waiting: Waiting,
 }
 
+/// A stream, and its number.
+type Numbered = (u64, Weak<dyn LinkedStream>);
+
 #[derive(Default)]
 struct Table {
-    streams: HashMap<Key, (u64, Weak<dyn LinkedStream>)>,
+    streams: HashMap<Key, Numbered>,
     /// Of all listeners that streams came from.
     ports: BTreeSet<u16>,
     /// Older ones with the same key.
-    older: HashMap<Key, Vec<(u64, Weak<dyn LinkedStream>)>>,
+    older: HashMap<Key, Vec<Numbered>>,
     next: u64,
     waiting: HashMap<Key, Vec<Waiter>>,
     /// Who of the peers waits how often, and under which key each of them.
