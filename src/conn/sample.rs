@@ -247,8 +247,8 @@ impl<T: Tcp> Sender<T> {
         let (look, queued) = counters.ok_or(FallbackReason::Positions)?;
         let position = look.syn(queued).and_then(|syn| look.tx_position(queued, syn));
         match (position, self.sample.never) {
-            // What went past this stream is not made good by its next write.
             (None, _) => Err(FallbackReason::Positions),
+            // What went past this stream is not made good by its next write.
             (position, _) if position != self.own => Err(FallbackReason::Positions),
             (Some(0), _) => Ok(Possession::Unwritten),
             (Some(_), Some(reason)) => Err(reason),

@@ -41,6 +41,13 @@ impl Key {
 /// Under this port waits who does not know the listener's. (None has it.)
 const ANY_PORT: u16 = 0;
 
+/// One more that is not the stream that is looked for. Those that are gone are forgotten: whoever
+/// waits long would keep their memory.
+pub(crate) fn rule_out(others: &mut Vec<Weak<dyn LinkedStream>>, stream: &Arc<dyn LinkedStream>) {
+    others.retain(|other| other.strong_count() > 0);
+    others.push(Arc::downgrade(stream));
+}
+
 /// Something that waits until a stream is accepted; an error: it never will be, by us, or this end
 /// can not know.
 pub(crate) type Waiting = Box<dyn FnOnce(Result<Arc<dyn LinkedStream>, FallbackReason>) + Send>;

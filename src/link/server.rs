@@ -6,7 +6,7 @@ use super::{Fault, Link, NewDmb, SignalEntry, TheirOffer, usable_window};
 use crate::clc::{Confirmation, Diagnosis, Dmb, ServerHandshake};
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Producer};
-use crate::link::accepted::{Found, Key};
+use crate::link::accepted::{Found, Key, rule_out};
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::link::message::{DmbPlace, Message, Subject};
@@ -169,7 +169,7 @@ impl Link {
         if let Err(reason) = self.try_match(&mut proposed, stream) {
             let theirs = &proposed.offered.subject;
             if let (false, Some(endpoint)) = (stream.may_meet(theirs), self.endpoint.upgrade()) {
-                proposed.others.push(Arc::downgrade(stream));
+                rule_out(&mut proposed.others, stream);
                 return self.find_stream(&endpoint, proposed);
             }
             crate::trace::debug!("offer refused: {reason}");

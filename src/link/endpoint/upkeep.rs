@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Endpoint;
 use crate::ism::device::PortEntry;
 use crate::ism::sys::{self, PeerCred};
-use crate::link::accepted::{FIRST_LOOK, Found, Key, Waiting};
+use crate::link::accepted::{FIRST_LOOK, Found, Key, Waiting, rule_out};
 use crate::link::message::Subject;
 use crate::link::proof;
 use crate::link::reactor::yield_now;
@@ -162,7 +162,7 @@ impl Endpoint {
     ) -> Option<AcceptedEntry> {
         let here = match &stream {
             Ok(stream) if !stream.may_meet(&theirs) => {
-                others.push(Arc::downgrade(stream));
+                rule_out(&mut others, stream);
                 return self.find_for_query(theirs, peer, answer, others);
             }
             Ok(stream) => stream.subject().is_ok_and(|ours| proof::may_be_same(&ours, &theirs).is_ok()),
