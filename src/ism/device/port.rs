@@ -194,11 +194,11 @@ impl Device {
 
 /// The directories in a directory, by its number of links; `None` on file systems that do not count
 /// them.
-fn directories_in(dir: &OwnedFd) -> Option<u64> {
+fn directories_in(dir: &OwnedFd) -> Option<usize> {
     // Its name, and its own "."; each directory in it has a "..".
-    const EMPTY: u64 = 2;
+    const EMPTY: usize = 2;
     let stat = rustix::fs::fstat(dir).ok()?;
-    u64::from(stat.st_nlink).checked_sub(EMPTY)
+    usize::try_from(stat.st_nlink).ok()?.checked_sub(EMPTY)
 }
 
 impl Room {
