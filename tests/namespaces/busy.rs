@@ -16,14 +16,19 @@ pub(crate) async fn client_that_comes_again(to: SocketAddr) {
     let config =
         Config::from_env().upgrade_policy(UpgradePolicy::Eager).peer_timeout(Duration::from_millis(500));
     let mut stream = connect(0, to, &config).await.expect("connect");
-    tell("connected");
-    tokio::task::spawn_blocking(next_word).await.expect("the director's word");
     let info = stream.info();
-    let mut asking = Asking::new(0, 1);
-    let unanswered = async {
-        while info.transport() != Transport::Tcp(FallbackReason::NoAnswer) {
+    let comes_to = async |reason| {
+        while info.transport() != Transport::Tcp(reason) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    };
+    // Its only write shall be the one that shows the number.
+    comes_to(FallbackReason::NextWrite).await;
+    tell("connected");
+    tokio::task::spawn_blocking(next_word).await.expect("the director's word");
+    let mut asking = Asking::new(0, 1);
+    let unanswered = async {
+        comes_to(FallbackReason::NoAnswer).await;
         tell("no answer");
     };
     let (round, ()) = tokio::join!(asking.round(&mut stream, 1000), unanswered);
