@@ -27,7 +27,7 @@ impl Endpoints {
         let tcp = TcpListener::bind("127.0.0.1:0").expect("bind");
         let port = room.join("port").join(tcp.local_addr().expect("an address").port().to_string());
         let names = room.join("ep");
-        fs::create_dir_all(&names).expect("a room");
+        [&names, &room.join("net")].into_iter().for_each(|part| fs::create_dir_all(part).expect("a room"));
         fs::create_dir_all(&port).expect("a port");
         let sockets = (0..count).map(|number| {
             let name = format!(

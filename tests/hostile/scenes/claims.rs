@@ -20,7 +20,7 @@ use crate::wire::{self, Bound, Place, Said, Subject};
 /// For how long an answer is waited for that has to come.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Wrong reveals of a connection after which no offer for it is taken.
-const MOST_FAILURES: u32 = 3;
+pub(crate) const MOST_FAILURES: u32 = 3;
 
 /// A client that others want to rob: it talks when it is asked, and each answer has to be right.
 pub(crate) fn prey(addr: SocketAddr) {

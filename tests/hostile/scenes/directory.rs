@@ -111,7 +111,9 @@ impl Fake {
     /// Plants an endpoint that listens on `port` below that directory, or room.
     fn plant(room: &Path, gid: [u8; 16], port: u16) -> Fake {
         let (ep, port) = (room.join("ep"), room.join(format!("port/{port}")));
-        [&ep, &port].into_iter().for_each(|directory| fs::create_dir_all(directory).expect("a directory"));
+        // A room without one of its parts is none.
+        let parts = [&ep, &port, &room.join("net")];
+        parts.into_iter().for_each(|directory| fs::create_dir_all(directory).expect("a directory"));
         let name = name_in(&ep);
         let at = |suffix: &str| ep.join(format!("{}{suffix}", text(name)));
         let lock = File::create(at(".lock")).expect("a lock");
