@@ -328,7 +328,7 @@ async fn talk(mut stream: SmcStream, stop: &AtomicBool, rounds: &AtomicU64) {
         let mut got = vec![0; length];
         let (mut reader, mut writer) = stream.split();
         let sent = bytes(place, length);
-        let round = async { tokio::try_join!(writer.write_all(&sent), reader.read_exact(&mut got)) };
+        let round = async { tokio::try_join!(writer.write_all(sent), reader.read_exact(&mut got)) };
         let answer = tokio::time::timeout(PATIENCE, round).await;
         answer.expect("the bystander's connection hangs").expect("the bystander's connection breaks");
         assert!(got == sent, "the bystander reads other bytes than it wrote, at {place}");
