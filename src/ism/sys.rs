@@ -20,6 +20,7 @@ mod socket;
 mod tcp;
 #[cfg(test)]
 pub(crate) mod tests;
+mod thread;
 
 pub(crate) use diag::{canonical, is_held, owner_of, waits_for_accept};
 pub(crate) use event::{
@@ -34,7 +35,7 @@ pub(crate) use namespace::shares_pid_namespace;
 pub(crate) use process::overflow_uid;
 pub(crate) use process::{
     effective_uid, hostname, involuntary_switches, is_user, monotonic, monotonic_ns, random_bytes,
-    random_u64, thread_id, usable_cpus, without_signals,
+    random_u64, thread_id, usable_cpus,
 };
 #[cfg(feature = "tokio")]
 pub(crate) use queue::{event_queue, take_events, tell_no_more_of, tell_of};
@@ -61,3 +62,4 @@ pub(crate) use tcp::{
 };
 #[cfg(test)]
 pub(crate) use tests::FileLock;
+pub(crate) use thread::begin_thread;
