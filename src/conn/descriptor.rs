@@ -111,14 +111,15 @@ impl<T: Tcp> Connection<T> {
         let _ = rx.latch(effects);
         // First listen, then look.
         self.arm_socket_event(rx, tx);
-        let Ok(Ended { reads, writes, reset, fin, acked }) = rx.fd().and_then(sys::ended) else { return };
+        let Ok(socket) = rx.fd() else { return };
+        let Ok(Ended { reads, writes, reset, fin, acked }) = sys::ended(socket) else { return };
         // The end of a stream is in the ring before its socket shows it, so it is looked for after
         // that.
         if Self::has_gone(rx, tx) {
             return;
         }
         if fin {
-            self.look_for_desertion();
+            self.look_for_desertion(socket);
         }
         // A closed socket whose error somebody was told already has come to its end only if our FIN
         // did: that is the one number behind our last byte.

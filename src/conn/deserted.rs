@@ -9,6 +9,7 @@
 //! A FIN alone says nothing: a peer may shut the descriptor down, and its runtime has yet to carry
 //! that over. The kernel knows whether the socket is still held.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use super::receive::{self, Receiver};
@@ -23,6 +24,8 @@ use crate::sync::{Ordering, lock};
 
 /// After the FIN: by then a link that dies with its process has ended.
 pub(crate) const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// The same, when descriptors run short: a peer can leave a thousand of ours in a second.
+const FIRST_LOOK_WHEN_SHORT: Duration = Duration::from_millis(100);
 /// The pauses between looks double up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 
@@ -43,9 +46,12 @@ enum Peer {
 
 impl<T: Tcp> Connection<T> {
     /// The peer's FIN has come, and nothing in the ring tells why.
-    pub(super) fn look_for_desertion(&self) {
+    pub(super) fn look_for_desertion(&self, socket: BorrowedFd<'_>) {
         if !self.socket_check.deserted.swap(true, Ordering::AcqRel) {
-            self.look_after(FIRST_LOOK, Duration::ZERO);
+            // The kernel hands out the lowest free number.
+            let short = usize::try_from(socket.as_raw_fd()).is_ok_and(|n| n >= sys::descriptor_limit() / 2);
+            let pause = if short { FIRST_LOOK_WHEN_SHORT } else { FIRST_LOOK };
+            self.look_after(pause, Duration::ZERO);
         }
     }
 

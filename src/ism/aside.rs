@@ -109,8 +109,7 @@ impl Lane {
 
 /// Begins a thread, if the system lets it.
 fn begin(pool: &mut Pool) -> bool {
-    let thread = thread::Builder::new().name("smc-aside".into()).stack_size(STACK);
-    let begun = sys::without_signals(|| thread.spawn(serve)).is_ok();
+    let begun = sys::begin_thread("smc-aside", STACK, serve).is_ok();
     pool.threads += usize::from(begun);
     begun
 }

@@ -21,6 +21,7 @@ mod socket;
 mod tcp;
 #[cfg(test)]
 pub(crate) mod tests;
+mod thread;
 
 pub(crate) use credentials::{PeerCred, peer_cred, peer_groups};
 pub(crate) use diag::{canonical, is_held, owner_of, waits_for_accept};
@@ -34,7 +35,7 @@ pub(crate) use memory::{FileId, fallocate, is_resident, memfd_sealed, memory_of,
 pub(crate) use namespace::shares_pid_namespace;
 pub(crate) use process::{
     effective_uid, hostname, involuntary_switches, is_known_group, is_known_user, is_user, monotonic,
-    monotonic_ns, random_bytes, random_u64, thread_id, usable_cpus, without_signals,
+    monotonic_ns, random_bytes, random_u64, thread_id, usable_cpus,
 };
 #[cfg(test)]
 pub(crate) use process::{overflow_gid, overflow_uid};
@@ -63,3 +64,4 @@ pub(crate) use tcp::{
 };
 #[cfg(test)]
 pub(crate) use tests::FileLock;
+pub(crate) use thread::begin_thread;

@@ -18,6 +18,9 @@ use crate::sync::{Arc, Mutex, lock};
 /// What the thread is called.
 pub(crate) const NAME: &str = "smc-lo-close";
 
+/// The work is a few system calls.
+const STACK: usize = 128 * 1024;
+
 /// While so many closes wait, no control connection is made or accepted: each of them could be one
 /// more. Those that there are already are bounded elsewhere.
 const MOST_WAITING: usize = 64;
@@ -42,8 +45,7 @@ pub(super) fn run(work: impl FnOnce() + Send + 'static) {
             return;
         }
     }
-    let thread = std::thread::Builder::new().name(NAME.into());
-    if let Err(error) = sys::without_signals(|| thread.spawn(close_all)) {
+    if let Err(error) = sys::begin_thread(NAME, STACK, close_all) {
         crate::trace::warning!("no thread for what may wait: {error}");
         // It is done with the next that comes.
         lock(&CLOSING).thread_of = None;

@@ -289,6 +289,10 @@ impl Season<'_> {
             "no-thread" => {}
             "diagnosed" => self.crew.workers[number].diagnosed = true,
             "diagnosis" => self.crew.workers[number].diagnosis.push(rest.to_owned()),
+            // std's own, in a thread of the worker's that finds no room: the process ends of it.
+            "panic"
+                if rest.starts_with("failed to allocate an alternative stack")
+                    && self.crew.feels(number, Fault::AddressSpace) => {}
             // A foreign name, or a panic that nobody planned.
             _ => self.fail(number, line),
         }

@@ -1,6 +1,7 @@
 //! Peers that take more than their share, or keep what is ours and say nothing.
 
 use std::io::{ErrorKind, Read};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -187,6 +188,36 @@ fn a_peer_that_closes_its_socket_without_a_word_is_not_waited_for() {
             assert_eq!(error.kind(), ErrorKind::ConnectionReset);
             pair.close(SERVER);
             assert!(pair.socket(SERVER).is_none(), "no descriptor is left");
+        }
+    });
+}
+
+#[test]
+fn descriptors_that_run_short_are_not_lent_for_a_second() {
+    watched(|| {
+        let mut lab = Lab::new();
+        for short in [false, true] {
+            let address = lab.listener.local_addr().expect("an address");
+            let client = TcpStream::connect(address).expect("connect");
+            let mut server = lab.listener.accept().expect("accept").0;
+            if short {
+                // As if all numbers below were in use.
+                let half = i32::try_from(sys::descriptor_limit() / 2).expect("a descriptor");
+                server = rustix::io::fcntl_dupfd_cloexec(&server, half).expect("a copy").into();
+            }
+            let mut pair = Pair::new(client, server, UpgradePolicy::Manual, 64 << 10);
+            pair.accept(&lab);
+            pair.offer(&lab);
+            lab.run();
+            pair.settle();
+            pair.write(CLIENT, &bytes(0, 700));
+            desert(&pair);
+            pair.turn();
+            lab.run();
+            lab.pass(FIRST_LOOK / 5);
+            pair.expect(SERVER, &bytes(0, 700));
+            let end = pair.try_read(SERVER, 1);
+            assert_eq!(end.is_some(), short, "{end:?}");
         }
     });
 }

@@ -143,7 +143,7 @@ impl Host {
 /// Two hosts on one device; the second one listens.
 pub(super) struct Lab {
     pub(super) hosts: [Host; 2],
-    listener: TcpListener,
+    pub(super) listener: TcpListener,
     _port: PortEntry,
     pub(super) dir: tempfile::TempDir,
 }

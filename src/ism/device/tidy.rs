@@ -68,7 +68,6 @@ impl Device {
             return;
         }
         let turn = Turn(self.inner.clone());
-        let thread = std::thread::Builder::new().name("smc-lo-tidy".to_owned()).stack_size(STACK);
         let work = move || {
             work(&turn.0);
             let inner = turn.0.clone();
@@ -78,7 +77,7 @@ impl Device {
             Device { inner }.bury_later();
         };
         // That it fails is no reason to go without SMC: tidying up is for others' sake.
-        let _ = sys::without_signals(|| thread.spawn(work));
+        let _ = sys::begin_thread("smc-lo-tidy", STACK, work);
     }
 
     /// Removes what dead endpoints have left.

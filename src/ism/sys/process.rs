@@ -52,26 +52,6 @@ pub(crate) fn is_user(uid: u32, me: u32) -> bool {
     uid == me && is_known_user(uid)
 }
 
-/// Does `work` with all signals of this thread blocked: a thread that it starts inherits that, and
-/// takes none that the program waits for elsewhere.
-pub(crate) fn without_signals<R>(work: impl FnOnce() -> R) -> R {
-    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: `sigfillset` fills the set that it is given, before `pthread_sigmask` reads it; the
-    // latter fills `before` when it succeeds. Both point to locals of the right type.
-    let blocked = unsafe {
-        libc::sigfillset(all.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) == 0
-    };
-    let done = work();
-    if blocked {
-        // SAFETY: `before` was filled by the call above, which succeeded; a null pointer asks for
-        // nothing.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
-    }
-    done
-}
-
 /// Nanoseconds on the monotonic clock; 0 where there is none to be had. Processes in different time
 /// namespaces see different values.
 ///

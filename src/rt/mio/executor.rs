@@ -18,6 +18,8 @@ use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 
 /// What the thread is called.
 const NAME: &str = "smc-lo";
+/// As std gives it: it calls the application's wakers.
+const STACK: usize = 2 << 20;
 
 /// The token of the thread's own waker; descriptors have other ones.
 const WAKE_UP: Token = Token(usize::MAX);
@@ -72,8 +74,7 @@ impl Executor {
             this: this.clone(),
         });
         let driver = Driver { poll, executor: executor.clone(), tasks: HashMap::new(), next: 0 };
-        let thread = std::thread::Builder::new().name(NAME.into());
-        sys::without_signals(|| thread.spawn(move || driver.run()))?;
+        sys::begin_thread(NAME, STACK, move || driver.run())?;
         Ok(executor)
     }
 
