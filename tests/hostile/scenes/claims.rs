@@ -30,7 +30,7 @@ pub(crate) fn prey(addr: SocketAddr) {
     let mut talk = |tcp: &mut TcpStream| {
         for length in [1, 700, 9000] {
             let sent = bytes(place, length);
-            tcp.write_all(&sent).expect("write");
+            tcp.write_all(sent).expect("write");
             let mut got = vec![0; length];
             tcp.read_exact(&mut got).expect("read");
             assert!(got == sent, "other bytes at {place}");
