@@ -122,7 +122,7 @@ async fn talk(addr: SocketAddr, until: Duration) -> bool {
         let sent = bytes(place, 700);
         let mut got = [0; 700];
         let round = async {
-            stream.write_all(&sent).await.expect("write");
+            stream.write_all(sent).await.expect("write");
             stream.read_exact(&mut got).await.expect("read");
         };
         tokio::time::timeout(PATIENCE, round).await.expect("the stream hangs");
