@@ -483,6 +483,9 @@ impl Link {
                 state.accepts_at.insert(offer.subject.tuple.remote);
             }
         }
+        if let (Destination::Translated, Some(endpoint)) = (offer.destination, self.endpoint.upgrade()) {
+            endpoint.was_found(offer.subject.tuple.remote);
+        }
         let peer = PeerInterrupt { link: self.clone(), index: peer_signal };
         let word = dmb.memory.clone();
         let receive = ReceiveDmb {

@@ -33,7 +33,7 @@ use crate::peer::PeerPolicy;
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
 
-use elsewhere::Nowhere;
+use elsewhere::Destinations;
 #[cfg(test)]
 pub(crate) use links::IDLE_LINK;
 use links::Links;
@@ -73,7 +73,7 @@ pub(crate) struct Endpoint {
     links: Mutex<Links, rank::EndpointLinks>,
     /// `SO_NETNS_COOKIE` of this process's network namespace.
     network: u64,
-    nowhere: Nowhere,
+    destinations: Destinations,
     /// Counts changes of `links`, so that the poller keeps its own list.
     generation: AtomicU64,
     /// Streams whose sending ring has left its first segment.
@@ -127,7 +127,7 @@ impl Endpoint {
             let_in: Mutex::default(),
             links: Mutex::default(),
             network,
-            nowhere: Nowhere::default(),
+            destinations: Destinations::default(),
             generation: AtomicU64::new(1),
             grown: Mutex::default(),
             looks_for_idle: AtomicBool::new(false),

@@ -20,26 +20,51 @@ use crate::transport::FallbackReason;
 
 /// For how long nobody is asked again about a destination that nobody knew.
 const REMEMBERED_FOR: Duration = Duration::from_secs(30);
+/// For how long it is believed of a destination that it leads to somebody.
+const TRUSTED_FOR: Duration = Duration::from_secs(300);
 const MOST_REMEMBERED: usize = 1024;
 
-/// Destinations that lead to nobody in another namespace, and until when that is believed.
-#[derive(Default)]
-pub(super) struct Nowhere(Mutex<HashMap<SocketAddr, Duration>>);
+/// What is known of a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// It leads to nobody in another namespace: believed until then.
+    Nowhere(Duration),
+    /// It has led to somebody there: until then nobody's silence means more than that he is late.
+    Somebody(Duration),
+}
 
-impl Nowhere {
-    fn remember(&self, destination: SocketAddr, now: Duration) {
+/// Destinations that were asked about elsewhere.
+#[derive(Default)]
+pub(super) struct Destinations(Mutex<HashMap<SocketAddr, Known>>);
+
+impl Destinations {
+    fn lead_nowhere(&self, destination: SocketAddr, now: Duration) {
+        let leads = |known: &Known| matches!(known, Known::Somebody(until) if *until > now);
         let mut known = lock(&self.0);
+        if !known.get(&destination).is_some_and(leads) {
+            Self::learn(&mut known, destination, Known::Nowhere(now + REMEMBERED_FOR), now);
+        }
+    }
+
+    fn lead_to_somebody(&self, destination: SocketAddr, now: Duration) {
+        Self::learn(&mut lock(&self.0), destination, Known::Somebody(now + TRUSTED_FOR), now);
+    }
+
+    fn learn(known: &mut HashMap<SocketAddr, Known>, destination: SocketAddr, what: Known, now: Duration) {
         if known.len() >= MOST_REMEMBERED {
-            known.retain(|_, until| *until > now);
+            known.retain(|_, known| {
+                let (Known::Nowhere(until) | Known::Somebody(until)) = known;
+                *until > now
+            });
             if known.len() >= MOST_REMEMBERED {
                 known.clear();
             }
         }
-        known.insert(destination, now + REMEMBERED_FOR);
+        known.insert(destination, what);
     }
 
-    fn knows(&self, destination: SocketAddr, now: Duration) -> bool {
-        lock(&self.0).get(&destination).is_some_and(|until| *until > now)
+    fn is_nowhere(&self, destination: SocketAddr, now: Duration) -> bool {
+        matches!(lock(&self.0).get(&destination), Some(Known::Nowhere(until)) if *until > now)
     }
 }
 
@@ -75,13 +100,18 @@ impl Endpoint {
             // Whoever was too busy to answer, or had no room, may yet be the one.
             Destination::Translated if another => {
                 if let Ok(subject) = stream.subject() {
-                    self.nowhere.remember(subject.tuple.remote, sys::monotonic());
+                    self.destinations.lead_nowhere(subject.tuple.remote, sys::monotonic());
                 }
                 FallbackReason::Elsewhere
             }
             Destination::Translated => reason,
         };
         stream.stay_on_tcp(reason);
+    }
+
+    /// C: a destination has led to somebody in another namespace, who has proved it.
+    pub(crate) fn was_found(&self, destination: SocketAddr) {
+        self.destinations.lead_to_somebody(destination, sys::monotonic());
     }
 
     /// Asks the endpoints of other network namespaces; `false`: there is nobody to ask.
@@ -100,7 +130,7 @@ impl Endpoint {
         if candidates.is_empty() {
             return Ok(false);
         }
-        if self.nowhere.knows(remote, sys::monotonic()) {
+        if self.destinations.is_nowhere(remote, sys::monotonic()) {
             return Err(FallbackReason::Elsewhere);
         }
         if !matches!(stream.possession()?, Possession::Sequence(_)) {
@@ -120,16 +150,30 @@ mod tests {
 
     #[test]
     fn what_leads_nowhere_is_believed_for_a_while_and_not_of_too_many() {
-        let nowhere = Nowhere::default();
+        let known = Destinations::default();
         let to = |port: usize| SocketAddr::from(([10, 0, (port >> 8) as u8, port as u8], 80));
         let start = Duration::from_secs(1000);
-        nowhere.remember(to(1), start);
-        assert!(nowhere.knows(to(1), start) && !nowhere.knows(to(2), start));
-        assert!(!nowhere.knows(to(1), start + REMEMBERED_FOR));
+        known.lead_nowhere(to(1), start);
+        assert!(known.is_nowhere(to(1), start) && !known.is_nowhere(to(2), start));
+        assert!(!known.is_nowhere(to(1), start + REMEMBERED_FOR));
         for port in 0..MOST_REMEMBERED * 3 {
-            nowhere.remember(to(port), start);
-            assert!(nowhere.knows(to(port), start) && lock(&nowhere.0).len() <= MOST_REMEMBERED);
+            known.lead_nowhere(to(port), start);
+            assert!(known.is_nowhere(to(port), start) && lock(&known.0).len() <= MOST_REMEMBERED);
         }
+    }
+
+    #[test]
+    fn what_has_led_to_somebody_is_asked_about_again() {
+        let known = Destinations::default();
+        let destination = SocketAddr::from(([10, 0, 0, 1], 80));
+        let start = Duration::from_secs(1000);
+        known.lead_nowhere(destination, start);
+        known.lead_to_somebody(destination, start);
+        known.lead_nowhere(destination, start);
+        assert!(!known.is_nowhere(destination, start));
+        // Another host may have the address by now.
+        known.lead_nowhere(destination, start + TRUSTED_FOR);
+        assert!(known.is_nowhere(destination, start + TRUSTED_FOR));
     }
 
     #[test]
