@@ -148,9 +148,9 @@ fn memory_of_one_peer() {
         let lab = Lab::new();
         // A link takes 32 KiB, and a stream 5 KiB before it grows.
         let (_server, address) = start(&lab, "server early", "SMC_LO_MEMORY_PER_PEER", "100000");
-        let (streams, here, _) = until_one_stays(address, &lab);
+        let (streams, here, there) = until_one_stays(address, &lab);
         assert!((1..=14).contains(&streams), "{streams}");
-        assert_eq!(here, Some(MEMORY));
+        assert_eq!((here, &*there), (Some(MEMORY), "Some(Memory)"));
     });
 }
 
