@@ -134,10 +134,11 @@ impl Device {
     fn open_at(path: &Path, explicit: bool) -> io::Result<Device> {
         let trust::Directory { fd, shared } = trust::open(path, explicit)?;
         let gid = gid(&fd, path)?;
-        let own = if shared { Room::own(fd.as_fd()) } else { Room::private(fd.as_fd(), explicit) };
+        let (own, shared) =
+            if shared { (Room::own(fd.as_fd()), Some(fd)) } else { (Room::private(fd, explicit), None) };
         let own = own.map_err(|error| explain(error, format_args!("device directory {}", path.display())))?;
         let published = Mutex::new(HashMap::new());
-        let (path, shared, tidying) = (path.to_owned(), shared.then_some(fd), Tidying::default());
+        let (path, tidying) = (path.to_owned(), Tidying::default());
         let inner = Inner { path, gid, shared, own, visits: Mutex::default(), tidying, published };
         Ok(Device { inner: Arc::new(inner) })
     }

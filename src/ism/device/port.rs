@@ -3,10 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, DirEntry, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::room::{ROOT, Visited};
+use super::room::{NETWORKS, PORTS, ROOT, Visited};
 use super::trust::LIST;
 use super::{Device, EndpointId, Inner, Room, explain, names, names_of, trust};
 use crate::sync::{Arc, lock};
@@ -39,12 +39,17 @@ impl Listed {
         }
     }
 
-    /// Where the lists of its kind are.
-    fn kind(self, room: &Room) -> &OwnedFd {
+    /// The part of a room where the lists of its kind are.
+    fn part(self) -> &'static str {
         match self {
-            Listed::Port(_) => &room.ports,
-            Listed::Network(_) => &room.networks,
+            Listed::Port(_) => PORTS,
+            Listed::Network(_) => NETWORKS,
         }
+    }
+
+    /// Its list, from the room on.
+    fn path(self) -> String {
+        format!("{}/{}", self.part(), self.name())
     }
 }
 
@@ -161,10 +166,10 @@ impl Device {
     /// May there be listeners in other network namespaces than `network`? Two system calls, and a
     /// hint.
     pub(crate) fn may_reach_elsewhere(&self, network: u64) -> bool {
-        let networks = &self.inner.own.networks;
-        let own = || rustix::fs::statat(networks, Listed::Network(network).name(), AtFlags::SYMLINK_NOFOLLOW);
+        let room = &self.inner.own.dir;
+        let own = || rustix::fs::statat(room, Listed::Network(network).path(), AtFlags::SYMLINK_NOFOLLOW);
         self.inner.is_shared()
-            || match directories_in(networks) {
+            || match directories_in(room, NETWORKS) {
                 Some(0) => false,
                 Some(1) => own().is_err(),
                 _ => true,
@@ -176,7 +181,7 @@ impl Device {
         let ours = Listed::Network(network).name();
         let mut found = Vec::new();
         for room in self.inner.rooms("net") {
-            for entry in names_of(&room.networks, MOST_NETWORKS) {
+            for entry in room.names(NETWORKS, MOST_NETWORKS) {
                 let cookie = entry.file_name().to_str().ok().filter(|name| *name != ours);
                 let Some(cookie) = cookie.and_then(|name| u64::from_str_radix(name, 16).ok()) else {
                     continue;
@@ -192,12 +197,12 @@ impl Device {
     }
 }
 
-/// The directories in a directory, by its number of links; `None` on file systems that do not count
-/// them.
-fn directories_in(dir: &OwnedFd) -> Option<usize> {
+/// The directories in a part of a room, by its number of links; `None` on file systems that do not
+/// count them.
+fn directories_in(room: &OwnedFd, part: &str) -> Option<usize> {
     // Its name, and its own "."; each directory in it has a "..".
     const EMPTY: usize = 2;
-    let stat = rustix::fs::fstat(dir).ok()?;
+    let stat = rustix::fs::statat(room, part, AtFlags::SYMLINK_NOFOLLOW).ok()?;
     usize::try_from(stat.st_nlink).ok()?.checked_sub(EMPTY)
 }
 
@@ -237,8 +242,8 @@ impl Inner {
     fn publish(&self, listed: Listed, id: EndpointId) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         for _ in 0..1000 {
-            let kind = listed.kind(&self.own).as_fd();
-            let dir = trust::create_inside(kind, &listed.name(), self.access(), true)?;
+            let part = trust::create_inside(self.own.dir.as_fd(), listed.part(), self.access(), true)?;
+            let dir = trust::create_inside(part.as_fd(), &listed.name(), self.access(), true)?;
             match rustix::fs::openat(&dir, id.to_string(), flags, Mode::RUSR | Mode::WUSR) {
                 Ok(_) => return Ok(()),
                 // Whoever closed the last listener on this port has just removed the directory.
@@ -253,7 +258,7 @@ impl Inner {
         if let Ok(Some(dir)) = self.own.list(listed) {
             let _ = rustix::fs::unlinkat(&dir, id.to_string(), AtFlags::empty());
             // Fails while others are in it.
-            let _ = rustix::fs::unlinkat(listed.kind(&self.own), listed.name(), AtFlags::REMOVEDIR);
+            let _ = rustix::fs::unlinkat(&self.own.dir, listed.path(), AtFlags::REMOVEDIR);
         }
     }
 
@@ -270,19 +275,24 @@ impl Inner {
 impl Room {
     /// What lists the endpoints by that; `None` when there are none.
     pub(super) fn list(&self, listed: Listed) -> Result<Option<OwnedFd>, Errno> {
-        match self.open(listed.kind(self), &listed.name(), LIST) {
+        match self.open(&self.dir, &listed.path(), LIST) {
             Ok(dir) => Ok(Some(dir)),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
+    /// The names in a part of the room, as far as they can be read.
+    fn names(&self, part: &str, most: usize) -> impl Iterator<Item = DirEntry> {
+        self.open(&self.dir, part, LIST).into_iter().flat_map(move |part| names_of(part, most))
+    }
+
     /// All lists of the room.
     pub(super) fn lists(&self, most: usize) -> impl Iterator<Item = Listed> {
-        let ports = names_of(&self.ports, most);
+        let ports = self.names(PORTS, most);
         let ports =
             ports.filter_map(|entry| Some(Listed::Port(entry.file_name().to_str().ok()?.parse().ok()?)));
-        let networks = names_of(&self.networks, most).filter_map(|entry| {
+        let networks = self.names(NETWORKS, most).filter_map(|entry| {
             let cookie = u64::from_str_radix(entry.file_name().to_str().ok()?, 16).ok()?;
             Some(Listed::Network(cookie))
         });

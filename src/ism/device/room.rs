@@ -20,6 +20,10 @@ pub(super) const MOST_ROOMS: usize = 64;
 
 pub(super) const ROOT: u32 = 0;
 
+/// The parts of a room that list endpoints: by port, and by network namespace.
+pub(super) const PORTS: &str = "port";
+pub(super) const NETWORKS: &str = "net";
+
 /// In whose rooms of a shared directory peers are looked for, besides our own and root's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Visits {
@@ -55,8 +59,9 @@ impl Visits {
 #[derive(Debug)]
 pub(super) struct Room {
     pub(super) endpoints: OwnedFd,
-    pub(super) ports: OwnedFd,
-    pub(super) networks: OwnedFd,
+    /// The room itself. What is used less often is found by its name: every process would hold a
+    /// descriptor for it.
+    pub(super) dir: OwnedFd,
     /// Who makes names in it.
     pub(super) owner: u32,
     /// The inode of `endpoints`, which all names of endpoints in it end with.
@@ -97,25 +102,32 @@ fn ourselves() -> io::Result<u32> {
 }
 
 impl Room {
-    /// Of the parts that `open` opens.
-    fn new(open: impl Fn(&'static str) -> io::Result<OwnedFd>, owner: u32) -> io::Result<Room> {
-        let (endpoints, ports, networks) = (open("ep")?, open("port")?, open("net")?);
+    /// In that directory, of the parts that `open` opens in it.
+    fn new(
+        dir: OwnedFd,
+        open: impl Fn(BorrowedFd<'_>, &'static str) -> io::Result<OwnedFd>,
+        owner: u32,
+    ) -> io::Result<Room> {
+        let [endpoints, ..] =
+            [open(dir.as_fd(), "ep")?, open(dir.as_fd(), PORTS)?, open(dir.as_fd(), NETWORKS)?];
         let number = rustix::fs::fstat(&endpoints)?.st_ino;
-        Ok(Room { endpoints, ports, networks, owner, number })
+        Ok(Room { endpoints, dir, owner, number })
     }
 
     /// A device directory that nobody else writes to.
-    pub(super) fn private(dir: BorrowedFd<'_>, root_too: bool) -> io::Result<Room> {
-        let part = |name| trust::create_inside(dir, name, trust::Access::Private, root_too);
-        Room::new(part, ourselves()?)
+    pub(super) fn private(dir: OwnedFd, root_too: bool) -> io::Result<Room> {
+        let part =
+            |dir: BorrowedFd<'_>, name| trust::create_inside(dir, name, trust::Access::Private, root_too);
+        Room::new(dir, part, ourselves()?)
     }
 
     /// Our own room in a shared directory, made if it is missing.
     pub(super) fn own(dir: BorrowedFd<'_>) -> io::Result<Room> {
         let owner = ourselves()?;
         let room = trust::create_inside(dir, &name_of(owner), trust::Access::Readable, false)?;
-        let part = |name| trust::create_inside(room.as_fd(), name, trust::Access::Readable, false);
-        Room::new(part, owner)
+        let part =
+            |room: BorrowedFd<'_>, name| trust::create_inside(room, name, trust::Access::Readable, false);
+        Room::new(room, part, owner)
     }
 
     /// The room of another user, if it is there and really that user's.
@@ -126,7 +138,7 @@ impl Room {
             Some(part)
         };
         let room = open(dir, &name_of(owner))?;
-        Room::new(|name| open(room.as_fd(), name).ok_or_else(|| Errno::NOENT.into()), owner).ok()
+        Room::new(room, |room, name| open(room, name).ok_or_else(|| Errno::NOENT.into()), owner).ok()
     }
 
     /// A name that nobody else can have in a room of his, as long as this one is there.
@@ -141,7 +153,7 @@ impl Room {
         id.0[8..] == self.number.to_be_bytes()
     }
 
-    /// Opens a name in a part of this room.
+    /// Opens a name in this room, or in a part of it.
     pub(super) fn open(&self, part: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         open_inside(part.as_fd(), name, flags, self.owner)
     }
