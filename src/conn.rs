@@ -28,6 +28,7 @@ mod tests;
 mod tests {
     mod aid;
     mod by_hand;
+    mod disguise;
     mod hosts;
     mod ops;
     mod socket;

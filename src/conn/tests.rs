@@ -7,6 +7,7 @@ mod aid;
 mod by_hand;
 mod descriptor;
 mod descriptors;
+mod disguise;
 mod faults;
 mod greedy;
 mod growth;

@@ -109,8 +109,8 @@ impl Season<'_> {
             return self.fail(last, "does not begin");
         }
         let device = self.crew.device();
-        // gid; a lock and a socket; one port.
-        if !self.wait(late, |_| files_under(&device).len() == 4) {
+        // gid; a lock and a socket; one port; its network namespace.
+        if !self.wait(late, |_| files_under(&device).len() == 5) {
             return self
                 .fail(last, &format!("is alone in the directory, and finds {:?}", files_under(&device)));
         }

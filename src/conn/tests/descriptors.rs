@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use rustix::fs::OFlags;
 
+use super::disguise::Disguise;
 use super::hosts::{CLIENT, Lab, SERVER, patiently};
 use super::peers::subject;
 use super::stranger::{Bystander, SLOTS, Stranger};
-use super::users::Disguise;
 use super::watched;
 use crate::ism::interrupt::Signal;
 use crate::ism::sys;

@@ -7,9 +7,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::by_hand::ByHand;
+use super::disguise::{Disguise, share};
 use super::ops::{Task, peeking, reading, writing};
 use super::socket::{StdTcp, drain};
-use super::users::{Disguise, share};
 use crate::config::{Config, UpgradePolicy};
 use crate::conn::close::Leftover;
 use crate::conn::{Connection, OnPending, Role, receive, send};

@@ -3,10 +3,10 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::disguise::Disguise;
 use super::hosts::{CLIENT, Host, Lab, Pair, SERVER};
 use super::proofs::{Thief, subject_of};
 use super::stranger::{Bystander, DMB, PLACE};
-use super::users::Disguise;
 use super::{bytes, watched};
 use crate::clc::{Answer, Dmb};
 use crate::config::{Config, UpgradePolicy};

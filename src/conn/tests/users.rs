@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::os::fd::AsFd;
 
+use super::disguise::{Disguise, STRANGER, share};
 use super::hosts::{CLIENT, Host, Lab, SERVER, patiently};
 use super::proofs::{goes_on, turn};
 use super::watched;
@@ -14,30 +15,6 @@ use crate::link::stream::Death;
 use crate::peer::PeerPolicy;
 use crate::sync::Arc;
 use crate::transport::{FallbackReason, Transport};
-
-/// A user that is nobody's.
-const STRANGER: u32 = 64001;
-
-/// As long as it lives this thread, and no other, belongs to another user than its peer.
-pub(super) struct Disguise;
-
-impl Disguise {
-    pub(super) fn on() -> Self {
-        Disguise::wear(STRANGER);
-        Disguise
-    }
-
-    fn wear(user: u32) {
-        let [keep, wear] = [0, user].map(rustix::process::Uid::from_raw);
-        rustix::thread::set_thread_res_uid(keep, wear, keep).expect("another user id");
-    }
-}
-
-impl Drop for Disguise {
-    fn drop(&mut self) {
-        Disguise::wear(0);
-    }
-}
 
 /// Lets the server hang up without a word on all that have connected to it.
 fn hang_up(lab: &mut Lab) {
@@ -136,17 +113,6 @@ fn the_own_user_is_told_that_only_root_is_admitted() {
             }
         }
     });
-}
-
-/// Opens a directory to other users, as a shared one is.
-pub(super) fn share(dir: &std::path::Path) {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o1777)).expect("chmod");
-    for entry in std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path()) {
-        if entry.is_dir() {
-            share(&entry);
-        }
-    }
 }
 
 #[test]
