@@ -93,7 +93,7 @@ pub(crate) trait Tcp: AsFd + Send + Sync + 'static {
 
     /// Waits for anything that the reactor tells of a socket that nobody else waits to write to: a
     /// FIN, a reset, a shutdown of the descriptor at this end. Nothing is taken off the socket.
-    /// Ready is an end that lasts.
+    /// Ready is the end of the socket: nothing else comes.
     fn poll_write_event(&self, apart: &mut Option<Self::Apart>, cx: &mut Context<'_>) -> Poll<()>;
 
     /// As [`Tcp::poll_write_event`], of a socket that nobody else waits to read from.

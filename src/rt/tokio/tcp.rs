@@ -229,7 +229,8 @@ impl Tcp for TokioTcp {
         let Some(again) = told_apart(self, apart) else { return Poll::Ready(()) };
         loop {
             ready!(again.poll(cx));
-            if sys::ended(self.as_fd()).map_or(true, |ended| ended.writes) {
+            // Closed. One direction may end long before the other.
+            if sys::ended(self.as_fd()).map_or(true, |ended| ended.acked.is_some()) {
                 return Poll::Ready(());
             }
         }

@@ -157,6 +157,28 @@ fn an_event_is_told_after_a_sample() {
     assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_ready());
 }
 
+#[test]
+fn the_end_of_one_direction_is_not_the_last_event_after_a_sample() {
+    let runtime = runtime();
+    let (tcp, _peer) = tcp_pair(&runtime);
+    spoil(&tcp);
+    let (woken, waker) = Woken::new();
+    let (mut cx, mut apart) = (Context::from_waker(&waker), None);
+    let _context = runtime.enter();
+    assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_pending(), "nothing has ended");
+    for direction in [std::net::Shutdown::Write, std::net::Shutdown::Read] {
+        std::thread::sleep(Duration::from_millis(50));
+        woken.0.store(false, Ordering::SeqCst);
+        assert!(Tcp::poll_write_event(&tcp, &mut apart, &mut cx).is_pending());
+        socket2::SockRef::from(&tcp).shutdown(direction).unwrap();
+        let began = std::time::Instant::now();
+        while !woken.0.load(Ordering::SeqCst) {
+            assert!(began.elapsed() < PATIENCE, "nobody tells of {direction:?}");
+            std::thread::yield_now();
+        }
+    }
+}
+
 /// What comes on the error queue later is told in the other place, too. (It has to be taken before;
 /// that is the business of who knows of it.)
 #[test]
