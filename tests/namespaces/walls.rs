@@ -13,8 +13,10 @@ use crate::talk::Report;
 
 /// What a client says whose connection leads to nobody of its device.
 const NOBODY: &[&str] = &["on another host, or behind a proxy"];
-/// What a server says of a stream that nobody could prove to hold the other end of.
-const UNTOUCHED: &[&str] = &["no upgrade was asked for yet", "could not be proved"];
+/// What a server says of a stream that nobody could prove to hold the other end of. An eager client
+/// that it has refused for the namespace had not written yet, and neither had the proxy.
+const UNTOUCHED: &[&str] =
+    &["no upgrade was asked for yet", "could not be proved", "in another network namespace"];
 
 pub(crate) fn start(before: &[&str], role: &str, device: &Path) -> Actor {
     let device = format!("SMC_LO_DIR={}", device.display());
