@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The recipes of docs/containers.md, as they stand there, run by podman; and what the text beside
 # them says of a pod, a published port, users, a read-only root and a seccomp profile. Needs root,
-# podman, podman-compose, and a runtime that works here (CONTAINER_RUNTIME, runc by default). No
-# gate of .ci/run: an engine is not to be had everywhere, and `cargo test --test namespaces` builds
-# the same networks without one.
+# podman, podman-compose, and a runtime that works here (CONTAINER_RUNTIME, runc by default).
+# No gate of .ci/run: an engine is not to be had everywhere, and `cargo test --test namespaces`
+# builds the same networks without one.
 source "$(dirname "$0")/lib.sh"
 ((EUID == 0)) || fail "needs root"
 for program in podman podman-compose jq "${CONTAINER_RUNTIME:=runc}"; do
