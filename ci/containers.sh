@@ -18,7 +18,7 @@ shared=/run/smc-lo
 made=
 address=
 clean() {
-    podman-compose -f "$scratch/compose.yml" down --volumes &>/dev/null || true
+    podman-compose -p smc -f "$scratch/compose.yml" down --volumes &>/dev/null || true
     podman pod rm --force server client pod &>/dev/null || true
     podman rm --force receiver &>/dev/null || true
     podman network rm --force smc-containers &>/dev/null || true
@@ -33,7 +33,7 @@ export CONTAINERS_CONF=$scratch/containers.conf
 cat >"$CONTAINERS_CONF" <<END
 [containers]
 log_driver = "k8s-file"
-default_ulimits = ["nofile=1024:$(ulimit -Hn)", "nproc=1024:$(ulimit -Hu)"]
+default_ulimits = ["nofile=1024:$(ulimit -Hn)", "nproc=1024:1024"]
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
@@ -74,6 +74,7 @@ ended() {
     local status
     status=$(timeout 120 podman wait "$1") || fail "$1 does not end"
     podman logs "$1" >"$scratch/out" 2>"$scratch/err"
+    [[ $(podman inspect "$1" | jq -r '.[0].State.StartedAt') != 0001-* ]] || fail "$1 was not started: $(cat "$scratch/log")"
     [[ $status == 0 ]] || fail "$1: exit status $status: $(cat "$scratch/err")"
 }
 
@@ -93,13 +94,14 @@ podman network create smc-containers >/dev/null
 # A port that is published at a loopback address would be reached from another one.
 address=$(podman network inspect smc-containers | jq -r ".[0].subnets[0].gateway")
 recipe 2 >"$scratch/server.yml"
-sed 's/name: server/name: client/; s/image: server/image: client/' "$scratch/server.yml" >"$scratch/client.yml"
+sed 's/name: server/name: client/; s/image: server/image: client/; s/^spec:/&\n  restartPolicy: Never/' \
+    "$scratch/server.yml" >"$scratch/client.yml"
 for pod in server client; do
-    podman play kube --network smc-containers "$scratch/$pod.yml" >/dev/null
+    podman play kube --network smc-containers "$scratch/$pod.yml" &>"$scratch/log" || fail "$(cat "$scratch/log")"
 done
 ended client-app
 ran "two pods" "$scratch/out"
-podman pod rm --force server client >/dev/null
+podman pod rm --force --time 1 server client >/dev/null
 
 echo "--- one pod, and nothing set"
 podman pod create --name pod --network smc-containers --add-host server:127.0.0.1 >/dev/null
@@ -107,7 +109,7 @@ podman run --detach --pod pod --name pod-server --user 1000:1000 localhost/serve
 podman run --detach --pod pod --name pod-client --user 1000:1000 localhost/client >/dev/null
 ended pod-client
 ran "one pod" "$scratch/out"
-podman pod rm --force pod >/dev/null
+podman pod rm --force --time 1 pod >/dev/null
 
 # sends WHAT EXPECTED USER PEERS OPTION...: a file goes from that user of the host to a container,
 # whose options these are, by a port that is published.
@@ -127,7 +129,7 @@ sends() {
         "$scratch/root/bin/filecopy" send "$scratch/file" "$address:7802" >"$scratch/out" || fail "$what: $(podman logs receiver 2>&1)"
     grep -q "over $expected" "$scratch/out" || fail "$what: $(cat "$scratch/out")"
     grep -q 'verified by the receiver' "$scratch/out" || fail "$what: not verified"
-    podman rm --force receiver >/dev/null
+    podman rm --force --time 1 receiver >/dev/null
     echo "$what: $(grep -o "over .*" "$scratch/out")"
 }
 
