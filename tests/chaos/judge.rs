@@ -209,12 +209,10 @@ impl Stream {
             return Err("nothing was done to either end".to_owned());
         }
         // Nobody has accepted it.
-        let mut candidates = pasts.iter().filter(|past| {
-            past.address == Some(self.target) && past.began <= to && past.ended.is_none_or(|end| end >= from)
-        });
-        if candidates.clone().any(|past| past.felt(&ENDS_LISTENER, from, to)) {
+        if self.listener_was_ended(to, pasts) {
             return Ok("its listener was ended");
         }
+        let mut candidates = self.listeners(to, pasts);
         if candidates.clone().any(|past| past.felt(&LACKS, from, to)) {
             return Ok("its listener was short of something");
         }
@@ -222,6 +220,27 @@ impl Stream {
             None => Ok("nobody was there"),
             Some(_) => Err("nobody accepts it, though nothing was done to the listener".to_owned()),
         }
+    }
+
+    /// Those who were there until then to accept it.
+    fn listeners<'a>(&self, to: Instant, pasts: &'a [Past]) -> impl Iterator<Item = &'a Past> + Clone {
+        let (target, from) = (self.target, self.began);
+        pasts.iter().filter(move |past| {
+            past.address == Some(target) && past.began <= to && past.ended.is_none_or(|end| end >= from)
+        })
+    }
+
+    fn listener_was_ended(&self, to: Instant, pasts: &[Past]) -> bool {
+        self.listeners(to, pasts).any(|past| past.felt(&ENDS_LISTENER, self.began, to))
+    }
+
+    /// Whether what the client has seen by then shows that somebody has accepted it and goes on.
+    /// The end of a stream without bytes can also be that of who had read its name.
+    pub(crate) fn shows_a_server(&self, pasts: &[Past]) -> bool {
+        self.end(Side::Client).is_some_and(|end| {
+            let heard = self.plan.length(Side::Server) > 0;
+            end.is_whole() && (heard || !self.listener_was_ended(end.at, pasts))
+        })
     }
 
     /// All that is known of it.
@@ -240,7 +259,12 @@ impl Stream {
                         text += &format!("\n    {:?} {after:?} after its begin, for {lasted:?}", span.fault);
                     }
                 }
-                None => text += &format!("\n  {side}: not known"),
+                None => {
+                    text += &format!("\n  {side}: not known");
+                    for past in self.listeners(Instant::now(), pasts).filter(|_| side == Side::Server) {
+                        text += &format!("\n    perhaps {past}, {:?}", past.spans);
+                    }
+                }
             }
             match self.end(side) {
                 Some(end) => {

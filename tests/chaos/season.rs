@@ -375,8 +375,8 @@ impl Season<'_> {
                 let gone =
                     stream.processes[Side::Client as usize].and_then(|client| self.crew.pasts[client].ended);
                 let since = client.as_ref().map(|end| end.at).or(gone);
-                let whole = client.as_ref().is_some_and(End::is_whole);
-                !whole && since.is_some_and(|since| since.elapsed() > NEVER_ACCEPTED)
+                let served = stream.shows_a_server(&self.crew.pasts);
+                !served && since.is_some_and(|since| since.elapsed() > NEVER_ACCEPTED)
             }
         };
         over(Side::Client) && over(Side::Server)
