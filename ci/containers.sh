@@ -20,7 +20,7 @@ address=
 clean() {
     podman-compose -p smc -f "$scratch/compose.yml" down --volumes &>/dev/null || true
     podman pod rm --force server client pod &>/dev/null || true
-    podman rm --force receiver &>/dev/null || true
+    podman rm --force receiver systemd &>/dev/null || true
     podman network rm --force smc-containers &>/dev/null || true
     podman rmi --force localhost/server localhost/client &>/dev/null || true
     [[ -z $made ]] || rm -rf "$shared"
@@ -142,3 +142,39 @@ sends "no privileges at all" loopback-ism 1000 same --cap-drop=all --security-op
 jq -n '{ defaultAction: "SCMP_ACT_ALLOW", syscalls: [{ names: ["memfd_create"], action: "SCMP_ACT_ERRNO" }] }' \
     >"$scratch/seccomp.json"
 sends "without memfd_create" tcp 1000 same "--security-opt=seccomp=$scratch/seccomp.json"
+
+echo "--- units of systemd"
+if [[ -x /lib/systemd/systemd ]]; then
+    mkdir -m 777 "$scratch/units" "$scratch/told"
+    # unit NAME COMMAND LINE...: one of the recipe's, which does that.
+    unit() {
+        printf '[Unit]\nAfter=%s\n' "$([[ $1 == server ]] || echo server.service)"
+        awk '/^```ini/ { inside = 1; next } /^```/ { inside = 0 } inside' docs/containers.md | sed 's/^User=.*/User=games/'
+        printf 'ExecStart=%s\n' "$2"
+        shift 2
+        (($# == 0)) || printf '%s\n' "$@"
+    }
+    run='/smc/root/bin/smcperf run 127.0.0.1:7700 --test=pp,tp --transport=smc --quick --json'
+    once=(Type=oneshot 'ExecStartPre=/bin/sleep 1' StandardError=append:/smc/told/errors)
+    unit server '/smc/root/bin/smcperf serve 127.0.0.1:7700' >"$scratch/units/server.service"
+    unit client "$run" "${once[@]}" StandardOutput=append:/smc/told/client >"$scratch/units/client.service"
+    unit client "$run" "${once[@]}" StandardOutput=append:/smc/told/quiet |
+        sed 's/ AF_NETLINK//; s/^After=.*/After=client.service/' >"$scratch/units/quiet.service"
+    printf '[Unit]\nWants=server.service client.service quiet.service\n' >"$scratch/units/smc.target"
+    volumes=()
+    for file in "$scratch"/units/*; do
+        volumes+=(--volume "$file:/etc/systemd/system/${file##*/}:ro")
+    done
+    # This machine's own systemd, on a copy of its files.
+    podman run --detach --name systemd --systemd=always --privileged --tmpfs /tmp:rw,notmpcopyup \
+        --tmpfs /run:rw,notmpcopyup --tmpfs /var/log/journal:rw,notmpcopyup --volume "$scratch:/smc" \
+        "${volumes[@]}" --rootfs /:O /lib/systemd/systemd --unit=smc.target >/dev/null
+    for _ in $(seq 60); do
+        [[ $(cat "$scratch"/told/quiet 2>/dev/null | wc -l) == 2 ]] && break
+        sleep 0.5
+    done
+    [[ ! -s $scratch/told/errors ]] || fail "systemd: $(cat "$scratch/told/errors")"
+    ran systemd "$scratch/told/client"
+    ran "systemd, without netlink" "$scratch/told/quiet"
+    podman rm --force --time 1 systemd >/dev/null
+fi

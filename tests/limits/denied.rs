@@ -54,6 +54,7 @@ pub(crate) const CALLS: &[Call] = &[
     all("fstatfs", libc::SYS_fstatfs),
     only("mmap-shared", libc::SYS_mmap, &[(3, Has(libc::MAP_SHARED))]),
     all("madvise", libc::SYS_madvise),
+    all("mincore", libc::SYS_mincore),
     // Wake-ups and time.
     all("eventfd2", libc::SYS_eventfd2),
     all("timerfd_create", libc::SYS_timerfd_create),
@@ -118,12 +119,14 @@ pub(crate) const CALLS: &[Call] = &[
 /// `fstatat` has three names.
 const NEWFSTATAT: libc::c_long = libc::SYS_newfstatat;
 
-/// From now on, `call` fails with the error of that name in all threads of this process.
+/// From now on, `call` fails with the error of that name in all threads of this process, or `kill`s
+/// it.
 pub(crate) fn deny(call: &str, errno: &str) -> Result<(), String> {
     let call = CALLS.iter().find(|known| known.name == call).ok_or(format!("no call {call}"))?;
-    let errno = match errno {
-        "EPERM" => libc::EPERM,
-        "ENOSYS" => libc::ENOSYS,
+    let action = match errno {
+        "EPERM" => SeccompAction::Errno(libc::EPERM as u32),
+        "ENOSYS" => SeccompAction::Errno(libc::ENOSYS as u32),
+        "kill" => SeccompAction::KillProcess,
         _ => return Err(format!("no error {errno}")),
     };
     let conditions = call.arguments.iter().map(|(index, test)| {
@@ -139,12 +142,8 @@ pub(crate) fn deny(call: &str, errno: &str) -> Result<(), String> {
         false => vec![SeccompRule::new(conditions).map_err(|error| error.to_string())?],
     };
     let arch = std::env::consts::ARCH.try_into().map_err(|_| "no filters for this machine")?;
-    let filter = SeccompFilter::new(
-        BTreeMap::from([(call.number, rules)]),
-        SeccompAction::Allow,
-        SeccompAction::Errno(errno as u32),
-        arch,
-    );
+    let filter =
+        SeccompFilter::new(BTreeMap::from([(call.number, rules)]), SeccompAction::Allow, action, arch);
     let program: seccompiler::BpfProgram =
         filter.and_then(TryInto::try_into).map_err(|error| error.to_string())?;
     seccompiler::apply_filter_all_threads(&program).map_err(|error| error.to_string())

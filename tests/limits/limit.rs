@@ -24,7 +24,7 @@ pub(crate) type Filler = Arc<Mutex<Vec<OwnedFd>>>;
 /// | `free N` | so many descriptors are left |
 /// | `lift` | the descriptors that only filled the table are closed |
 /// | `cgroup FILE` | into the control group whose `cgroup.procs` this is |
-/// | `deny CALL EPERM\|ENOSYS` | a system call answers that |
+/// | `deny CALL EPERM\|ENOSYS\|kill` | a system call answers that, or ends the process |
 pub(crate) fn impose(words: &str, filler: &Filler) -> Result<(), String> {
     let words: Vec<&str> = words.split(' ').collect();
     let number = |word: &str| word.parse::<u64>().expect("a number");

@@ -2,7 +2,7 @@
 //! upgraded.
 
 use crate::denied::CALLS;
-use crate::scene::{Moment, Scene, Side, all_well};
+use crate::scene::{MOMENTS, Moment, SIDES, Scene, Side, all_well};
 use crate::watchdog::watched;
 use crate::words::{
     DENIED, DIRECTORY, IN_PROGRESS, LINK_DOWN, NO_ANSWER, NO_SEQUENCE, NOT_YET, OTHERS, UNPROVED,
@@ -63,4 +63,19 @@ fn denied_at_the_server_during() {
 #[test]
 fn denied_at_the_client_during() {
     denied(Side::Client, Moment::During);
+}
+
+/// Calls that a filter does not know end the process under systemd's `SystemCallFilter`. Of those
+/// that the library could use its `@system-service` leaves out one.
+#[test]
+fn a_filter_that_kills_for_what_services_do_not_call() {
+    watched(|| {
+        all_well(SIDES.into_iter().flat_map(|side| MOMENTS.map(|moment| (side, moment))).map(
+            |(side, moment)| {
+                let scene = Scene { more: 3, ..Scene::new("deny mincore kill", side, moment) };
+                let outcome = scene.play()?;
+                outcome.stayed_on_the_ring(outcome.client.entries.len())
+            },
+        ));
+    });
 }

@@ -1,5 +1,8 @@
 //! Sealed memory files: what an arena is made of.
-#![expect(unsafe_code, reason = "mincore, which rustix lacks")]
+#![expect(
+    unsafe_code,
+    reason = "mincore, PR_GET_SECCOMP and MADV_POPULATE_WRITE, which rustix lacks or reads the auxiliary vector for"
+)]
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -116,12 +119,18 @@ pub(crate) fn fallocate(fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> io::Resu
 
 /// Whether all these bytes of a mapped file are in memory; without touching them, which would give
 /// them what is missing. What was swapped out is not.
+///
+/// Under a filter of system calls they are touched: many filters (systemd's `@system-service`, for
+/// one) do not know mincore, and end the process for it.
 pub(crate) fn is_resident(start: NonNull<u8>, bytes: usize) -> io::Result<bool> {
     // Not by rustix, which reads the auxiliary vector: not where Valgrind runs us.
     // SAFETY: the call touches no memory.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
     let first = start.as_ptr() as usize / page * page;
     let pages = (start.as_ptr() as usize + bytes - first).div_ceil(page);
+    if is_filtered() {
+        return populate(first, pages * page);
+    }
     let mut each = [0_u8; 64];
     for from in (0..pages).step_by(each.len()) {
         let many = each.len().min(pages - from);
@@ -136,6 +145,27 @@ pub(crate) fn is_resident(start: NonNull<u8>, bytes: usize) -> io::Result<bool> 
         }
     }
     Ok(true)
+}
+
+/// Does a filter look at the system calls of this thread?
+fn is_filtered() -> bool {
+    // SAFETY: the call takes integers and touches no memory.
+    unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) != 0 }
+}
+
+/// Enters pages of a mapped file into this process's page table, in whole; `false` when there is no
+/// memory for them.
+fn populate(first: usize, bytes: usize) -> io::Result<bool> {
+    // SAFETY: the advice changes no byte: pages that are there stay as they are, and missing ones
+    // become zeros, which is what they are read as. It refuses a place where nothing is mapped.
+    let done = unsafe { libc::madvise(first as *mut libc::c_void, bytes, libc::MADV_POPULATE_WRITE) };
+    if done == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        error if [Some(libc::ENOMEM), Some(libc::EFAULT)].contains(&error.raw_os_error()) => Ok(false),
+        error => Err(error),
+    }
 }
 
 /// Takes the pages of the range away, as a peer may; it reads as zeros until written again.
