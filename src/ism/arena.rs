@@ -479,8 +479,9 @@ struct Slots {
     fresh: u32,
     taken: Vec<bool>,
     in_use: u32,
-    /// Of the slots that were ever used.
-    charges: Vec<Charge>,
+    /// Of each slot that was ever used.
+    charges: Vec<Option<Charge>>,
+    _control: Charge,
 }
 
 /// An arena of our own, of which slots are lent to a peer.
@@ -509,7 +510,8 @@ impl Arena {
             fresh: 0,
             taken: vec![false; slots as usize],
             in_use: 0,
-            charges: vec![charge],
+            charges: Vec::new(),
+            _control: charge,
         };
         Ok((Arena { map: Arc::new(map), slots: Mutex::new(slots) }, fd))
     }
@@ -549,19 +551,19 @@ impl Arena {
 
     /// Sees to it that a slot has its memory.
     fn provide(&self, slot: u32) -> io::Result<()> {
-        // One that was used before has it, unless the peer has taken it away.
-        if self.map.has_memory(slot)? {
-            return Ok(());
+        let index = slot as usize;
+        let charged = lock(&self.slots).charges.get(index).is_some_and(Option::is_some);
+        if charged {
+            // One that was used before has it, unless the peer has taken it away.
+            return if self.map.has_memory(slot)? { Ok(()) } else { self.map.commit_slot(slot) };
         }
         let charge = self.map.mapping.account.lend(SLOT_BYTES)?;
         self.map.commit_slot(slot)?;
         let mut slots = lock(&self.slots);
-        if slots.charges.len() <= self.map.layout.slots as usize {
-            slots.charges.push(charge);
-        } else {
-            drop(slots);
-            drop(charge);
+        if slots.charges.len() <= index {
+            slots.charges.resize_with(index + 1, || None);
         }
+        slots.charges[index] = Some(charge);
         Ok(())
     }
 

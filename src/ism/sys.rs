@@ -29,9 +29,9 @@ pub(crate) use event::{
     arm_timer, clear_timer, eventfd, has_hung_up, is_eventfd, is_ready, ring, ring_shared, timerfd,
 };
 pub(crate) use means::{Means, descriptor_limit, largest_file, means, most_mappings, tcp_buffers};
-#[cfg(test)]
-pub(crate) use memory::punch;
 pub(crate) use memory::{FileId, fallocate, is_resident, memfd_sealed, memory_of, verify_memfd};
+#[cfg(test)]
+pub(crate) use memory::{is_filtered, punch};
 pub(crate) use namespace::shares_pid_namespace;
 pub(crate) use process::{
     effective_uid, hostname, involuntary_switches, is_known_group, is_known_user, is_user, monotonic,

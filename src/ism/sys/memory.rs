@@ -148,7 +148,7 @@ pub(crate) fn is_resident(start: NonNull<u8>, bytes: usize) -> io::Result<bool> 
 }
 
 /// Does a filter look at the system calls of this thread?
-fn is_filtered() -> bool {
+pub(crate) fn is_filtered() -> bool {
     // SAFETY: the call takes integers and touches no memory.
     unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) != 0 }
 }
