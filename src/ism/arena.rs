@@ -560,9 +560,8 @@ impl Arena {
         let charge = self.map.mapping.account.lend(SLOT_BYTES)?;
         self.map.commit_slot(slot)?;
         let mut slots = lock(&self.slots);
-        if slots.charges.len() <= index {
-            slots.charges.resize_with(index + 1, || None);
-        }
+        let known = slots.charges.len().max(index + 1);
+        slots.charges.resize_with(known, || None);
         slots.charges[index] = Some(charge);
         Ok(())
     }
