@@ -25,6 +25,8 @@ pub(crate) struct Worker {
     /// After its warm-up. From then on it has streams.
     pub(crate) base: Option<Reading>,
     pub(crate) warm: bool,
+    /// How often it was too slow for that.
+    pub(crate) tries: u32,
     pub(crate) reading: Option<Reading>,
     pub(crate) diagnosis: Vec<String>,
     pub(crate) diagnosed: bool,
@@ -86,6 +88,7 @@ impl Crew {
             listening: false,
             base: None,
             warm: false,
+            tries: 0,
             reading: None,
             diagnosis: Vec::new(),
             diagnosed: false,

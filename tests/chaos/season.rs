@@ -18,6 +18,9 @@ use crate::worker::{Kind, Reading};
 /// than any process is stopped.
 const NEVER_ACCEPTED: Duration = Duration::from_secs(6);
 
+/// How often a process may connect with itself until it is upgraded.
+const TRIES: u32 = 3;
+
 pub(crate) const ANYWHERE: &str = "127.0.0.1:0";
 
 #[derive(Clone, Debug)]
@@ -250,6 +253,11 @@ impl Season<'_> {
                 if first {
                     self.crew.say(number, "warm-up");
                 }
+            }
+            // On a crowded machine its own answer may take longer than it waits.
+            "warm" if rest.contains("has not answered") && self.crew.workers[number].tries < TRIES => {
+                self.crew.workers[number].tries += 1;
+                self.crew.say(number, "warm-up");
             }
             "warm" => {
                 self.crew.workers[number].warm = true;
