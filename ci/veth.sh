@@ -7,8 +7,8 @@
 #     tp       at least 2 times the bytes per second
 #     connect  at least 0.95 of the connections per second; 0.98 without a shared directory
 #
-# `SECONDS_EACH=10 ROUNDS=15 ci/veth.sh` measures longer. Needs root. No gate of .ci/run: figures of
-# a busy machine are none.
+# `SECONDS_EACH=10 ROUNDS=15 ci/veth.sh` measures longer, `TESTS=pp,connect` only those. Needs root.
+# No gate of .ci/run: figures of a busy machine are none.
 source "$(dirname "$0")/lib.sh"
 ((EUID == 0)) || fail "needs root"
 seconds=${SECONDS_EACH:-3}
@@ -49,17 +49,21 @@ for side in client server; do
     done
 done
 
-# measure TITLE ADDRESS CLIENT_DIR SERVER_DIR TESTS: the rows of one run, with the title as a key.
+# More connections than there are ports by default: what has ended keeps its own for a minute.
+ip netns exec "$client" sysctl -qw net.ipv4.ip_local_port_range="1024 65535"
+
+# measure TITLE ADDRESS:PORT CLIENT_DIR SERVER_DIR TESTS: the rows of one run, with the title as a
+# key.
 measure() {
     local title=$1 address=$2
     mkdir -p -m 700 "$3" "$4"
-    SMC_LO_DIR=$4 ip netns exec "$server" "$perf" serve "$address:7700" >"$scratch/serve" &
+    SMC_LO_DIR=$4 ip netns exec "$server" "$perf" serve "$address" >"$scratch/serve" &
     serving=$!
     for _ in $(seq 200); do
         grep -q '^listening' "$scratch/serve" && break
         sleep 0.05
     done
-    SMC_LO_DIR=$3 ip netns exec "$client" "$perf" run "$address:7700" --json --transport=tcp,smc --test="$5" \
+    SMC_LO_DIR=$3 ip netns exec "$client" "$perf" run "$address" --json --transport=tcp,smc --test="$5" \
         --seconds="$seconds" --rounds="$rounds" >"$scratch/run" || fail "$title: exit status $?"
     kill "$serving"
     wait "$serving" 2>/dev/null || true
@@ -67,10 +71,10 @@ measure() {
     jq -c --arg title "$title" '. + { title: $title }' "$scratch/run" >>"$scratch/rows"
 }
 
-all=pp,tp,rate,conns,connect
-measure veth 10.201.1.3 "$scratch/shared" "$scratch/shared" "$all"
-measure bridge 10.201.2.3 "$scratch/shared" "$scratch/shared" "$all"
-measure "veth, no shared directory" 10.201.1.3 "$scratch/near" "$scratch/far" connect
+all=${TESTS:-pp,tp,rate,conns,connect}
+measure veth 10.201.1.3:7700 "$scratch/shared" "$scratch/shared" "$all"
+measure bridge 10.201.2.3:7700 "$scratch/shared" "$scratch/shared" "$all"
+measure "veth, no shared directory" 10.201.1.3:7701 "$scratch/near" "$scratch/far" connect
 
 printf '%s, %s CPUs, load %s; %s s each, medians of %s rounds\n\n' \
     "$(uname -sr)" "$(nproc)" "$(cut -d' ' -f1 /proc/loadavg)" "$seconds" "$rounds"
