@@ -33,6 +33,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -480,7 +481,7 @@ struct Slots {
     taken: Vec<bool>,
     in_use: u32,
     /// Of each slot that was ever used.
-    charges: Vec<Option<Charge>>,
+    charges: BTreeMap<u32, Charge>,
     _control: Charge,
 }
 
@@ -510,7 +511,7 @@ impl Arena {
             fresh: 0,
             taken: vec![false; slots as usize],
             in_use: 0,
-            charges: Vec::new(),
+            charges: BTreeMap::new(),
             _control: charge,
         };
         Ok((Arena { map: Arc::new(map), slots: Mutex::new(slots) }, fd))
@@ -551,18 +552,13 @@ impl Arena {
 
     /// Sees to it that a slot has its memory.
     fn provide(&self, slot: u32) -> io::Result<()> {
-        let index = slot as usize;
-        let charged = lock(&self.slots).charges.get(index).is_some_and(Option::is_some);
-        if charged {
+        if lock(&self.slots).charges.contains_key(&slot) {
             // One that was used before has it, unless the peer has taken it away.
             return if self.map.has_memory(slot)? { Ok(()) } else { self.map.commit_slot(slot) };
         }
         let charge = self.map.mapping.account.lend(SLOT_BYTES)?;
         self.map.commit_slot(slot)?;
-        let mut slots = lock(&self.slots);
-        let known = slots.charges.len().max(index + 1);
-        slots.charges.resize_with(known, || None);
-        slots.charges[index] = Some(charge);
+        lock(&self.slots).charges.insert(slot, charge);
         Ok(())
     }
 
