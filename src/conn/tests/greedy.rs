@@ -14,7 +14,7 @@ use crate::conn::upgrade::Phase;
 use crate::ism::budget;
 use crate::ism::device::{Device, EndpointEntry, PortEntry};
 use crate::ism::sys;
-use crate::link::message::{Destination, LONGEST, Message, Subject, Tuple};
+use crate::link::message::LONGEST;
 use crate::transport::{FallbackReason, Transport};
 
 /// Endpoints that listen on the server's port and never answer.
@@ -130,20 +130,10 @@ fn queries_for_what_is_never_accepted_hold_so_many_descriptors_and_no_more() {
         let mut lab = Lab::new();
         let bystander = lab.upgraded();
         let most = budget::most_for_peers(1024);
-        let host = lab.hosts[SERVER].endpoint.clone();
         let (mut asked, mut refused) = (Vec::new(), 0);
         for number in 0..most + 20 {
-            let socket = lab.hosts[CLIENT].endpoint.connect(host.id()).expect("connect");
             let port = 1 + u16::try_from(number).expect("few");
-            let (local, remote) = (([127, 0, 0, 1], port).into(), ([127, 0, 0, 1], lab.port()).into());
-            let subject = Subject {
-                tuple: Tuple { local, remote },
-                cookie: 1,
-                network_namespace: 1,
-                destination: Destination::Own,
-            };
-            sys::send(socket.as_fd(), &Message::Query { subject }.encode(), &[]).expect("send");
-            asked.push(socket);
+            asked.push(lab.question(port));
             lab.run();
         }
         for socket in &asked {

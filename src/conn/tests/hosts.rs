@@ -18,6 +18,7 @@ use crate::ism::sys;
 use crate::link::accepted::FIRST_LOOK;
 use crate::link::aside::{ControlSocket, Fed};
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
+use crate::link::message::{Destination, Message, Subject, Tuple};
 use crate::link::reactor::{Reactor, Watched};
 use crate::link::stream::LinkedStream;
 use crate::link::{Link, greeting};
@@ -230,6 +231,20 @@ impl Lab {
                 break;
             }
         }
+    }
+
+    /// A question of the client about a connection that is never accepted.
+    pub(super) fn question(&self, port: u16) -> OwnedFd {
+        let socket = self.hosts[CLIENT].endpoint.connect(self.hosts[SERVER].endpoint.id()).expect("connect");
+        let (local, remote) = (([127, 0, 0, 1], port).into(), ([127, 0, 0, 1], self.port()).into());
+        let subject = Subject {
+            tuple: Tuple { local, remote },
+            cookie: 1,
+            network_namespace: 1,
+            destination: Destination::Own,
+        };
+        sys::send(socket.as_fd(), &Message::Query { subject }.encode(), &[]).expect("send");
+        socket
     }
 
     /// The port that the server listens on.

@@ -1,7 +1,7 @@
 //! Each limit that a configuration sets, reached: the reason is told, TCP carries every byte, and
 //! what is free again can be taken again.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use super::disguise::Disguise;
 use super::hosts::{CLIENT, Host, Lab, Pair, SERVER};
@@ -12,7 +12,7 @@ use crate::clc::{Answer, Dmb};
 use crate::config::{Config, UpgradePolicy};
 use crate::ism::sys;
 use crate::link::lack::why_no_link;
-use crate::link::message::{Destination, DmbPlace, LONGEST, Message, Subject, Tuple};
+use crate::link::message::{DmbPlace, LONGEST, Message};
 use crate::peer::PeerPolicy;
 use crate::transport::{FallbackReason, Transport};
 
@@ -163,20 +163,6 @@ fn so_many_offers_wait_for_accept_and_half_of_them_on_one_link() {
     });
 }
 
-/// A question about a connection that is never accepted.
-fn question(lab: &Lab, port: u16) -> OwnedFd {
-    let socket = lab.hosts[CLIENT].endpoint.connect(lab.hosts[SERVER].endpoint.id()).expect("connect");
-    let (local, remote) = (([127, 0, 0, 1], port).into(), ([127, 0, 0, 1], lab.port()).into());
-    let subject = Subject {
-        tuple: Tuple { local, remote },
-        cookie: 1,
-        network_namespace: 1,
-        destination: Destination::Own,
-    };
-    sys::send(socket.as_fd(), &Message::Query { subject }.encode(), &[]).expect("send");
-    socket
-}
-
 #[test]
 fn who_asks_too_often_is_turned_away() {
     watched(|| {
@@ -185,7 +171,7 @@ fn who_asks_too_often_is_turned_away() {
         let mut asked = Vec::new();
         // However slow this is: one more each second.
         loop {
-            asked.push(question(&lab, 1 + asked.len() as u16));
+            asked.push(lab.question(1 + asked.len() as u16));
             lab.run();
             let (mut answer, last) = ([0; LONGEST], asked[asked.len() - 1].as_fd());
             if !sys::has_hung_up(last).expect("poll") {
