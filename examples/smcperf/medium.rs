@@ -50,6 +50,10 @@ pub(crate) trait Medium: Clone + Send + Sync + 'static {
     fn runs_on(stream: &Self::Stream) -> RunsOn {
         Self::describe(Self::kind(stream))
     }
+
+    /// Whether that is loopback-ism, for which nothing is put into words: it is asked on
+    /// connections that do little else.
+    fn is_on_ism(stream: &Self::Stream) -> bool;
 }
 
 /// The server's side of a [`Medium`].
@@ -79,6 +83,10 @@ impl Medium for Tcp {
 
     fn describe((): ()) -> RunsOn {
         RunsOn::plain(RunsOn::TCP)
+    }
+
+    fn is_on_ism(_: &TcpStream) -> bool {
+        false
     }
 }
 
@@ -122,6 +130,10 @@ impl Medium for Uds {
     fn describe((): ()) -> RunsOn {
         RunsOn::plain(RunsOn::UDS)
     }
+
+    fn is_on_ism(_: &UnixStream) -> bool {
+        false
+    }
 }
 
 impl Door for UnixListener {
@@ -161,6 +173,10 @@ impl Medium for Smc {
         } else {
             RunsOn::plain(RunsOn::ISM)
         }
+    }
+
+    fn is_on_ism(stream: &SmcStream) -> bool {
+        matches!(stream.transport(), Transport::LoopbackIsm(_))
     }
 }
 

@@ -94,7 +94,7 @@ async fn attend<M: Medium>(mut stream: M::Stream, shared: &Shared) -> io::Result
     let mut frame = [0; FRAME];
     while wire::fill(&mut stream, &mut frame).await? {
         let request = Request::decode(&frame)?;
-        stream.write_all(&request.answer(M::runs_on(&stream).is_ism())).await?;
+        stream.write_all(&request.answer(M::is_on_ism(&stream))).await?;
         let outcome = match request {
             Request::Ping => continue,
             Request::Hello => {

@@ -94,7 +94,7 @@ async fn settle<M: Medium>(stream: &mut M::Stream, until: Instant) -> io::Result
     let mut pings = 0;
     loop {
         let theirs = wire::ask(stream, Request::Ping).await?;
-        let settled = !M::UPGRADES || (theirs && M::runs_on(stream).is_ism());
+        let settled = !M::UPGRADES || (theirs && M::is_on_ism(stream));
         pings += 1;
         if pings >= FEWEST_PINGS {
             if settled || Instant::now() >= until {

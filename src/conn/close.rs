@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Weak;
 use std::time::Duration;
 
+use super::upgrade::Phase;
 use super::{Connection, Effects, Tcp, receive, send};
 use crate::ism::dmb::Flags;
 use crate::ism::interrupt::Signal;
@@ -40,8 +41,9 @@ impl<T: Tcp> Connection<T> {
     /// Closes the connection; whatever the peer may still read stays readable. Returns a socket
     /// from which CLC bytes have still to be read before it is closed.
     pub(crate) fn close(&self) -> Option<Leftover<T>> {
-        self.upgrade.withdraw();
-        self.note_upgrade();
+        if self.upgrade.withdraw() == Phase::Attached {
+            self.note_upgrade();
+        }
         self.save_last_word();
         let mut effects = Effects::default();
         let (socket, receive_dmb, send_dmb, clc_left) = {
@@ -114,9 +116,6 @@ impl<T: Tcp> Connection<T> {
         drop((receive_dmb, send_dmb));
         self.upgrade.close();
         self.record.listing.leave();
-        self.upgrade.end_registration();
-        // Who watches the transport learns that the stream is gone.
-        self.upgrade.changed();
         let socket = socket.filter(|_| clc_left > 0)?;
         // The peer may be silent for ever, and there may be many of them: those that find no place
         // close at once.

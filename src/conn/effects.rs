@@ -31,9 +31,9 @@ pub(crate) struct Rare {
     /// token.
     pub(crate) ask: Option<(PeerInterrupt, u64, u64)>,
     /// This end has pinned the word of this DMB.
-    pub(crate) pinned: Option<ReceiveDmb>,
+    pub(crate) pinned: Option<Box<ReceiveDmb>>,
     /// The sender will never use this DMB.
-    pub(crate) unused: Option<SendDmb>,
+    pub(crate) unused: Option<Box<SendDmb>>,
     /// A write has shown what an offer has waited for, or none ever will.
     pub(crate) sampled: bool,
     /// One direction will never leave TCP.

@@ -179,7 +179,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
         }
         // Also where our own direction never leaves TCP.
         let _ = self.socket_check.endpoint.set(dmb.peer.link.endpoint().clone());
-        rx.dmb = Some(dmb);
+        rx.dmb = Some(Box::new(dmb));
         Ok(())
     }
 
@@ -200,10 +200,10 @@ impl<T: Tcp> LinkedStream for Connection<T> {
                 // once.
                 dmb.producer.memory().header().pin();
                 effects.interrupt(&dmb.peer, Signal::Data);
-                effects.rare().unused = Some(dmb);
+                effects.rare().unused = Some(Box::new(dmb));
                 effects.rare().settled = Some(FallbackReason::Pinned);
             } else {
-                tx.dmb = Some(dmb);
+                tx.dmb = Some(Box::new(dmb));
                 tx.try_switch(&mut effects);
                 let largest = tx.largest_write;
                 if let (send::Path::Ring, Some(dmb)) = (tx.path, tx.dmb.as_mut()) {
@@ -401,7 +401,7 @@ impl<T: Tcp> Connection<T> {
     }
 
     /// Drops the receive DMB of an upgrade that ended before its READY, if the word allows.
-    fn abandon_receiver(&self, rx: &mut Receiver<T>) -> Option<ReceiveDmb> {
+    fn abandon_receiver(&self, rx: &mut Receiver<T>) -> Option<Box<ReceiveDmb>> {
         if rx.path != receive::Path::Tcp {
             return None;
         }

@@ -39,7 +39,8 @@ pub(crate) struct Receiver<T: Tcp> {
     /// `None` once the stream is closed or its socket was taken out.
     pub(crate) socket: Option<Arc<T>>,
     pub(crate) path: Path,
-    pub(crate) dmb: Option<ReceiveDmb>,
+    /// Apart: a stream that stays TCP has none, and each is made and ended with what is in here.
+    pub(crate) dmb: Option<Box<ReceiveDmb>>,
     /// The word will never be, or is not any more, obeyed.
     pub(crate) pinned: bool,
     /// It was the peer who pinned it.

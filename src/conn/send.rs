@@ -34,7 +34,8 @@ pub(crate) struct Sender<T: Tcp> {
     /// `None` once the stream is closed or its socket was taken out.
     pub(crate) socket: Option<Arc<T>>,
     pub(crate) path: Path,
-    pub(crate) dmb: Option<SendDmb>,
+    /// Apart, as the receiver's is.
+    pub(crate) dmb: Option<Box<SendDmb>>,
     /// This end will never switch.
     pub(crate) pinned: bool,
     /// It was the peer who pinned it.

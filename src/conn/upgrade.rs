@@ -180,38 +180,53 @@ impl Upgrade {
 
     /// It stays TCP. Says so once; an attached stream has its own story.
     pub(super) fn settle(&self, reason: FallbackReason) -> bool {
-        self.settle_as(reason, |_| reason)
-    }
-
-    /// The stream is closed. What it ran on until now is what counts.
-    pub(super) fn close(&self) {
-        self.settle_as(FallbackReason::HalfClosed, |phase| match phase {
-            Phase::Idle(reason) | Phase::Settled(reason) => reason,
-            Phase::Offering | Phase::Attached => FallbackReason::InProgress,
-        });
-    }
-
-    /// Settles for `reason`; the process counts the one that `counted` makes of the phase before.
-    fn settle_as(&self, reason: FallbackReason, counted: impl FnOnce(Phase) -> FallbackReason) -> bool {
         self.pending.store(false, Ordering::Relaxed);
-        let (before, gone) = {
+        let gone = {
             let mut state = lock(&self.state);
             if matches!(state.phase, Phase::Settled(_)) {
                 return false;
             }
-            let before = std::mem::replace(&mut state.phase, Phase::Settled(reason));
+            state.phase = Phase::Settled(reason);
             // The registration stays: an offer for a stream that lives is refused, not kept
             // waiting.
             state.waits_for_write = None;
-            (before, state.offer.take())
+            state.offer.take()
         };
         drop(gone);
-        if self.done.get().is_none() {
-            tally::count_reason(counted(before));
-        }
-        crate::trace::debug!("stays on tcp: {reason}");
+        self.count(reason);
         self.watchers.wake_all();
         true
+    }
+
+    /// The stream is closed: nobody needs to find it any more, and who watches learns that it is
+    /// gone. What it ran on until now is what counts.
+    pub(super) fn close(&self) {
+        self.pending.store(false, Ordering::Relaxed);
+        let (before, gone) = {
+            let mut state = lock(&self.state);
+            let before = state.phase;
+            if !matches!(before, Phase::Settled(_)) {
+                state.phase = Phase::Settled(FallbackReason::HalfClosed);
+            }
+            state.waits_for_write = None;
+            (before, (state.offer.take(), state.registration.take()))
+        };
+        drop(gone);
+        match before {
+            Phase::Idle(reason) => self.count(reason),
+            Phase::Offering | Phase::Attached => self.count(FallbackReason::InProgress),
+            // It was counted when it settled.
+            Phase::Settled(_) => {}
+        }
+        self.watchers.wake_all();
+    }
+
+    /// Counts why it stays TCP, unless it has left it.
+    fn count(&self, reason: FallbackReason) {
+        if self.done.get().is_none() {
+            tally::count_reason(reason);
+        }
+        crate::trace::debug!("stays on tcp: {reason}");
     }
 
     /// Nobody needs to find this stream any more.
@@ -225,14 +240,15 @@ impl Upgrade {
         self.watchers.wake_all();
     }
 
-    /// Takes back an offer that still stands.
-    pub(super) fn withdraw(&self) {
-        let offer = {
+    /// Takes back an offer that still stands. Returns how far the upgrade is.
+    pub(super) fn withdraw(&self) -> Phase {
+        let (phase, offer) = {
             let mut state = lock(&self.state);
             state.waits_for_write = None;
-            state.offer.take()
+            (state.phase, state.offer.take())
         };
         drop(offer);
+        phase
     }
 }
 

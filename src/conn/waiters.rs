@@ -74,6 +74,9 @@ impl WakerSet {
     pub(crate) fn wake_all(&self) {
         let (polled, listed) = {
             let mut set = lock(&self.set);
+            if set.polled.is_none() && set.listed.is_empty() {
+                return;
+            }
             (set.polled.take(), std::mem::take(&mut set.listed))
         };
         wake_each(polled.into_iter().chain(listed.into_iter().map(|(_, waker)| waker)));
