@@ -210,8 +210,18 @@ impl<T: Tcp> Connection<T> {
         op: &mut O,
         on_pending: OnPending,
     ) -> Poll<io::Result<usize>> {
+        self.attempt_read(op, on_pending).0
+    }
+
+    /// The same, and what a wait has to hear of.
+    #[inline]
+    fn attempt_read<O: ReadOp<T>>(
+        &self,
+        op: &mut O,
+        on_pending: OnPending,
+    ) -> (Poll<io::Result<usize>>, receive::Source) {
         let mut effects = Effects::default();
-        let answer = {
+        let (answer, source) = {
             let mut rx = lock(&self.rx);
             let answer = rx.poll(op, on_pending, || self.circumstances(), &mut effects);
             if rx.path == receive::Path::Ring {
@@ -222,13 +232,13 @@ impl<T: Tcp> Connection<T> {
             } else if let (true, Poll::Ready(Ok(length))) = (O::CONSUMES, &answer) {
                 self.read_bytes.fetch_add(*length as u64, Ordering::Relaxed);
             }
-            answer
+            (answer, rx.source())
         };
         if answer.is_pending() && self.upgrade.late.load(Ordering::Relaxed) {
             self.drop_late_packets();
         }
         self.carry_out(effects);
-        answer
+        (answer, source)
     }
 
     /// Reads, or waits in the slot of the latest `poll_*` call.
@@ -238,11 +248,17 @@ impl<T: Tcp> Connection<T> {
         cx: &mut Context<'_>,
         op: &mut O,
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(answer) = self.try_read(op, OnPending::Return) {
-            return Poll::Ready(answer);
+        let wake_ups = self.waiters.readers.wake_ups();
+        let (answer, source) = self.attempt_read(op, OnPending::Return);
+        if answer.is_ready() {
+            return answer;
         }
         // Registered before the last look, so that nothing can happen in between unheard.
         self.waiters.readers.register(cx.waker());
+        if source == receive::Source::Tcp && self.waiters.readers.wake_ups() == wake_ups {
+            // Whatever changes that wakes the readers, and nothing has.
+            return Poll::Pending;
+        }
         self.try_read(op, OnPending::Arm)
     }
 

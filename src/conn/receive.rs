@@ -35,6 +35,15 @@ pub(crate) enum Path {
     Ring,
 }
 
+/// What tells a reader that waits of the next byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The reactor alone, which has been asked: there is no ring yet.
+    Tcp,
+    /// A ring, too, which has to be armed.
+    Ring,
+}
+
 pub(crate) struct Receiver<T: Tcp> {
     /// `None` once the stream is closed or its socket was taken out.
     pub(crate) socket: Option<Arc<T>>,
@@ -185,6 +194,10 @@ impl<T: Tcp> Receiver<T> {
     fn broken(&mut self, now: &Circumstances<'_>, effects: &mut Effects) -> Poll<io::Result<usize>> {
         effects.reset = true;
         Poll::Ready(Err(now.reset(|| SmcError::OutOfStep)))
+    }
+
+    pub(crate) fn source(&self) -> Source {
+        if self.path == Path::Tcp && self.dmb.is_none() { Source::Tcp } else { Source::Ring }
     }
 
     /// `None`: the path has changed, look again.

@@ -12,7 +12,7 @@ use crate::ism::interrupt::Signal;
 #[cfg(not(loom))]
 use crate::link::stream::InterruptHandler;
 use crate::shield::wake_each;
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 
 #[derive(Default)]
 struct Set {
@@ -27,10 +27,21 @@ struct Set {
 #[derive(Default)]
 pub(crate) struct WakerSet {
     set: Mutex<Set>,
+    /// Wake-ups so far.
+    woken: AtomicU64,
 }
 
 impl WakerSet {
-    /// The latest `poll_*` call waits.
+    /// How often everyone has been woken: who finds no more after registering than before it looked
+    /// has missed nothing.
+    pub(crate) fn wake_ups(&self) -> u64 {
+        // Pairs with the store in `wake_all`: what was there before that wake-up is seen by the
+        // look that follows.
+        self.woken.load(Ordering::Acquire)
+    }
+
+    /// The latest `poll_*` call waits. What wakes everyone from now on wakes it; what did so before
+    /// is seen in [`WakerSet::wake_ups`].
     pub(crate) fn register(&self, waker: &Waker) {
         if lock(&self.set).polled.as_ref().is_some_and(|polled| polled.will_wake(waker)) {
             return;
@@ -74,6 +85,9 @@ impl WakerSet {
     pub(crate) fn wake_all(&self) {
         let (polled, listed) = {
             let mut set = lock(&self.set);
+            // Pairs with the load in `wake_ups`. Under the lock: who registers after this wake-up
+            // sees it.
+            self.woken.store(self.woken.load(Ordering::Relaxed) + 1, Ordering::Release);
             if set.polled.is_none() && set.listed.is_empty() {
                 return;
             }
@@ -116,7 +130,7 @@ impl Wake for WakerSet {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::sync::{AtomicUsize, Ordering};
+    use crate::sync::AtomicUsize;
 
     #[derive(Default)]
     struct Count(AtomicUsize);
