@@ -84,8 +84,8 @@ pub(crate) struct Connection<T: Tcp> {
     pub(super) written_bytes: AtomicU64,
     /// Position of the sending ring when it was last looked at for shrinking.
     pub(super) idle_since: AtomicU64,
-    /// What there was to tell when the stream was closed.
-    last: OnceLock<(Transport, Counters)>,
+    /// What there was to tell when the stream was closed; boxed, for few are asked then.
+    last: OnceLock<Box<(Transport, Counters)>>,
     pub(super) record: Record,
     pub(super) this: Weak<Self>,
 }
@@ -445,14 +445,14 @@ impl<T: Tcp> Connection<T> {
     pub(super) fn save_last_word(&self) {
         // Besides the stream itself nobody can begin to hold it now: who will ask holds it already.
         if self.this.strong_count() > 1 {
-            let _ = self.last.set((self.transport(), self.counters()));
+            let _ = self.last.set(Box::new((self.transport(), self.counters())));
         }
     }
 
     /// What the stream runs on now; once it is closed, what it ran on last.
     pub(crate) fn transport(&self) -> Transport {
-        if let Some((transport, _)) = self.last.get() {
-            return *transport;
+        if let Some(last) = self.last.get() {
+            return last.0;
         }
         let receives = lock(&self.rx).ring_window();
         let sends = lock(&self.tx).sending_ring();
@@ -471,8 +471,8 @@ impl<T: Tcp> Connection<T> {
     }
 
     pub(crate) fn counters(&self) -> Counters {
-        if let Some((_, counters)) = self.last.get() {
-            return *counters;
+        if let Some(last) = self.last.get() {
+            return last.1;
         }
         Counters {
             tcp_bytes_read: self.read_bytes.load(Ordering::Relaxed),
