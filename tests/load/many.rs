@@ -53,7 +53,7 @@ fn thousands_of_upgraded_connections() {
             println!(
                 "round {round}: {count} upgraded in {opened:?}, 3000 bytes there and back on each in {talked:?}"
             );
-            for ((who, now), before) in ["server", "client"].into_iter().zip(full).zip(first) {
+            for ((who, now), before) in ["server", "client"].into_iter().zip(full).zip(&first) {
                 let part = |of: fn(&Footprint) -> u64| each(of(&now.memory), of(&before.memory), count);
                 println!(
                     "  {who}: each {:.1} KiB resident ({:.1} of it shared), {:.1} KiB of memory files, {:.1} KiB \
@@ -63,7 +63,7 @@ fn thousands_of_upgraded_connections() {
                     part(|memory| memory.mapped),
                     part(|memory| memory.address_space),
                     part(|memory| memory.descriptors),
-                    now.threads,
+                    now.threads.len(),
                 );
             }
 

@@ -8,20 +8,20 @@ use crate::footprint::Footprint;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One reading of a process.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Reading {
     pub(crate) memory: Footprint,
-    pub(crate) threads: u64,
+    /// Their names: who finds one too many wants to know whose it is.
+    pub(crate) threads: Vec<String>,
 }
 
 impl Reading {
     pub(crate) fn of(id: u32) -> Self {
-        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
-        let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")?.trim().parse().ok());
-        Reading {
-            memory: Footprint::of(id).expect("it runs"),
-            threads: threads.expect("Threads in /proc/<pid>/status"),
-        }
+        let tasks = std::fs::read_dir(format!("/proc/{id}/task")).expect("it runs");
+        // One that has ended meanwhile has no name any more, and does not count.
+        let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).ok();
+        let threads = tasks.filter_map(|task| Some(name(task.ok()?)?.trim_end().to_owned())).collect();
+        Reading { memory: Footprint::of(id).expect("it runs"), threads }
     }
 
     /// Reads until `fits`, or for long enough.
@@ -39,7 +39,7 @@ impl Reading {
     /// Whether all that `before` did not hold is given back, but for so many KiB of the heap.
     pub(crate) fn is_back(&self, before: &Reading, heap: u64) -> bool {
         self.memory.descriptors <= before.memory.descriptors
-            && self.threads <= before.threads
+            && self.threads.len() <= before.threads.len()
             && self.memory.mapped <= before.memory.mapped
             && self.memory.resident <= before.memory.resident + heap
     }

@@ -43,16 +43,16 @@ fn short_connections_leave_nothing() {
             };
             let now = [0, 1].map(|at| {
                 Reading::until(ids[at], |now| {
-                    before.is_none_or(|(then, _): ([Reading; 2], usize)| fits(now, &then[at]))
+                    before.as_ref().is_none_or(|(then, _): &([Reading; 2], usize)| fits(now, &then[at]))
                 })
             });
             let entries = names(dir.path());
             println!("  server {:?}\n  client {:?}\n  {entries} names in the directory", now[0], now[1]);
-            if let Some((then, named)) = before {
+            if let Some((then, named)) = &before {
                 for at in [0, 1] {
                     assert!(fits(&now[at], &then[at]), "{:?} has become {:?}", then[at], now[at]);
                 }
-                assert!(entries <= named, "{entries} names in the directory, {named} before");
+                assert!(entries <= *named, "{entries} names in the directory, {named} before");
             }
             before = Some((now, entries));
             for end in [&mut server, &mut client] {
