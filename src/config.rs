@@ -88,7 +88,7 @@ impl std::error::Error for UnknownPolicy {}
 pub const DEFAULT_DMB_SIZE: usize = 4 << 20;
 const SMALLEST_DMB_SIZE: usize = 4 << 10;
 const LARGEST_DMB_SIZE: usize = 64 << 20;
-const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(50);
+const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(200);
 const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(200);
 const DEFAULT_PEER_TIMEOUT: Duration = Duration::from_secs(30);
 const LONGEST_PEER_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -218,14 +218,14 @@ impl Config {
         self
     }
 
-    /// Sets for how long at most a runtime looks for more work before it sleeps; zero never polls,
-    /// and without a setting it is 50 µs.
+    /// Sets for how long at most a runtime that has nothing else to do looks for more work before it
+    /// sleeps; zero never polls, and without a setting it is 200 µs.
     ///
-    /// This is what low latency costs: CPU while there is traffic. The window closes by itself when
-    /// looking does not pay, when others need the CPU, and when the process may use one CPU only.
-    /// It belongs to the runtime: the first configuration used there with a device directory
-    /// decides. A sender judges by its own value whether its peer still looks, so both processes
-    /// should have the same.
+    /// This is what low latency costs: CPU while there is traffic. A runtime looks for as long as
+    /// its peers took for their answers lately, mostly 25 µs at most; longer only on a machine on
+    /// which a wake-up takes longer. It sleeps at once when looking does not pay, when others need
+    /// the CPU, and when the process may use one CPU only. The window belongs to the runtime: the
+    /// first configuration used there with a device directory decides.
     #[must_use]
     pub fn busy_poll(mut self, window: Duration) -> Self {
         self.busy_poll = window;

@@ -3,7 +3,7 @@
 use std::task::Poll;
 use std::time::Duration;
 
-use crate::ism::interrupt::Window;
+use crate::ism::interrupt::{Episode, Window};
 use crate::ism::sys;
 use crate::link::look::Cpu;
 
@@ -11,15 +11,10 @@ use crate::link::look::Cpu;
 /// for any longer.
 const ALONE: u64 = 3_000;
 
-/// The looks of those who wait for one direction. Their window is that of the engine's poller, of a
-/// time that passes only while somebody waits: what the application does in between says nothing
-/// about how long a wait will be.
+/// The looks of those who wait for one direction. They are idle for as long as they wait.
 pub(super) struct Looks {
-    /// There may be a look at all.
-    polls: bool,
     window: Window,
     cpu: Cpu,
-    waited: u64,
 }
 
 /// A wait, from its beginning on.
@@ -28,11 +23,11 @@ pub(super) struct Began(u64);
 impl Looks {
     pub(super) fn new(busy_poll: Duration) -> Self {
         let cap = u64::try_from(busy_poll.as_nanos()).unwrap_or(u64::MAX);
-        Looks { polls: cap > 0, window: Window::new(cap), cpu: Cpu::default(), waited: 0 }
+        Looks { window: Window::new(cap), cpu: Cpu::default() }
     }
 
     pub(super) fn begin(&self) -> Began {
-        Began(if self.polls { sys::monotonic_ns() } else { 0 })
+        Began(if self.window.may_open() { sys::monotonic_ns() } else { 0 })
     }
 
     /// Looks as long as that pays.
@@ -46,7 +41,7 @@ impl Looks {
             if self.cpu.was_lost(now) {
                 self.window.preempted();
             }
-            if now == 0 || !self.window.keep_polling(self.waited + now.saturating_sub(began.0)) {
+            if now == 0 || !self.window.keeps_looking(now.saturating_sub(began.0), false) {
                 return Poll::Pending;
             }
             if now.saturating_sub(began.0) < ALONE {
@@ -64,8 +59,8 @@ impl Looks {
     /// The wait has come to what was waited for.
     pub(super) fn end(&mut self, began: Began) {
         if began.0 > 0 {
-            self.waited += sys::monotonic_ns().saturating_sub(began.0);
-            self.window.work(self.waited);
+            let idle = sys::monotonic_ns().saturating_sub(began.0);
+            self.window.work(Episode { idle, ..Episode::default() });
         }
     }
 }

@@ -85,15 +85,16 @@ impl Window {
         Window(interrupt::Window::new(busy_poll_cap_ns))
     }
 
-    /// A look found work.
+    /// A look found work after so many ns without anything to do.
     #[inline]
-    pub fn work(&mut self, now: u64) {
-        self.0.work(now);
+    pub fn work(&mut self, idle: u64) {
+        self.0.work(interrupt::Episode { idle, ..interrupt::Episode::default() });
     }
 
-    /// A look found nothing: is there to be another one, and no sleep?
+    /// A look found nothing, so many ns after this side had something to do: is there to be another
+    /// one, and no sleep?
     #[inline]
-    pub fn keep_polling(&mut self, now: u64) -> bool {
-        self.0.keep_polling(now)
+    pub fn keeps_looking(&self, idle: u64) -> bool {
+        self.0.keeps_looking(idle, false)
     }
 }

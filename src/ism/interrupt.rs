@@ -11,9 +11,9 @@ mod models;
 mod tests;
 mod window;
 
-pub(crate) use window::Window;
+pub(crate) use window::{Episode, Window};
 
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Connections a page has signals for; a connection's number on the link is its index here.
 #[cfg(not(loom))]
@@ -48,7 +48,11 @@ impl Signal {
 }
 
 #[repr(C, align(128))]
-struct StampLine(AtomicU64);
+struct StampLine {
+    looked_at: AtomicU64,
+    /// The poller's CPU when it last found something, and one; 0: unknown.
+    cpu: AtomicU32,
+}
 
 #[repr(C, align(128))]
 struct SummaryLine([AtomicU64; SUMMARIES]);
@@ -73,7 +77,7 @@ impl SignalPage {
     /// A page without signals whose poller sleeps: the same as zeroed memory.
     pub(crate) fn new() -> SignalPage {
         SignalPage {
-            stamp: StampLine(AtomicU64::new(ASLEEP)),
+            stamp: StampLine { looked_at: AtomicU64::new(ASLEEP), cpu: AtomicU32::new(0) },
             summary: SummaryLine(std::array::from_fn(|_| AtomicU64::new(0))),
             words: WordLines(std::array::from_fn(|_| AtomicU64::new(0))),
         }
@@ -107,10 +111,14 @@ impl SignalPage {
         // the poller sees the bits before it sleeps or we see that it sleeps. The caller's own
         // fence, between its cursor and the armed flag, does not order these two.
         fence(Ordering::SeqCst);
-        let stamp = self.stamp.0.load(Ordering::Relaxed);
+        let stamp = self.stamp.looked_at.load(Ordering::Relaxed);
         if stamp == ASLEEP {
             let now = now().max(1);
-            return self.stamp.0.compare_exchange(ASLEEP, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+            return self
+                .stamp
+                .looked_at
+                .compare_exchange(ASLEEP, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
         }
         now().abs_diff(stamp) > stale_after && last_rung.swap(stamp, Ordering::Relaxed) != stamp
     }
@@ -158,13 +166,29 @@ impl SignalPage {
 
     /// Says that the poller is awake and looked at `now_ns`; after waking up and with every look.
     pub(crate) fn publish_look(&self, now_ns: u64) {
-        self.stamp.0.store(now_ns.max(1), Ordering::Relaxed);
+        self.stamp.looked_at.store(now_ns.max(1), Ordering::Relaxed);
+    }
+
+    /// Says on which CPU the poller is.
+    pub(crate) fn publish_cpu(&self, cpu: u32) {
+        self.stamp.cpu.store(cpu.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Where it was when it last said so. A hint: nothing but the time of a sleep follows from it.
+    pub(crate) fn cpu(&self) -> Option<u32> {
+        self.stamp.cpu.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// When a poller that sleeps was rung awake, by the clock of who rang; `None`: it was not.
+    pub(crate) fn rung_at(&self) -> Option<u64> {
+        let stamp = self.stamp.looked_at.load(Ordering::Relaxed);
+        (stamp != ASLEEP).then_some(stamp)
     }
 
     /// Announces that the poller goes to sleep. True if it may: senders ring from now on. False if
     /// there are signals: drain and publish a look before trying again.
     pub(crate) fn sleep(&self) -> bool {
-        self.stamp.0.store(ASLEEP, Ordering::Relaxed);
+        self.stamp.looked_at.store(ASLEEP, Ordering::Relaxed);
         // Between the stamp and the bits; pairs with the fence in `raise`.
         fence(Ordering::SeqCst);
         self.is_idle()

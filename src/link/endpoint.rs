@@ -45,6 +45,8 @@ pub(crate) use upkeep::ListedAsAccepted;
 
 /// Closed streams that wait for their peer's last bytes.
 const MOST_LEAVING: usize = 1024;
+/// A poller that looks does so at least so often.
+const OFTEN: Duration = Duration::from_micros(50);
 
 /// One runtime of one process on a device.
 ///
@@ -81,6 +83,8 @@ pub(crate) struct Endpoint {
     /// Somebody comes to close idle links.
     looks_for_idle: AtomicBool,
     busy_poll: Duration,
+    /// Peers rung awake so far, for streams.
+    rings: AtomicU64,
     limits: Limits,
     /// For how long a peer may keep something of ours and say nothing.
     patience: Duration,
@@ -132,6 +136,7 @@ impl Endpoint {
             grown: Mutex::default(),
             looks_for_idle: AtomicBool::new(false),
             busy_poll,
+            rings: AtomicU64::new(0),
             limits,
             patience: config.peer_timeout,
             pace: Pace::new(limits.queries_per_second),
@@ -218,6 +223,16 @@ impl Endpoint {
         self.busy_poll
     }
 
+    /// A peer was rung awake, for a stream.
+    pub(crate) fn count_ring(&self) {
+        self.rings.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that was.
+    pub(crate) fn rings(&self) -> u64 {
+        self.rings.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn patience(&self) -> Duration {
         self.patience
     }
@@ -246,9 +261,10 @@ impl Endpoint {
         &self.asking
     }
 
-    /// Age in ns from which a poller's last look counts as stale.
+    /// Age in ns from which a poller's last look counts as stale: one that looks does so much more
+    /// often, unless its task is stuck.
     pub(crate) fn stale_after(&self) -> u64 {
-        2 * u64::try_from(self.busy_poll.as_nanos()).unwrap_or(u64::MAX / 2).min(u64::MAX / 2)
+        (2 * self.busy_poll.min(OFTEN)).as_nanos() as u64
     }
 
     pub(crate) fn is_dead(&self) -> bool {

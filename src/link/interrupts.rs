@@ -35,6 +35,11 @@ impl Link {
         self.own_signals.signals()
     }
 
+    /// The CPU on which the peer has last found something.
+    pub(crate) fn peer_cpu(&self) -> Option<u32> {
+        self.peer.get()?.first_arena.signals().cpu()
+    }
+
     /// Raises a signal for the peer's end of connection `index`. That calls nobody; what is left to
     /// do, once no lock is held, is for [`Link::deliver_interrupt`].
     #[inline]
@@ -57,6 +62,9 @@ impl Link {
         match undelivered {
             Undelivered::Ring => {
                 tally::count_wake_up(self.id, index, WakeUp::Sent);
+                if let Some(endpoint) = self.endpoint.upgrade() {
+                    endpoint.count_ring();
+                }
                 self.ring(&peer.bell);
             }
             Undelivered::Handler(signal) => {

@@ -10,7 +10,7 @@
 use std::sync::Weak;
 use std::task::{Context, Poll, Wake, Waker};
 
-use crate::ism::interrupt::Window;
+use crate::ism::interrupt::{Episode, Window};
 use crate::ism::sys;
 use crate::link::Link;
 use crate::link::endpoint::Endpoint;
@@ -22,6 +22,19 @@ use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock, rank};
 /// A gap between two looks, in ns, from which the thread may have been preempted; only then the
 /// kernel is asked.
 const SUSPICIOUS_GAP: u64 = 10_000;
+
+/// A gap between two looks, in ns, up to which nothing else has run in between: this side is idle.
+/// Where a look and the way to the next one take longer, it is twice as long as the shortest of
+/// them lately, but never longer than the second of these.
+const IDLE_GAP: u64 = 3_000;
+const LONGEST_IDLE_GAP: u64 = 20_000;
+
+/// Looks go on while the tasks of this side work, for it costs next to nothing, but not for longer
+/// than so many ns after the latest piece of work: some runtimes always have something to do.
+const LONGEST_BUSY: u64 = 200_000;
+
+/// Of so many episodes whose peer was last seen on our CPU one is looked through.
+const SHARED_CPU_LOOKS: u32 = 8;
 
 /// What both the task and the reactor's wakers use.
 struct Poller {
@@ -65,13 +78,19 @@ impl Poller {
         Arc::new(ear).listen(&**bell);
     }
 
-    /// One look at everything; returns how many signals there were.
-    fn look(links: &[Arc<Link>], now: u64) -> usize {
-        let mut found = 0;
-        for link in links {
+    /// When the first of the peers has rung this poller awake, while it slept.
+    fn rung_at(links: &[Arc<Link>]) -> Option<u64> {
+        links.iter().filter_map(|link| link.signals().rung_at()).min()
+    }
+
+    /// One look at everything; returns which link was the last that had signals.
+    fn look(links: &[Arc<Link>], now: u64) -> Option<usize> {
+        let mut found = None;
+        for (at, link) in links.iter().enumerate() {
             link.signals().publish_look(now);
-            if !link.signals().is_idle() {
-                found += link.drain_interrupts();
+            if !link.signals().is_idle() && link.drain_interrupts() > 0 {
+                link.signals().publish_cpu(sys::current_cpu());
+                found = Some(at);
             }
         }
         found
@@ -88,18 +107,22 @@ impl Poller {
     fn turn(&self) -> bool {
         let links = self.links();
         let now = (self.clock)();
+        let slept = lock(&self.watch).asleep_since;
+        let rung_at = slept.and_then(|_| Self::rung_at(&links));
         let found = Self::look(&links, now);
         let keep_polling = {
             let mut watch = lock(&self.watch);
-            if watch.polls && watch.cpu.was_lost(now) {
-                watch.window.preempted();
-            }
-            if found > 0 {
-                watch.window.work(now);
+            watch.count_gap(now, rung_at);
+            if let Some(at) = found {
+                watch.work(now, self.endpoint.rings());
+                watch.busiest = at;
             }
             // Without a clock no window would ever close.
-            let keep_polling = now > 0 && watch.window.keep_polling(now);
-            watch.looks.count(found > 0, keep_polling);
+            let keep_polling = now > 0 && watch.keeps_looking(now, self.endpoint.rings(), &links);
+            watch.looks.count(found.is_some(), keep_polling);
+            if !keep_polling {
+                watch.asleep_since = Some(now);
+            }
             keep_polling
         };
         keep_polling || !Self::sleep(&links)
@@ -159,13 +182,107 @@ impl Wake for Ear {
     }
 }
 
-/// What is known from one look to the next.
+/// What is known from one look to the next. All times are of the poller's clock, in ns.
 struct Watch {
     window: Window,
     looks: Looks,
-    /// The window may open at all.
-    polls: bool,
     cpu: Cpu,
+    last_look: u64,
+    last_work: u64,
+    /// For how long this side has been idle since the last work.
+    idle: u64,
+    /// The last look came right after the one before, as looks do that have nothing in between.
+    is_idle: bool,
+    shortest_gap: u64,
+    asleep_since: Option<u64>,
+    woken_after: Option<u64>,
+    /// Rings of the peers until the last work.
+    rings: u64,
+    /// Which link that came from.
+    busiest: usize,
+    /// Episodes in which its peer shared our CPU, and whether this one is to be slept for that.
+    shared_cpu: u32,
+    gives_way: Option<bool>,
+}
+
+impl Watch {
+    fn new(window: Window, looks: Looks) -> Self {
+        Watch {
+            window,
+            looks,
+            cpu: Cpu::default(),
+            last_look: 0,
+            last_work: 0,
+            idle: 0,
+            is_idle: false,
+            shortest_gap: IDLE_GAP,
+            asleep_since: None,
+            woken_after: None,
+            rings: 0,
+            busiest: 0,
+            shared_cpu: 0,
+            gives_way: None,
+        }
+    }
+
+    /// There is a look now: what was between it and the last one?
+    fn count_gap(&mut self, now: u64, rung_at: Option<u64>) {
+        let gap = now.saturating_sub(std::mem::replace(&mut self.last_look, now));
+        if let Some(since) = self.asleep_since.take() {
+            // The ring is what ended the idle time; the rest was the way to here.
+            let until = rung_at.unwrap_or(now).clamp(since, now.max(since));
+            self.idle += until - since;
+            self.woken_after = rung_at.map(|_| now.saturating_sub(until));
+            self.is_idle = false;
+            self.cpu.begin(now);
+            return;
+        }
+        self.shortest_gap = self.shortest_gap.min(gap);
+        self.is_idle = gap < (2 * self.shortest_gap).clamp(IDLE_GAP, LONGEST_IDLE_GAP);
+        if self.is_idle {
+            self.idle += gap;
+        }
+        if self.window.may_open() && self.cpu.was_lost(now) {
+            self.window.preempted();
+        }
+    }
+
+    fn work(&mut self, now: u64, rings: u64) {
+        let rang = std::mem::replace(&mut self.rings, rings) != rings;
+        let episode =
+            Episode { idle: std::mem::take(&mut self.idle), woken_after: self.woken_after.take(), rang };
+        self.window.work(episode);
+        self.is_idle = false;
+        self.gives_way = None;
+        // The machine may have become slower.
+        self.shortest_gap = (self.shortest_gap + self.shortest_gap / 64 + 1).min(LONGEST_IDLE_GAP);
+        self.last_work = now;
+    }
+
+    /// Whether to look again, and not to sleep.
+    fn keeps_looking(&mut self, now: u64, rings: u64, links: &[Arc<Link>]) -> bool {
+        if !self.window.is_open() {
+            return false;
+        }
+        if !self.is_idle {
+            // What was found may have made work for this side, and what comes meanwhile needs no
+            // ring.
+            return now.saturating_sub(self.last_work) < LONGEST_BUSY;
+        }
+        self.window.keeps_looking(self.idle, rings != self.rings) && !self.gives_way(links)
+    }
+
+    /// Is the peer on this CPU, so that it has something for us only after we sleep? Now and then
+    /// this side looks all the same: the scheduler sees two who want to run, and moves one.
+    fn gives_way(&mut self, links: &[Arc<Link>]) -> bool {
+        let Watch { gives_way, shared_cpu, busiest, .. } = self;
+        *gives_way.get_or_insert_with(|| {
+            let peer = links.get(*busiest).and_then(|link| link.peer_cpu());
+            let shares = peer == Some(sys::current_cpu());
+            *shared_cpu = shared_cpu.wrapping_add(u32::from(shares));
+            shares && *shared_cpu % SHARED_CPU_LOOKS != 0
+        })
+    }
 }
 
 /// The CPU of a thread that looks for work, which others may need more.
@@ -190,7 +307,6 @@ impl Cpu {
     }
 
     /// Looks begin: what was before does not count.
-    #[cfg(feature = "blocking")]
     pub(crate) fn begin(&mut self, now: u64) {
         self.last_look = now;
     }
@@ -202,7 +318,7 @@ pub(crate) async fn run(bell: Arc<dyn Watched>, endpoint: Arc<Endpoint>, clock: 
     let busy_poll = endpoint.reactor().busy_poll(endpoint.busy_poll());
     let cap = u64::try_from(busy_poll.as_nanos()).unwrap_or(u64::MAX);
     let looks = Looks::new(endpoint.id().0);
-    let watch = Watch { window: Window::new(cap), looks, polls: cap > 0, cpu: Cpu::default() };
+    let watch = Watch::new(Window::new(cap), looks);
     let poller = Arc::new_cyclic(|this| Poller {
         this: this.clone(),
         endpoint,
@@ -235,3 +351,6 @@ pub(crate) async fn run(bell: Arc<dyn Watched>, endpoint: Arc<Endpoint>, clock: 
     })
     .await;
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -116,6 +116,11 @@ pub(super) fn soft_limit(resource: Resource) -> Option<u64> {
     (known && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
+/// The CPU this thread runs on now.
+pub(crate) fn current_cpu() -> u32 {
+    rustix::thread::sched_getcpu() as u32
+}
+
 /// CPUs this process may use: affinity mask and cgroup quota considered, at least 1.
 pub(crate) fn usable_cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -165,6 +170,9 @@ mod tests {
         assert_ne!(overflow_uid(), 0);
         assert_eq!(hostname(), std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim());
         assert!(usable_cpus() >= 1);
+        let cpus = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap();
+        let last = cpus.trim().rsplit([',', '-']).next().unwrap();
+        assert!(current_cpu() <= last.parse().unwrap(), "{cpus}");
         let other = std::thread::spawn(thread_id).join().unwrap();
         assert_ne!(other, thread_id());
         assert_eq!(thread_id(), thread_id());
