@@ -33,8 +33,10 @@ const LONGEST_IDLE_GAP: u64 = 20_000;
 /// than so many ns after the latest piece of work: some runtimes always have something to do.
 const LONGEST_BUSY: u64 = 200_000;
 
-/// Of so many episodes whose peer was last seen on our CPU one is looked through.
+/// Of so many episodes whose peer was last seen on our CPU one is looked through: at first, and at
+/// most when that changes nothing.
 const SHARED_CPU_LOOKS: u32 = 8;
+const MOST_SHARED: u32 = 1024;
 
 /// What both the task and the reactor's wakers use.
 struct Poller {
@@ -200,8 +202,10 @@ struct Watch {
     rings: u64,
     /// Which link that came from.
     busiest: usize,
-    /// Episodes in which its peer shared our CPU, and whether this one is to be slept for that.
+    /// Episodes in which its peer shared our CPU since one was looked through, how many there are to
+    /// be, and whether this one is to be slept for that.
     shared_cpu: u32,
+    most_shared: u32,
     gives_way: Option<bool>,
 }
 
@@ -221,6 +225,7 @@ impl Watch {
             rings: 0,
             busiest: 0,
             shared_cpu: 0,
+            most_shared: SHARED_CPU_LOOKS,
             gives_way: None,
         }
     }
@@ -261,7 +266,7 @@ impl Watch {
 
     /// Whether to look again, and not to sleep.
     fn keeps_looking(&mut self, now: u64, rings: u64, links: &[Arc<Link>]) -> bool {
-        if !self.window.is_open() {
+        if !self.window.is_open() || self.gives_way(links) {
             return false;
         }
         if !self.is_idle {
@@ -269,19 +274,33 @@ impl Watch {
             // ring.
             return now.saturating_sub(self.last_work) < LONGEST_BUSY;
         }
-        self.window.keeps_looking(self.idle, rings != self.rings) && !self.gives_way(links)
+        self.window.keeps_looking(self.idle, rings != self.rings)
     }
 
     /// Is the peer on this CPU, so that it has something for us only after we sleep? Now and then
     /// this side looks all the same: the scheduler sees two who want to run, and moves one.
     fn gives_way(&mut self, links: &[Arc<Link>]) -> bool {
-        let Watch { gives_way, shared_cpu, busiest, .. } = self;
-        *gives_way.get_or_insert_with(|| {
-            let peer = links.get(*busiest).and_then(|link| link.peer_cpu());
-            let shares = peer == Some(sys::current_cpu());
-            *shared_cpu = shared_cpu.wrapping_add(u32::from(shares));
-            shares && *shared_cpu % SHARED_CPU_LOOKS != 0
-        })
+        if let Some(known) = self.gives_way {
+            return known;
+        }
+        let peer = links.get(self.busiest).and_then(|link| link.peer_cpu());
+        let gives_way = self.is_to_give_way(peer == Some(sys::current_cpu()));
+        self.gives_way = Some(gives_way);
+        gives_way
+    }
+
+    fn is_to_give_way(&mut self, shares_cpu: bool) -> bool {
+        if !shares_cpu {
+            (self.shared_cpu, self.most_shared) = (0, SHARED_CPU_LOOKS);
+            return false;
+        }
+        self.shared_cpu += 1;
+        if self.shared_cpu < self.most_shared {
+            return true;
+        }
+        // Who shares for long is held there, or there is no other CPU to be had.
+        (self.shared_cpu, self.most_shared) = (0, (self.most_shared * 2).min(MOST_SHARED));
+        false
     }
 }
 

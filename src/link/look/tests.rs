@@ -100,3 +100,19 @@ fn the_ring_ends_the_idle_time_and_begins_the_wake_up() {
         watch.work(START + 70 * US, 0);
     }
 }
+
+#[test]
+fn a_peer_on_the_same_cpu_is_given_way_but_for_ever_fewer_episodes() {
+    let mut watch = watch();
+    let looked_after = |watch: &mut Watch| {
+        let mut episodes = 1;
+        while watch.is_to_give_way(true) {
+            episodes += 1;
+        }
+        episodes
+    };
+    let looks: Vec<u32> = (0..9).map(|_| looked_after(&mut watch)).collect();
+    assert_eq!(looks, [8, 16, 32, 64, 128, 256, 512, 1024, 1024]);
+    assert!(!watch.is_to_give_way(false), "somebody was moved");
+    assert_eq!(looked_after(&mut watch), 8);
+}
