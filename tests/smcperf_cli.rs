@@ -13,27 +13,50 @@ use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(90);
 
-const KEYS: [&str; 10] = [
-    "test",
-    "transport",
-    "runs_on",
-    "msg_bytes",
-    "connections",
+const KEYS: [&str; 6] = ["test", "transport", "runs_on", "msg_bytes", "connections", "paced_per_s"];
+
+const FIGURES: [&str; 10] = [
     "rtt_p50_us",
     "rtt_p99_us",
     "msgs_per_s",
     "bytes_per_s",
     "connects_per_s",
+    "cpu_us_per_msg",
+    "cpu_us_per_mib",
+    "cpu_us_per_connect",
+    "cpu_us_per_s",
+    "pacing_us_per_msg",
 ];
 
-/// The figures that a test has; all others are null.
-fn figures(test: &str) -> &'static [&'static str] {
+/// The figures that a row of a test has; all others are null.
+fn figures(test: &str, is_limit: bool) -> &'static [&'static str] {
+    match (test, is_limit) {
+        ("pp", true) => &["rtt_p50_us"],
+        ("tp", true) => &["bytes_per_s"],
+        ("pp" | "conns", false) => &["rtt_p50_us", "rtt_p99_us", "msgs_per_s", "cpu_us_per_msg"],
+        ("tp", false) => &["bytes_per_s", "cpu_us_per_mib"],
+        ("rate", false) => &["msgs_per_s", "bytes_per_s", "cpu_us_per_msg"],
+        ("connect", false) => &["rtt_p50_us", "rtt_p99_us", "connects_per_s", "cpu_us_per_connect"],
+        ("paced", false) => {
+            &["rtt_p50_us", "rtt_p99_us", "msgs_per_s", "cpu_us_per_msg", "pacing_us_per_msg"]
+        }
+        ("idle", false) => &["cpu_us_per_s"],
+        other => panic!("a row that is not known: {other:?}"),
+    }
+}
+
+/// Figures that may come out as nothing: a short span may end before anybody looked.
+fn may_be_zero(figure: &str) -> bool {
+    figure.starts_with("cpu_us") || figure.starts_with("pacing_us")
+}
+
+/// The rows of limits that stand behind those of a test here.
+fn limits(test: &str) -> &'static [&'static str] {
     match test {
-        "pp" | "conns" => &["rtt_p50_us", "rtt_p99_us", "msgs_per_s"],
-        "tp" => &["bytes_per_s"],
-        "rate" => &["msgs_per_s", "bytes_per_s"],
-        "connect" => &["rtt_p50_us", "rtt_p99_us", "connects_per_s"],
-        other => panic!("a test that is not known: {other}"),
+        "pp" if rustix::thread::sched_getaffinity(None).unwrap().count() == 1 => &[],
+        "pp" => &["bare spin"],
+        "tp" => &["memcpy, verified", "memcpy"],
+        _ => &[],
     }
 }
 
@@ -50,11 +73,13 @@ fn rows(arguments: &[&str]) -> Vec<Value> {
 fn check(row: &Value) {
     let object = row.as_object().expect("each line is an object");
     let keys: BTreeSet<&str> = object.keys().map(String::as_str).collect();
-    assert_eq!(keys, BTreeSet::from(KEYS), "{row}");
+    assert_eq!(keys, KEYS.into_iter().chain(FIGURES).collect(), "{row}");
     let test = row["test"].as_str().expect("test is a string");
-    for figure in ["rtt_p50_us", "rtt_p99_us", "msgs_per_s", "bytes_per_s", "connects_per_s"] {
-        if figures(test).contains(&figure) {
-            assert!(row[figure].as_f64().is_some_and(|value| value > 0.0), "{figure} in {row}");
+    let is_limit = row["transport"] == "limit";
+    for figure in FIGURES {
+        if figures(test, is_limit).contains(&figure) {
+            let sound = |value| value > 0.0 || (may_be_zero(figure) && value == 0.0);
+            assert!(row[figure].as_f64().is_some_and(sound), "{figure} in {row}");
         } else {
             assert!(row[figure].is_null(), "{figure} in {row}");
         }
@@ -63,6 +88,7 @@ fn check(row: &Value) {
         Some("tcp") => &["tcp"],
         Some("uds") => &["uds"],
         Some("smc") => &["loopback-ism", "tcp"],
+        Some("limit") => limits(test),
         _ => panic!("a transport that is not known: {row}"),
     };
     assert!(row["runs_on"].as_str().is_some_and(|on| allowed.contains(&on)), "{row}");
@@ -79,7 +105,10 @@ fn every_test_over_every_transport_in_both_runtimes() {
             .collect();
         let expected: Vec<(&str, &str)> = ["pp", "tp", "rate", "connect"]
             .into_iter()
-            .flat_map(|test| ["tcp", "uds", "smc"].map(|transport| (test, transport)))
+            .flat_map(|test| {
+                let limits = limits(test).iter().map(|_| "limit");
+                ["tcp", "uds", "smc"].into_iter().chain(limits).map(move |side| (test, side))
+            })
             .collect();
         assert_eq!(cases, expected);
         rows.iter().for_each(check);
@@ -96,6 +125,54 @@ fn up_to_a_thousand_connections() {
     assert_eq!(connections, [1, 1, 1, 8, 8, 8, 100, 100, 100, 1000, 1000, 1000]);
 }
 
+/// Also with everything that changes how the two processes wait.
+#[test]
+fn requests_at_a_fixed_rate_and_none_at_all() {
+    let settings =
+        [["--runtime=multi_thread", "--busy-poll=0"], ["--runtime=current_thread", "--busy-poll=40"]];
+    for setting in settings {
+        let rows = rows(&[&["--test=paced", "--seconds=0.1", "--rounds=1"], &setting[..]].concat());
+        rows.iter().for_each(check);
+        let cases: Vec<(&str, u64, u64, &str)> = rows
+            .iter()
+            .map(|row| {
+                let (pace, connections) = (row["paced_per_s"].as_u64(), row["connections"].as_u64());
+                let (test, transport) = (row["test"].as_str(), row["transport"].as_str());
+                (test.unwrap(), pace.unwrap(), connections.unwrap(), transport.unwrap())
+            })
+            .collect();
+        let kinds =
+            [100, 1000, 5000, 20_000].map(|pace| ("paced", pace, 1)).into_iter().chain([("idle", 0, 100)]);
+        let expected: Vec<(&str, u64, u64, &str)> = kinds
+            .flat_map(|(test, pace, connections)| {
+                ["tcp", "uds", "smc"].map(|transport| (test, pace, connections, transport))
+            })
+            .collect();
+        assert_eq!(cases, expected);
+    }
+}
+
+/// With one CPU two threads can only take turns: no figure is better than that one.
+#[test]
+fn with_one_cpu_the_limit_of_two_is_left_out_and_the_report_says_so() {
+    // The process inherits the CPUs of the thread that starts it, which ends with the test.
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let first = (0..rustix::thread::CpuSet::MAX_CPU).find(|&cpu| allowed.is_set(cpu)).unwrap();
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(first);
+    rustix::thread::sched_setaffinity(None, &one).unwrap();
+    let run = ["--test=pp,tp", "--transport=uds", "--seconds=0.1", "--rounds=1"];
+    let output = Running::start(example("smcperf").args(run)).finish(LIMIT);
+    let (table, stderr) = text(&output);
+    assert!(output.status.success(), "{stderr}");
+    assert!(table.contains("limit: bare spin is left out") && table.contains("unverified"), "{table}");
+    let output = Running::start(example("smcperf").args(run).arg("--json")).finish(LIMIT);
+    let (rows, stderr) = text(&output);
+    assert!(output.status.success(), "{stderr}");
+    assert!(rows.contains("memcpy, verified") && !rows.contains("bare spin"), "{rows}");
+    assert!(stderr.contains("limit: bare spin is left out"), "{stderr}");
+}
+
 #[test]
 fn by_hand_in_two_terminals_with_a_table() {
     let mut server = Running::start(example("smcperf").args(["serve", "127.0.0.1:0", "--busy-poll=0"]));
@@ -106,9 +183,16 @@ fn by_hand_in_two_terminals_with_a_table() {
     let output = Running::start(example("smcperf").args(run)).finish(LIMIT);
     let (stdout, stderr) = text(&output);
     assert!(output.status.success(), "{stderr}");
-    for expected in
-        ["RTT p50", "vs tcp", "smc ran on", "machine: ", "Linux", "busy-poll: 30 µs", "busy-poll: 0 µs"]
-    {
+    for expected in [
+        "RTT p50",
+        "CPU / msg",
+        "vs tcp",
+        "smc ran on",
+        "machine: ",
+        "Linux",
+        "busy-poll: 30 µs",
+        "busy-poll: 0 µs",
+    ] {
         assert!(stdout.contains(expected), "{expected} is missing in\n{stdout}");
     }
     assert!(!stdout.contains("uds"), "only what was asked for:\n{stdout}");

@@ -186,6 +186,9 @@ pub(crate) enum Test {
     Conns,
     /// Connect, one 100-byte round trip, close, one after the other.
     Connect,
+    /// 100, 1000, 5000 and 20000 requests of 100 bytes a second over one connection, and none at
+    /// all over 100.
+    Paced,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]

@@ -10,11 +10,13 @@ use tokio_smc::Config;
 
 use crate::cli::{ProcessOptions, RunOptions, Test, Transport, word};
 use crate::failure::{Explain, Failure, Outcome};
+use crate::limit::{self, Limit};
 use crate::machine;
 use crate::medium::{Medium, Smc, Tcp, Uds};
 use crate::pattern::Pattern;
 use crate::process::Watchdog;
-use crate::report::{self, Row, Setup};
+use crate::report::{Row, Side};
+use crate::table::{self, Setup};
 use crate::wire::{self, Request};
 use crate::workload::{Sample, Span, Work, measure};
 
@@ -23,6 +25,9 @@ const GREETING: Duration = Duration::from_secs(5);
 
 /// What opening a thousand connections and closing them may take beside the measurement.
 pub(crate) const SLACK: Duration = Duration::from_secs(15);
+
+/// Connections that are looked at while they are silent.
+const SILENT: u32 = 100;
 
 /// How long SMC connections are waited for, at first and once it is known that they stay on TCP.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
@@ -38,6 +43,10 @@ pub(crate) fn works(tests: &[Test]) -> Vec<Work> {
             Test::Rate => vec![Work::Messages],
             Test::Conns => [1, 8, 100, 1000].map(Work::Connections).to_vec(),
             Test::Connect => vec![Work::Connect],
+            Test::Paced => {
+                let paced = [100, 1000, 5000, 20_000].map(Work::Paced);
+                paced.into_iter().chain([Work::Idle(SILENT)]).collect()
+            }
         })
         .collect()
 }
@@ -50,6 +59,7 @@ pub(crate) fn test_of(work: Work) -> Test {
         Work::Messages => Test::Rate,
         Work::Connections(_) => Test::Conns,
         Work::Connect => Test::Connect,
+        Work::Paced(_) | Work::Idle(_) => Test::Paced,
     }
 }
 
@@ -74,9 +84,16 @@ async fn session(addr: &str, process: &ProcessOptions, options: &RunOptions) -> 
     let pattern = Arc::new(Pattern::new());
     let mut span = Span { warm_up: options.warm_up(), measured: options.round(), patience: PATIENCE };
     let mut rows = Vec::new();
+    let mut notes = Vec::new();
     for work in works {
         let mut samples = vec![Vec::new(); transports.len()];
+        let limits = Limit::of(work);
+        let mut reached = vec![Vec::new(); limits.len()];
         for round in 0..options.rounds as usize {
+            for (limit, samples) in limits.iter().zip(&mut reached) {
+                watchdog.expect(span.warm_up + SLACK, limit.name());
+                samples.extend(limit.measure(span.warm_up, &pattern).await?);
+            }
             for step in 0..transports.len() {
                 // Each round begins with another transport, so that none always follows the same
                 // one.
@@ -105,15 +122,25 @@ async fn session(addr: &str, process: &ProcessOptions, options: &RunOptions) -> 
             }
         }
         for (&transport, samples) in transports.iter().zip(&samples) {
-            let row = Row::new(work, transport, samples);
-            if options.json {
-                bar.suspend(|| say(&row.json()))?;
+            rows.push(Row::new(work, Side::Over(transport), samples));
+        }
+        for (&limit, samples) in limits.iter().zip(&reached) {
+            if samples.is_empty() {
+                notes.push(limit::left_out(limit));
+            } else {
+                rows.push(Row::new(work, Side::Limit(limit), samples));
             }
-            rows.push(row);
+        }
+        if options.json {
+            rows.drain(..).try_for_each(|row| bar.suspend(|| say(&row.json())))?;
         }
     }
     bar.finish_and_clear();
-    if !options.json {
+    if options.json {
+        for note in notes {
+            let _ = writeln!(io::stderr().lock(), "smcperf: {note}");
+        }
+    } else {
         let setup = Setup {
             machine: machine::description(),
             own: (machine::runtime(), process.busy_poll_words()),
@@ -121,8 +148,9 @@ async fn session(addr: &str, process: &ProcessOptions, options: &RunOptions) -> 
             variables: machine::variables(),
             rounds: options.rounds,
             seconds: options.round().as_secs_f64(),
+            notes,
         };
-        say(&report::table(&rows, &setup))?;
+        say(&table::table(&rows, &setup))?;
     }
     Ok(())
 }
@@ -185,9 +213,9 @@ impl Target {
         pattern: &Arc<Pattern>,
     ) -> Outcome<Sample> {
         match transport {
-            Transport::Tcp => within(limit, self.tcp.clone(), work, span, pattern).await,
-            Transport::Uds => within(limit, self.uds.clone(), work, span, pattern).await,
-            Transport::Smc => within(limit, self.smc.clone(), work, span, pattern).await,
+            Transport::Tcp => within(limit, self.tcp.clone(), work, span, pattern, &self.tcp).await,
+            Transport::Uds => within(limit, self.uds.clone(), work, span, pattern, &self.tcp).await,
+            Transport::Smc => within(limit, self.smc.clone(), work, span, pattern, &self.tcp).await,
         }
     }
 }
@@ -199,8 +227,9 @@ async fn within<M: Medium>(
     work: Work,
     span: Span,
     pattern: &Arc<Pattern>,
+    server: &Tcp,
 ) -> Outcome<Sample> {
-    let mut task = tokio::spawn(measure(medium, work, span, Arc::clone(pattern)));
+    let mut task = tokio::spawn(measure(medium, work, span, Arc::clone(pattern), server.clone()));
     match tokio::time::timeout(limit, &mut task).await {
         Ok(joined) => joined.explain(|| "the measuring task".to_owned())?,
         Err(_) => {

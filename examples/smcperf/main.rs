@@ -15,20 +15,29 @@
 //! | `rate` | stream of 100-byte messages, one write each | messages per second |
 //! | `conns` | 100-byte ping-pong over 1, 8, 100, 1000 connections | round trips per second, all together |
 //! | `connect` | connect, one 100-byte round trip, close | such cycles per second, and the time of one |
+//! | `paced` | 100, 1000, 5000, 20000 requests of 100 bytes a second, each answered, one connection | time from when each was due |
+//! | `idle`, with `paced` | 100 silent connections | CPU time |
+//!
+//! Each has the CPU time of both processes, too. Beside `pp` and `tp` stands what this machine
+//! could do at best, measured in the same minutes.
 //!
 //! Each connection makes some round trips before it is measured, so that SMC has moved it to shared
 //! memory; `connect` measures what a short connection costs and has no such warm-up.
 
 mod cli;
 mod client;
+mod cpu;
 mod failure;
 mod latency;
+mod limit;
 mod machine;
 mod medium;
+mod pace;
 mod pattern;
 mod process;
 mod report;
 mod server;
+mod table;
 mod wire;
 mod workload;
 

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio_smc::SmcListener;
 
 use crate::cli::ProcessOptions;
+use crate::cpu;
 use crate::failure::{Explain, Outcome};
 use crate::machine;
 use crate::medium::{Door, Medium, Uds};
@@ -99,6 +100,12 @@ async fn attend<M: Medium>(mut stream: M::Stream, shared: &Shared) -> io::Result
             Request::Ping => continue,
             Request::Hello => {
                 wire::send_document(&mut stream, &shared.hello).await?;
+                continue;
+            }
+            Request::Meter { warm_up_us, measured_us } => {
+                let span = [warm_up_us, measured_us].map(|micros| Duration::from_micros(micros.into()));
+                let usage = cpu::serve(span[0], span[1]).await.map_err(io::Error::other)?;
+                wire::send_document(&mut stream, &usage.document()).await?;
                 continue;
             }
             Request::Echo { message_bytes } => echo::<M>(&mut stream, message_bytes).await,

@@ -3,7 +3,7 @@
 //! Every request is one frame of 100 bytes and so is its answer, which makes a `Ping` the 100-byte
 //! round trip of the `connect` test. A connection may ping as often as it likes; `Echo`, `Blocks`
 //! and `Messages` begin the one measurement of the connection, which the client ends by closing its
-//! direction and the server with a [`Report`].
+//! direction and the server with a [`Report`]. `Meter` stands for itself, on a connection beside.
 
 use std::io;
 
@@ -30,6 +30,9 @@ pub(crate) enum Request {
     Blocks { warm_up_us: u32 },
     /// A stream of messages of [`FRAME`] bytes follows; its rate counts after the warm-up.
     Messages { warm_up_us: u32 },
+    /// How much CPU do you use in the time after the warm-up? Answered by a frame at once, and by a
+    /// document when that time is over.
+    Meter { warm_up_us: u32, measured_us: u32 },
 }
 
 impl Request {
@@ -40,23 +43,29 @@ impl Request {
             Self::Echo { message_bytes } => (3, message_bytes),
             Self::Blocks { warm_up_us } => (4, warm_up_us),
             Self::Messages { warm_up_us } => (5, warm_up_us),
+            Self::Meter { warm_up_us, .. } => (6, warm_up_us),
         };
         let mut frame = [b'.'; FRAME];
         frame[..8].copy_from_slice(MAGIC);
         frame[8] = kind;
         frame[9] = 0;
         frame[12..16].copy_from_slice(&u32::to_le_bytes(value));
+        if let Self::Meter { measured_us, .. } = self {
+            frame[16..20].copy_from_slice(&u32::to_le_bytes(measured_us));
+        }
         frame
     }
 
     pub(crate) fn decode(frame: &[u8; FRAME]) -> io::Result<Self> {
         let value = u32::from_le_bytes([frame[12], frame[13], frame[14], frame[15]]);
+        let measured_us = u32::from_le_bytes([frame[16], frame[17], frame[18], frame[19]]);
         let request = match frame[8] {
             1 => Self::Hello,
             2 => Self::Ping,
             3 => Self::Echo { message_bytes: value },
             4 => Self::Blocks { warm_up_us: value },
             5 => Self::Messages { warm_up_us: value },
+            6 => Self::Meter { warm_up_us: value, measured_us },
             _ => return Err(invalid("not a request of smcperf")),
         };
         if *frame != request.encode() {
@@ -190,6 +199,7 @@ mod tests {
             Request::Echo { message_bytes: 14 },
             Request::Blocks { warm_up_us: 7 },
             Request::Messages { warm_up_us: u32::MAX },
+            Request::Meter { warm_up_us: 1, measured_us: u32::MAX },
         ] {
             assert_eq!(Request::decode(&request.encode()).unwrap(), request);
             assert!(Request::decode(&request.answer(true)).is_err());

@@ -1,4 +1,4 @@
-//! The five tests, each compiled for each transport.
+//! The tests, each compiled for each transport; those at a fixed rate are in [`crate::pace`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
+use crate::cpu::Metered;
 use crate::failure::{Explain, Failure, Outcome};
 use crate::latency::{Latencies, Recorder};
-use crate::medium::{Medium, RunsOn};
+use crate::medium::{Medium, RunsOn, Tcp};
+use crate::pace;
 use crate::pattern::{BLOCK, Pattern};
 use crate::wire::{self, FRAME, Report, Request};
 
@@ -31,6 +33,10 @@ pub(crate) enum Work {
     Messages,
     Connections(u32),
     Connect,
+    /// So many requests a second.
+    Paced(u32),
+    /// None, on so many connections.
+    Idle(u32),
 }
 
 impl Work {
@@ -38,16 +44,47 @@ impl Work {
         match self {
             Self::PingPong => SHORT_MESSAGE,
             Self::Blocks => BLOCK,
-            Self::Messages | Self::Connections(_) | Self::Connect => FRAME,
+            Self::Messages | Self::Connections(_) | Self::Connect | Self::Paced(_) | Self::Idle(_) => FRAME,
         }
     }
 
     pub(crate) fn connections(self) -> u32 {
         match self {
-            Self::Connections(connections) => connections,
+            Self::Connections(connections) | Self::Idle(connections) => connections,
             _ => 1,
         }
     }
+
+    /// Requests per second where those are given.
+    pub(crate) fn pace(self) -> Option<u32> {
+        match self {
+            Self::Paced(per_s) => Some(per_s),
+            Self::Idle(_) => Some(0),
+            _ => None,
+        }
+    }
+
+    /// What its CPU time is given for.
+    pub(crate) fn unit(self) -> Unit {
+        match self {
+            Self::PingPong | Self::Messages | Self::Connections(_) | Self::Paced(_) => Unit::Message,
+            Self::Blocks => Unit::Mebibyte,
+            Self::Connect => Unit::Connect,
+            Self::Idle(_) => Unit::Second,
+        }
+    }
+}
+
+/// A piece of work of which the CPU time is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// A round trip where messages are answered.
+    Message,
+    Mebibyte,
+    /// With its round trip and the close.
+    Connect,
+    /// Of waiting.
+    Second,
 }
 
 /// How long, and with how much patience.
@@ -60,6 +97,16 @@ pub(crate) struct Span {
     pub(crate) patience: Duration,
 }
 
+impl Span {
+    /// Begins it, with both processes accounting for their CPU time.
+    pub(crate) async fn meter(&self, server: &Tcp) -> io::Result<Metered> {
+        Metered::start(server, self.warm_up, self.measured).await
+    }
+}
+
+/// What fails when that does.
+pub(crate) const METERING: &str = "the CPU time of both processes";
+
 /// What one round of one test over one transport gave; what does not apply is absent.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sample {
@@ -68,29 +115,58 @@ pub(crate) struct Sample {
     pub(crate) msgs_per_s: Option<f64>,
     pub(crate) bytes_per_s: Option<f64>,
     pub(crate) connects_per_s: Option<f64>,
+    /// CPU time of both processes for each [`Unit`] of the work.
+    pub(crate) cpu_us: Option<f64>,
+    /// What of it the thread took that hands over requests when they are due.
+    pub(crate) pacing_us: Option<f64>,
     /// How many connections ran on what, asked at both ends when the measurement was over.
     pub(crate) ran_on: BTreeMap<RunsOn, u64>,
 }
 
+impl Sample {
+    /// With the CPU time of a second turned into that of each unit of what was done in one.
+    fn per(mut self, unit: Unit) -> Self {
+        let units_per_s = match unit {
+            Unit::Message => self.msgs_per_s,
+            Unit::Mebibyte => self.bytes_per_s.map(|bytes| bytes / f64::from(1 << 20)),
+            Unit::Connect => self.connects_per_s,
+            Unit::Second => Some(1.0),
+        };
+        self.cpu_us =
+            self.cpu_us.zip(units_per_s).filter(|&(_, units)| units > 0.0).map(|(cpu, units)| cpu / units);
+        self
+    }
+}
+
+/// One round over `medium`; `server` is where the CPU time of the server process is asked for.
 pub(crate) async fn measure<M: Medium>(
     medium: M,
     work: Work,
     span: Span,
     pattern: Arc<Pattern>,
+    server: Tcp,
 ) -> Outcome<Sample> {
-    match work {
-        Work::PingPong => ping_pong::<M, SHORT_MESSAGE>(medium, 1, span, pattern).await,
-        Work::Connections(connections) => ping_pong::<M, FRAME>(medium, connections, span, pattern).await,
-        Work::Blocks => stream_blocks(medium, span, &pattern).await.explain(|| "streaming blocks".to_owned()),
-        Work::Messages => {
-            stream_messages(medium, span, &pattern).await.explain(|| "streaming messages".to_owned())
+    let server = &server;
+    let sample = match work {
+        Work::PingPong => ping_pong::<M, SHORT_MESSAGE>(medium, 1, span, pattern, server).await,
+        Work::Connections(connections) => {
+            ping_pong::<M, FRAME>(medium, connections, span, pattern, server).await
         }
-        Work::Connect => connect(medium, span).await,
-    }
+        Work::Blocks => {
+            stream_blocks(medium, span, &pattern, server).await.explain(|| "streaming blocks".to_owned())
+        }
+        Work::Messages => {
+            stream_messages(medium, span, &pattern, server).await.explain(|| "streaming messages".to_owned())
+        }
+        Work::Connect => connect(medium, span, server).await,
+        Work::Paced(per_s) => pace::paced(medium, per_s, span, pattern, server).await,
+        Work::Idle(connections) => pace::idle(medium, connections, span, &pattern, server).await,
+    };
+    Ok(sample?.per(work.unit()))
 }
 
 /// Exchanges pings until both ends run on loopback-ism, or patience ends.
-async fn settle<M: Medium>(stream: &mut M::Stream, until: Instant) -> io::Result<()> {
+pub(crate) async fn settle<M: Medium>(stream: &mut M::Stream, until: Instant) -> io::Result<()> {
     let mut pings = 0;
     loop {
         let theirs = wire::ask(stream, Request::Ping).await?;
@@ -106,7 +182,7 @@ async fn settle<M: Medium>(stream: &mut M::Stream, until: Instant) -> io::Result
 }
 
 /// Ends a measurement: what the connection ran on, and what the server saw of it.
-async fn finish<M: Medium>(stream: &mut M::Stream, sent: u64) -> io::Result<(RunsOn, Report)> {
+pub(crate) async fn finish<M: Medium>(stream: &mut M::Stream, sent: u64) -> io::Result<(RunsOn, Report)> {
     let own = M::runs_on(stream);
     stream.shutdown().await?;
     let report = Report::parse(&wire::receive_document(stream).await?)?;
@@ -116,13 +192,12 @@ async fn finish<M: Medium>(stream: &mut M::Stream, sent: u64) -> io::Result<(Run
     Ok((report.joint(own), report))
 }
 
-/// Messages of `N` bytes that come back, one at a time on each of the connections, one task each.
-async fn ping_pong<M: Medium, const N: usize>(
-    medium: M,
+/// Connections that are settled, and on which messages of `N` bytes come back.
+pub(crate) async fn gather<M: Medium, const N: usize>(
+    medium: &M,
     connections: u32,
     span: Span,
-    pattern: Arc<Pattern>,
-) -> Outcome<Sample> {
+) -> Outcome<Vec<M::Stream>> {
     let mut streams = Vec::new();
     for number in 1..=connections {
         let name = || format!("connection {number} of {connections}");
@@ -139,11 +214,21 @@ async fn ping_pong<M: Medium, const N: usize>(
             Ok(stream)
         });
     }
-    let streams = all(settling).await.explain(|| "warming up".to_owned())?;
+    all(settling).await.explain(|| "warming up".to_owned())
+}
 
+/// Messages of `N` bytes that come back, one at a time on each of the connections, one task each.
+async fn ping_pong<M: Medium, const N: usize>(
+    medium: M,
+    connections: u32,
+    span: Span,
+    pattern: Arc<Pattern>,
+    server: &Tcp,
+) -> Outcome<Sample> {
+    let streams = gather::<M, N>(&medium, connections, span).await?;
     let latencies = Latencies::new();
-    let begin = Instant::now() + span.warm_up;
-    let end = begin + span.measured;
+    let metered = span.meter(server).await.explain(|| METERING.to_owned())?;
+    let (begin, end) = (metered.begin, metered.end);
     let mut playing = JoinSet::new();
     for (number, mut stream) in (0_u64..).zip(streams) {
         let mut recorder = latencies.recorder();
@@ -161,6 +246,7 @@ async fn ping_pong<M: Medium, const N: usize>(
     for ran_on in all(playing).await.explain(|| "ping-pong".to_owned())? {
         *sample.ran_on.entry(ran_on).or_default() += 1;
     }
+    sample.cpu_us = Some(metered.us_per_s().await.explain(|| METERING.to_owned())?);
     let (count, p50, p99) = latencies.summary();
     sample.rtt_p50_us = p50;
     sample.rtt_p99_us = p99;
@@ -215,41 +301,53 @@ async fn all<T: Send + 'static>(mut tasks: JoinSet<io::Result<T>>) -> io::Result
     Ok(results)
 }
 
-/// One connection, settled and told what is to come; and when to stop sending.
+/// One connection, settled and told what is to come; and the span until when it is sent.
 async fn begin_stream<M: Medium>(
     medium: &M,
     span: Span,
     request: Request,
-) -> io::Result<(M::Stream, Instant)> {
+    server: &Tcp,
+) -> io::Result<(M::Stream, Metered)> {
     let mut stream = medium.connect().await?;
     settle::<M>(&mut stream, Instant::now() + span.patience).await?;
     wire::ask(&mut stream, request).await?;
-    Ok((stream, Instant::now() + span.warm_up + span.measured))
+    let metered = span.meter(server).await?;
+    Ok((stream, metered))
 }
 
-async fn stream_blocks<M: Medium>(medium: M, span: Span, pattern: &Pattern) -> io::Result<Sample> {
+async fn stream_blocks<M: Medium>(
+    medium: M,
+    span: Span,
+    pattern: &Pattern,
+    server: &Tcp,
+) -> io::Result<Sample> {
     let warm_up_us = span.warm_up.as_micros() as u32;
-    let (mut stream, end) = begin_stream(&medium, span, Request::Blocks { warm_up_us }).await?;
+    let (mut stream, metered) = begin_stream(&medium, span, Request::Blocks { warm_up_us }, server).await?;
     let mut blocks = 0;
     let mut lost = None;
-    while Instant::now() < end {
+    while Instant::now() < metered.end {
         if let Err(error) = stream.write_all(pattern.block(blocks)).await {
             lost = Some(error);
             break;
         }
         blocks += 1;
     }
-    let sample = end_stream::<M>(stream, blocks * BLOCK as u64, lost).await?;
+    let sample = end_stream::<M>(stream, blocks * BLOCK as u64, lost, metered).await?;
     Ok(Sample { msgs_per_s: None, ..sample })
 }
 
-async fn stream_messages<M: Medium>(medium: M, span: Span, pattern: &Pattern) -> io::Result<Sample> {
+async fn stream_messages<M: Medium>(
+    medium: M,
+    span: Span,
+    pattern: &Pattern,
+    server: &Tcp,
+) -> io::Result<Sample> {
     let warm_up_us = span.warm_up.as_micros() as u32;
-    let (mut stream, end) = begin_stream(&medium, span, Request::Messages { warm_up_us }).await?;
+    let (mut stream, metered) = begin_stream(&medium, span, Request::Messages { warm_up_us }, server).await?;
     let mut message = [0; FRAME];
     let mut messages = 0;
     let mut lost = None;
-    while messages % MESSAGES_PER_LOOK != 0 || Instant::now() < end {
+    while messages % MESSAGES_PER_LOOK != 0 || Instant::now() < metered.end {
         pattern.stamp(messages, &mut message);
         if let Err(error) = stream.write_all(&message).await {
             lost = Some(error);
@@ -257,7 +355,7 @@ async fn stream_messages<M: Medium>(medium: M, span: Span, pattern: &Pattern) ->
         }
         messages += 1;
     }
-    end_stream::<M>(stream, messages * FRAME as u64, lost).await
+    end_stream::<M>(stream, messages * FRAME as u64, lost, metered).await
 }
 
 /// The figures of a stream as its receiver measured them. After a failed write the server may still
@@ -266,6 +364,7 @@ async fn end_stream<M: Medium>(
     mut stream: M::Stream,
     sent: u64,
     lost: Option<io::Error>,
+    metered: Metered,
 ) -> io::Result<Sample> {
     if let Some(error) = lost {
         let word = tokio::time::timeout(Duration::from_secs(1), wire::receive_document(&mut stream)).await;
@@ -275,22 +374,24 @@ async fn end_stream<M: Medium>(
         };
     }
     let (ran_on, report) = finish::<M>(&mut stream, sent).await?;
+    let cpu_us = metered.us_per_s().await?;
     let bytes_per_s = report.measured_bytes as f64 / (report.nanos.max(1) as f64 / 1e9);
     Ok(Sample {
         bytes_per_s: Some(bytes_per_s),
         msgs_per_s: Some(bytes_per_s / FRAME as f64),
+        cpu_us: Some(cpu_us),
         ran_on: BTreeMap::from([(ran_on, 1)]),
         ..Sample::default()
     })
 }
 
 /// Connections one after the other, each for one round trip.
-async fn connect<M: Medium>(medium: M, span: Span) -> Outcome<Sample> {
+async fn connect<M: Medium>(medium: M, span: Span, server: &Tcp) -> Outcome<Sample> {
     let latencies = Latencies::new();
     let mut recorder = latencies.recorder();
     let mut sample = Sample::default();
-    let begin = Instant::now() + span.warm_up;
-    let end = begin + span.measured;
+    let metered = span.meter(server).await.explain(|| METERING.to_owned())?;
+    let (begin, end) = (metered.begin, metered.end);
     let mut last = Instant::now();
     let mut kinds: Vec<(M::Kind, u64)> = Vec::new();
     while last < end {
@@ -317,9 +418,32 @@ async fn connect<M: Medium>(medium: M, span: Span) -> Outcome<Sample> {
         *sample.ran_on.entry(M::describe(kind)).or_default() += count;
     }
     drop(recorder);
+    sample.cpu_us = Some(metered.us_per_s().await.explain(|| METERING.to_owned())?);
     let (count, p50, p99) = latencies.summary();
     sample.rtt_p50_us = p50;
     sample.rtt_p99_us = p99;
     sample.connects_per_s = Some(count as f64 / span.measured.as_secs_f64());
     Ok(sample)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_given_for_what_was_done() {
+        let second = || Sample { cpu_us: Some(1e6), ..Sample::default() };
+        let cpu = |sample: Sample, work: Work| sample.per(work.unit()).cpu_us;
+        let messages = || Sample { msgs_per_s: Some(5000.0), ..second() };
+        for work in [Work::PingPong, Work::Messages, Work::Connections(8), Work::Paced(5000)] {
+            assert_eq!(cpu(messages(), work), Some(200.0));
+        }
+        let bytes = Sample { bytes_per_s: Some(f64::from(1 << 30)), ..second() };
+        assert_eq!(cpu(bytes, Work::Blocks), Some(1e6 / 1024.0));
+        let connects = Sample { connects_per_s: Some(1e4), ..second() };
+        assert_eq!(cpu(connects, Work::Connect), Some(100.0));
+        assert_eq!(cpu(second(), Work::Idle(100)), Some(1e6));
+        // Nothing done, nothing to share it among.
+        assert_eq!(cpu(Sample { msgs_per_s: Some(0.0), ..second() }, Work::PingPong), None);
+    }
 }
