@@ -155,7 +155,7 @@ fn requests_at_a_fixed_rate_and_none_at_all() {
 /// With one CPU two threads can only take turns: no figure is better than that one.
 #[test]
 fn with_one_cpu_the_limit_of_two_is_left_out_and_the_report_says_so() {
-    // The process inherits the CPUs of the thread that starts it, and this thread ends with the test.
+    // The process inherits the CPUs of the thread that starts it, which ends with the test.
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
     let first = (0..rustix::thread::CpuSet::MAX_CPU).find(|&cpu| allowed.is_set(cpu)).unwrap();
     let mut one = rustix::thread::CpuSet::new();

@@ -18,8 +18,8 @@
 //! | `paced` | 100, 1000, 5000, 20000 requests of 100 bytes a second, each answered, one connection | time from when each was due |
 //! | `idle`, with `paced` | 100 silent connections | CPU time |
 //!
-//! Each has the CPU time of both processes, too. Beside `pp` and `tp` stands what this machine could
-//! do at best, measured in the same minutes.
+//! Each has the CPU time of both processes, too. Beside `pp` and `tp` stands what this machine
+//! could do at best, measured in the same minutes.
 //!
 //! Each connection makes some round trips before it is measured, so that SMC has moved it to shared
 //! memory; `connect` measures what a short connection costs and has no such warm-up.
