@@ -218,8 +218,8 @@ impl Config {
         self
     }
 
-    /// Sets for how long at most a runtime that has nothing else to do looks for more work before it
-    /// sleeps; zero never polls, and without a setting it is 200 µs.
+    /// Sets for how long at most a runtime that has nothing else to do looks for more work before
+    /// it sleeps; zero never polls, and without a setting it is 200 µs.
     ///
     /// This is what low latency costs: CPU while there is traffic. A runtime looks for as long as
     /// its peers took for their answers lately, mostly 25 µs at most; longer only on a machine on

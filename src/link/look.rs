@@ -202,8 +202,8 @@ struct Watch {
     rings: u64,
     /// Which link that came from.
     busiest: usize,
-    /// Episodes in which its peer shared our CPU since one was looked through, how many there are to
-    /// be, and whether this one is to be slept for that.
+    /// Episodes in which its peer shared our CPU since one was looked through, how many there are
+    /// to be, and whether this one is to be slept for that.
     shared_cpu: u32,
     most_shared: u32,
     gives_way: Option<bool>,

@@ -163,15 +163,3 @@ fn what_a_peer_sends_is_mapped_while_it_holds_the_lock_of_its_file() {
         assert_eq!(borrower.taken(), [0, 0]);
     });
 }
-
-/// Every stream that is made allocates its connection. What glibc keeps for each thread is cheap to
-/// have again; more bytes than these go through the whole of its allocator, cold, at each connect
-/// and each accept.
-#[cfg(target_pointer_width = "64")]
-#[test]
-fn a_connection_fits_where_malloc_is_fast() {
-    const LARGEST: usize = 1032;
-    const COUNTS_OF_ARC: usize = 16;
-    let bytes = size_of::<crate::conn::Connection<crate::rt::tokio::TokioTcp>>() + COUNTS_OF_ARC;
-    assert!(bytes <= LARGEST, "{bytes} bytes");
-}
