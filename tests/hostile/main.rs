@@ -202,16 +202,18 @@ fn child_process() {
     }
 }
 
-/// Plays a scene; again and again if there is a number of milliseconds.
-fn attack(addr: &str, scene: &str, millis: &[&str]) {
+/// Plays a scene; again and again if there is a number of milliseconds. One that was played before
+/// may be turned away then: it has met the limits on who comes too often, or fails too often.
+fn attack(addr: &str, scene: &str, often: &[&str]) {
     let most = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).expect("all descriptors");
-    let millis = millis.first().map_or(0, |word| word.parse().expect("a number"));
-    let (target, started) = (target(addr), Instant::now());
-    loop {
-        attack_of(scene)(&target);
-        if started.elapsed() >= Duration::from_millis(millis) {
-            break;
+    let target = target(addr);
+    match often {
+        [] => attack_of(scene)(&target),
+        [millis, again @ ..] => {
+            let time = Duration::from_millis(millis.parse().expect("a number"));
+            let played = measure::again_and_again(time, !again.is_empty(), || attack_of(scene)(&target));
+            child::tell(&format!("{}{played}", scenes::PLAYED));
         }
     }
     child::tell(scenes::DONE);
@@ -270,12 +272,15 @@ fn play(scene: &'static str, terms: Terms) {
     });
 }
 
-/// Until the attacker is done; does what it wants done.
-fn attend(trial: &mut Trial, attacker: &mut Child) {
+/// Until the attacker is done; does what it wants done. Answers with what it tells of its plays.
+fn attend(trial: &mut Trial, attacker: &mut Child) -> String {
+    let mut played = String::new();
     loop {
         let said = attacker.hear();
         if said == scenes::DONE {
-            return;
+            return played;
+        } else if let Some(plays) = said.strip_prefix(scenes::PLAYED) {
+            plays.clone_into(&mut played);
         } else if let Some(addr) = said.strip_prefix(scenes::CALL) {
             trial.make_call(addr);
         } else {

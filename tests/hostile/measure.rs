@@ -9,14 +9,20 @@
 //! and touches nobody. What is slower than beside that is what the victim itself did for the
 //! attacker. (Where the victim has one thread and the attacker makes it work, a part of that is the
 //! share that any client of a server may have.) A scene that ends at once is played again and again
-//! for as long as is measured. The client makes a connection for each round, as those do whom
-//! attacks on a listener would hit, and rests a millisecond between two.
+//! for as long as is measured: later plays are turned away by the victim's own limits, if they are.
+//! The client makes a connection for each round, as those do whom attacks on a listener would hit,
+//! and rests a millisecond between two.
+//!
+//! What else the machine does comes and goes within seconds, and is felt more than most attacks:
+//! attack and like load take turns, each attack by a process of its own, which is killed before the
+//! client stops. What is printed is the median of the turns.
 #![allow(clippy::disallowed_types, reason = "a test, which loom does not run")]
 
 use std::fs;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -28,8 +34,11 @@ use crate::judge::{Terms, Trial, plain_round};
 use crate::random::say;
 use crate::watchdog::step;
 
-/// For how long a scene is played at least.
-const WHILE: Duration = Duration::from_secs(3);
+/// For how long a scene is played at least, in each of so many turns.
+const WHILE: Duration = Duration::from_secs(1);
+const TURNS: usize = 5;
+/// What the victim does about an attacker's end ends meanwhile.
+const AFTERMATH: Duration = Duration::from_millis(50);
 /// Between two rounds.
 const REST: Duration = Duration::from_millis(1);
 /// A load works and rests so often.
@@ -81,49 +90,116 @@ impl Client {
 
 impl Rounds {
     fn to_words(&self) -> String {
-        format!("{:.0}/s, median {:.0?}, p99 {:.0?}", self.per_second, self.median, self.slow)
+        format!(
+            "{:.0}/s, median {} µs, p99 {} µs",
+            self.per_second,
+            self.median.as_micros(),
+            self.slow.as_micros()
+        )
+    }
+}
+
+/// Both halves of a turn.
+struct Turn {
+    attacked: Rounds,
+    beside: Rounds,
+    /// Of a processor, that the attacker took.
+    share: f64,
+    played: String,
+}
+
+impl Turn {
+    fn play(trial: &mut Trial, scene: &str, turn: usize) -> Self {
+        step("the attack");
+        let again = if turn == 0 { "" } else { " again" };
+        let mut attacker = trial.attacker(&format!("{scene} {}{again}", WHILE.as_millis()));
+        let (client, started) = (Client::begin(trial.addr()), Instant::now());
+        let played = attend(trial, &mut attacker);
+        let worked = processor_time(attacker.id());
+        let share = worked.as_secs_f64() / started.elapsed().as_secs_f64();
+        attacker.kill();
+        sleep(AFTERMATH);
+        let attacked = client.end();
+        trial.listen_to_witnesses();
+
+        step("a like load");
+        let threads = share.ceil().max(1.0);
+        let each = (share / threads * 1000.0) as u64;
+        let role = format!("burn {threads} {each} {}", WHILE.as_millis());
+        let mut load = Child::start(&role, trial.dir(), &[]);
+        let client = Client::begin(trial.addr());
+        load.hear();
+        let beside = client.end();
+        load.kill();
+        Turn { attacked, beside, share, played }
+    }
+}
+
+fn median(turns: &[Turn], of: impl Fn(&Turn) -> f64) -> f64 {
+    let mut all = Vec::from_iter(turns.iter().map(of));
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
+
+/// The client in the median of the turns.
+fn usual(turns: &[Turn], side: impl Fn(&Turn) -> &Rounds) -> Rounds {
+    let time =
+        |of: fn(&Rounds) -> Duration| Duration::from_secs_f64(median(turns, |t| of(side(t)).as_secs_f64()));
+    Rounds {
+        per_second: median(turns, |turn| side(turn).per_second),
+        median: time(|rounds| rounds.median),
+        slow: time(|rounds| rounds.slow),
     }
 }
 
 /// Plays a scene and prints one line.
 pub(crate) fn play(scene: &str, terms: Terms) {
     let mut trial = Trial::begin(terms);
-    step("the attack");
-    let mut attacker = trial.attacker(&format!("{scene} {}", WHILE.as_millis()));
-    let (client, started) = (Client::begin(trial.addr()), Instant::now());
-    attend(&mut trial, &mut attacker);
-    let lasted = started.elapsed();
-    let worked = processor_time(attacker.id());
-    let attacked = client.end();
-    attacker.kill();
-    trial.listen_to_witnesses();
-
-    step("a like load");
-    let share = worked.as_secs_f64() / lasted.as_secs_f64();
-    let threads = share.ceil().max(1.0);
-    let each = (share / threads * 1000.0) as u64;
-    let role = format!("burn {threads} {each} {}", lasted.as_millis());
-    let mut load = Child::start(&role, trial.dir(), &[]);
-    let client = Client::begin(trial.addr());
-    load.hear();
-    let beside = client.end();
-    load.kill();
-
+    let turns = Vec::from_iter((0..TURNS).map(|turn| Turn::play(&mut trial, scene, turn)));
     step("nobody else");
     let client = Client::begin(trial.addr());
-    sleep(WHILE / 2);
+    sleep(WHILE);
     let alone = client.end();
     trial.dismiss_witnesses();
     say(&format!(
         "{scene}: a plain client keeps {:.2} of its rate, its p99 is {:.1} times as long: {}; beside a like \
-         load {}; alone {} (attacked for {lasted:.1?}, {:.0} % of a processor)",
-        attacked.per_second / beside.per_second,
-        attacked.slow.as_secs_f64() / beside.slow.as_secs_f64(),
-        attacked.to_words(),
-        beside.to_words(),
+         load {}; alone {} ({:.0} % of a processor, {})",
+        median(&turns, |turn| turn.attacked.per_second / turn.beside.per_second),
+        median(&turns, |turn| turn.attacked.slow.as_secs_f64() / turn.beside.slow.as_secs_f64()),
+        usual(&turns, |turn| &turn.attacked).to_words(),
+        usual(&turns, |turn| &turn.beside).to_words(),
         alone.to_words(),
-        share * 100.0,
+        median(&turns, |turn| turn.share) * 100.0,
+        turns[TURNS - 1].played,
     ));
+}
+
+/// Plays a scene until so much time has passed, and tells how often. The first time it has to go as
+/// the scene says; where it was played before, `again`, the victim's own limits may turn it away.
+pub(crate) fn again_and_again(time: Duration, again: bool, play: impl Fn()) -> String {
+    let started = Instant::now();
+    let (mut plays, mut turned_away) = (0, 0);
+    if !again {
+        play();
+        plays = 1;
+    }
+    // They would say so thousands of times.
+    let last = Arc::new(Mutex::new(String::new()));
+    let words = Arc::clone(&last);
+    panic::set_hook(Box::new(move |panic| {
+        *words.lock().expect("nobody panics here") = panic.to_string().replace('\n', " ");
+    }));
+    while plays == 0 || started.elapsed() < time {
+        plays += 1;
+        turned_away += u32::from(panic::catch_unwind(AssertUnwindSafe(&play)).is_err());
+    }
+    let _ = panic::take_hook();
+    match turned_away {
+        0 => format!("played {plays} times"),
+        _ => {
+            format!("played {plays} times, turned away {turned_away} times ({})", last.lock().expect("whole"))
+        }
+    }
 }
 
 /// What a process has worked so far, and the kernel for it.
