@@ -88,7 +88,7 @@ scenes! {
     ring_flags_at_random: rings::flags_at_random;
     ring_flags_faster_than_looks: rings::flags_faster_than_looks;
     ring_without_flags_as_fast: rings::without_flags_as_fast;
-    ring_words_at_random: rings::words_at_random;
+    ring_words_at_random: rings::words_at_random, Terms::OF_A_TALKER;
     ring_words_at_random_again_and_again: rings::words_at_random_again_and_again;
     // ---- the word of a direction ----
     switch_at_a_huge_position: words::switch_at_a_huge_position;
@@ -104,7 +104,7 @@ scenes! {
     detach_twice: messages::detach_twice;
     offers_in_vain: messages::offers_in_vain;
     answers_never_read: messages::answers_never_read;
-    matched_and_never_ready: messages::matched_and_never_ready;
+    matched_and_never_ready: messages::matched_and_never_ready, Terms::OF_A_CROWD;
     proofs_of_nothing: messages::proofs_of_nothing;
     proofs_out_of_turn: messages::proofs_out_of_turn;
     // ---- whose connection it is, and who says so ----
@@ -184,9 +184,16 @@ fn child_process() {
         }
         ["attack", addr, "admitted-user"] => directory::admitted_user(&target(addr)),
         ["attack", addr, "another-user"] => directory::another_user(&target(addr)),
-        ["burn", threads, share, millis] => {
+        ["burn", threads, share, millis, addr, crowd, plays, talks] => {
             let number = |word: &str| word.parse().expect("a number");
-            measure::burn(number(threads), number(share), Duration::from_millis(number(millis)));
+            let time = Duration::from_millis(number(millis));
+            let like = measure::Like {
+                addr: addr.parse().expect("an address"),
+                crowd: number(crowd) as usize,
+                plays: number(plays) as u32,
+                talks: talks == "true",
+            };
+            measure::burn(number(threads), number(share), time, &like);
             child::tell(scenes::DONE);
         }
         ["attack", addr, "random", seed, from, to] => {

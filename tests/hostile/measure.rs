@@ -13,12 +13,19 @@
 //! The client makes a connection for each round, as those do whom attacks on a listener would hit,
 //! and rests a millisecond between two.
 //!
+//! Where a scene makes and closes many TCP connections, as any client of any server may
+//! ([`Terms::crowd`]), the like load makes and closes as many, as often: each takes a TCP server its
+//! few microseconds, and two hundred that end at once end in one turn of its runtime. Where a scene
+//! keeps a server's application busy with bytes, as any client of an echo may ([`Terms::talks`]), the
+//! like load talks to it over TCP, in the time that is its. It says nothing on a link.
+//!
 //! What else the machine does comes and goes within seconds, and is felt more than most attacks:
 //! attack and like load take turns, each attack by a process of its own, which is killed before the
 //! client stops. What is printed is the median of the turns.
 #![allow(clippy::disallowed_types, reason = "a test, which loom does not run")]
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +37,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::attend;
 use crate::child::Child;
-use crate::judge::{Terms, Trial, plain_round};
+use crate::judge::{Terms, Trial, plain_connection, plain_round, plain_talk};
 use crate::random::say;
 use crate::watchdog::step;
 
@@ -109,14 +116,14 @@ struct Turn {
 }
 
 impl Turn {
-    fn play(trial: &mut Trial, scene: &str, turn: usize) -> Self {
+    fn play(trial: &mut Trial, scene: &str, terms: Terms, turn: usize) -> Self {
         step("the attack");
         let again = if turn == 0 { "" } else { " again" };
         let mut attacker = trial.attacker(&format!("{scene} {}{again}", WHILE.as_millis()));
         let (client, started) = (Client::begin(trial.addr()), Instant::now());
         let played = attend(trial, &mut attacker);
-        let worked = processor_time(attacker.id());
-        let share = worked.as_secs_f64() / started.elapsed().as_secs_f64();
+        let (worked, lasted) = (processor_time(attacker.id()), started.elapsed());
+        let share = worked.as_secs_f64() / lasted.as_secs_f64();
         attacker.kill();
         sleep(AFTERMATH);
         let attacked = client.end();
@@ -125,7 +132,11 @@ impl Turn {
         step("a like load");
         let threads = share.ceil().max(1.0);
         let each = (share / threads * 1000.0) as u64;
-        let role = format!("burn {threads} {each} {}", WHILE.as_millis());
+        let plays: u32 = played.split(' ').next().and_then(|word| word.parse().ok()).expect("a number");
+        let plays = (f64::from(plays) * WHILE.as_secs_f64() / lasted.as_secs_f64()).round() as u32;
+        let (millis, addr) = (WHILE.as_millis(), trial.addr());
+        let Terms { crowd, talks, .. } = terms;
+        let role = format!("burn {threads} {each} {millis} {addr} {crowd} {plays} {talks}");
         let mut load = Child::start(&role, trial.dir(), &[]);
         let client = Client::begin(trial.addr());
         load.hear();
@@ -155,7 +166,7 @@ fn usual(turns: &[Turn], side: impl Fn(&Turn) -> &Rounds) -> Rounds {
 /// Plays a scene and prints one line.
 pub(crate) fn play(scene: &str, terms: Terms) {
     let mut trial = Trial::begin(terms);
-    let turns = Vec::from_iter((0..TURNS).map(|turn| Turn::play(&mut trial, scene, turn)));
+    let turns = Vec::from_iter((0..TURNS).map(|turn| Turn::play(&mut trial, scene, terms, turn)));
     step("nobody else");
     let client = Client::begin(trial.addr());
     sleep(WHILE);
@@ -163,7 +174,7 @@ pub(crate) fn play(scene: &str, terms: Terms) {
     trial.dismiss_witnesses();
     say(&format!(
         "{scene}: a plain client keeps {:.2} of its rate, its p99 is {:.1} times as long: {}; beside a like \
-         load {}; alone {} ({:.0} % of a processor, {})",
+         load {}; alone {} ({:.0} % of a processor, played {})",
         median(&turns, |turn| turn.attacked.per_second / turn.beside.per_second),
         median(&turns, |turn| turn.attacked.slow.as_secs_f64() / turn.beside.slow.as_secs_f64()),
         usual(&turns, |turn| &turn.attacked).to_words(),
@@ -195,29 +206,69 @@ pub(crate) fn again_and_again(time: Duration, again: bool, play: impl Fn()) -> S
     }
     let _ = panic::take_hook();
     match turned_away {
-        0 => format!("played {plays} times"),
+        0 => format!("{plays} times"),
         _ => {
-            format!("played {plays} times, turned away {turned_away} times ({})", last.lock().expect("whole"))
+            format!("{plays} times, turned away {turned_away} times ({})", last.lock().expect("whole"))
         }
     }
 }
 
-/// What a process has worked so far, and the kernel for it.
+/// What a process has worked so far, with its children that have ended, and the kernel for them.
 fn processor_time(id: u32) -> Duration {
     let text = fs::read_to_string(format!("/proc/{id}/stat")).expect("procfs");
     let rest = text.rsplit(')').next().expect("a name");
-    let words = rest.split_whitespace().skip(11).take(2);
+    let words = rest.split_whitespace().skip(11).take(4);
     let ticks: u64 = words.map(|word| word.parse::<u64>().expect("ticks")).sum();
     Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// Takes so many thousandths of a processor on each of so many threads.
-pub(crate) fn burn(threads: u64, share: u64, time: Duration) {
+/// What a like load does over TCP.
+pub(crate) struct Like {
+    pub(crate) addr: SocketAddr,
+    /// So many connections are closed at once,
+    pub(crate) crowd: usize,
+    /// so often.
+    pub(crate) plays: u32,
+    pub(crate) talks: bool,
+}
+
+impl Like {
+    fn come_and_go(&self) {
+        let mut all = Vec::from_iter((0..self.crowd).map(|_| plain_connection(self.addr)));
+        all.iter_mut().for_each(plain_talk);
+    }
+
+    /// What it does instead of nothing.
+    fn piece(&self) -> impl FnMut() + use<> {
+        let mut tcp = self.talks.then(|| {
+            let mut tcp = plain_connection(self.addr);
+            plain_talk(&mut tcp);
+            tcp.set_nonblocking(true).expect("set_nonblocking");
+            tcp
+        });
+        let mut buffer = [0; 4096];
+        move || match &mut tcp {
+            // What does not go at once goes later.
+            Some(tcp) => drop((tcp.write(&[7; 1024]), tcp.read(&mut buffer))),
+            None => std::hint::spin_loop(),
+        }
+    }
+}
+
+/// Takes so many thousandths of a processor on each of so many threads, a crowd on the first of
+/// them with what that takes.
+pub(crate) fn burn(threads: u64, share: u64, time: Duration, like: &Like) {
     let started = Instant::now();
     thread::scope(|scope| {
-        for _ in 0..threads {
+        for thread in 0..threads {
             scope.spawn(move || {
+                let (mut plays, mut piece_of_work) = (0, like.piece());
                 while started.elapsed() < time {
+                    let crowds = thread == 0 && like.crowd > 0 && plays < like.plays;
+                    if crowds && started.elapsed() >= time * plays / like.plays {
+                        plays += 1;
+                        like.come_and_go();
+                    }
                     let due = started.elapsed().as_secs_f64() * share as f64 / 1000.0;
                     let now = clock_gettime(ClockId::ThreadCPUTime);
                     let worked = now.tv_sec as f64 + now.tv_nsec as f64 / 1e9;
@@ -226,7 +277,7 @@ pub(crate) fn burn(threads: u64, share: u64, time: Duration) {
                     } else {
                         let piece = Instant::now();
                         while piece.elapsed() < PIECE {
-                            std::hint::spin_loop();
+                            piece_of_work();
                         }
                     }
                 }
