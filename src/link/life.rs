@@ -15,7 +15,7 @@ use crate::link::aside;
 use crate::link::lack::{NO_LINK, no_link, reason_of, silence_of};
 use crate::link::message::{Bell, LONGEST, MOST_FDS, Message};
 use crate::link::slots::{PeerArena, map_peers};
-use crate::link::stream::{Ask, Death, LinkedStream, Verdict};
+use crate::link::stream::{Ask, Death, LinkedStream, SendDmb, Verdict};
 use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::{FallbackReason, UCred};
@@ -413,6 +413,15 @@ impl Link {
             Death::Peer if self.peer.get().is_none() => silence_of(&self.credentials),
             death => death.reason(),
         }
+    }
+
+    /// An upgrade has come about: the stream may switch, and its peer has not worked us in vain.
+    pub(super) fn attach_send(&self, stream: &Arc<dyn LinkedStream>, send: SendDmb) {
+        stream.attach_send(send);
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.turns().earned(&self.credentials, endpoint.reactor().clock());
+        }
+        self.bury_late(stream);
     }
 
     /// A stream that was attached while the link died has missed the news.

@@ -5,9 +5,9 @@
 //! in gets little. A peer that had its part waits: nothing of it is read until enough time has
 //! passed without work for it, and it finds its socket full.
 //!
-//! An honest peer notices nothing of that. An upgrade takes the server some fifty microseconds, so
-//! that two thousand of them may begin at once, and five thousand follow in each second; that is
-//! more than connections can be made.
+//! An honest peer notices nothing of that: an upgrade that comes about brings what it takes, from
+//! OFFER to DETACH, and a thousand may begin at once. It costs a connection that the application has
+//! accepted, whoever makes it, and counts once for each.
 //!
 //! Time is that of the clock, not of the processor, which would cost a system call each time: where
 //! the machine takes a thread away in the middle of such work, a peer pays for that, too.
@@ -42,6 +42,9 @@ impl Part {
         now + self.at_once * self.of
     }
 }
+
+/// An upgrade takes either end half of that, and where the machine is busy more.
+const OF_AN_UPGRADE: Duration = Duration::from_micros(300);
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Who {
@@ -87,6 +90,15 @@ impl Turns {
         for (who, part) in [(Who::One(name_of(peer)), OF_A_PEER), (Who::All, OF_ALL_PEERS)] {
             let through = taken.through(&who, now) + time * part.of;
             taken.set(who, through, now);
+        }
+    }
+
+    /// A connection to `peer` is upgraded.
+    pub(crate) fn earned(&self, peer: &PeerCred, now: Duration) {
+        let mut taken = lock(&self.taken);
+        for (who, part) in [(Who::One(name_of(peer)), OF_A_PEER), (Who::All, OF_ALL_PEERS)] {
+            let through = taken.through(&who, now).saturating_sub(OF_AN_UPGRADE * part.of);
+            taken.set(who, through.max(now), now);
         }
     }
 
@@ -148,6 +160,22 @@ mod tests {
         assert_eq!(done, OF_ALL_PEERS.at_once + SOME);
         assert!(turns.pause(&ours(6), NOW).is_some());
         assert_eq!(turns.pause(&ours(6), NOW + 2 * SOME), None);
+    }
+
+    #[test]
+    fn an_upgrade_brings_what_it_takes_and_nothing_for_later() {
+        let turns = Turns::default();
+        turns.earned(&ours(1), NOW);
+        at_once(&turns, &ours(1), NOW);
+        for _ in 0..1000 {
+            turns.earned(&ours(1), NOW);
+        }
+        assert_eq!(at_once(&turns, &ours(1), NOW), OF_A_PEER.at_once + SOME, "no more than at first");
+        for _ in 0..10_000 {
+            turns.spent(&ours(2), OF_AN_UPGRADE, NOW);
+            turns.earned(&ours(2), NOW);
+        }
+        assert_eq!(turns.pause(&ours(2), NOW), None);
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! reproducible: `SMC_TEST_SEED` is the seed (it is printed), `SMC_TEST_SESSIONS` how many, or
 //! which (`10000`, `700..800`), `SMC_TEST_SECONDS` for how long at most.
 //!
-//! What a plain TCP client notices of each scene (see `measure`), one line each:
+//! What a plain TCP client notices of each scene (see `measure`), one line each (`SMC_TEST_TURNS` is
+//! how often it is played):
 //!
 //! ```text
 //! SMC_TEST_MEASURE=1 cargo test --release --test hostile -- --nocapture --test-threads=1 --skip random
@@ -85,7 +86,7 @@ scenes! {
     ring_empty_hops: rings::empty_hops;
     ring_reader_ahead: rings::reader_ahead;
     ring_reader_backwards: rings::reader_backwards;
-    ring_flags_at_random: rings::flags_at_random;
+    ring_flags_at_random: rings::flags_at_random, Terms::OF_A_TALKER;
     ring_flags_faster_than_looks: rings::flags_faster_than_looks;
     ring_without_flags_as_fast: rings::without_flags_as_fast;
     ring_words_at_random: rings::words_at_random, Terms::OF_A_TALKER;
