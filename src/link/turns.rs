@@ -1,13 +1,13 @@
 //! What work for peers takes of a runtime's time. Whoever asks makes us work: for messages, for
 //! connections to our socket, for the ends of links. Others use the same thread, who have asked for
 //! nothing. So that work comes in turns that are short, after which all the others have theirs; and
-//! of the time of a thread a peer gets a part, all peers together get more of it, and who is not let
-//! in gets little. A peer that had its part waits: nothing of it is read until enough time has
-//! passed without work for it, and it finds its socket full.
+//! a peer gets a part of a thread's time, all peers together get more of it, and who is not let in
+//! gets little. A peer that had its part waits: nothing of it is read until enough time has passed
+//! without work for it, and it finds its socket full.
 //!
 //! An honest peer notices nothing of that: an upgrade that comes about brings what it takes, from
-//! OFFER to DETACH, and a thousand may begin at once. It costs a connection that the application has
-//! accepted, whoever makes it, and counts once for each.
+//! OFFER to DETACH, and a thousand may begin at once. It costs a connection that the application
+//! has accepted, whoever makes it, and counts once for each.
 //!
 //! Time is that of the clock, not of the processor, which would cost a system call each time: where
 //! the machine takes a thread away in the middle of such work, a peer pays for that, too.
@@ -30,9 +30,10 @@ struct Part {
     at_once: Duration,
 }
 
-const OF_A_PEER: Part = Part { of: 4, at_once: Duration::from_millis(100) };
+/// An honest peer that upgrades nothing asks, lends, and rings: less than that by far.
+const OF_A_PEER: Part = Part { of: 8, at_once: Duration::from_millis(100) };
 /// Else some processes of one user would take it all.
-const OF_ALL_PEERS: Part = Part { of: 2, at_once: Duration::from_millis(200) };
+const OF_ALL_PEERS: Part = Part { of: 4, at_once: Duration::from_millis(200) };
 /// Each costs some ten microseconds: that is some thousand in a second.
 const OF_THE_TURNED_AWAY: Part = Part { of: 16, at_once: TURN };
 
@@ -147,8 +148,8 @@ mod tests {
         let turns = Turns::default();
         assert_eq!(at_once(&turns, &ours(1), NOW), OF_A_PEER.at_once + SOME);
         assert_eq!(turns.pause(&ours(1), NOW), Some(SOME * OF_A_PEER.of));
-        let later = NOW + Duration::from_millis(44);
-        assert_eq!(at_once(&turns, &ours(1), later), Duration::from_millis(11), "a quarter");
+        let later = NOW + Duration::from_millis(88);
+        assert_eq!(at_once(&turns, &ours(1), later), Duration::from_millis(11), "an eighth");
         let much_later = NOW + Duration::from_secs(3600);
         assert_eq!(at_once(&turns, &ours(1), much_later), OF_A_PEER.at_once + SOME, "and no more");
     }
@@ -159,7 +160,7 @@ mod tests {
         let done: Duration = (1..=5).map(|pid| at_once(&turns, &ours(pid), NOW)).sum();
         assert_eq!(done, OF_ALL_PEERS.at_once + SOME);
         assert!(turns.pause(&ours(6), NOW).is_some());
-        assert_eq!(turns.pause(&ours(6), NOW + 2 * SOME), None);
+        assert_eq!(turns.pause(&ours(6), NOW + OF_ALL_PEERS.of * SOME), None);
     }
 
     #[test]

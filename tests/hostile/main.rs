@@ -7,8 +7,8 @@
 //! reproducible: `SMC_TEST_SEED` is the seed (it is printed), `SMC_TEST_SESSIONS` how many, or
 //! which (`10000`, `700..800`), `SMC_TEST_SECONDS` for how long at most.
 //!
-//! What a plain TCP client notices of each scene (see `measure`), one line each (`SMC_TEST_TURNS` is
-//! how often it is played):
+//! What a plain TCP client notices of each scene (see `measure`), one line each, of as many turns
+//! as `SMC_TEST_TURNS` says:
 //!
 //! ```text
 //! SMC_TEST_MEASURE=1 cargo test --release --test hostile -- --nocapture --test-threads=1 --skip random

@@ -14,9 +14,9 @@
 //! and rests a millisecond between two.
 //!
 //! Where a scene makes and closes many TCP connections, as any client of any server may
-//! ([`Terms::crowd`]), the like load makes and closes as many, as often: each takes a TCP server its
-//! few microseconds, and two hundred that end at once end in one turn of its runtime. Where a scene
-//! keeps a server's application busy with bytes, as any client of an echo may ([`Terms::talks`]), the
+//! ([`Terms::crowd`]), the like load makes and closes as many, as often: each takes a TCP server
+//! its few microseconds, and two hundred that end at once end in one turn of its runtime. Where a
+//! scene keeps a server's application busy, as any client of an echo may ([`Terms::talks`]), the
 //! like load talks to it over TCP, in the time that is its. It says nothing on a link.
 //!
 //! What else the machine does comes and goes within seconds, and is felt more than most attacks:

@@ -1,4 +1,4 @@
-//! What work for peers takes of a runtime's time, by a clock that goes on only as that work is done.
+//! What work for peers takes of a runtime's time, by a clock that goes on as that work is done.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
