@@ -10,7 +10,8 @@
 //! has accepted, whoever makes it, and counts once for each.
 //!
 //! Time is that of the clock, not of the processor, which would cost a system call each time: where
-//! the machine takes a thread away in the middle of such work, a peer pays for that, too.
+//! the machine takes a thread away in the middle of such work, a peer pays for that, too, up to
+//! what such work may take.
 
 use std::time::Duration;
 
@@ -21,6 +22,10 @@ use crate::sync::{Mutex, lock};
 /// After so long a turn ends with what it is at: no shorter than it takes to match an offer, and so
 /// short that whoever has to wait for some of them does not notice.
 const TURN: Duration = Duration::from_micros(100);
+
+/// What lasts longer is the machine's doing: a process that is stopped in the middle of a turn, for
+/// an hour, does not make its peers wait for a day.
+const LONGEST: Duration = Duration::from_millis(20);
 
 /// A part of a thread's time.
 struct Part {
@@ -78,9 +83,9 @@ impl Turn {
         self.taken(now) >= TURN
     }
 
-    /// For how long it has lasted.
+    /// For how long it has lasted, as far as that counts.
     pub(crate) fn taken(self, now: Duration) -> Duration {
-        now.saturating_sub(self.began)
+        now.saturating_sub(self.began).min(LONGEST)
     }
 }
 
@@ -209,5 +214,8 @@ mod tests {
     fn a_turn_is_over_after_its_time() {
         let turn = Turn::begin(NOW);
         assert!(!turn.is_over(NOW + TURN / 2) && turn.is_over(NOW + TURN));
+        assert_eq!(turn.taken(NOW + TURN), TURN);
+        let an_hour = NOW + Duration::from_secs(3600);
+        assert_eq!(turn.taken(an_hour), LONGEST, "the process was stopped");
     }
 }
