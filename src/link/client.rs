@@ -448,14 +448,8 @@ impl Link {
             stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
             return Ok(());
         }
-        stream.attach_send(SendDmb {
-            producer: Producer::new(server_dmb, window),
-            peer,
-            token: accepted.token,
-            window,
-            _entry: entry,
-        });
-        self.bury_late(&stream);
+        let (producer, token) = (Producer::new(server_dmb, window), accepted.token);
+        self.attach_send(&stream, SendDmb { producer, peer, token, window, _entry: entry });
         Ok(())
     }
 
@@ -525,8 +519,7 @@ impl Link {
             stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
             return Ok(());
         }
-        stream.attach_send(send);
-        self.bury_late(&stream);
+        self.attach_send(&stream, send);
         Ok(())
     }
 }

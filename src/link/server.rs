@@ -382,8 +382,7 @@ impl Link {
             _entry: entry,
         };
         if let Some(stream) = stream {
-            stream.attach_send(send);
-            self.bury_late(&stream);
+            self.attach_send(&stream, send);
         }
         Ok(())
     }
@@ -490,8 +489,7 @@ impl Link {
             return Err(Fault("ATTACHED without PROVED"));
         };
         if let Some(stream) = stream.upgrade() {
-            stream.attach_send(send);
-            self.bury_late(&stream);
+            self.attach_send(&stream, send);
         }
         Ok(())
     }
