@@ -115,6 +115,7 @@ impl Poller {
         let keep_polling = {
             let mut watch = lock(&self.watch);
             watch.count_gap(now, rung_at);
+            watch.ask_for_cpu(now);
             if let Some(at) = found {
                 watch.work(now, self.endpoint.rings());
                 watch.busiest = at;
@@ -247,6 +248,10 @@ impl Watch {
         if self.is_idle {
             self.idle += gap;
         }
+    }
+
+    /// Others need the CPU more if the thread lost it since the last look.
+    fn ask_for_cpu(&mut self, now: u64) {
         if self.window.may_open() && self.cpu.was_lost(now) {
             self.window.preempted();
         }
