@@ -286,7 +286,7 @@ impl<T: Tcp> Connection<T> {
         let unused = {
             let mut tx = lock(&self.tx);
             if tx.path == send::Path::Tcp {
-                (tx.pinned, tx.declined) = (true, true);
+                (tx.pinned, tx.why) = (true, Some(FallbackReason::Declined(Diagnosis::PEERDECL)));
                 tx.dmb.take()
             } else {
                 None

@@ -38,8 +38,9 @@ pub(crate) struct Sender<T: Tcp> {
     pub(crate) dmb: Option<Box<SendDmb>>,
     /// This end will never switch.
     pub(crate) pinned: bool,
-    /// It was the peer who pinned it.
-    pub(crate) declined: bool,
+    /// Why not, where that is not this application's doing: known from the moment on in which it is
+    /// seen that it will not, and before the upgrade is settled for it.
+    pub(crate) why: Option<FallbackReason>,
     /// shutdown(Write) was called.
     pub(crate) shut: bool,
     /// This end has reset the ring: nothing may look like a clean end behind that.
@@ -86,7 +87,7 @@ impl<T: Tcp> Sender<T> {
             path: Path::Tcp,
             dmb: None,
             pinned: false,
-            declined: false,
+            why: None,
             shut: false,
             reset: false,
             ready: false,
@@ -334,6 +335,11 @@ impl<T: Tcp> Sender<T> {
         }
     }
 
+    fn stays(&mut self, reason: FallbackReason, effects: &mut Effects) {
+        self.why = Some(reason);
+        effects.rare().settled = Some(reason);
+    }
+
     /// Switches to the ring at this very position, if this end may and the kernel tells where it
     /// is. When the kernel has another number of bytes than passed through here (urgent data,
     /// `SockRef`, splice(2), a BPF program that redirects or changes them), nobody knows what the
@@ -357,7 +363,7 @@ impl<T: Tcp> Sender<T> {
                     dmb.producer.memory().header().pin();
                     effects.interrupt(&dmb.peer, Signal::Data);
                     effects.rare().unused = self.dmb.take();
-                    effects.rare().settled = Some(FallbackReason::Denied);
+                    self.stays(FallbackReason::Denied, effects);
                 }
                 return;
             }
@@ -371,15 +377,15 @@ impl<T: Tcp> Sender<T> {
             dmb.producer.memory().header().pin();
             effects.interrupt(&dmb.peer, Signal::Data);
             effects.rare().unused = self.dmb.take();
-            effects.rare().settled = Some(FallbackReason::Positions);
+            self.stays(FallbackReason::Positions, effects);
             return;
         }
         if dmb.producer.memory().header().switch(position).is_err() {
             // The reader has pinned it. Its PINNED is answered here, whether it came already or
             // not.
-            (self.pinned, self.declined) = (true, true);
+            self.pinned = true;
             effects.rare().unused = self.dmb.take();
-            effects.rare().settled = Some(FallbackReason::Declined(Diagnosis::PEERDECL));
+            self.stays(FallbackReason::Declined(Diagnosis::PEERDECL), effects);
             return;
         }
         self.path = Path::Ring;

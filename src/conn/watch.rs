@@ -38,19 +38,21 @@ impl<T: Tcp> Connection<T> {
             && !transport.is_loopback_ism()
             && self.death().is_none();
         if runs {
-            let mut declined = false;
+            let mut why = None;
             let decided = {
                 let rx = lock(&self.rx);
                 let word = rx.dmb.as_ref().map(|dmb| {
                     dmb.consumer.arm();
                     dmb.consumer.memory().header().direction()
                 });
-                declined |= rx.declined || (!rx.pinned && word == Some(Direction::Pinned));
+                if rx.declined || (!rx.pinned && word == Some(Direction::Pinned)) {
+                    why = Some(FallbackReason::Declined(Diagnosis::PEERDECL));
+                }
                 rx.pinned || word.is_some_and(|word| word != Direction::Open)
             };
             let sends = {
                 let tx = lock(&self.tx);
-                declined |= tx.declined;
+                why = tx.why.or(why);
                 tx.path == send::Path::Ring || tx.pinned || tx.shut
             };
             let over = decided && sends && self.upgrade.phase() == Phase::Attached;
@@ -58,12 +60,9 @@ impl<T: Tcp> Connection<T> {
                 return Poll::Pending;
             }
             if over && !self.transport().is_loopback_ism() {
-                // One of the two directions will never leave TCP.
-                self.upgrade.settle(if declined {
-                    FallbackReason::Declined(Diagnosis::PEERDECL)
-                } else {
-                    FallbackReason::Pinned
-                });
+                // One of the two directions will never leave TCP. Whoever has seen why may not have
+                // come to settle for it.
+                self.upgrade.settle(why.unwrap_or(FallbackReason::Pinned));
             }
         }
         self.forget_watch(key);

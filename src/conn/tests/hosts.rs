@@ -142,7 +142,7 @@ impl Host {
     }
 
     /// Waits for what is done aside.
-    fn settle(&self) {
+    pub(super) fn settle(&self) {
         self.links().iter().for_each(|link| link.account().lane().settle());
     }
 }

@@ -3,19 +3,21 @@
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use socket2::SockRef;
 
 use super::bytes;
-use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER, patiently};
+use super::hosts::{CLIENT, Host, Lab, MOMENTS, Pair, SERVER, patiently};
 use super::ops::writing;
 use super::watched;
 use crate::config::UpgradePolicy;
-use crate::conn::{OnPending, Role};
+use crate::conn::watch::WatchKey;
+use crate::conn::{Effects, OnPending, Role};
 use crate::ism::sys;
 use crate::peer::PeerPolicy;
-use crate::transport::FallbackReason;
+use crate::sync::lock;
+use crate::transport::{FallbackReason, Transport};
 
 fn pass_on(pair: &Pair, from: usize, length: usize) {
     let data = bytes(7, length);
@@ -224,5 +226,40 @@ fn bytes_behind_the_switch_reset_the_connection_and_nothing_else() {
         pass_on(&pair, CLIENT, 1000);
         pass_on(&other, SERVER, 1000);
         assert!(is_upgraded(&lab.upgraded()), "the link lives");
+    });
+}
+
+/// The reason is settled for once the lock is free, and who waits for the upgrade may look before.
+#[test]
+fn who_waits_is_told_why_a_direction_stays_and_not_that_it_does() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let pair = lab.pair();
+        assert!(pair.offer(&lab));
+        let conn = &pair.conns[SERVER];
+        // Without this number the server does not switch, until it is back.
+        let mut syn = None;
+        loop {
+            syn = lock(&conn.tx).syn.take().or(syn);
+            lab.hosts.iter().for_each(Host::settle);
+            if !(lab.hosts[CLIENT].step() | lab.hosts[SERVER].step()) {
+                break;
+            }
+        }
+        assert!(syn.is_some() && lock(&conn.tx).dmb.is_some() && !pair.writes_ring(SERVER));
+        pair.turn();
+        SockRef::from(&*pair.tcp(SERVER)).send_out_of_band(b"!").unwrap();
+        let mut effects = Effects::default();
+        {
+            let mut tx = lock(&conn.tx);
+            tx.syn = syn;
+            tx.try_switch(&mut effects);
+            assert!(tx.pinned, "it has found the byte");
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        let seen = conn.poll_upgraded(&mut cx, &mut WatchKey::default());
+        assert_eq!(seen, Poll::Ready(Transport::Tcp(FallbackReason::Positions)));
+        conn.carry_out(effects);
+        assert_eq!(conn.transport(), Transport::Tcp(FallbackReason::Positions));
     });
 }
