@@ -25,7 +25,7 @@ const TURN: Duration = Duration::from_micros(100);
 
 /// What lasts longer is the machine's doing: a process that is stopped in the middle of a turn, for
 /// an hour, does not make its peers wait for a day.
-const LONGEST: Duration = Duration::from_micros(500);
+const LONGEST: Duration = Duration::from_millis(20);
 
 /// A part of a thread's time.
 struct Part {
