@@ -39,7 +39,6 @@ pub(crate) mod slots;
 pub(crate) mod stream;
 pub(crate) mod tally;
 pub(crate) mod timer;
-mod turns;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;

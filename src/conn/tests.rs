@@ -29,7 +29,6 @@ mod silence;
 mod slots;
 mod socket;
 mod stranger;
-mod time;
 mod turns;
 mod unaccepted;
 mod urgent;

@@ -448,8 +448,14 @@ impl Link {
             stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
             return Ok(());
         }
-        let (producer, token) = (Producer::new(server_dmb, window), accepted.token);
-        self.attach_send(&stream, SendDmb { producer, peer, token, window, _entry: entry });
+        stream.attach_send(SendDmb {
+            producer: Producer::new(server_dmb, window),
+            peer,
+            token: accepted.token,
+            window,
+            _entry: entry,
+        });
+        self.bury_late(&stream);
         Ok(())
     }
 
@@ -519,7 +525,8 @@ impl Link {
             stream.verdict(Verdict::CanNotSend(FallbackReason::Denied));
             return Ok(());
         }
-        self.attach_send(&stream, send);
+        stream.attach_send(send);
+        self.bury_late(&stream);
         Ok(())
     }
 }

@@ -14,7 +14,6 @@ use crate::link::lack::{no_link, reason_of};
 use crate::link::message::{LONGEST, Message, Subject};
 use crate::link::reactor::{Watched, when_readable, yield_now};
 use crate::link::shares::{Holder, Holders, Most};
-use crate::link::turns::Turn;
 use crate::shield::{Panicked, guarded, shielded};
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
@@ -25,31 +24,26 @@ const MOST_GREETINGS: usize = 256;
 const MOST_QUERIES: usize = 1024;
 /// For how long a connection may say nothing.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Taken in a row at most, before others have a turn.
+/// Taken in a row, before others have a turn.
 const AT_ONCE: u32 = 16;
+/// After so many that were turned away at once: these take some ten microseconds each.
+const RESPITE: Duration = Duration::from_millis(1);
 /// Between two attempts to accept when one failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Takes what connects to the endpoint's socket.
 pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) {
-    let clock = || endpoint.reactor().clock();
-    let (mut turn, mut taken) = (Turn::begin(clock()), 0);
-    loop {
-        if taken == AT_ONCE || turn.is_over(clock()) {
+    let mut turned_away = 0;
+    for attempt in (1..AT_ONCE).chain([0]).cycle() {
+        if attempt == 0 {
             yield_now(endpoint.reactor()).await;
-            (turn, taken) = (Turn::begin(clock()), 0);
         }
-        taken += 1;
         while aside::is_full() {
             endpoint.timers().sleep(PAUSE).await;
         }
-        let mut visit = turn;
-        let accepted = when_readable(&*listener, || {
-            visit = Turn::begin(clock());
-            match sys::accept(listener.as_fd())? {
-                Some(socket) => Ok(Fed::new(socket)),
-                None => Err(io::ErrorKind::WouldBlock.into()),
-            }
+        let accepted = when_readable(&*listener, || match sys::accept(listener.as_fd())? {
+            Some(socket) => Ok(Fed::new(socket)),
+            None => Err(io::ErrorKind::WouldBlock.into()),
         });
         let Ok(socket) = accepted.await else {
             // Out of descriptors, or a connection that went away: the next one may work in a while.
@@ -62,18 +56,16 @@ pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) 
             Ok(Ok(guest)) => guest,
             Ok(Err(error)) => {
                 crate::trace::debug!("a connection to this endpoint was turned away: {error}");
-                // Whoever comes without a pause costs a part of our time, not all of it.
-                let now = clock();
-                if let Some(pause) = endpoint.turns().turned_away(visit.taken(now), now) {
-                    endpoint.timers().sleep(pause).await;
-                    (turn, taken) = (Turn::begin(clock()), 0);
+                turned_away += 1;
+                if turned_away == AT_ONCE {
+                    turned_away = 0;
+                    // Whoever comes without a pause costs a part of our time, not all of it.
+                    endpoint.timers().sleep(RESPITE).await;
                 }
                 continue;
             }
             Err(Panicked) => continue,
         };
-        let now = clock();
-        endpoint.turns().spent(&guest.peer, visit.taken(now), now);
         endpoint.spawn(async move {
             let greeting = async { greet(guest, &greeted).await };
             // Whose greeting panics has hung up, and nothing else has happened.
@@ -117,18 +109,6 @@ fn admit(socket: Fed<OwnedFd>, endpoint: &Arc<Endpoint>) -> io::Result<Guest> {
     Ok(Guest { socket, peer, place })
 }
 
-/// Waits as long as no more is to be done for a peer, and begins a turn for it.
-async fn turn_of(peer: &PeerCred, endpoint: &Endpoint) -> Turn {
-    loop {
-        let now = endpoint.reactor().clock();
-        match endpoint.turns().pause(peer, now) {
-            // With the timer ends the endpoint, and this task waits for nothing.
-            Some(pause) if !endpoint.timers().have_ended() => endpoint.timers().sleep(pause).await,
-            _ => return Turn::begin(now),
-        }
-    }
-}
-
 /// Reads how a connection begins, and serves it.
 async fn greet(guest: Guest, endpoint: &Arc<Endpoint>) -> io::Result<()> {
     let Guest { socket, peer, place } = guest;
@@ -141,19 +121,12 @@ async fn greet(guest: Guest, endpoint: &Arc<Endpoint>) -> io::Result<()> {
             let _ = sys::send(socket.as_fd(), &no_link(lack).encode(), &[]);
         }
     })?;
-    let turn = turn_of(&peer, endpoint).await;
     // What waits from here on is bounded elsewhere.
     drop(place);
-    let done = || {
-        let now = endpoint.reactor().clock();
-        endpoint.turns().spent(&peer, turn.taken(now), now);
-    };
     match first {
-        Message::Query { subject } => answer_query(socket, endpoint, subject, peer, done).await,
+        Message::Query { subject } => answer_query(socket, endpoint, subject, peer).await,
         Message::Link => {
-            let made = endpoint.accept_link(socket);
-            done();
-            made?.serve();
+            endpoint.accept_link(socket)?.serve();
             Ok(())
         }
         // One that makes no link of it, for example. Neither do we.
@@ -193,14 +166,12 @@ fn place_among(
     })
 }
 
-/// Answers when the stream is there, now or later; until then the peer may hang up. Is `done` once
-/// that is all that there is to do at the moment.
+/// Answers when the stream is there, now or later; until then the peer may hang up.
 async fn answer_query(
     socket: Arc<ControlSocket>,
     endpoint: &Arc<Endpoint>,
     subject: Subject,
     peer: PeerCred,
-    done: impl FnOnce(),
 ) -> io::Result<()> {
     let _place = place_among(endpoint.queries(), budget::most_for_peers(MOST_QUERIES), peer, &socket)?;
     let answering = HangUp(socket.clone());
@@ -210,7 +181,6 @@ async fn answer_query(
         }
         drop(answering);
     });
-    done();
     if let Some(entry) = waits {
         let mut buffer = [0; LONGEST];
         // Nothing more is expected than the end, from either side. Whoever asks is gone by then.

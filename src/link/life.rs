@@ -15,14 +15,14 @@ use crate::link::aside;
 use crate::link::lack::{NO_LINK, no_link, reason_of, silence_of};
 use crate::link::message::{Bell, LONGEST, MOST_FDS, Message};
 use crate::link::slots::{PeerArena, map_peers};
-use crate::link::stream::{Ask, Death, LinkedStream, SendDmb, Verdict};
+use crate::link::stream::{Ask, Death, LinkedStream, Verdict};
 use crate::shield::shielded;
 use crate::sync::{Arc, Ordering, lock};
 use crate::transport::{FallbackReason, UCred};
 
 /// How far the task of a link has come with what its peer has sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
+pub(crate) enum Turn {
     /// Nothing is left.
     Empty,
     /// There may be more: others should have a turn first.
@@ -40,17 +40,11 @@ struct HelloMessage {
 }
 
 impl Link {
-    /// Reads and answers what has come, at most so many messages, until `is_over`; `Err` when the
-    /// link has to end.
-    pub(crate) fn receive(
-        self: &Arc<Self>,
-        buffer: &mut [u8; LONGEST],
-        most: usize,
-        is_over: impl Fn() -> bool,
-    ) -> Result<Heard, Death> {
+    /// Reads and answers what has come, at most so many messages; `Err` when the link has to end.
+    pub(crate) fn receive(self: &Arc<Self>, buffer: &mut [u8; LONGEST], most: usize) -> Result<Turn, Death> {
         // Acquire: pairs with the Release of `take_aside`, after which the message is gone.
         if self.takes_aside.load(Ordering::Acquire) {
-            return Ok(Heard::TakesAside);
+            return Ok(Turn::TakesAside);
         }
         let gone = || if self.faulty.load(Ordering::Acquire) { Death::Fault } else { Death::Peer };
         for _ in 0..most {
@@ -60,7 +54,7 @@ impl Link {
             let received = match sys::recv(self.socket(), buffer, MOST_FDS) {
                 Ok(received) if received.len == 0 => return Err(gone()),
                 Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Heard::Empty),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Empty),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 // Told once, when the peer has closed without reading all of ours; what it said
                 // before is still there.
@@ -81,7 +75,7 @@ impl Link {
                     if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
                         self.restrict();
                     }
-                    return Ok(Heard::Empty);
+                    return Ok(Turn::Empty);
                 }
                 Err(error) => {
                     crate::trace::debug!("link ended: {error}");
@@ -97,13 +91,10 @@ impl Link {
             self.deliver(message, received.carried)?;
             if is_left {
                 self.take_aside();
-                return Ok(Heard::TakesAside);
-            }
-            if is_over() {
-                break;
+                return Ok(Turn::TakesAside);
             }
         }
-        Ok(Heard::More)
+        Ok(Turn::More)
     }
 
     /// Takes the message, which has descriptors that this process has no number for, out of the
@@ -413,15 +404,6 @@ impl Link {
             Death::Peer if self.peer.get().is_none() => silence_of(&self.credentials),
             death => death.reason(),
         }
-    }
-
-    /// An upgrade has come about: the stream may switch, and its peer has not worked us in vain.
-    pub(super) fn attach_send(&self, stream: &Arc<dyn LinkedStream>, send: SendDmb) {
-        stream.attach_send(send);
-        if let Some(endpoint) = self.endpoint.upgrade() {
-            endpoint.turns().earned(&self.credentials, endpoint.reactor().clock());
-        }
-        self.bury_late(stream);
     }
 
     /// A stream that was attached while the link died has missed the news.

@@ -1,9 +1,7 @@
-//! How fast peers may take something that comes with time: so much in a second for long, and some
-//! of it at once. What that is here: connections to an endpoint's socket, of which ten seconds'
-//! worth may come at once. ([`turns`](super::turns): a runtime's time.)
+//! How fast each peer may connect to an endpoint's socket: so many times in a second for long, and
+//! ten seconds' worth of them at once.
 
 use std::collections::HashMap;
-use std::hash::Hash;
 use std::time::Duration;
 
 use crate::ism::sys::PeerCred;
@@ -16,51 +14,21 @@ const BURST: Duration = Duration::from_secs(10);
 const FEW: usize = 64;
 
 /// A process of this user (processes that have no number here are one), or another user.
-pub(super) type Peer = (u32, Option<i32>);
+type Peer = (u32, Option<i32>);
 
-pub(super) fn name_of(peer: &PeerCred) -> Peer {
-    (peer.uid, is_same_user(peer).then_some(peer.pid))
-}
-
-/// When each would be through with what it took if it had taken no more than it may at any time;
-/// who is through already need not be known.
-pub(super) struct Ledger<W> {
-    through: HashMap<W, Duration>,
+#[derive(Default)]
+struct Peers {
+    /// When each would be through if it had come no faster than it may; who is through already need
+    /// not be known.
+    through: HashMap<Peer, Duration>,
     /// Of how many on those are looked for that need not be known.
     many: usize,
-}
-
-impl<W> Default for Ledger<W> {
-    fn default() -> Self {
-        Ledger { through: HashMap::new(), many: 0 }
-    }
-}
-
-impl<W: Eq + Hash> Ledger<W> {
-    /// When that one is through; not before `now`.
-    pub(super) fn through(&self, who: &W, now: Duration) -> Duration {
-        self.through.get(who).map_or(now, |through| now.max(*through))
-    }
-
-    pub(super) fn set(&mut self, who: W, through: Duration, now: Duration) {
-        self.through.insert(who, through);
-        if self.through.len() > self.many.max(FEW) {
-            self.through.retain(|_, through| *through > now);
-            // Twice as many have to come before the next look.
-            self.many = 2 * self.through.len();
-        }
-    }
-
-    #[cfg(test)]
-    fn len(&self) -> usize {
-        self.through.len()
-    }
 }
 
 pub(crate) struct Pace {
     /// Between two connections of a peer; `None`: nobody may come.
     step: Option<Duration>,
-    peers: Mutex<Ledger<Peer>>,
+    peers: Mutex<Peers>,
 }
 
 impl Pace {
@@ -76,13 +44,18 @@ impl Pace {
             // There is no clock.
             return true;
         }
-        let peer = name_of(peer);
+        let peer = (peer.uid, is_same_user(peer).then_some(peer.pid));
         let mut peers = lock(&self.peers);
-        let through = peers.through(&peer, now) + step;
+        let through = peers.through.get(&peer).map_or(now, |through| now.max(*through)) + step;
         if through > now + BURST {
             return false;
         }
-        peers.set(peer, through, now);
+        peers.through.insert(peer, through);
+        if peers.through.len() > peers.many.max(FEW) {
+            peers.through.retain(|_, through| *through > now);
+            // Twice as many have to come before the next look.
+            peers.many = 2 * peers.through.len();
+        }
         true
     }
 }
@@ -138,7 +111,7 @@ mod tests {
                 assert!(pace.admits(&ours(1 + pid + 50 * round as i32), now));
             }
         }
-        let known = lock(&pace.peers).len();
+        let known = lock(&pace.peers).through.len();
         assert!(known <= FEW + 50, "{known} of 5000");
     }
 }

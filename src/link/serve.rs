@@ -8,12 +8,11 @@ use std::task::{Context, Poll, ready};
 
 use crate::ism::sys;
 use crate::link::Link;
-use crate::link::life::Heard;
+use crate::link::life::Turn;
 use crate::link::message::LONGEST;
 use crate::link::reactor::{Interest, Reactor, Watched};
 use crate::link::stream::Death;
 use crate::link::timer::Sleep;
-use crate::link::turns::Turn;
 use crate::shield::guarded;
 use crate::sync::Arc;
 
@@ -22,12 +21,8 @@ pub(super) async fn run(link: Arc<Link>, reactor: Arc<dyn Reactor>) {
     // If this task is dropped, then with its runtime.
     let _end = Buried(link.clone(), Death::Runtime);
     let mut buffer = [0; LONGEST];
-    // One that has ended has ended the link.
-    let Some(endpoint) = link.endpoint().upgrade() else { return };
-    let (timers, turns) = (endpoint.timers().clone(), endpoint.turns().clone());
-    let mut patience = Some(timers.sleep(endpoint.patience()));
-    drop(endpoint);
-    let mut rest = None::<Sleep>;
+    let endpoint = link.endpoint().upgrade();
+    let mut patience = endpoint.map(|endpoint| endpoint.timers().sleep(endpoint.patience()));
     let death = guarded(poll_fn(|cx| {
         let socket = link.watched();
         link.watch_death(cx.waker());
@@ -53,28 +48,17 @@ pub(super) async fn run(link: Arc<Link>, reactor: Arc<dyn Reactor>) {
                 }
                 Err(death) => return Poll::Ready(death),
             }
-            // The peer has had its part of the time: what it says stays where it is for a while.
-            if let Some(rest) = &mut rest {
-                ready!(Pin::new(rest).poll(cx));
-            }
-            rest = turns.pause(&link.credentials, reactor.clock()).map(|pause| timers.sleep(pause));
-            if rest.is_some() {
-                continue;
-            }
             let Ok(()) = ready!(socket.poll_ready(Interest::Read, cx)) else {
                 return Poll::Ready(Death::Runtime);
             };
             let mut death = None;
-            let mut heard = Heard::Empty;
-            let turn = Turn::begin(reactor.clock());
-            let _ = socket.attempt(Interest::Read, &mut || match link.receive(
-                &mut buffer,
-                reactor.messages_per_turn(),
-                || turn.is_over(reactor.clock()),
-            ) {
-                Ok(Heard::Empty) => Err(io::ErrorKind::WouldBlock.into()),
+            let mut turn = Turn::Empty;
+            let _ = socket.attempt(Interest::Read, &mut || match link
+                .receive(&mut buffer, reactor.messages_per_turn())
+            {
+                Ok(Turn::Empty) => Err(io::ErrorKind::WouldBlock.into()),
                 Ok(other) => {
-                    heard = other;
+                    turn = other;
                     Ok(())
                 }
                 Err(cause) => {
@@ -82,29 +66,23 @@ pub(super) async fn run(link: Arc<Link>, reactor: Arc<dyn Reactor>) {
                     Ok(())
                 }
             });
-            let now = reactor.clock();
-            turns.spent(&link.credentials, turn.taken(now), now);
             if let Some(death) = death {
                 return Poll::Ready(death);
             }
             link.look_after_messages();
-            match heard {
-                Heard::Empty => {}
-                Heard::More => {
+            match turn {
+                Turn::Empty => {}
+                Turn::More => {
                     reactor.poll_again(cx);
                     return Poll::Pending;
                 }
                 // Readable still, which is kept.
-                Heard::TakesAside => return Poll::Pending,
+                Turn::TakesAside => return Poll::Pending,
             }
         }
     }))
     .await;
-    // What ends with the link is work for its peer, too.
-    let turn = Turn::begin(reactor.clock());
     link.bury(death.unwrap_or(Death::Failed));
-    let now = reactor.clock();
-    turns.spent(&link.credentials, turn.taken(now), now);
 }
 
 /// `Ready` when the queue is worth another try: the readiness was stale or new.

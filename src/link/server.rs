@@ -382,7 +382,8 @@ impl Link {
             _entry: entry,
         };
         if let Some(stream) = stream {
-            self.attach_send(&stream, send);
+            stream.attach_send(send);
+            self.bury_late(&stream);
         }
         Ok(())
     }
@@ -489,7 +490,8 @@ impl Link {
             return Err(Fault("ATTACHED without PROVED"));
         };
         if let Some(stream) = stream.upgrade() {
-            self.attach_send(&stream, send);
+            stream.attach_send(send);
+            self.bury_late(&stream);
         }
         Ok(())
     }

@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Weak;
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
 
 use crate::ism::sys;
 use crate::link::reactor::{Interest, Reactor, Task, Watched};
@@ -19,9 +18,6 @@ pub(super) struct ByHand {
     woken: Arc<Mutex<VecDeque<u64>>>,
     next: Mutex<u64>,
     watched: Mutex<Vec<Weak<Descriptor>>>,
-    /// What its clock says, and how much later it is whenever somebody has looked. At first there
-    /// is none.
-    clock: Mutex<(Duration, Duration)>,
 }
 
 /// A descriptor, and who waits for it to be readable and writable.
@@ -96,21 +92,9 @@ impl Reactor for ByHand {
     fn messages_per_turn(&self) -> usize {
         1
     }
-
-    fn clock(&self) -> Duration {
-        let mut clock = lock(&self.clock);
-        let (now, step) = *clock;
-        clock.0 = now + step;
-        now
-    }
 }
 
 impl ByHand {
-    /// It is that time now, and so much later whenever somebody has looked.
-    pub(super) fn set_clock(&self, now: Duration, step: Duration) {
-        *lock(&self.clock) = (now, step);
-    }
-
     fn poll(&self, number: u64, mut task: Task) {
         let waker = Waker::from(std::sync::Arc::new(Woken { task: number, queue: self.woken.clone() }));
         if task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {

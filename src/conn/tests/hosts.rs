@@ -114,12 +114,6 @@ impl Host {
         self.by_hand.with(|| self.endpoint.timers().pass(time));
     }
 
-    /// It is that time now, and so much later whenever somebody has looked: what is done here takes
-    /// time.
-    pub(super) fn set_clock(&self, now: Duration, step: Duration) {
-        self.by_hand.set_clock(now, step);
-    }
-
     /// The socket that peers connect to.
     pub(super) fn listener(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
