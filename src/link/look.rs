@@ -80,22 +80,22 @@ impl Poller {
         Arc::new(ear).listen(&**bell);
     }
 
-    /// When the first of the peers has rung this poller awake, while it slept.
-    fn rung_at(links: &[Arc<Link>]) -> Option<u64> {
-        links.iter().filter_map(|link| link.signals().rung_at()).min()
-    }
-
-    /// One look at everything; returns which link was the last that had signals.
-    fn look(links: &[Arc<Link>], now: u64) -> Option<usize> {
-        let mut found = None;
+    /// One look at everything; returns which link was the last that had signals, and when the first
+    /// of the peers has rung this poller awake, if it slept.
+    fn look(links: &[Arc<Link>], now: u64) -> (Option<usize>, Option<u64>) {
+        let (mut found, mut rung_at) = (None, None::<u64>);
         for (at, link) in links.iter().enumerate() {
+            // Before the look takes its place.
+            if let Some(rung) = link.signals().rung_at() {
+                rung_at = Some(rung_at.map_or(rung, |first| first.min(rung)));
+            }
             link.signals().publish_look(now);
             if !link.signals().is_idle() && link.drain_interrupts() > 0 {
                 link.signals().publish_cpu(sys::current_cpu());
                 found = Some(at);
             }
         }
-        found
+        (found, rung_at)
     }
 
     /// Announces sleep on every page; `false` when one of them has signals.
@@ -109,9 +109,7 @@ impl Poller {
     fn turn(&self) -> bool {
         let links = self.links();
         let now = (self.clock)();
-        let slept = lock(&self.watch).asleep_since;
-        let rung_at = slept.and_then(|_| Self::rung_at(&links));
-        let found = Self::look(&links, now);
+        let (found, rung_at) = Self::look(&links, now);
         let keep_polling = {
             let mut watch = lock(&self.watch);
             watch.count_gap(now, rung_at);
