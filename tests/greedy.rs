@@ -39,10 +39,14 @@ fn child_process() {
     }
 }
 
-/// Echoes; says how many descriptors it holds when it is asked.
-fn serve_with(descriptors: u64) {
+fn limit_descriptors(descriptors: u64) {
     let limit = Rlimit { current: Some(descriptors), ..getrlimit(Resource::Nofile) };
     setrlimit(Resource::Nofile, limit).expect("fewer descriptors");
+}
+
+/// Echoes; says how many descriptors it holds when it is asked, and has as many as it is told.
+fn serve_with(descriptors: u64) {
+    limit_descriptors(descriptors);
     let runtime = Flavour::MultiThread.runtime();
     let _context = runtime.enter();
     let listener = runtime.block_on(SmcListener::bind("127.0.0.1:0")).expect("bind");
@@ -54,8 +58,14 @@ fn serve_with(descriptors: u64) {
             }
         }
     });
-    while next_word().is_some() {
-        tell(&fs::read_dir("/proc/self/fd").expect("procfs").count().to_string());
+    while let Some(word) = next_word() {
+        match word.parse() {
+            Ok(descriptors) => {
+                limit_descriptors(descriptors);
+                tell("set");
+            }
+            Err(_) => tell(&fs::read_dir("/proc/self/fd").expect("procfs").count().to_string()),
+        }
     }
 }
 
@@ -105,42 +115,64 @@ async fn upgraded(address: SocketAddr, lab: &Lab) -> (SmcStream, Transport) {
     (stream, transport)
 }
 
-/// One process takes what links a server has; then comes another one.
-fn contest(descriptors: u64, max_links: &str, most: usize, full: FallbackReason) {
+/// The shares of processes that take what they get of so many links, while one is left.
+fn shares_of(most: usize) -> Vec<usize> {
+    let mut left = most;
+    let share = || {
+        let share = left.div_ceil(2);
+        left -= share;
+        (left > 0).then_some(share)
+    };
+    std::iter::from_fn(share).collect()
+}
+
+/// Processes take what links a server has; then come others.
+fn contest([descriptors, lowered]: [u64; 2], max_links: &str, most: usize, full: FallbackReason) {
     step(format!("{descriptors} descriptors, {max_links} links"));
     let lab = Lab::new();
     let server = [("SMC_LO_MAX_LINKS", max_links)];
     let mut server = Child::start(&format!("server {descriptors}"), lab.dir(), &server);
     let address: SocketAddr = server.hear().parse().expect("an address");
-    let greedy = format!("greedy {address} {}", most + 5);
-    let mut greedy = Child::start(&greedy, lab.dir(), &[("SMC_LO_UPGRADE", "manual")]);
-    assert_eq!(greedy.hear(), most.to_string());
-    let runtime = Flavour::MultiThread.runtime();
-    runtime.block_on(async {
-        let mut others = Vec::new();
-        // Whoever comes for the first time is served, at the cost of who has most.
-        let (stream, transport) = upgraded(address, &lab).await;
-        assert!(transport.is_loopback_ism(), "{transport}, not {full}");
-        others.push(stream);
-        let mut plain = tokio::net::TcpStream::connect(address).await.expect("connect");
-        plain.write_u8(7).await.expect("write");
-        assert_eq!(plain.read_u8().await.expect("read"), 7);
-        // Nobody else than the latest has lost anything.
-        let alive = greedy.ask("alive");
-        assert_eq!(alive, format!("{:?}", [vec![true; most - 1], vec![false]].concat()));
-        assert!(echoes(&mut others[0]).await);
+    let mut greedy = Vec::new();
+    for share in shares_of(most) {
+        let role = format!("greedy {address} {}", share + 2);
+        let mut process = Child::start(&role, lab.dir(), &[("SMC_LO_UPGRADE", "manual")]);
+        assert_eq!(process.hear(), share.to_string(), "half of what others leave");
+        greedy.push((process, share));
+    }
+    let [runtime, another] = [(); 2].map(|()| Flavour::MultiThread.runtime());
+    // Whoever comes for the first time is served, as long as there is one.
+    let (mut served, transport) = runtime.block_on(upgraded(address, &lab));
+    assert!(transport.is_loopback_ism(), "{transport}");
+    // And then the server itself is short of descriptors.
+    for left in [descriptors, lowered] {
+        assert_eq!(server.ask(&left.to_string()), "set");
+        let (stream, transport) = another.block_on(upgraded(address, &lab));
+        let declined = FallbackReason::Declined(full.diagnosis());
+        assert_eq!(transport, Transport::Tcp(declined), "there is none left");
+        drop(stream);
+        runtime.block_on(async {
+            let mut plain = tokio::net::TcpStream::connect(address).await.expect("connect");
+            plain.write_u8(7).await.expect("write");
+            assert_eq!(plain.read_u8().await.expect("read"), 7);
+        });
+        // Nobody has lost anything.
+        for (process, share) in &mut greedy {
+            assert_eq!(process.ask("alive"), format!("{:?}", vec![true; *share]));
+        }
+        assert!(runtime.block_on(echoes(&mut served)));
         let held: u64 = server.ask("descriptors").parse().expect("a number");
         assert!(held < descriptors * 7 / 8, "{held} descriptors");
-    });
-    greedy.kill();
+    }
+    greedy.iter_mut().for_each(|(process, _)| process.kill());
 }
 
 #[test]
-fn who_takes_all_links_gives_the_latest_to_who_has_none() {
+fn who_takes_all_links_leaves_some_and_who_has_one_keeps_it() {
     watched(|| {
-        contest(1024, "6", 6, FallbackReason::Limit);
+        contest([1024, 1024], "6", 6, FallbackReason::Limit);
         // A quarter of the descriptors, three for each link.
-        contest(240, "1024", 20, FallbackReason::Descriptors);
+        contest([240, 200], "1024", 20, FallbackReason::Descriptors);
     });
 }
 

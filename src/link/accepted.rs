@@ -263,7 +263,7 @@ impl AcceptedStreams {
         if let Some(stream) = table.find(key, others, &mut seen) {
             return Found::Stream(stream);
         }
-        let (share, of) = match table.shares.take(Most::of(self.most), &peer) {
+        let (share, of) = match table.shares.take(Most::of(self.most), &peer, |_| true) {
             Share::Given(share) => (share, None),
             Share::Instead { number, of } => (number, Some(of)),
             Share::Refused(_) => return Found::Full,

@@ -155,7 +155,7 @@ fn place_among(
         let _ = sys::send(socket.as_fd(), &no_link(FallbackReason::Limit).encode(), &[]);
         let _ = sys::shutdown_socket(socket.as_fd());
     };
-    let taken = holders.take(Most::of(most), peer).ok();
+    let taken = holders.take(Most::of(most), peer, |_| true).ok();
     if let Some(loser) = taken.as_ref().and_then(|(_, loser)| loser.as_ref()?.upgrade()) {
         end(&loser);
     }

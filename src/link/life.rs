@@ -327,19 +327,24 @@ impl Link {
         Death::Peer
     }
 
-    /// Somebody else needs the place of this link more than its peer, who has the most.
-    pub(crate) fn evict_later(self: &Arc<Self>) {
-        let this = self.clone();
-        let Some(endpoint) = self.endpoint.upgrade() else { return };
-        endpoint.run(move || {
-            crate::trace::warning!(
-                "process {} of user {} has more links than others: its latest ends",
-                this.credentials.pid,
-                this.credentials.uid
-            );
-            this.blame(SmcError::Limit("links of one process".into()));
-            this.give_up(FallbackReason::Limit);
-        });
+    /// Ends a link that no connection uses, for somebody else needs its place more than its peer,
+    /// who has the most; what is left of that is for [`Link::evicted`], once no lock is held. Whether
+    /// it has ended.
+    pub(crate) fn evict(&self) -> bool {
+        self.streams.die_if_empty(Death::Fault as u8)
+    }
+
+    /// Tells of the end by [`Link::evict`].
+    pub(crate) fn evicted(&self) {
+        crate::trace::warning!(
+            "process {} of user {} has more links than others: the latest that is not in use ends",
+            self.credentials.pid,
+            self.credentials.uid
+        );
+        let _ = self.lack.set(FallbackReason::Limit);
+        // It may not take it: then the end of the socket says no more than that.
+        let _ = self.outbox.send(self.socket(), no_link(FallbackReason::Limit).encode());
+        self.lay_to_rest(Death::Fault);
     }
 
     /// As [`Link::lacks`], and the link ends at once.
@@ -362,6 +367,11 @@ impl Link {
             // One stream's trouble is not to hide the news from the others.
             let _ = shielded(|| stream.verdict(Verdict::LinkDied { link: self.id, death }));
         }
+        self.lay_to_rest(death);
+    }
+
+    /// What there is to do once the link has died and its streams were told.
+    fn lay_to_rest(&self, death: Death) {
         let (ours, theirs, before_hello) = {
             let mut state = lock(&self.state);
             let ours: Vec<u64> = state.our_offers.keys().copied().collect();

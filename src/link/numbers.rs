@@ -88,6 +88,14 @@ impl<T> Numbers<T> {
         self.death.compare_exchange(0, of, Ordering::AcqRel, Ordering::Acquire).ok()?;
         Some(lock(&self.table).all.iter().flatten().filter_map(pick).collect())
     }
+
+    /// As [`Numbers::die`], if no number is given; whether it has died now.
+    pub(crate) fn die_if_empty(&self, of: u8) -> bool {
+        // Under the lock: who takes a number has it before or after that, and finds the death.
+        let table = lock(&self.table);
+        table.all.len() == table.free.len()
+            && self.death.compare_exchange(0, of, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
 }
 
 #[cfg(all(test, not(loom)))]

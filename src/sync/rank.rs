@@ -58,6 +58,8 @@ ranks! {
     Sender;
     /// The phase of a connection's upgrade.
     UpgradePhase;
+    /// Who has which part of something of which there is only so much.
+    Shares;
     /// All others: nothing is locked under one of them.
     Leaf;
 }

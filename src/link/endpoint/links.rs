@@ -12,7 +12,7 @@ use crate::ism::device::EndpointId;
 use crate::ism::{budget, sys};
 use crate::link::aside::{self, ControlSocket, Fed};
 use crate::link::lack::{no_link, reason_of};
-use crate::link::shares::{Holders, Most, Taken};
+use crate::link::shares::{Greed, Holders, Most, Taken};
 use crate::link::stream::Death;
 use crate::link::{Hold, Link, Opened};
 use crate::sync::{Arc, Mutex, Ordering, lock};
@@ -58,6 +58,35 @@ impl NoLink {
     }
 }
 
+/// The links that were looked at for one that may go, and the one that went: it is told when this
+/// is dropped, which is for when no lock is held.
+#[derive(Default)]
+struct Evicted {
+    seen: Vec<Arc<Link>>,
+    loser: Option<Arc<Link>>,
+}
+
+impl Evicted {
+    fn evict(&mut self, link: &Weak<Link>) -> bool {
+        let Some(link) = link.upgrade() else { return false };
+        let goes = link.evict();
+        if goes {
+            self.loser = Some(link);
+        } else {
+            self.seen.push(link);
+        }
+        goes
+    }
+}
+
+impl Drop for Evicted {
+    fn drop(&mut self) {
+        if let Some(loser) = self.loser.take() {
+            loser.evicted();
+        }
+    }
+}
+
 impl Endpoint {
     /// The link to that endpoint, made when there is none.
     pub(crate) fn link_to(self: &Arc<Self>, peer: EndpointId) -> Result<Hold, FallbackReason> {
@@ -65,6 +94,8 @@ impl Endpoint {
     }
 
     fn link_or_make(self: &Arc<Self>, peer: EndpointId) -> Result<Hold, NoLink> {
+        // Declared before the lock is taken, and so dropped after it.
+        let mut evicted = Evicted::default();
         let mut links = lock(&self.links);
         if let Some(link) = links.by_peer.get(&peer.0) {
             return Ok(link.hold());
@@ -74,7 +105,7 @@ impl Endpoint {
         }
         let socket = Fed::new(self.connect(peer)?);
         let socket = socket.watch(self.reactor()).map_err(NoLink::because(FallbackReason::LinkDown))?;
-        let link = self.new_link(&mut links, Arc::new(socket), Opened::Here(peer))?;
+        let link = self.new_link(&mut links, &mut evicted, Arc::new(socket), Opened::Here(peer))?;
         links.by_peer.insert(peer.0, link.clone());
         let link = link.hold();
         drop(links);
@@ -87,9 +118,10 @@ impl Endpoint {
         self: &Arc<Self>,
         socket: Arc<ControlSocket>,
     ) -> Result<Arc<Link>, FallbackReason> {
+        let mut evicted = Evicted::default();
         let made = {
             let mut links = lock(&self.links);
-            self.new_link(&mut links, socket.clone(), Opened::ByPeer)
+            self.new_link(&mut links, &mut evicted, socket.clone(), Opened::ByPeer)
         };
         made.map_err(NoLink::tell).inspect_err(|reason| {
             if *reason != FallbackReason::PeerPolicy {
@@ -101,6 +133,7 @@ impl Endpoint {
     fn new_link(
         self: &Arc<Self>,
         links: &mut Links,
+        evicted: &mut Evicted,
         socket: Arc<ControlSocket>,
         opened: Opened,
     ) -> Result<Arc<Link>, NoLink> {
@@ -110,15 +143,15 @@ impl Endpoint {
         let (most, wanted) = (self.limits.links, self.limits.links_per_user);
         let affordable = budget::most_links();
         let half = Most::of(most.min(affordable));
-        let given = SHARES.take(Most { of_a_user: wanted.unwrap_or(half.of_a_user), ..half }, peer);
-        let (place, loser) = given.map_err(|taken| {
+        let of_a_user = wanted.unwrap_or(half.of_a_user);
+        // One that carries a connection stays, or that would lose what TCP keeps.
+        let most_shared = Most { of_a_user, greed: Greed::LeavesHalf, ..half };
+        let given = SHARES.take(most_shared, peer, |link| evicted.evict(link));
+        let (place, _) = given.map_err(|taken| {
             let is_set = taken == Taken::OfTheUser && wanted.is_some();
             let descriptors = affordable < most && !is_set;
             if descriptors { FallbackReason::Descriptors } else { FallbackReason::Limit }
         })?;
-        if let Some(loser) = loser.and_then(|loser| loser.upgrade()) {
-            loser.evict_later();
-        }
         let link = Link::new(self, socket, opened, place).map_err(NoLink::because(FallbackReason::Memory))?;
         lock(&LINKS).get_or_insert_default().insert(link.id, Arc::downgrade(&link));
         links.all.push(link.clone());
