@@ -26,15 +26,17 @@ pub(crate) struct Key {
 }
 
 impl Hash for Key {
-    /// In two pieces: the hash that nobody can steer costs more for many small ones, and each
-    /// accept takes it.
+    /// In as few pieces as there can be: the hash that nobody can steer costs so much for each, and
+    /// each accept takes it.
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let ip = match self.client.ip() {
-            IpAddr::V4(ip) => u128::from(u32::from(ip)),
-            IpAddr::V6(ip) => u128::from(ip),
-        };
-        state.write_u128(ip);
-        state.write_u32(u32::from(self.port) << 16 | u32::from(self.client.port()));
+        let ports = u64::from(self.port) << 16 | u64::from(self.client.port());
+        match self.client.ip() {
+            IpAddr::V4(ip) => state.write_u64(u64::from(u32::from(ip)) << 32 | ports),
+            IpAddr::V6(ip) => {
+                state.write_u128(ip.into());
+                state.write_u64(ports);
+            }
+        }
     }
 }
 

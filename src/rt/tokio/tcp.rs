@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::pin;
 use std::task::{Context, Poll, Waker, ready};
 
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::SockRef;
 use tokio::io::{Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
@@ -56,6 +57,17 @@ fn poll_short(
     done.map_or(answer, Ok)
 }
 
+/// Reads what there is. The calls of tokio that would do it look at the readiness once more; they
+/// are left for memory that is not initialised, which only they can fill.
+fn read_some(tcp: &TcpStream, buffer: &mut ReadBuf<'_>) -> io::Result<usize> {
+    if buffer.initialized().len() < buffer.capacity() {
+        return tcp.try_read_buf(buffer);
+    }
+    let (_, length) = recv(tcp, buffer.initialize_unfilled(), RecvFlags::empty())?;
+    buffer.advance(length);
+    Ok(length)
+}
+
 pub(super) fn poll_read(
     tcp: &TcpStream,
     cx: &mut Context<'_>,
@@ -64,7 +76,7 @@ pub(super) fn poll_read(
     let room = buffer.remaining();
     loop {
         ready!(without_budget(cx, |cx| tcp.poll_read_ready(cx)))?;
-        let read = || tcp.try_read_buf(buffer);
+        let read = || read_some(tcp, buffer);
         match poll_short(tcp, Interest::READABLE, read, |length| 0 < length && length < room) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             answer => return Poll::Ready(answer),
@@ -75,7 +87,7 @@ pub(super) fn poll_read(
 pub(super) fn poll_write(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
     loop {
         ready!(without_budget(cx, |cx| tcp.poll_write_ready(cx)))?;
-        let write = || tcp.try_write(bytes);
+        let write = || Ok(send(tcp, bytes, SendFlags::NOSIGNAL)?);
         match poll_short(tcp, Interest::WRITABLE, write, |length| 0 < length && length < bytes.len()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             answer => return Poll::Ready(answer),
