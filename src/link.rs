@@ -203,6 +203,8 @@ pub(crate) struct Link {
     /// Bytes of the segments that its connections had a use for lately.
     needed: AtomicU64,
     last_rung: AtomicU64,
+    /// When the peer was told of our poller's CPU.
+    cpu_told: AtomicU64,
     stale_after: u64,
     /// Wakes the task of this link when it has died.
     task: Mutex<Option<Waker>>,
@@ -283,6 +285,7 @@ impl Link {
             lack: OnceLock::new(),
             needed: AtomicU64::new(0),
             last_rung: AtomicU64::new(0),
+            cpu_told: AtomicU64::new(0),
             stale_after: endpoint.stale_after(),
             task: Mutex::default(),
         });

@@ -6,10 +6,13 @@ use std::sync::Weak;
 use super::Link;
 use crate::ism::interrupt::{Signal, SignalPage};
 use crate::ism::sys;
-use crate::link::numbers::Table;
 use crate::link::stream::{InterruptHandler, LinkedStream, Undelivered};
 use crate::link::tally::{self, WakeUp};
 use crate::sync::{Arc, Ordering};
+
+/// So many ns after the peer was told of our CPU it is told again: to ask for it takes a part of
+/// what a look takes.
+const CPU_NEWS: u64 = 20_000;
 
 /// A stream under its number.
 pub(super) struct Registered {
@@ -33,6 +36,15 @@ impl Link {
     /// Where the peer raises our interrupts.
     pub(crate) fn signals(&self) -> &SignalPage {
         self.own_signals.signals()
+    }
+
+    /// Something was found: tells the peer on which CPU, if it has not heard of that lately.
+    pub(crate) fn tell_cpu(&self, now: u64) {
+        if now.saturating_sub(self.cpu_told.load(Ordering::Relaxed)) < CPU_NEWS {
+            return;
+        }
+        self.cpu_told.store(now, Ordering::Relaxed);
+        self.signals().publish_cpu(sys::current_cpu());
     }
 
     /// The CPU on which the peer has last found something.
@@ -102,7 +114,7 @@ impl Link {
             }
         };
         // A peer knows of a number after it is in the table.
-        let known = || self.streams.look(Table::bound);
+        let known = || self.streams.bound();
         let found = page.drain(known, |index, signal| {
             batch[held] = (index, signal);
             held += 1;

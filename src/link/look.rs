@@ -38,6 +38,10 @@ const LONGEST_BUSY: u64 = 200_000;
 const SHARED_CPU_LOOKS: u32 = 8;
 const MOST_SHARED: u32 = 1024;
 
+/// For so many ns of idle time it is not asked on which CPU the peer is that was on another one the
+/// last time: each of its looks writes to the line that has it.
+const ELSEWHERE: u64 = 2_000;
+
 /// What both the task and the reactor's wakers use.
 struct Poller {
     this: Weak<Poller>,
@@ -91,7 +95,7 @@ impl Poller {
             }
             link.signals().publish_look(now);
             if !link.signals().is_idle() && link.drain_interrupts() > 0 {
-                link.signals().publish_cpu(sys::current_cpu());
+                link.tell_cpu(now);
                 found = Some(at);
             }
         }
@@ -285,6 +289,9 @@ impl Watch {
     fn gives_way(&mut self, links: &[Arc<Link>]) -> bool {
         if let Some(known) = self.gives_way {
             return known;
+        }
+        if self.shared_cpu == 0 && self.idle < ELSEWHERE {
+            return false;
         }
         let peer = links.get(self.busiest).and_then(|link| link.peer_cpu());
         let gives_way = self.is_to_give_way(peer == Some(sys::current_cpu()));

@@ -2,7 +2,7 @@
 //! told of the death, whenever it came, and a late signal for a number that was given to another
 //! stream does no more than wake that one.
 
-use crate::sync::{AtomicU8, Mutex, Ordering, lock};
+use crate::sync::{AtomicU8, AtomicU32, Mutex, Ordering, lock};
 
 /// What the numbers stand for.
 pub(crate) struct Table<T> {
@@ -15,17 +15,14 @@ impl<T> Table<T> {
     pub(crate) fn get(&self, number: u32) -> Option<&T> {
         self.all.get(number as usize).and_then(Option::as_ref)
     }
-
-    /// Below that are all numbers that were ever given.
-    pub(crate) fn bound(&self) -> u32 {
-        self.all.len() as u32
-    }
 }
 
 /// A [`Table`], of a link that lives or has died.
 pub(crate) struct Numbers<T> {
     table: Mutex<Table<T>>,
     most: usize,
+    /// Below that are all numbers that were ever given.
+    bound: AtomicU32,
     /// 0, or what it died of.
     death: AtomicU8,
 }
@@ -34,7 +31,7 @@ impl<T> Numbers<T> {
     /// So many at most.
     pub(crate) fn new(most: usize) -> Self {
         let table = Mutex::new(Table { all: Vec::new(), free: Vec::new() });
-        Numbers { table, most, death: AtomicU8::new(0) }
+        Numbers { table, most, bound: AtomicU32::new(0), death: AtomicU8::new(0) }
     }
 
     pub(crate) fn most(&self) -> usize {
@@ -49,7 +46,10 @@ impl<T> Numbers<T> {
             Some(number) => number,
             None if table.all.len() < self.most => {
                 table.all.push(None);
-                table.all.len() as u32 - 1
+                let length = table.all.len() as u32;
+                // Pairs with the load in `bound`.
+                self.bound.store(length, Ordering::Release);
+                length - 1
             }
             None => return None,
         };
@@ -62,6 +62,13 @@ impl<T> Numbers<T> {
         let mut table = lock(&self.table);
         table.free.push(number);
         table.all[number as usize].take()
+    }
+
+    /// All numbers that were ever given are below that, as far as this thread may have heard of
+    /// them.
+    pub(crate) fn bound(&self) -> u32 {
+        // Pairs with the store in `take`.
+        self.bound.load(Ordering::Acquire)
     }
 
     /// Shows the table. Nothing of it is called or dropped meanwhile.

@@ -21,6 +21,8 @@ const KINDS: usize = 10;
 /// An episode in the sums, and the part of them that each new one replaces.
 const ONE: u32 = 1 << 10;
 const FORGET: u32 = 5;
+/// So many of the usual episodes, which the window has covered, are counted in one step.
+const BATCH: u8 = 8;
 /// Episodes between two trials, at first, and at most when they are in vain.
 const FEW: u32 = 8;
 const MANY: u32 = 64;
@@ -50,6 +52,9 @@ pub(crate) struct Window {
     width: u64,
     /// How often the idle time was of each kind, lately.
     seen: [u32; KINDS],
+    /// Usual episodes that are not in these sums yet, and how many there are.
+    usual: [u8; KINDS],
+    batched: u8,
     /// What a wake-up takes here, from the ring to the look.
     wake: u64,
     /// Episodes in a row in which the peer had to be rung.
@@ -80,6 +85,8 @@ impl Window {
             cap: busy_poll_cap_ns,
             width: 0,
             seen: [0; KINDS],
+            usual: [0; KINDS],
+            batched: 0,
             wake: 0,
             rung: 0,
             tries: false,
@@ -101,7 +108,25 @@ impl Window {
     }
 
     /// Work was found: decides about the window until the next.
+    #[inline]
     pub(crate) fn work(&mut self, episode: Episode) {
+        // The usual one decides nothing: that costs more than the look that has found the work.
+        if self.is_usual(&episode) && self.batched < BATCH {
+            self.usual[kind(episode.idle)] += 1;
+            self.batched += 1;
+        } else {
+            self.decide(episode);
+        }
+    }
+
+    /// The peer was awake, this side looked, and that was no trial.
+    fn is_usual(&self, episode: &Episode) -> bool {
+        let awake = !episode.rang && self.rung == 0 && episode.woken_after.is_none();
+        awake && self.rest == 0 && !self.tries && episode.idle < self.width
+    }
+
+    fn decide(&mut self, episode: Episode) {
+        self.note_usual();
         if let Some(wake) = episode.woken_after {
             // Of the latest ones, as a mean.
             self.wake = self.wake - self.wake / 8 + wake.min(self.cap.max(PRICE)) / 8;
@@ -138,10 +163,23 @@ impl Window {
     }
 
     fn note(&mut self, idle: u64) {
+        self.forget();
+        self.seen[kind(idle)] += ONE;
+    }
+
+    fn note_usual(&mut self) {
+        for _ in 0..std::mem::take(&mut self.batched) {
+            self.forget();
+        }
+        for (seen, usual) in self.seen.iter_mut().zip(&mut self.usual) {
+            *seen += ONE * u32::from(std::mem::take(usual));
+        }
+    }
+
+    fn forget(&mut self) {
         for seen in &mut self.seen {
             *seen -= *seen >> FORGET;
         }
-        self.seen[kind(idle)] += ONE;
     }
 
     /// The width that would have cost least.
