@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # TCP and SMC in turns where CPUs are short: two and four pairs of processes on two CPUs, one pair
 # beside a busy loop, and one whose sides have a quota of half a core each (as root). Prints round
-# trips per second (of all pairs together) and p99 (of the worst), each beside TCP's, and fails where
-# SMC is below TCP.
+# trips per second (of all pairs together) and p99 (of the worst), each beside TCP's, and fails
+# where SMC is below TCP.
 #
 # `SECONDS_EACH=10 ROUNDS=5 ci/crowd.sh`, `CROWDS="two quota" ci/crowd.sh`. No gate of .ci/run:
 # figures of a busy machine are none.

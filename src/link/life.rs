@@ -328,8 +328,8 @@ impl Link {
     }
 
     /// Ends a link that no connection uses, for somebody else needs its place more than its peer,
-    /// who has the most; what is left of that is for [`Link::evicted`], once no lock is held. Whether
-    /// it has ended.
+    /// who has the most; what is left of that is for [`Link::evicted`], once no lock is held.
+    /// Whether it has ended.
     pub(crate) fn evict(&self) -> bool {
         self.streams.die_if_empty(Death::Fault as u8)
     }
