@@ -34,11 +34,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) {
     let (mut turn, mut taken) = (Turn::begin(endpoint.reactor()), 0);
     loop {
-        if taken == AT_ONCE || turn.is_over(endpoint.reactor()) {
+        if taken == AT_ONCE || taken > 1 && turn.is_over(endpoint.reactor()) {
             yield_now(endpoint.reactor()).await;
-            (turn, taken) = (Turn::begin(endpoint.reactor()), 0);
+            taken = 0;
         }
-        taken += 1;
         while aside::is_full() {
             endpoint.timers().sleep(PAUSE).await;
         }
@@ -55,6 +54,10 @@ pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) 
             endpoint.timers().sleep(PAUSE).await;
             continue;
         };
+        if taken == 0 {
+            turn = visit;
+        }
+        taken += 1;
         let greeted = endpoint.clone();
         // Here, not in the task: of many that come at once few are held at a time.
         let guest = match shielded(|| admit(socket, &greeted)) {
@@ -64,7 +67,7 @@ pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) 
                 // Whoever comes without a pause costs a part of our time, not all of it.
                 if let Some(pause) = endpoint.turns().turned_away(visit.taken(endpoint.reactor())) {
                     endpoint.timers().sleep(pause).await;
-                    (turn, taken) = (Turn::begin(endpoint.reactor()), 0);
+                    taken = 0;
                 }
                 continue;
             }

@@ -443,11 +443,15 @@ impl Link {
 
     /// How many of so many messages that have come were no use; what was of use before may make up
     /// for some.
-    pub(super) fn in_vain(&self, messages: u32) -> u32 {
+    pub(super) fn were_in_vain(&self, messages: u32) -> u32 {
         // Relaxed: as in `was_useful`.
-        let useful = self.useful.load(Ordering::Relaxed).min(messages);
-        self.useful.fetch_sub(useful, Ordering::Relaxed);
-        messages - useful
+        messages.saturating_sub(self.useful.load(Ordering::Relaxed))
+    }
+
+    /// So many were told by [`Link::was_useful`], and are behind us.
+    pub(super) fn forget_useful(&self, messages: u32) {
+        // Relaxed: as in `was_useful`.
+        self.useful.fetch_sub(messages, Ordering::Relaxed);
     }
 
     /// So many offers that were matched have come to nothing.

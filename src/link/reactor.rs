@@ -47,9 +47,10 @@ pub(crate) trait Reactor: Send + Sync {
         sys::monotonic()
     }
 
-    /// How often the calling thread was preempted, since it began.
-    fn preemptions(&self) -> u64 {
-        sys::involuntary_switches()
+    /// How often others have run instead of the calling thread, since it began: it was preempted, or
+    /// waited for one that was.
+    fn switches(&self) -> u64 {
+        sys::all_switches()
     }
 
     /// Has a task polled again that has more to do: after other tasks and, where the reactor does

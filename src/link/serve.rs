@@ -70,10 +70,11 @@ pub(super) async fn run(link: Arc<Link>, reactor: Arc<dyn Reactor>) {
             let mut death = None;
             let mut heard = Heard::Empty;
             let (turn, mut messages) = (Turn::begin(&*reactor), 0);
-            // One or two are short in any case.
+            // What is of use is bounded by its number alone: where everything is slow, others would
+            // have to have their turn after each message of many upgrades.
             let mut is_last = || {
                 messages += 1;
-                messages > 1 && turn.is_over(&*reactor)
+                link.were_in_vain(messages) > 1 && turn.is_over(&*reactor)
             };
             let most = reactor.messages_per_turn();
             let _ =
@@ -90,7 +91,8 @@ pub(super) async fn run(link: Arc<Link>, reactor: Arc<dyn Reactor>) {
                 });
             // The one that ends the link is no use.
             messages += u32::from(death.is_some());
-            let in_vain = link.in_vain(messages);
+            let in_vain = link.were_in_vain(messages);
+            link.forget_useful(messages - in_vain);
             if in_vain > 0 {
                 let (time, now) = turn.taken(&*reactor);
                 link.taken.spent((time * in_vain / messages, now));

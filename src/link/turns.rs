@@ -12,7 +12,8 @@
 //! others did.
 //!
 //! Time is that of the clock, which costs no system call. Where the machine takes a thread away in
-//! the middle of a turn, no peer pays for that: of a turn that was long the kernel is asked.
+//! the middle of a turn, no peer pays for that: of a turn that was long the kernel is asked. A turn
+//! of useful messages is as long as it is.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -95,13 +96,14 @@ impl Turn {
     pub(crate) fn taken(self, reactor: &dyn Reactor) -> (Duration, Duration) {
         let now = reactor.clock();
         let time = now.saturating_sub(self.began);
-        let preempted = time > TURN && was_preempted(reactor.preemptions());
-        (if preempted { TURN } else { time }, now)
+        let was_away = time > TURN && was_away(reactor.switches());
+        (if was_away { TURN } else { time }, now)
     }
 }
 
-/// Whether this thread, which was preempted so often, was so since the last time that was asked.
-fn was_preempted(often: u64) -> bool {
+/// Whether others have run instead of this thread, which they did so often, since that was asked the
+/// last time.
+fn was_away(often: u64) -> bool {
     thread_local! {
         static KNOWN: Cell<u64> = const { Cell::new(0) };
     }
@@ -282,8 +284,8 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_was_preempted_or_not_since_the_last_time() {
-        let asked = [0, 3, 3, 3, 4, 4].map(was_preempted);
+    fn others_have_run_or_not_since_the_last_time() {
+        let asked = [0, 3, 3, 3, 4, 4].map(was_away);
         assert_eq!(asked, [false, true, false, false, true, false]);
     }
 }

@@ -22,8 +22,10 @@ pub(super) struct ByHand {
     /// What its clock says, and how much later it is whenever somebody has looked. At first there
     /// is none.
     clock: Mutex<(Duration, Duration)>,
-    /// How often it was preempted, and how often more whenever somebody has asked.
+    /// How often others have run instead of it, and how often more whenever somebody has asked.
     preempted: Mutex<(u64, u64)>,
+    /// It takes many messages in a turn, not one.
+    takes_many: Mutex<bool>,
 }
 
 /// A descriptor, and who waits for it to be readable and writable.
@@ -96,7 +98,7 @@ impl Reactor for ByHand {
     }
 
     fn messages_per_turn(&self) -> usize {
-        1
+        if *lock(&self.takes_many) { 16 } else { 1 }
     }
 
     fn clock(&self) -> Duration {
@@ -106,7 +108,7 @@ impl Reactor for ByHand {
         now
     }
 
-    fn preemptions(&self) -> u64 {
+    fn switches(&self) -> u64 {
         let mut preempted = lock(&self.preempted);
         preempted.0 += preempted.1;
         preempted.0
@@ -117,6 +119,11 @@ impl ByHand {
     /// It is that time now, and so much later whenever somebody has looked.
     pub(super) fn set_clock(&self, now: Duration, step: Duration) {
         *lock(&self.clock) = (now, step);
+    }
+
+    /// Takes as many messages in a turn as others do, not one.
+    pub(super) fn take_many(&self) {
+        *lock(&self.takes_many) = true;
     }
 
     /// From now on others run in between whenever it is asked.

@@ -120,6 +120,11 @@ impl Host {
         self.by_hand.set_clock(now, step);
     }
 
+    /// Takes as many messages in a turn as a runtime does, not one.
+    pub(super) fn take_many(&self) {
+        self.by_hand.take_many();
+    }
+
     /// From now on that is because others run in between.
     pub(super) fn preempt(&self) {
         self.by_hand.preempt();

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::hosts::{Host, Lab, SERVER};
+use super::hosts::{CLIENT, Host, Lab, Pair, SERVER};
 use super::stranger::{Bystander, Stranger};
 use super::watched;
 use crate::ism::sys;
@@ -79,6 +79,25 @@ fn upgrades_take_what_they_take() {
             drop(lab.upgraded());
             lab.run();
         }
+    });
+}
+
+#[test]
+fn a_turn_of_upgrades_does_not_end_where_everything_is_slow() {
+    const UPGRADES: usize = 12;
+    watched(|| {
+        let mut lab = Lab::new();
+        let _link = lab.link();
+        let pairs = Vec::from_iter((0..UPGRADES).map(|_| lab.pair()));
+        let server = &lab.hosts[SERVER];
+        server.set_clock(START, Duration::from_millis(20));
+        server.take_many();
+        assert!(pairs.iter().all(|pair| pair.offer(&lab)));
+        lab.hosts[CLIENT].run();
+        let turns = (0..).take_while(|_| lab.hosts[SERVER].step()).count();
+        assert!(turns < UPGRADES / 2, "{turns}");
+        lab.run();
+        pairs.iter().for_each(Pair::settle);
     });
 }
 
