@@ -28,8 +28,9 @@ use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 /// short that whoever has to wait for some of them does not notice.
 const TURN: Duration = Duration::from_micros(100);
 
-/// What it takes to match an offer, about, and to undo that.
-const OF_A_MATCH: Duration = TURN;
+/// What it takes to match an offer, to undo that, and to end what was begun for its stream; where
+/// that takes less, who has offers matched for nothing pays more.
+const OF_A_MATCH: Duration = Duration::from_micros(300);
 
 /// A part of a thread's time.
 struct Part {
