@@ -47,8 +47,8 @@ pub(crate) trait Reactor: Send + Sync {
         sys::monotonic()
     }
 
-    /// How often others have run instead of the calling thread, since it began: it was preempted, or
-    /// waited for one that was.
+    /// How often others have run instead of the calling thread, since it began: it was preempted,
+    /// or waited for one that was.
     fn switches(&self) -> u64 {
         sys::all_switches()
     }

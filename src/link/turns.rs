@@ -7,9 +7,9 @@
 //!
 //! An honest peer notices nothing of that. What brings an upgrade forward is not counted at all,
 //! for it costs a connection that the application has accepted: an offer that is matched, each step
-//! after that, the DETACH at its end. (One that was matched for nothing is counted in the end.) What
-//! it does besides, it asks, lends and rings, is far less than its part; and nobody waits for what
-//! others did.
+//! after that, the DETACH at its end. (One that was matched for nothing is counted in the end.)
+//! What it does besides, it asks, lends and rings, is far less than its part; and nobody waits for
+//! what others did.
 //!
 //! Time is that of the clock, which costs no system call. Where the machine takes a thread away in
 //! the middle of a turn, no peer pays for that: of a turn that was long the kernel is asked. A turn
@@ -102,8 +102,8 @@ impl Turn {
     }
 }
 
-/// Whether others have run instead of this thread, which they did so often, since that was asked the
-/// last time.
+/// Whether others have run instead of this thread, which they did so often, since that was asked
+/// the last time.
 fn was_away(often: u64) -> bool {
     thread_local! {
         static KNOWN: Cell<u64> = const { Cell::new(0) };
