@@ -39,6 +39,7 @@ pub(crate) mod slots;
 pub(crate) mod stream;
 pub(crate) mod tally;
 pub(crate) mod timer;
+pub(crate) mod turns;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -65,7 +66,8 @@ use crate::link::search::Search;
 use crate::link::shares::Holder;
 use crate::link::slots::{Allocated, OwnArenas, PeerArenas};
 use crate::link::stream::{Death, LinkedStream};
-use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
+use crate::link::turns::Taken;
+use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, rank};
 use crate::transport::FallbackReason;
 
 use bell::{OwnBell, PeerBell};
@@ -177,6 +179,10 @@ pub(crate) struct Link {
     pub(crate) credentials: sys::PeerCred,
     /// What the peer takes of this process.
     account: Arc<Account>,
+    /// What it has taken of the runtime's time.
+    taken: Arc<Taken>,
+    /// Messages that have brought an upgrade forward, and do not count for that.
+    useful: AtomicU32,
     outbox: Outbox,
     own_signals: Arc<ArenaMap>,
     peer: OnceLock<Peer>,
@@ -257,6 +263,8 @@ impl Link {
             takes_aside: AtomicBool::new(false),
             served: AtomicBool::new(false),
             credentials,
+            taken: endpoint.turns().of(&credentials, endpoint.reactor().clock()),
+            useful: AtomicU32::new(0),
             outbox: Outbox::default(),
             own_signals: first,
             _place: place,

@@ -29,6 +29,7 @@ mod silence;
 mod slots;
 mod socket;
 mod stranger;
+mod time;
 mod turns;
 mod unaccepted;
 mod urgent;

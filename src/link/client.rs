@@ -266,6 +266,7 @@ impl Link {
                 None => return Err(Fault("REFUSE of an offer never made")),
             }
         };
+        self.was_useful();
         if offer.revealed.is_some() {
             return self.on_refused_proof(offer, clc);
         }
@@ -338,6 +339,7 @@ impl Link {
             };
             offer
         };
+        self.was_useful();
         let entry = Arc::new(SignalEntry { link: self.clone(), index: offer.signal });
         let (answer, window) = (offer.clc.on_answer(accept), usable_window(matched.dmb.window));
         let (Ok(Answer::Accepted { dmb: accepted, .. }), Some(window), true) =
@@ -473,6 +475,7 @@ impl Link {
             self.offer_failed(offer, FallbackReason::Unproved);
             return Err(Fault("PROVED proves nothing"));
         }
+        self.was_useful();
         {
             let mut state = lock(&self.state);
             state.own.use_it(dmb.token);

@@ -29,6 +29,7 @@ use crate::link::search::{self, Search, Unsettled};
 use crate::link::shares::Holders;
 use crate::link::stream::{Death, Latest, LinkedStream};
 use crate::link::timer::Timers;
+use crate::link::turns::Turns;
 use crate::peer::PeerPolicy;
 use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, rank};
 use crate::transport::FallbackReason;
@@ -90,6 +91,8 @@ pub(crate) struct Endpoint {
     patience: Duration,
     /// How fast peers connect to its socket.
     pace: Pace,
+    /// What work for them takes of the runtime's time.
+    turns: Turns,
     /// Connections that have not said yet what they want.
     greetings: Arc<Holders<Weak<ControlSocket>>>,
     /// Queries that wait for their stream.
@@ -140,6 +143,7 @@ impl Endpoint {
             limits,
             patience: config.peer_timeout,
             pace: Pace::new(limits.queries_per_second),
+            turns: Turns::default(),
             greetings: Arc::default(),
             queries: Arc::default(),
             asking: Places::new(search::most_asked()),
@@ -243,6 +247,10 @@ impl Endpoint {
 
     pub(crate) fn pace(&self) -> &Pace {
         &self.pace
+    }
+
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     pub(crate) fn greetings(&self) -> &Arc<Holders<Weak<ControlSocket>>> {

@@ -14,6 +14,7 @@ use crate::link::lack::{no_link, reason_of};
 use crate::link::message::{LONGEST, Message, Subject};
 use crate::link::reactor::{Watched, when_readable, yield_now};
 use crate::link::shares::{Holder, Holders, Most};
+use crate::link::turns::{Taken, Turn};
 use crate::shield::{Panicked, guarded, shielded};
 use crate::sync::Arc;
 use crate::transport::FallbackReason;
@@ -24,48 +25,55 @@ const MOST_GREETINGS: usize = 256;
 const MOST_QUERIES: usize = 1024;
 /// For how long a connection may say nothing.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Taken in a row, before others have a turn.
+/// Taken in a row at most, before others have a turn.
 const AT_ONCE: u32 = 16;
-/// After so many that were turned away at once: these take some ten microseconds each.
-const RESPITE: Duration = Duration::from_millis(1);
 /// Between two attempts to accept when one failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Takes what connects to the endpoint's socket.
 pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) {
-    let mut turned_away = 0;
-    for attempt in (1..AT_ONCE).chain([0]).cycle() {
-        if attempt == 0 {
+    let (mut turn, mut taken) = (Turn::begin(endpoint.reactor()), 0);
+    loop {
+        if taken == AT_ONCE || taken > 1 && turn.is_over(endpoint.reactor()) {
             yield_now(endpoint.reactor()).await;
+            taken = 0;
         }
         while aside::is_full() {
             endpoint.timers().sleep(PAUSE).await;
         }
-        let accepted = when_readable(&*listener, || match sys::accept(listener.as_fd())? {
-            Some(socket) => Ok(Fed::new(socket)),
-            None => Err(io::ErrorKind::WouldBlock.into()),
+        let mut visit = turn;
+        let accepted = when_readable(&*listener, || {
+            visit = Turn::begin(endpoint.reactor());
+            match sys::accept(listener.as_fd())? {
+                Some(socket) => Ok(Fed::new(socket)),
+                None => Err(io::ErrorKind::WouldBlock.into()),
+            }
         });
         let Ok(socket) = accepted.await else {
             // Out of descriptors, or a connection that went away: the next one may work in a while.
             endpoint.timers().sleep(PAUSE).await;
             continue;
         };
+        if taken == 0 {
+            turn = visit;
+        }
+        taken += 1;
         let greeted = endpoint.clone();
         // Here, not in the task: of many that come at once few are held at a time.
         let guest = match shielded(|| admit(socket, &greeted)) {
             Ok(Ok(guest)) => guest,
             Ok(Err(error)) => {
                 crate::trace::debug!("a connection to this endpoint was turned away: {error}");
-                turned_away += 1;
-                if turned_away == AT_ONCE {
-                    turned_away = 0;
-                    // Whoever comes without a pause costs a part of our time, not all of it.
-                    endpoint.timers().sleep(RESPITE).await;
+                // Whoever comes without a pause costs a part of our time, not all of it.
+                if let Some(pause) = endpoint.turns().turned_away(visit.taken(endpoint.reactor())) {
+                    endpoint.timers().sleep(pause).await;
+                    taken = 0;
                 }
                 continue;
             }
             Err(Panicked) => continue,
         };
+        guest.taken.spent(visit.taken(endpoint.reactor()));
         endpoint.spawn(async move {
             let greeting = async { greet(guest, &greeted).await };
             // Whose greeting panics has hung up, and nothing else has happened.
@@ -90,6 +98,7 @@ async fn first_message(socket: &dyn Watched) -> io::Result<Message> {
 struct Guest {
     socket: Arc<ControlSocket>,
     peer: PeerCred,
+    taken: Arc<Taken>,
     place: Holder<Weak<ControlSocket>>,
 }
 
@@ -106,12 +115,13 @@ fn admit(socket: Fed<OwnedFd>, endpoint: &Arc<Endpoint>) -> io::Result<Guest> {
     })?;
     let socket = Arc::new(socket.watch(endpoint.reactor())?);
     let place = place_among(endpoint.greetings(), MOST_GREETINGS, peer, &socket)?;
-    Ok(Guest { socket, peer, place })
+    let taken = endpoint.turns().of(&peer, endpoint.reactor().clock());
+    Ok(Guest { socket, peer, taken, place })
 }
 
 /// Reads how a connection begins, and serves it.
 async fn greet(guest: Guest, endpoint: &Arc<Endpoint>) -> io::Result<()> {
-    let Guest { socket, peer, place } = guest;
+    let Guest { socket, peer, taken, place } = guest;
     let first = endpoint.timers().timeout(PATIENCE, first_message(&*socket)).await;
     let first = first.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
     let first = first.inspect_err(|error| {
@@ -121,12 +131,23 @@ async fn greet(guest: Guest, endpoint: &Arc<Endpoint>) -> io::Result<()> {
             let _ = sys::send(socket.as_fd(), &no_link(lack).encode(), &[]);
         }
     })?;
+    // Whose process has had its part of the time is served later; with the timer ends the endpoint.
+    while let Some(pause) = taken.pause(endpoint.reactor()) {
+        if endpoint.timers().have_ended() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        endpoint.timers().sleep(pause).await;
+    }
+    let turn = Turn::begin(endpoint.reactor());
+    let done = || taken.spent(turn.taken(endpoint.reactor()));
     // What waits from here on is bounded elsewhere.
     drop(place);
     match first {
-        Message::Query { subject } => answer_query(socket, endpoint, subject, peer).await,
+        Message::Query { subject } => answer_query(socket, endpoint, subject, peer, done).await,
         Message::Link => {
-            endpoint.accept_link(socket)?.serve();
+            let made = endpoint.accept_link(socket);
+            done();
+            made?.serve();
             Ok(())
         }
         // One that makes no link of it, for example. Neither do we.
@@ -166,12 +187,14 @@ fn place_among(
     })
 }
 
-/// Answers when the stream is there, now or later; until then the peer may hang up.
+/// Answers when the stream is there, now or later; until then the peer may hang up. Is `done` once
+/// that is all that there is to do at the moment.
 async fn answer_query(
     socket: Arc<ControlSocket>,
     endpoint: &Arc<Endpoint>,
     subject: Subject,
     peer: PeerCred,
+    done: impl FnOnce(),
 ) -> io::Result<()> {
     let _place = place_among(endpoint.queries(), budget::most_for_peers(MOST_QUERIES), peer, &socket)?;
     let answering = HangUp(socket.clone());
@@ -181,6 +204,7 @@ async fn answer_query(
         }
         drop(answering);
     });
+    done();
     if let Some(entry) = waits {
         let mut buffer = [0; LONGEST];
         // Nothing more is expected than the end, from either side. Whoever asks is gone by then.

@@ -22,7 +22,7 @@ use crate::transport::{FallbackReason, UCred};
 
 /// How far the task of a link has come with what its peer has sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
+pub(crate) enum Heard {
     /// Nothing is left.
     Empty,
     /// There may be more: others should have a turn first.
@@ -40,11 +40,17 @@ struct HelloMessage {
 }
 
 impl Link {
-    /// Reads and answers what has come, at most so many messages; `Err` when the link has to end.
-    pub(crate) fn receive(self: &Arc<Self>, buffer: &mut [u8; LONGEST], most: usize) -> Result<Turn, Death> {
+    /// Reads and answers what has come, at most so many messages, until one of them was the last as
+    /// `is_last` says; `Err` when the link has to end.
+    pub(crate) fn receive(
+        self: &Arc<Self>,
+        buffer: &mut [u8; LONGEST],
+        most: usize,
+        mut is_last: impl FnMut() -> bool,
+    ) -> Result<Heard, Death> {
         // Acquire: pairs with the Release of `take_aside`, after which the message is gone.
         if self.takes_aside.load(Ordering::Acquire) {
-            return Ok(Turn::TakesAside);
+            return Ok(Heard::TakesAside);
         }
         let gone = || if self.faulty.load(Ordering::Acquire) { Death::Fault } else { Death::Peer };
         for _ in 0..most {
@@ -54,7 +60,7 @@ impl Link {
             let received = match sys::recv(self.socket(), buffer, MOST_FDS) {
                 Ok(received) if received.len == 0 => return Err(gone()),
                 Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Empty),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Heard::Empty),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 // Told once, when the peer has closed without reading all of ours; what it said
                 // before is still there.
@@ -75,7 +81,7 @@ impl Link {
                     if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
                         self.restrict();
                     }
-                    return Ok(Turn::Empty);
+                    return Ok(Heard::Empty);
                 }
                 Err(error) => {
                     crate::trace::debug!("link ended: {error}");
@@ -91,10 +97,13 @@ impl Link {
             self.deliver(message, received.carried)?;
             if is_left {
                 self.take_aside();
-                return Ok(Turn::TakesAside);
+                return Ok(Heard::TakesAside);
+            }
+            if is_last() {
+                break;
             }
         }
-        Ok(Turn::More)
+        Ok(Heard::More)
     }
 
     /// Takes the message, which has descriptors that this process has no number for, out of the
@@ -188,6 +197,7 @@ impl Link {
                     stream.verdict(Verdict::PeerDetached);
                 }
                 if lock(&self.state).own.detached(token) {
+                    self.was_useful();
                     self.close_if_idle();
                     Ok(())
                 } else {
@@ -206,7 +216,12 @@ impl Link {
             }
             Message::Bye => self.on_bye(),
             // Whoever has read it looks.
-            Message::Wake => Ok(()),
+            Message::Wake => {
+                if !self.is_idle() {
+                    self.was_useful();
+                }
+                Ok(())
+            }
             Message::Link => Err(Fault("LINK on a link")),
             Message::Query { .. } | Message::Answer => Err(Fault("a query on a link")),
         }
@@ -382,11 +397,15 @@ impl Link {
             let _ = shielded(|| self.end_offer(id, reason));
         }
         if let Some(endpoint) = self.endpoint.upgrade() {
+            let mut in_vain = 0;
             for theirs in theirs.into_values() {
-                if let TheirOffer::Waiting { key, number } = theirs {
-                    endpoint.accepted().forget(key, number);
+                match theirs {
+                    TheirOffer::Waiting { key, number } => endpoint.accepted().forget(key, number),
+                    TheirOffer::Matched { .. } | TheirOffer::Promised(_) => in_vain += 1,
+                    TheirOffer::Matching { .. } | TheirOffer::Proved { .. } => {}
                 }
             }
+            self.matched_in_vain(in_vain);
             endpoint.link_ended(self);
         }
         for Wanting { stream, destination, rest } in before_hello {
@@ -413,6 +432,32 @@ impl Link {
         match death {
             Death::Peer if self.peer.get().is_none() => silence_of(&self.credentials),
             death => death.reason(),
+        }
+    }
+
+    /// A message has brought an upgrade forward, and does not count as work for the peer.
+    pub(super) fn was_useful(&self) {
+        // Relaxed: the number is all there is to it.
+        self.useful.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many of so many messages that have come were no use; what was of use before may make up
+    /// for some.
+    pub(super) fn were_in_vain(&self, messages: u32) -> u32 {
+        // Relaxed: as in `was_useful`.
+        messages.saturating_sub(self.useful.load(Ordering::Relaxed))
+    }
+
+    /// So many were told by [`Link::was_useful`], and are behind us.
+    pub(super) fn forget_useful(&self, messages: u32) {
+        // Relaxed: as in `was_useful`.
+        self.useful.fetch_sub(messages, Ordering::Relaxed);
+    }
+
+    /// So many offers that were matched have come to nothing.
+    pub(super) fn matched_in_vain(&self, offers: u32) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            self.taken.matched_in_vain(offers, endpoint.reactor().clock());
         }
     }
 

@@ -11,10 +11,14 @@ use crate::sync::{Mutex, lock};
 /// What may come at once comes so early at most.
 const BURST: Duration = Duration::from_secs(10);
 /// Peers that are remembered before those are forgotten that have waited long enough.
-const FEW: usize = 64;
+pub(super) const FEW: usize = 64;
 
 /// A process of this user (processes that have no number here are one), or another user.
-type Peer = (u32, Option<i32>);
+pub(super) type Peer = (u32, Option<i32>);
+
+pub(super) fn name_of(peer: &PeerCred) -> Peer {
+    (peer.uid, is_same_user(peer).then_some(peer.pid))
+}
 
 #[derive(Default)]
 struct Peers {
@@ -44,7 +48,7 @@ impl Pace {
             // There is no clock.
             return true;
         }
-        let peer = (peer.uid, is_same_user(peer).then_some(peer.pid));
+        let peer = name_of(peer);
         let mut peers = lock(&self.peers);
         let through = peers.through.get(&peer).map_or(now, |through| now.max(*through)) + step;
         if through > now + BURST {

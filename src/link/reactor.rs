@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use crate::ism::sys;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 
 /// A task of the engine: it is polled whenever its waker was called, by whoever drives the engine.
@@ -38,6 +39,18 @@ pub(crate) trait Reactor: Send + Sync {
     /// short, whoever sends them.
     fn messages_per_turn(&self) -> usize {
         16
+    }
+
+    /// The monotonic clock, by which work for peers is measured; 0 where there is none, and then it
+    /// is not.
+    fn clock(&self) -> Duration {
+        sys::monotonic()
+    }
+
+    /// How often others have run instead of the calling thread, since it began: it was preempted,
+    /// or waited for one that was.
+    fn switches(&self) -> u64 {
+        sys::all_switches()
     }
 
     /// Has a task polled again that has more to do: after other tasks and, where the reactor does

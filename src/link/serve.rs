@@ -8,11 +8,12 @@ use std::task::{Context, Poll, ready};
 
 use crate::ism::sys;
 use crate::link::Link;
-use crate::link::life::Turn;
+use crate::link::life::Heard;
 use crate::link::message::LONGEST;
 use crate::link::reactor::{Interest, Reactor, Watched};
 use crate::link::stream::Death;
 use crate::link::timer::Sleep;
+use crate::link::turns::Turn;
 use crate::shield::guarded;
 use crate::sync::Arc;
 
@@ -21,8 +22,12 @@ pub(super) async fn run(link: Arc<Link>, reactor: Arc<dyn Reactor>) {
     // If this task is dropped, then with its runtime.
     let _end = Buried(link.clone(), Death::Runtime);
     let mut buffer = [0; LONGEST];
-    let endpoint = link.endpoint().upgrade();
-    let mut patience = endpoint.map(|endpoint| endpoint.timers().sleep(endpoint.patience()));
+    // One that has ended has ended the link.
+    let Some(endpoint) = link.endpoint().upgrade() else { return };
+    let timers = endpoint.timers().clone();
+    let mut patience = Some(timers.sleep(endpoint.patience()));
+    drop(endpoint);
+    let mut rest = None::<Sleep>;
     let death = guarded(poll_fn(|cx| {
         let socket = link.watched();
         link.watch_death(cx.waker());
@@ -48,41 +53,70 @@ pub(super) async fn run(link: Arc<Link>, reactor: Arc<dyn Reactor>) {
                 }
                 Err(death) => return Poll::Ready(death),
             }
+            // The peer has had its part of the time: what it says stays where it is for a while.
+            if let Some(resting) = &mut rest {
+                ready!(Pin::new(resting).poll(cx));
+                rest = None;
+            }
+            if let Some(pause) = link.taken.pause(&*reactor) {
+                let resting = rest.insert(timers.sleep(pause));
+                if !resting.was_cut_short() {
+                    continue;
+                }
+            }
             let Ok(()) = ready!(socket.poll_ready(Interest::Read, cx)) else {
                 return Poll::Ready(Death::Runtime);
             };
             let mut death = None;
-            let mut turn = Turn::Empty;
-            let _ = socket.attempt(Interest::Read, &mut || match link
-                .receive(&mut buffer, reactor.messages_per_turn())
-            {
-                Ok(Turn::Empty) => Err(io::ErrorKind::WouldBlock.into()),
-                Ok(other) => {
-                    turn = other;
-                    Ok(())
-                }
-                Err(cause) => {
-                    death = Some(cause);
-                    Ok(())
-                }
-            });
+            let mut heard = Heard::Empty;
+            let (turn, mut messages) = (Turn::begin(&*reactor), 0);
+            // What is of use is bounded by its number alone: where everything is slow, others would
+            // have to have their turn after each message of many upgrades.
+            let mut is_last = || {
+                messages += 1;
+                link.were_in_vain(messages) > 1 && turn.is_over(&*reactor)
+            };
+            let most = reactor.messages_per_turn();
+            let _ =
+                socket.attempt(Interest::Read, &mut || match link.receive(&mut buffer, most, &mut is_last) {
+                    Ok(Heard::Empty) => Err(io::ErrorKind::WouldBlock.into()),
+                    Ok(other) => {
+                        heard = other;
+                        Ok(())
+                    }
+                    Err(cause) => {
+                        death = Some(cause);
+                        Ok(())
+                    }
+                });
+            // The one that ends the link is no use.
+            messages += u32::from(death.is_some());
+            let in_vain = link.were_in_vain(messages);
+            link.forget_useful(messages - in_vain);
+            if in_vain > 0 {
+                let (time, now) = turn.taken(&*reactor);
+                link.taken.spent((time * in_vain / messages, now));
+            }
             if let Some(death) = death {
                 return Poll::Ready(death);
             }
             link.look_after_messages();
-            match turn {
-                Turn::Empty => {}
-                Turn::More => {
+            match heard {
+                Heard::Empty => {}
+                Heard::More => {
                     reactor.poll_again(cx);
                     return Poll::Pending;
                 }
                 // Readable still, which is kept.
-                Turn::TakesAside => return Poll::Pending,
+                Heard::TakesAside => return Poll::Pending,
             }
         }
     }))
     .await;
+    // What ends with the link is work for its peer, too.
+    let turn = Turn::begin(&*reactor);
     link.bury(death.unwrap_or(Death::Failed));
+    link.taken.spent(turn.taken(&*reactor));
 }
 
 /// `Ready` when the queue is worth another try: the readiness was stale or new.

@@ -326,6 +326,7 @@ impl Link {
             let late = lock(&self.state).their_offers.remove(id);
             drop(late);
         }
+        self.was_useful();
         true
     }
 
@@ -382,6 +383,7 @@ impl Link {
             _entry: entry,
         };
         if let Some(stream) = stream {
+            self.was_useful();
             stream.attach_send(send);
             self.bury_late(&stream);
         }
@@ -441,6 +443,7 @@ impl Link {
             Ok(attached) => attached,
             Err(reason) => {
                 crate::trace::debug!("offer refused at READY: {reason}");
+                self.matched_in_vain(1);
                 // Of both DMBs nobody has made any use; the client answers for ours.
                 {
                     let mut state = lock(&self.state);
@@ -458,6 +461,7 @@ impl Link {
             }
         };
         // Dropped unused it sends the DETACH that every received token is owed.
+        self.was_useful();
         let token = confirmed.token;
         let send = SendDmb { producer: Producer::new(memory, window), peer, token, window, _entry: entry };
         let offer = TheirOffer::Proved { stream: Arc::downgrade(&stream), send };
@@ -490,6 +494,7 @@ impl Link {
             return Err(Fault("ATTACHED without PROVED"));
         };
         if let Some(stream) = stream.upgrade() {
+            self.was_useful();
             stream.attach_send(send);
             self.bury_late(&stream);
         }
@@ -512,6 +517,7 @@ impl Link {
             // It crossed our REFUSE, or the match in progress will see it.
             None | Some(TheirOffer::Matching { .. } | TheirOffer::Proved { .. }) => {}
             Some(TheirOffer::Promised(promised)) => {
+                self.matched_in_vain(1);
                 let mut state = lock(&self.state);
                 state.own.stream_done(promised.dmb.token);
                 state.own.detached(promised.dmb.token);
@@ -522,6 +528,7 @@ impl Link {
                 }
             }
             Some(TheirOffer::Matched { stream, token, .. }) => {
+                self.matched_in_vain(1);
                 if let Some(stream) = stream.upgrade() {
                     stream.stay_on_tcp(FallbackReason::Declined(Diagnosis::PEERDECL));
                 }

@@ -69,6 +69,11 @@ pub(crate) struct Terms {
     pub(crate) impatient: bool,
     /// The victim may have so many bytes of memory.
     pub(crate) group: Option<u64>,
+    /// So many connections are made in a play, have one round each, and are closed all at once, as
+    /// any TCP client may.
+    pub(crate) crowd: usize,
+    /// It keeps the victim's application busy with bytes, as any client of an echo may.
+    pub(crate) talks: bool,
 }
 
 impl Terms {
@@ -77,11 +82,15 @@ impl Terms {
         attacker: Attacker::Admitted,
         impatient: false,
         group: None,
+        crowd: 0,
+        talks: false,
     };
     pub(crate) const TWO_WORKERS: Terms = Terms { flavour: Flavour::MultiThread, ..Terms::USUAL };
     pub(crate) const IMPATIENT: Terms = Terms { impatient: true, ..Terms::USUAL };
     pub(crate) const OF_A_STRANGER: Terms = Terms { attacker: Attacker::Stranger, ..Terms::USUAL };
     pub(crate) const OVER_PAGES: Terms = Terms { attacker: Attacker::Contending, ..Terms::USUAL };
+    pub(crate) const OF_A_CROWD: Terms = Terms { crowd: 200, ..Terms::USUAL };
+    pub(crate) const OF_A_TALKER: Terms = Terms { talks: true, ..Terms::USUAL };
     pub(crate) const IN_256_MIB: Terms = Terms { group: Some(256 << 20), ..Terms::USUAL };
 }
 
@@ -343,8 +352,16 @@ async fn talk(mut stream: SmcStream, stop: &AtomicBool, rounds: &AtomicU64) {
 
 /// A fresh connection of a client that knows nothing of the crate.
 pub(crate) fn plain_round(addr: SocketAddr) {
-    let mut tcp = TcpStream::connect(addr).expect("the plain client's connect");
+    plain_talk(&mut plain_connection(addr));
+}
+
+pub(crate) fn plain_connection(addr: SocketAddr) -> TcpStream {
+    let tcp = TcpStream::connect(addr).expect("the plain client's connect");
     tcp.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    tcp
+}
+
+pub(crate) fn plain_talk(tcp: &mut TcpStream) {
     tcp.write_all(b"eplain").expect("the plain client's write");
     let mut got = [0; 5];
     tcp.read_exact(&mut got).expect("the plain client's read");

@@ -7,7 +7,8 @@
 //! reproducible: `SMC_TEST_SEED` is the seed (it is printed), `SMC_TEST_SESSIONS` how many, or
 //! which (`10000`, `700..800`), `SMC_TEST_SECONDS` for how long at most.
 //!
-//! What a plain TCP client notices of each scene (see `measure`), one line each:
+//! What a plain TCP client notices of each scene (see `measure`), one line each, of as many turns
+//! as `SMC_TEST_TURNS` says:
 //!
 //! ```text
 //! SMC_TEST_MEASURE=1 cargo test --release --test hostile -- --nocapture --test-threads=1 --skip random
@@ -85,10 +86,10 @@ scenes! {
     ring_empty_hops: rings::empty_hops;
     ring_reader_ahead: rings::reader_ahead;
     ring_reader_backwards: rings::reader_backwards;
-    ring_flags_at_random: rings::flags_at_random;
+    ring_flags_at_random: rings::flags_at_random, Terms::OF_A_TALKER;
     ring_flags_faster_than_looks: rings::flags_faster_than_looks;
     ring_without_flags_as_fast: rings::without_flags_as_fast;
-    ring_words_at_random: rings::words_at_random;
+    ring_words_at_random: rings::words_at_random, Terms::OF_A_TALKER;
     ring_words_at_random_again_and_again: rings::words_at_random_again_and_again;
     // ---- the word of a direction ----
     switch_at_a_huge_position: words::switch_at_a_huge_position;
@@ -104,7 +105,7 @@ scenes! {
     detach_twice: messages::detach_twice;
     offers_in_vain: messages::offers_in_vain;
     answers_never_read: messages::answers_never_read;
-    matched_and_never_ready: messages::matched_and_never_ready;
+    matched_and_never_ready: messages::matched_and_never_ready, Terms::OF_A_CROWD;
     proofs_of_nothing: messages::proofs_of_nothing;
     proofs_out_of_turn: messages::proofs_out_of_turn;
     // ---- whose connection it is, and who says so ----
@@ -184,9 +185,16 @@ fn child_process() {
         }
         ["attack", addr, "admitted-user"] => directory::admitted_user(&target(addr)),
         ["attack", addr, "another-user"] => directory::another_user(&target(addr)),
-        ["burn", threads, share, millis] => {
+        ["burn", threads, share, millis, addr, crowd, plays, talks] => {
             let number = |word: &str| word.parse().expect("a number");
-            measure::burn(number(threads), number(share), Duration::from_millis(number(millis)));
+            let time = Duration::from_millis(number(millis));
+            let like = measure::Like {
+                addr: addr.parse().expect("an address"),
+                crowd: number(crowd) as usize,
+                plays: number(plays) as u32,
+                talks: talks == "true",
+            };
+            measure::burn(number(threads), number(share), time, &like);
             child::tell(scenes::DONE);
         }
         ["attack", addr, "random", seed, from, to] => {
@@ -202,16 +210,18 @@ fn child_process() {
     }
 }
 
-/// Plays a scene; again and again if there is a number of milliseconds.
-fn attack(addr: &str, scene: &str, millis: &[&str]) {
+/// Plays a scene; again and again if there is a number of milliseconds. One that was played before
+/// may be turned away then: it has met the limits on who comes too often, or fails too often.
+fn attack(addr: &str, scene: &str, often: &[&str]) {
     let most = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).expect("all descriptors");
-    let millis = millis.first().map_or(0, |word| word.parse().expect("a number"));
-    let (target, started) = (target(addr), Instant::now());
-    loop {
-        attack_of(scene)(&target);
-        if started.elapsed() >= Duration::from_millis(millis) {
-            break;
+    let target = target(addr);
+    match often {
+        [] => attack_of(scene)(&target),
+        [millis, again @ ..] => {
+            let time = Duration::from_millis(millis.parse().expect("a number"));
+            let played = measure::again_and_again(time, !again.is_empty(), || attack_of(scene)(&target));
+            child::tell(&format!("{}{played}", scenes::PLAYED));
         }
     }
     child::tell(scenes::DONE);
@@ -270,12 +280,15 @@ fn play(scene: &'static str, terms: Terms) {
     });
 }
 
-/// Until the attacker is done; does what it wants done.
-fn attend(trial: &mut Trial, attacker: &mut Child) {
+/// Until the attacker is done; does what it wants done. Answers with what it tells of its plays.
+fn attend(trial: &mut Trial, attacker: &mut Child) -> String {
+    let mut played = String::new();
     loop {
         let said = attacker.hear();
         if said == scenes::DONE {
-            return;
+            return played;
+        } else if let Some(plays) = said.strip_prefix(scenes::PLAYED) {
+            plays.clone_into(&mut played);
         } else if let Some(addr) = said.strip_prefix(scenes::CALL) {
             trial.make_call(addr);
         } else {

@@ -9,14 +9,27 @@
 //! and touches nobody. What is slower than beside that is what the victim itself did for the
 //! attacker. (Where the victim has one thread and the attacker makes it work, a part of that is the
 //! share that any client of a server may have.) A scene that ends at once is played again and again
-//! for as long as is measured. The client makes a connection for each round, as those do whom
-//! attacks on a listener would hit, and rests a millisecond between two.
+//! for as long as is measured: later plays are turned away by the victim's own limits, if they are.
+//! The client makes a connection for each round, as those do whom attacks on a listener would hit,
+//! and rests a millisecond between two.
+//!
+//! Where a scene makes and closes many TCP connections, as any client of any server may
+//! ([`Terms::crowd`]), the like load makes and closes as many, as often: each takes a TCP server
+//! its few microseconds, and two hundred that end at once end in one turn of its runtime. Where a
+//! scene keeps a server's application busy, as any client of an echo may ([`Terms::talks`]), the
+//! like load talks to it over TCP, in the time that is its. It says nothing on a link.
+//!
+//! What else the machine does comes and goes within seconds, and is felt more than most attacks:
+//! attack and like load take turns, each attack by a process of its own, which is killed before the
+//! client stops. What is printed is the median of the turns.
 #![allow(clippy::disallowed_types, reason = "a test, which loom does not run")]
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -24,12 +37,17 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::attend;
 use crate::child::Child;
-use crate::judge::{Terms, Trial, plain_round};
+use crate::judge::{Terms, Trial, plain_connection, plain_round, plain_talk};
 use crate::random::say;
 use crate::watchdog::step;
 
-/// For how long a scene is played at least.
-const WHILE: Duration = Duration::from_secs(3);
+/// For how long a scene is played at least, in each of so many turns; where that takes long, in
+/// fewer.
+const WHILE: Duration = Duration::from_secs(1);
+const TURNS: usize = 5;
+const ENOUGH: Duration = Duration::from_secs(15);
+/// What the victim does about an attacker's end ends meanwhile.
+const AFTERMATH: Duration = Duration::from_millis(50);
 /// Between two rounds.
 const REST: Duration = Duration::from_millis(1);
 /// A load works and rests so often.
@@ -81,67 +99,182 @@ impl Client {
 
 impl Rounds {
     fn to_words(&self) -> String {
-        format!("{:.0}/s, median {:.0?}, p99 {:.0?}", self.per_second, self.median, self.slow)
+        format!(
+            "{:.0}/s, median {} µs, p99 {} µs",
+            self.per_second,
+            self.median.as_micros(),
+            self.slow.as_micros()
+        )
+    }
+}
+
+/// Both halves of a turn.
+struct Turn {
+    attacked: Rounds,
+    beside: Rounds,
+    /// Of a processor, that the attacker took.
+    share: f64,
+    played: String,
+}
+
+impl Turn {
+    fn play(trial: &mut Trial, scene: &str, terms: Terms, turn: usize) -> Self {
+        step("the attack");
+        let again = if turn == 0 { "" } else { " again" };
+        let mut attacker = trial.attacker(&format!("{scene} {}{again}", WHILE.as_millis()));
+        let (client, started) = (Client::begin(trial.addr()), Instant::now());
+        let played = attend(trial, &mut attacker);
+        let (worked, lasted) = (processor_time(attacker.id()), started.elapsed());
+        let share = worked.as_secs_f64() / lasted.as_secs_f64();
+        attacker.kill();
+        sleep(AFTERMATH);
+        let attacked = client.end();
+        trial.listen_to_witnesses();
+
+        step("a like load");
+        let threads = share.ceil().max(1.0);
+        let each = (share / threads * 1000.0) as u64;
+        let plays: u32 = played.split(' ').next().and_then(|word| word.parse().ok()).expect("a number");
+        let plays = (f64::from(plays) * WHILE.as_secs_f64() / lasted.as_secs_f64()).round() as u32;
+        let (millis, addr) = (WHILE.as_millis(), trial.addr());
+        let Terms { crowd, talks, .. } = terms;
+        let role = format!("burn {threads} {each} {millis} {addr} {crowd} {plays} {talks}");
+        let mut load = Child::start(&role, trial.dir(), &[]);
+        let client = Client::begin(trial.addr());
+        load.hear();
+        let beside = client.end();
+        load.kill();
+        Turn { attacked, beside, share, played }
+    }
+}
+
+fn median(turns: &[Turn], of: impl Fn(&Turn) -> f64) -> f64 {
+    let mut all = Vec::from_iter(turns.iter().map(of));
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
+
+/// The client in the median of the turns.
+fn usual(turns: &[Turn], side: impl Fn(&Turn) -> &Rounds) -> Rounds {
+    let time =
+        |of: fn(&Rounds) -> Duration| Duration::from_secs_f64(median(turns, |t| of(side(t)).as_secs_f64()));
+    Rounds {
+        per_second: median(turns, |turn| side(turn).per_second),
+        median: time(|rounds| rounds.median),
+        slow: time(|rounds| rounds.slow),
     }
 }
 
 /// Plays a scene and prints one line.
 pub(crate) fn play(scene: &str, terms: Terms) {
+    let most = std::env::var("SMC_TEST_TURNS").map_or(TURNS, |word| word.parse().expect("a number"));
     let mut trial = Trial::begin(terms);
-    step("the attack");
-    let mut attacker = trial.attacker(&format!("{scene} {}", WHILE.as_millis()));
-    let (client, started) = (Client::begin(trial.addr()), Instant::now());
-    attend(&mut trial, &mut attacker);
-    let lasted = started.elapsed();
-    let worked = processor_time(attacker.id());
-    let attacked = client.end();
-    attacker.kill();
-    trial.listen_to_witnesses();
-
-    step("a like load");
-    let share = worked.as_secs_f64() / lasted.as_secs_f64();
-    let threads = share.ceil().max(1.0);
-    let each = (share / threads * 1000.0) as u64;
-    let role = format!("burn {threads} {each} {}", lasted.as_millis());
-    let mut load = Child::start(&role, trial.dir(), &[]);
-    let client = Client::begin(trial.addr());
-    load.hear();
-    let beside = client.end();
-    load.kill();
-
+    let (mut turns, started) = (Vec::new(), Instant::now());
+    while turns.is_empty() || turns.len() < most && started.elapsed() < ENOUGH {
+        turns.push(Turn::play(&mut trial, scene, terms, turns.len()));
+    }
     step("nobody else");
     let client = Client::begin(trial.addr());
-    sleep(WHILE / 2);
+    sleep(WHILE);
     let alone = client.end();
     trial.dismiss_witnesses();
     say(&format!(
         "{scene}: a plain client keeps {:.2} of its rate, its p99 is {:.1} times as long: {}; beside a like \
-         load {}; alone {} (attacked for {lasted:.1?}, {:.0} % of a processor)",
-        attacked.per_second / beside.per_second,
-        attacked.slow.as_secs_f64() / beside.slow.as_secs_f64(),
-        attacked.to_words(),
-        beside.to_words(),
+         load {}; alone {} ({:.0} % of a processor, played {})",
+        median(&turns, |turn| turn.attacked.per_second / turn.beside.per_second),
+        median(&turns, |turn| turn.attacked.slow.as_secs_f64() / turn.beside.slow.as_secs_f64()),
+        usual(&turns, |turn| &turn.attacked).to_words(),
+        usual(&turns, |turn| &turn.beside).to_words(),
         alone.to_words(),
-        share * 100.0,
+        median(&turns, |turn| turn.share) * 100.0,
+        turns[turns.len() - 1].played,
     ));
 }
 
-/// What a process has worked so far, and the kernel for it.
+/// Plays a scene until so much time has passed, and tells how often. The first time it has to go as
+/// the scene says; where it was played before, `again`, the victim's own limits may turn it away.
+pub(crate) fn again_and_again(time: Duration, again: bool, play: impl Fn()) -> String {
+    let started = Instant::now();
+    let (mut plays, mut turned_away) = (0, 0);
+    if !again {
+        play();
+        plays = 1;
+    }
+    // They would say so thousands of times.
+    let last = Arc::new(Mutex::new(String::new()));
+    let words = Arc::clone(&last);
+    panic::set_hook(Box::new(move |panic| {
+        *words.lock().expect("nobody panics here") = panic.to_string().replace('\n', " ");
+    }));
+    while plays == 0 || started.elapsed() < time {
+        plays += 1;
+        turned_away += u32::from(panic::catch_unwind(AssertUnwindSafe(&play)).is_err());
+    }
+    let _ = panic::take_hook();
+    match turned_away {
+        0 => format!("{plays} times"),
+        _ => {
+            format!("{plays} times, turned away {turned_away} times ({})", last.lock().expect("whole"))
+        }
+    }
+}
+
+/// What a process has worked so far, with its children that have ended, and the kernel for them.
 fn processor_time(id: u32) -> Duration {
     let text = fs::read_to_string(format!("/proc/{id}/stat")).expect("procfs");
     let rest = text.rsplit(')').next().expect("a name");
-    let words = rest.split_whitespace().skip(11).take(2);
+    let words = rest.split_whitespace().skip(11).take(4);
     let ticks: u64 = words.map(|word| word.parse::<u64>().expect("ticks")).sum();
     Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// Takes so many thousandths of a processor on each of so many threads.
-pub(crate) fn burn(threads: u64, share: u64, time: Duration) {
+/// What a like load does over TCP.
+pub(crate) struct Like {
+    pub(crate) addr: SocketAddr,
+    /// So many connections are closed at once,
+    pub(crate) crowd: usize,
+    /// so often.
+    pub(crate) plays: u32,
+    pub(crate) talks: bool,
+}
+
+impl Like {
+    fn come_and_go(&self) {
+        let mut all = Vec::from_iter((0..self.crowd).map(|_| plain_connection(self.addr)));
+        all.iter_mut().for_each(plain_talk);
+    }
+
+    /// What it does instead of nothing.
+    fn piece(&self) -> impl FnMut() + use<> {
+        let mut tcp = self.talks.then(|| {
+            let mut tcp = plain_connection(self.addr);
+            plain_talk(&mut tcp);
+            tcp.set_nonblocking(true).expect("set_nonblocking");
+            tcp
+        });
+        let mut buffer = [0; 4096];
+        move || match &mut tcp {
+            // What does not go at once goes later.
+            Some(tcp) => drop((tcp.write(&[7; 64]), tcp.read(&mut buffer))),
+            None => std::hint::spin_loop(),
+        }
+    }
+}
+
+/// Takes so many thousandths of a processor on each of so many threads, a crowd on the first of
+/// them with what that takes.
+pub(crate) fn burn(threads: u64, share: u64, time: Duration, like: &Like) {
     let started = Instant::now();
     thread::scope(|scope| {
-        for _ in 0..threads {
+        for thread in 0..threads {
             scope.spawn(move || {
+                let (mut plays, mut piece_of_work) = (0, like.piece());
                 while started.elapsed() < time {
+                    let crowds = thread == 0 && like.crowd > 0 && plays < like.plays;
+                    if crowds && started.elapsed() >= time * plays / like.plays {
+                        plays += 1;
+                        like.come_and_go();
+                    }
                     let due = started.elapsed().as_secs_f64() * share as f64 / 1000.0;
                     let now = clock_gettime(ClockId::ThreadCPUTime);
                     let worked = now.tv_sec as f64 + now.tv_nsec as f64 / 1e9;
@@ -150,7 +283,7 @@ pub(crate) fn burn(threads: u64, share: u64, time: Duration) {
                     } else {
                         let piece = Instant::now();
                         while piece.elapsed() < PIECE {
-                            std::hint::spin_loop();
+                            piece_of_work();
                         }
                     }
                 }

@@ -45,6 +45,8 @@ use crate::peer::Peer;
 
 /// What an attacker says at its end; it lives until the judge kills it.
 pub(crate) const DONE: &str = "done";
+/// What it says, before what came of them, when it has played its scene more than once.
+pub(crate) const PLAYED: &str = "played ";
 /// What it says before it stops itself.
 pub(crate) const STOPPED: &str = "stopped";
 /// What it says, before an address, that the victim is to connect to.

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Weak;
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use crate::ism::sys;
 use crate::link::reactor::{Interest, Reactor, Task, Watched};
@@ -18,6 +19,13 @@ pub(super) struct ByHand {
     woken: Arc<Mutex<VecDeque<u64>>>,
     next: Mutex<u64>,
     watched: Mutex<Vec<Weak<Descriptor>>>,
+    /// What its clock says, and how much later it is whenever somebody has looked. At first there
+    /// is none.
+    clock: Mutex<(Duration, Duration)>,
+    /// How often others have run instead of it, and how often more whenever somebody has asked.
+    preempted: Mutex<(u64, u64)>,
+    /// It takes many messages in a turn, not one.
+    takes_many: Mutex<bool>,
 }
 
 /// A descriptor, and who waits for it to be readable and writable.
@@ -90,11 +98,39 @@ impl Reactor for ByHand {
     }
 
     fn messages_per_turn(&self) -> usize {
-        1
+        if *lock(&self.takes_many) { 16 } else { 1 }
+    }
+
+    fn clock(&self) -> Duration {
+        let mut clock = lock(&self.clock);
+        let (now, step) = *clock;
+        clock.0 = now + step;
+        now
+    }
+
+    fn switches(&self) -> u64 {
+        let mut preempted = lock(&self.preempted);
+        preempted.0 += preempted.1;
+        preempted.0
     }
 }
 
 impl ByHand {
+    /// It is that time now, and so much later whenever somebody has looked.
+    pub(super) fn set_clock(&self, now: Duration, step: Duration) {
+        *lock(&self.clock) = (now, step);
+    }
+
+    /// Takes as many messages in a turn as others do, not one.
+    pub(super) fn take_many(&self) {
+        *lock(&self.takes_many) = true;
+    }
+
+    /// From now on others run in between whenever it is asked.
+    pub(super) fn preempt(&self) {
+        lock(&self.preempted).1 = 1;
+    }
+
     fn poll(&self, number: u64, mut task: Task) {
         let waker = Waker::from(std::sync::Arc::new(Woken { task: number, queue: self.woken.clone() }));
         if task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {

@@ -99,7 +99,7 @@ fn nonsense_on_the_link_is_the_peers_fault() {
             let link = lab.hosts[CLIENT].links().remove(0);
             sys::send(link.socket(), &nonsense, &[]).expect("send");
             let link = lab.hosts[SERVER].links().remove(0);
-            let death = link.receive(&mut [0; LONGEST], 128).expect_err("an end");
+            let death = link.receive(&mut [0; LONGEST], 128, || false).expect_err("an end");
             link.bury(death);
             assert_misbehaved(read(&pair, SERVER), rule);
             assert_misbehaved(write(&pair, SERVER), rule);
@@ -159,7 +159,7 @@ fn blame(lab: &mut Lab, side: usize) {
     let link = lab.hosts[1 - side].links().remove(0);
     sys::send(link.socket(), &[0xff; 9], &[]).expect("send");
     let link = lab.hosts[side].links().remove(0);
-    let death = link.receive(&mut [0; LONGEST], 128).expect_err("an end");
+    let death = link.receive(&mut [0; LONGEST], 128, || false).expect_err("an end");
     link.bury(death);
 }
 

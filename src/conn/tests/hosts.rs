@@ -114,6 +114,22 @@ impl Host {
         self.by_hand.with(|| self.endpoint.timers().pass(time));
     }
 
+    /// It is that time now, and so much later whenever somebody has looked: what is done here takes
+    /// time.
+    pub(super) fn set_clock(&self, now: Duration, step: Duration) {
+        self.by_hand.set_clock(now, step);
+    }
+
+    /// Takes as many messages in a turn as a runtime does, not one.
+    pub(super) fn take_many(&self) {
+        self.by_hand.take_many();
+    }
+
+    /// From now on that is because others run in between.
+    pub(super) fn preempt(&self) {
+        self.by_hand.preempt();
+    }
+
     /// The socket that peers connect to.
     pub(super) fn listener(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()

@@ -218,23 +218,6 @@ fn who_is_not_even_asked_says_why() {
 }
 
 #[test]
-fn who_comes_without_a_pause_is_turned_away_with_pauses() {
-    const RESPITE: std::time::Duration = std::time::Duration::from_millis(1);
-    watched(|| {
-        let lab = Lab::with_limits_at(SERVER, |config| config.max_queries_per_second(0));
-        let [client, mut server] = lab.hosts;
-        let endpoint = server.endpoint.id();
-        let sockets: Vec<_> = (0..100).map(|_| client.endpoint.connect(endpoint).expect("connect")).collect();
-        for turn in 1..4 {
-            server.run();
-            let gone = sockets.iter().filter(|socket| sys::has_hung_up(socket.as_fd()).expect("poll"));
-            assert_eq!(gone.count(), 16 * turn, "then others have their turn");
-            server.pass(RESPITE);
-        }
-    });
-}
-
-#[test]
 fn another_user_has_so_many_links_and_the_next_stream_stays_on_tcp() {
     if sys::effective_uid() != 0 {
         // CI is root.

@@ -27,7 +27,7 @@ fn hang_up(lab: &mut Lab) {
 /// What the task of a link does when the peer has hung up.
 fn notice(link: &Arc<Link>) {
     let mut buffer = [0; crate::link::message::LONGEST];
-    patiently("the end of the link", || match link.receive(&mut buffer, 1) {
+    patiently("the end of the link", || match link.receive(&mut buffer, 1, || false) {
         Ok(_) => false,
         Err(death) => {
             link.bury(death);

@@ -84,13 +84,24 @@ pub(crate) fn thread_id() -> u32 {
 /// How often the calling thread was preempted, since it began; 0 where a sandbox denies the
 /// question.
 pub(crate) fn involuntary_switches() -> u64 {
+    switches().1
+}
+
+/// How often others have run instead of it, for which reason ever.
+pub(crate) fn all_switches() -> u64 {
+    let (voluntary, involuntary) = switches();
+    voluntary.wrapping_add(involuntary)
+}
+
+fn switches() -> (u64, u64) {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // A call that fails leaves the zeros.
     // SAFETY: the pointer is to a local of the type the call fills in.
     unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
     // SAFETY: all fields are integers, for which all-zero bytes are valid, and the call wrote none
     // or all of them.
-    unsafe { usage.assume_init() }.ru_nivcsw.unsigned_abs()
+    let usage = unsafe { usage.assume_init() };
+    (usage.ru_nvcsw.unsigned_abs(), usage.ru_nivcsw.unsigned_abs())
 }
 
 /// What the system limits of a process.

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::dice::Dice;
+use crate::judge::Terms;
 use crate::peer::{Lost, Peer, fresh_token};
 use crate::scenes::claims::MOST_FAILURES;
 use crate::target::{Target, subject_of};
@@ -93,8 +94,9 @@ pub(crate) fn answers_never_read(target: &Target) {
 /// MATCHed, and neither READY nor CANCEL: each is still a TCP connection.
 pub(crate) fn matched_and_never_ready(target: &Target) {
     let mut peer = Peer::greeted(target, 512);
-    let mut kept: Vec<_> =
-        (0..200).map(|_| peer.upgrade_as(target.tcp(), 0, false).expect("MATCH")).collect();
+    let mut kept: Vec<_> = (0..Terms::OF_A_CROWD.crowd)
+        .map(|_| peer.upgrade_as(target.tcp(), 0, false).expect("MATCH"))
+        .collect();
     for conn in &mut kept {
         conn.tcp.write_all(b"eabc").expect("write");
         let mut got = [0; 3];
