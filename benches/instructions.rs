@@ -18,6 +18,7 @@ use std::task::{Context, Poll, Waker};
 use gungraun::{Callgrind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
 use support::{Pair, Plain, TokioPair};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_smc::Config;
 use tokio_smc::engine::clc::Message;
 use tokio_smc::engine::interrupt::{CONNECTIONS, Signal, SignalPage};
 use tokio_smc::engine::ring::{Consumer, Producer};
@@ -365,9 +366,18 @@ fn decode(messages: Vec<(Message, Vec<u8>)>) -> Vec<(Message, Vec<u8>)> {
     messages
 }
 
+// What each connect and each bind without settings of its own asks for.
+#[library_benchmark]
+#[bench::of_a_connect()]
+fn config_from_env() {
+    for _ in 0..TIMES {
+        black_box(Config::from_env());
+    }
+}
+
 library_benchmark_group!(
     name = parts,
-    benchmarks = [ring_write, ring_read, raise, raise_and_ring, drain, look, encode, decode]
+    benchmarks = [ring_write, ring_read, raise, raise_and_ring, drain, look, encode, decode, config_from_env]
 );
 
 library_benchmark_group!(

@@ -5,6 +5,7 @@ mod limits;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use crate::peer::PeerPolicy;
@@ -109,7 +110,7 @@ const LONGEST_PEER_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// | `SMC_LO_DMB_SIZE` | bytes of a DMB's largest segment ([`dmb_size`](Config::dmb_size)) | 4194304 |
 /// | `SMC_LO_MEMORY` | bytes that all rings may take ([`memory_limit`](Config::memory_limit)) | a quarter |
 /// | `SMC_LO_MEMORY_PER_PEER` | of these for one process ([`memory_limit_per_peer`](Config::memory_limit_per_peer)) | |
-/// | `SMC_LO_BUSY_POLL_US` | longest polling window, in µs ([`busy_poll`](Config::busy_poll)) | 50 |
+/// | `SMC_LO_BUSY_POLL_US` | longest polling window, in µs ([`busy_poll`](Config::busy_poll)) | 200 |
 /// | `SMC_LO_MAX_LINKS` | links of a process ([`max_links`](Config::max_links)) | 1024 |
 /// | `SMC_LO_MAX_LINKS_PER_USER` | of these for another user ([`max_links_per_user`](Config::max_links_per_user)) | half |
 /// | `SMC_LO_MAX_STREAMS_PER_LINK` | streams of a link ([`max_streams_per_link`](Config::max_streams_per_link)) | 32768 |
@@ -120,8 +121,8 @@ const LONGEST_PEER_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long connect waits for the handshake ([`handshake_timeout`](Config::handshake_timeout)) is
 /// set in code only.
 ///
-/// A variable that can not be understood counts as unset; with the feature `tracing` a warning says
-/// so. Those of limits, memory and `MAX`, are read once.
+/// The variables are read once, when the first of these settings is needed. One that can not be
+/// understood counts as unset; with the feature `tracing` a warning says so.
 ///
 /// ```
 /// use std::time::Duration;
@@ -152,8 +153,10 @@ impl Default for Config {
 impl Config {
     /// The built-in settings; of the environment only `SMC_LO=off` is obeyed.
     pub fn new() -> Self {
+        static OFF: LazyLock<bool> =
+            LazyLock::new(|| env::var_os("SMC_LO").is_some_and(|value| value == "off"));
         Config {
-            off: env::var_os("SMC_LO").is_some_and(|value| value == "off"),
+            off: *OFF,
             upgrade_policy: UpgradePolicy::default(),
             peer_policy: PeerPolicy::default(),
             dmb_size: DEFAULT_DMB_SIZE,
@@ -165,8 +168,16 @@ impl Config {
         }
     }
 
-    /// The settings that the `SMC_LO_*` variables ask for, built-in ones for the rest.
+    /// The settings that the `SMC_LO_*` variables ask for, built-in ones for the rest. The
+    /// environment is read once, when this is first called.
     pub fn from_env() -> Self {
+        // Every connect without settings of its own asks: to look through the environment each time
+        // would take longer than all the rest that this crate does for it.
+        static FROM_ENV: LazyLock<Config> = LazyLock::new(Config::read_env);
+        FROM_ENV.clone()
+    }
+
+    fn read_env() -> Self {
         let mut config = Config::new();
         if let Some(policy) = variable("SMC_LO_UPGRADE") {
             config.upgrade_policy = policy;

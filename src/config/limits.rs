@@ -1,7 +1,5 @@
 //! What peers may take of this process: the settings that say so.
 
-use std::sync::LazyLock;
-
 use super::{Config, variable};
 use crate::ism::interrupt::CONNECTIONS;
 use crate::sync::Arc;
@@ -59,10 +57,9 @@ impl Limits {
     }
 }
 
-/// What the variables say, read once: the first configuration decides in any case.
+/// What the variables say.
 pub(super) fn from_env() -> Option<Arc<Limits>> {
-    static FROM_ENV: LazyLock<Option<Arc<Limits>>> = LazyLock::new(|| Limits::from_env().share());
-    FROM_ENV.clone()
+    Limits::from_env().share()
 }
 
 /// No more than there are numbers for.

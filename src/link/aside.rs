@@ -36,7 +36,7 @@ struct Closing {
 static CLOSING: Mutex<Closing> = Mutex::new(Closing { waiting: VecDeque::new(), thread_of: None });
 
 /// Does what may wait, in its turn. The thread begins with the first and ends with the last.
-pub(super) fn run(work: impl FnOnce() + Send + 'static) {
+pub(crate) fn run(work: impl FnOnce() + Send + 'static) {
     {
         let mut closing = lock(&CLOSING);
         closing.waiting.push_back(Box::new(work));

@@ -10,6 +10,7 @@ use crate::ism::budget::{Account, Charge};
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::sys;
 use crate::link::Fault;
+use crate::link::aside;
 use crate::link::given::Given;
 use crate::link::lack::reason_of;
 use crate::link::stream::LinkedStream;
@@ -200,6 +201,19 @@ pub(crate) enum NoDmb {
     Fault(Fault),
     /// This process lacks the means.
     Lacking(FallbackReason),
+}
+
+/// Of more arenas than this the mappings are taken away on another thread: each takes some
+/// microseconds, and a peer may have sent hundreds.
+const FEW_ARENAS: usize = 4;
+
+impl Drop for PeerArenas {
+    fn drop(&mut self) {
+        let maps = std::mem::take(&mut self.maps);
+        if maps.len() > FEW_ARENAS {
+            aside::run(move || drop(maps));
+        }
+    }
 }
 
 impl PeerArenas {

@@ -3,10 +3,13 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::hosts::{CLIENT, Host, Lab, Pair, SERVER};
-use super::stranger::{Bystander, Stranger};
+use super::hosts::{CLIENT, Host, Lab, Pair, SERVER, patiently};
+use super::stranger::{Bystander, SLOTS, Stranger};
 use super::watched;
+use crate::ism::arena::Arena;
+use crate::ism::budget::Account;
 use crate::ism::sys;
+use crate::link::aside;
 use crate::link::message::{LONGEST, Message};
 
 const START: Duration = Duration::from_secs(1000);
@@ -122,5 +125,44 @@ fn who_comes_without_a_pause_is_turned_away_with_pauses() {
             before = after;
             server.pass(Duration::from_secs(1));
         }
+    });
+}
+
+#[test]
+fn many_arenas_are_unmapped_where_nobody_waits() {
+    const MANY: usize = 20;
+    watched(|| {
+        let mut lab = Lab::new();
+        let stranger = Stranger::to(&lab, SERVER);
+        stranger.open(&mut lab);
+        stranger.greet();
+        let mut inodes = Vec::new();
+        for _ in 0..MANY {
+            let (_, file) = Arena::create(SLOTS, &Account::of_ourselves()).unwrap();
+            inodes.push(rustix::fs::fstat(&file).unwrap().st_ino.to_string());
+            stranger.send_with(&Message::Arena { slots: SLOTS }.encode(), &[file.as_fd()]);
+        }
+        lab.run();
+        let mapped = || {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            let of_them = |line: &&str| {
+                line.split_whitespace().nth(4).is_some_and(|inode| inodes.iter().any(|other| other == inode))
+            };
+            maps.lines().filter(of_them).count()
+        };
+        assert_eq!(mapped(), MANY);
+        // The thread that does it has something to do for now.
+        let (go_on, waits) = std::sync::mpsc::channel::<()>();
+        aside::run(move || {
+            let _ = waits.recv();
+        });
+        drop(stranger);
+        patiently("the end of the link", || {
+            lab.run();
+            lab.hosts[SERVER].links().is_empty()
+        });
+        assert_eq!(mapped(), MANY, "by whoever ends the link");
+        drop(go_on);
+        patiently("the end of the mappings", || mapped() == 0);
     });
 }
