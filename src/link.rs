@@ -51,6 +51,7 @@ use std::task::Waker;
 use crate::clc::{ClientHandshake, Gid};
 use crate::error::SmcError;
 use crate::ism::arena::{ArenaMap, DmbMemory};
+use crate::ism::aside::Lane;
 use crate::ism::budget::{self, Account, LinkPlace, Need};
 use crate::ism::device::EndpointId;
 use crate::ism::dmb::{LARGEST_SEGMENT, SMALLEST_SEGMENT};
@@ -211,6 +212,8 @@ pub(crate) struct Link {
     last_rung: AtomicU64,
     /// When the peer was told of our poller's CPU.
     cpu_told: AtomicU64,
+    /// For offers whose match takes time: apart from memory, whose locks a peer may hold.
+    matching: Lane,
     stale_after: u64,
     /// Wakes the task of this link when it has died.
     task: Mutex<Option<Waker>>,
@@ -294,6 +297,7 @@ impl Link {
             needed: AtomicU64::new(0),
             last_rung: AtomicU64::new(0),
             cpu_told: AtomicU64::new(0),
+            matching: Lane::new(),
             stale_after: endpoint.stale_after(),
             task: Mutex::default(),
         });
@@ -350,6 +354,11 @@ impl Link {
     /// The number that both ends know this link by, once the peer has said its own.
     pub(crate) fn shared_id(&self) -> u64 {
         self.id ^ self.peer.get().map_or(0, |peer| peer.link_id)
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn matching(&self) -> &Lane {
+        &self.matching
     }
 
     pub(crate) fn death(&self) -> Option<Death> {

@@ -1,4 +1,4 @@
-//! Work on memory that a peer has, too: on threads of its own.
+//! Work that takes long, above all on memory that a peer has, too: on threads of its own.
 //!
 //! The kernel lets whoever holds a memory file open keep its lock (the inode's), for as long as he
 //! likes, and whoever punches it keep those waiting who touch it. So what takes that lock, or may
@@ -21,7 +21,7 @@ use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 const MOST_THREADS: usize = 16;
 /// How long a thread without work waits for some.
 const IDLE: Duration = Duration::from_secs(2);
-/// The work is a few system calls.
+/// The work is a few system calls, or a match with its proof.
 const STACK: usize = 128 * 1024;
 
 type Work = Box<dyn FnOnce() + Send>;

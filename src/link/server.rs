@@ -4,6 +4,7 @@ use std::sync::Weak;
 
 use super::{Fault, Link, NewDmb, SignalEntry, TheirOffer, usable_window};
 use crate::clc::{Confirmation, Diagnosis, Dmb, ServerHandshake};
+use crate::ism::aside::NoThread;
 use crate::ism::interrupt::CONNECTIONS;
 use crate::ism::ring::{Consumer, Producer};
 use crate::link::accepted::{Found, Key, rule_out};
@@ -11,7 +12,7 @@ use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::link::message::{DmbPlace, Message, Subject};
 use crate::link::proof::{
-    self, Bound, Commitment, Evidence, Exchange, NO_COOKIE, Ours, Part, Reveal, Secret,
+    self, Bound, Commitment, Evidence, Exchange, How, NO_COOKIE, Ours, Part, Reveal, Secret,
 };
 use crate::link::slots::NoDmb;
 use crate::link::stream::{Death, LinkedStream, PeerInterrupt, ReceiveDmb, SendDmb, Verdict};
@@ -165,7 +166,26 @@ impl Link {
         self.send(&Message::Refuse { id, clc: clc.decline(reason.diagnosis()) });
     }
 
-    fn match_stream(self: &Arc<Self>, mut proposed: Proposed, stream: &Arc<dyn LinkedStream>) {
+    /// Matches an offer with a stream that may be its own: on another thread where that means to
+    /// reckon with keys, for others wait for the runtime's.
+    fn match_stream(self: &Arc<Self>, proposed: Proposed, stream: &Arc<dyn LinkedStream>) {
+        let commitment = proposed.offered.commitment.as_ref();
+        if commitment.is_none_or(|commitment| commitment.how() == How::Hash) {
+            return self.match_here(proposed, stream);
+        }
+        let (link, stream) = (self.clone(), stream.clone());
+        let matched = self.matching.run(move || {
+            // It runs where nobody else would tell the client.
+            if shielded(|| link.match_here(proposed, &stream)).is_err() {
+                link.bury(Death::Failed);
+            }
+        });
+        if let Err(NoThread(work)) = matched {
+            work();
+        }
+    }
+
+    fn match_here(self: &Arc<Self>, mut proposed: Proposed, stream: &Arc<dyn LinkedStream>) {
         if let Err(reason) = self.try_match(&mut proposed, stream) {
             let theirs = &proposed.offered.subject;
             if let (false, Some(endpoint)) = (stream.may_meet(theirs), self.endpoint.upgrade()) {

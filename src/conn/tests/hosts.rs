@@ -138,6 +138,12 @@ impl Host {
     /// Takes one thing that has come: a piece of work, a connection, or one message. False: nothing
     /// has.
     pub(super) fn step(&mut self) -> bool {
+        self.links().iter().for_each(|link| link.matching().settle());
+        self.step_alone()
+    }
+
+    /// The same, without waiting for what is done aside.
+    pub(super) fn step_alone(&mut self) -> bool {
         !self.dead && self.by_hand.step()
     }
 
@@ -153,7 +159,10 @@ impl Host {
 
     /// Waits for what is done aside.
     pub(super) fn settle(&self) {
-        self.links().iter().for_each(|link| link.account().lane().settle());
+        for link in self.links() {
+            link.account().lane().settle();
+            link.matching().settle();
+        }
     }
 }
 

@@ -4,8 +4,10 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::hosts::{CLIENT, Host, Lab, Pair, SERVER, patiently};
+use super::proofs::turn;
 use super::stranger::{Bystander, SLOTS, Stranger};
 use super::watched;
+use crate::conn::upgrade::Phase;
 use crate::ism::arena::Arena;
 use crate::ism::budget::Account;
 use crate::ism::sys;
@@ -164,5 +166,29 @@ fn many_arenas_are_unmapped_where_nobody_waits() {
         assert_eq!(mapped(), MANY, "by whoever ends the link");
         drop(go_on);
         patiently("the end of the mappings", || mapped() == 0);
+    });
+}
+
+#[test]
+fn keys_are_reckoned_with_where_nobody_waits() {
+    watched(|| {
+        let mut lab = Lab::new();
+        let _link = lab.link();
+        let server = lab.hosts[SERVER].links().remove(0);
+        // The thread that does it has something to do for now.
+        let (go_on, waits) = std::sync::mpsc::channel::<()>();
+        let begun = server.matching().run(move || {
+            let _ = waits.recv();
+        });
+        assert!(begun.is_ok(), "a thread");
+        let pair = lab.pair();
+        turn(&pair);
+        assert!(pair.offer(&lab));
+        while lab.hosts[CLIENT].step_alone() | lab.hosts[SERVER].step_alone() {}
+        assert_eq!(pair.conns[CLIENT].upgrade.phase(), Phase::Offering, "the first proof is one by key");
+        drop(go_on);
+        lab.run();
+        pair.settle();
+        assert!(pair.conns.iter().all(|conn| conn.transport().is_loopback_ism()));
     });
 }
