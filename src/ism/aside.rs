@@ -22,7 +22,7 @@ const MOST_THREADS: usize = 16;
 /// How long a thread without work waits for some.
 const IDLE: Duration = Duration::from_secs(2);
 /// The work is a few system calls, or a match with its proof.
-const STACK: usize = 128 * 1024;
+const STACK: usize = 256 * 1024;
 
 type Work = Box<dyn FnOnce() + Send>;
 
