@@ -72,6 +72,9 @@ pub(crate) struct Terms {
     /// So many connections are made in a play, have one round each, and are closed all at once, as
     /// any TCP client may.
     pub(crate) crowd: usize,
+    /// So many links are made in a play, each with an upgrade, as any client that the victim admits
+    /// may.
+    pub(crate) links: usize,
     /// It keeps the victim's application busy with bytes, as any client of an echo may.
     pub(crate) talks: bool,
 }
@@ -83,6 +86,7 @@ impl Terms {
         impatient: false,
         group: None,
         crowd: 0,
+        links: 0,
         talks: false,
     };
     pub(crate) const TWO_WORKERS: Terms = Terms { flavour: Flavour::MultiThread, ..Terms::USUAL };
@@ -91,6 +95,9 @@ impl Terms {
     pub(crate) const OVER_PAGES: Terms = Terms { attacker: Attacker::Contending, ..Terms::USUAL };
     pub(crate) const OF_A_CROWD: Terms = Terms { crowd: 200, ..Terms::USUAL };
     pub(crate) const OF_A_TALKER: Terms = Terms { talks: true, ..Terms::USUAL };
+    pub(crate) const OF_A_LINK: Terms = Terms { links: 1, ..Terms::USUAL };
+    pub(crate) const OF_SIX_LINKS: Terms = Terms { links: 6, ..Terms::USUAL };
+    pub(crate) const OF_A_TALKER_ON_A_LINK: Terms = Terms { links: 1, ..Terms::OF_A_TALKER };
     pub(crate) const IN_256_MIB: Terms = Terms { group: Some(256 << 20), ..Terms::USUAL };
 }
 

@@ -37,6 +37,7 @@ mod target;
 mod victim;
 mod wire;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -89,7 +90,7 @@ scenes! {
     ring_flags_at_random: rings::flags_at_random, Terms::OF_A_TALKER;
     ring_flags_faster_than_looks: rings::flags_faster_than_looks;
     ring_without_flags_as_fast: rings::without_flags_as_fast;
-    ring_words_at_random: rings::words_at_random, Terms::OF_A_TALKER;
+    ring_words_at_random: rings::words_at_random, Terms::OF_A_TALKER_ON_A_LINK;
     ring_words_at_random_again_and_again: rings::words_at_random_again_and_again;
     // ---- the word of a direction ----
     switch_at_a_huge_position: words::switch_at_a_huge_position;
@@ -148,7 +149,7 @@ scenes! {
     file_that_is_locked_for_ever: files::locked_for_ever;
     // ---- what one process takes of another ----
     links_without_number: quotas::links;
-    links_with_all_arenas: quotas::links_with_all_arenas;
+    links_with_all_arenas: quotas::links_with_all_arenas, Terms::OF_SIX_LINKS;
     greetings_without_a_word: quotas::greetings;
     queries_without_an_end: quotas::queries, Terms::IMPATIENT;
     sockets_closed_without_a_flag: quotas::closed_without_a_flag, Terms::IMPATIENT;
@@ -159,13 +160,13 @@ scenes! {
     connections_of_a_stranger: strangers::connections, Terms::OF_A_STRANGER;
     endpoints_of_a_stranger: strangers::endpoints, Terms::OF_A_STRANGER;
     // ---- stopped at each step, and continued ----
-    stopped_before_hello: phases::before_hello;
-    stopped_after_hello: phases::after_hello;
-    stopped_after_offer: phases::after_offer;
-    stopped_after_match: phases::after_match;
-    stopped_after_ready: phases::after_ready;
-    stopped_after_switch: phases::after_switch;
-    stopped_after_data: phases::after_data;
+    stopped_before_hello: phases::before_hello, Terms::OF_A_LINK;
+    stopped_after_hello: phases::after_hello, Terms::OF_A_LINK;
+    stopped_after_offer: phases::after_offer, Terms::OF_A_LINK;
+    stopped_after_match: phases::after_match, Terms::OF_A_LINK;
+    stopped_after_ready: phases::after_ready, Terms::OF_A_LINK;
+    stopped_after_switch: phases::after_switch, Terms::OF_A_LINK;
+    stopped_after_data: phases::after_data, Terms::OF_A_LINK;
 }
 
 /// Not a test of its own: the door through which this binary becomes the victim or an attacker.
@@ -173,7 +174,10 @@ scenes! {
 fn child_process() {
     let Some(role) = role() else { return };
     match role.split(' ').collect::<Vec<_>>()[..] {
-        ["newcomer", addr] => newcomer(addr),
+        ["newcomer", addr] => {
+            newcomer(addr.parse().expect("an address"));
+            child::tell(scenes::DONE);
+        }
         ["victim", "CurrentThread"] => victim::serve(Flavour::CurrentThread),
         ["victim", "MultiThread"] => victim::serve(Flavour::MultiThread),
         ["prey", addr] => claims::prey(addr.parse().expect("an address")),
@@ -185,12 +189,13 @@ fn child_process() {
         }
         ["attack", addr, "admitted-user"] => directory::admitted_user(&target(addr)),
         ["attack", addr, "another-user"] => directory::another_user(&target(addr)),
-        ["burn", threads, share, millis, addr, crowd, plays, talks] => {
+        ["burn", threads, share, millis, addr, crowd, links, plays, talks] => {
             let number = |word: &str| word.parse().expect("a number");
             let time = Duration::from_millis(number(millis));
             let like = measure::Like {
                 addr: addr.parse().expect("an address"),
                 crowd: number(crowd) as usize,
+                links: number(links) as usize,
                 plays: number(plays) as u32,
                 talks: talks == "true",
             };
@@ -228,7 +233,7 @@ fn attack(addr: &str, scene: &str, often: &[&str]) {
 }
 
 /// A process that the victim has not met before gets an upgrade, too.
-fn newcomer(addr: &str) {
+fn newcomer(addr: SocketAddr) {
     let config = Config::from_env().upgrade_policy(UpgradePolicy::Require);
     Flavour::CurrentThread.runtime().block_on(async {
         let mut stream = SmcStream::connect_with(addr, &config).await.expect("a newcomer's upgrade");
@@ -237,7 +242,6 @@ fn newcomer(addr: &str) {
         stream.read_exact(&mut got).await.expect("read");
         assert_eq!(&got, b"hello");
     });
-    child::tell(scenes::DONE);
 }
 
 fn target(addr: &str) -> Target {

@@ -17,7 +17,9 @@
 //! ([`Terms::crowd`]), the like load makes and closes as many, as often: each takes a TCP server
 //! its few microseconds, and two hundred that end at once end in one turn of its runtime. Where a
 //! scene keeps a server's application busy, as any client of an echo may ([`Terms::talks`]), the
-//! like load talks to it over TCP, in the time that is its. It says nothing on a link.
+//! like load talks to it over TCP, in the time that is its. Where a scene makes links and upgrades,
+//! as any client that is admitted may ([`Terms::links`]), the like load is a client that does so,
+//! by this crate, as often.
 //!
 //! What else the machine does comes and goes within seconds, and is felt more than most attacks:
 //! attack and like load take turns, each attack by a process of its own, which is killed before the
@@ -35,11 +37,11 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::attend;
 use crate::child::Child;
 use crate::judge::{Terms, Trial, plain_connection, plain_round, plain_talk};
 use crate::random::say;
 use crate::watchdog::step;
+use crate::{attend, newcomer};
 
 /// For how long a scene is played at least, in each of so many turns; where that takes long, in
 /// fewer.
@@ -137,8 +139,8 @@ impl Turn {
         let plays: u32 = played.split(' ').next().and_then(|word| word.parse().ok()).expect("a number");
         let plays = (f64::from(plays) * WHILE.as_secs_f64() / lasted.as_secs_f64()).round() as u32;
         let (millis, addr) = (WHILE.as_millis(), trial.addr());
-        let Terms { crowd, talks, .. } = terms;
-        let role = format!("burn {threads} {each} {millis} {addr} {crowd} {plays} {talks}");
+        let Terms { crowd, links, talks, .. } = terms;
+        let role = format!("burn {threads} {each} {millis} {addr} {crowd} {links} {plays} {talks}");
         let mut load = Child::start(&role, trial.dir(), &[]);
         let client = Client::begin(trial.addr());
         load.hear();
@@ -228,11 +230,13 @@ fn processor_time(id: u32) -> Duration {
     Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// What a like load does over TCP.
+/// What a like load does with the victim.
 pub(crate) struct Like {
     pub(crate) addr: SocketAddr,
-    /// So many connections are closed at once,
+    /// So many connections are closed at once, and so many upgrades made, each on a link of its
+    /// own,
     pub(crate) crowd: usize,
+    pub(crate) links: usize,
     /// so often.
     pub(crate) plays: u32,
     pub(crate) talks: bool,
@@ -242,6 +246,7 @@ impl Like {
     fn come_and_go(&self) {
         let mut all = Vec::from_iter((0..self.crowd).map(|_| plain_connection(self.addr)));
         all.iter_mut().for_each(plain_talk);
+        (0..self.links).for_each(|_| newcomer(self.addr));
     }
 
     /// What it does instead of nothing.
@@ -261,8 +266,8 @@ impl Like {
     }
 }
 
-/// Takes so many thousandths of a processor on each of so many threads, a crowd on the first of
-/// them with what that takes.
+/// Takes so many thousandths of a processor on each of so many threads, crowds and links on the
+/// first of them with what those take.
 pub(crate) fn burn(threads: u64, share: u64, time: Duration, like: &Like) {
     let started = Instant::now();
     thread::scope(|scope| {
@@ -270,7 +275,7 @@ pub(crate) fn burn(threads: u64, share: u64, time: Duration, like: &Like) {
             scope.spawn(move || {
                 let (mut plays, mut piece_of_work) = (0, like.piece());
                 while started.elapsed() < time {
-                    let crowds = thread == 0 && like.crowd > 0 && plays < like.plays;
+                    let crowds = thread == 0 && like.crowd + like.links > 0 && plays < like.plays;
                     if crowds && started.elapsed() >= time * plays / like.plays {
                         plays += 1;
                         like.come_and_go();
