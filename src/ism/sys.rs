@@ -35,7 +35,7 @@ pub(crate) use memory::{is_filtered, punch};
 pub(crate) use namespace::shares_pid_namespace;
 pub(crate) use process::{
     all_switches, current_cpu, effective_uid, hostname, involuntary_switches, is_known_group, is_known_user,
-    is_user, monotonic, monotonic_ns, random_bytes, random_u64, thread_id, usable_cpus,
+    is_this_process, is_user, monotonic, monotonic_ns, random_bytes, random_u64, thread_id, usable_cpus,
 };
 #[cfg(test)]
 pub(crate) use process::{overflow_gid, overflow_uid};

@@ -1,4 +1,4 @@
-//! Closes that may wait, on a thread of their own.
+//! Closes that may wait, and other ends that take long, on a thread of their own.
 //!
 //! The last close of a descriptor takes what it takes: a TCP socket with `SO_LINGER` waits until
 //! its bytes are gone, a file of a file system in user space until that answers. Peers can send

@@ -281,7 +281,7 @@ impl Link {
                 return Ok(());
             }
         }
-        let in_this_process = u32::try_from(self.credentials.pid) == Ok(std::process::id());
+        let in_this_process = sys::is_this_process(self.credentials.pid);
         let here = if in_this_process { crate::link::endpoint::link_of_this_process(link_id) } else { None };
         let bell = self.bell_of_peer(eventfd);
         let peer = Peer { link_id, endpoint, first_arena, bell, here };

@@ -15,6 +15,10 @@ impl<T> Table<T> {
     pub(crate) fn get(&self, number: u32) -> Option<&T> {
         self.all.get(number as usize).and_then(Option::as_ref)
     }
+
+    fn is_empty(&self) -> bool {
+        self.all.len() == self.free.len()
+    }
 }
 
 /// A [`Table`], of a link that lives or has died.
@@ -77,8 +81,7 @@ impl<T> Numbers<T> {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        let table = lock(&self.table);
-        table.all.len() == table.free.len()
+        lock(&self.table).is_empty()
     }
 
     /// What the link has died of, or 0.
@@ -100,8 +103,7 @@ impl<T> Numbers<T> {
     pub(crate) fn die_if_empty(&self, of: u8) -> bool {
         // Under the lock: who takes a number has it before or after that, and finds the death.
         let table = lock(&self.table);
-        table.all.len() == table.free.len()
-            && self.death.compare_exchange(0, of, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        table.is_empty() && self.death.compare_exchange(0, of, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 

@@ -20,19 +20,36 @@ pub(super) fn name_of(peer: &PeerCred) -> Peer {
     (peer.uid, is_same_user(peer).then_some(peer.pid))
 }
 
-#[derive(Default)]
-struct Peers {
-    /// When each would be through if it had come no faster than it may; who is through already need
-    /// not be known.
-    through: HashMap<Peer, Duration>,
+/// What is remembered of peers.
+pub(super) struct Known<T> {
+    pub(super) of: HashMap<Peer, T>,
     /// Of how many on those are looked for that need not be known.
     many: usize,
+}
+
+impl<T> Default for Known<T> {
+    fn default() -> Self {
+        Known { of: HashMap::new(), many: 0 }
+    }
+}
+
+impl<T> Known<T> {
+    /// Where there are many forgets those that are not `needed`.
+    pub(super) fn forget_unless(&mut self, needed: impl Fn(&T) -> bool) {
+        if self.of.len() > self.many.max(FEW) {
+            self.of.retain(|_, known| needed(known));
+            // Twice as many have to come before the next look.
+            self.many = 2 * self.of.len();
+        }
+    }
 }
 
 pub(crate) struct Pace {
     /// Between two connections of a peer; `None`: nobody may come.
     step: Option<Duration>,
-    peers: Mutex<Peers>,
+    /// When each would be through if it had come no faster than it may; who is through already need
+    /// not be known.
+    peers: Mutex<Known<Duration>>,
 }
 
 impl Pace {
@@ -50,16 +67,12 @@ impl Pace {
         }
         let peer = name_of(peer);
         let mut peers = lock(&self.peers);
-        let through = peers.through.get(&peer).map_or(now, |through| now.max(*through)) + step;
+        let through = peers.of.get(&peer).map_or(now, |through| now.max(*through)) + step;
         if through > now + BURST {
             return false;
         }
-        peers.through.insert(peer, through);
-        if peers.through.len() > peers.many.max(FEW) {
-            peers.through.retain(|_, through| *through > now);
-            // Twice as many have to come before the next look.
-            peers.many = 2 * peers.through.len();
-        }
+        peers.of.insert(peer, through);
+        peers.forget_unless(|through| *through > now);
         true
     }
 }
@@ -115,7 +128,7 @@ mod tests {
                 assert!(pace.admits(&ours(1 + pid + 50 * round as i32), now));
             }
         }
-        let known = lock(&pace.peers).through.len();
+        let known = lock(&pace.peers).of.len();
         assert!(known <= FEW + 50, "{known} of 5000");
     }
 }

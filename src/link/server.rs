@@ -101,10 +101,7 @@ impl Link {
             let proposed = proposed.take();
             Box::new(move |stream| {
                 if let Some(proposed) = proposed {
-                    // It runs where nobody else would tell the client.
-                    if shielded(|| link.accepted_late(proposed, stream)).is_err() {
-                        link.bury(Death::Failed);
-                    }
+                    link.or_bury(|| link.accepted_late(proposed, stream));
                 }
             })
         });
@@ -166,6 +163,13 @@ impl Link {
         self.send(&Message::Refuse { id, clc: clc.decline(reason.diagnosis()) });
     }
 
+    /// Does something where nobody else would tell the client of a panic.
+    fn or_bury(&self, work: impl FnOnce()) {
+        if shielded(work).is_err() {
+            self.bury(Death::Failed);
+        }
+    }
+
     /// Matches an offer with a stream that may be its own: on another thread where that means to
     /// reckon with keys, for others wait for the runtime's.
     fn match_stream(self: &Arc<Self>, proposed: Proposed, stream: &Arc<dyn LinkedStream>) {
@@ -174,12 +178,7 @@ impl Link {
             return self.match_here(proposed, stream);
         }
         let (link, stream) = (self.clone(), stream.clone());
-        let matched = self.matching.run(move || {
-            // It runs where nobody else would tell the client.
-            if shielded(|| link.match_here(proposed, &stream)).is_err() {
-                link.bury(Death::Failed);
-            }
-        });
+        let matched = self.matching.run(move || link.or_bury(|| link.match_here(proposed, &stream)));
         if let Err(NoThread(work)) = matched {
             work();
         }

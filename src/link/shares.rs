@@ -87,7 +87,7 @@ impl Shares {
         let foreign = !sys::is_user(peer.uid, sys::effective_uid());
         let (among, taken) = if foreign && (of_user >= most.of_a_user || most.is_share(of_user, self.all)) {
             (Some(peer.uid), Taken::OfTheUser)
-        } else if !is_own(peer.pid) && most.is_share(of_process, self.all) {
+        } else if !sys::is_this_process(peer.pid) && most.is_share(of_process, self.all) {
             return Share::Refused(Taken::OfTheProcess);
         } else if self.all >= most.all {
             (None, Taken::All)
@@ -110,7 +110,7 @@ impl Shares {
         mut may_go: impl FnMut(u64) -> bool,
     ) -> Option<(PeerCred, u64)> {
         let greedy = self.held.iter().filter(|((uid, pid), held)| {
-            among.is_none_or(|user| user == *uid) && !is_own(*pid) && held.len() > more_than
+            among.is_none_or(|user| user == *uid) && !sys::is_this_process(*pid) && held.len() > more_than
         });
         let mut greedy = Vec::from_iter(greedy);
         greedy.sort_unstable_by_key(|(_, held)| std::cmp::Reverse((held.len(), held.last().copied())));
@@ -150,10 +150,6 @@ impl Shares {
             }
         }
     }
-}
-
-fn is_own(pid: i32) -> bool {
-    u32::try_from(pid) == Ok(std::process::id())
 }
 
 /// [`Shares`] of things, and how each of them is told that it was taken back.

@@ -16,11 +16,10 @@
 //! of useful messages is as long as it is.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::ism::sys::PeerCred;
-use crate::link::pace::{FEW, Peer, name_of};
+use crate::link::pace::{Known, name_of};
 use crate::link::reactor::Reactor;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 
@@ -112,17 +111,10 @@ fn was_away(often: u64) -> bool {
     KNOWN.try_with(|known| known.replace(often) != often).unwrap_or(true)
 }
 
-#[derive(Default)]
-struct Peers {
-    known: HashMap<Peer, Arc<Taken>>,
-    /// Of how many on those are looked for that need not be known.
-    many: usize,
-}
-
 /// The work that peers of an endpoint have caused lately.
 #[derive(Default)]
 pub(crate) struct Turns {
-    peers: Mutex<Peers>,
+    peers: Mutex<Known<Arc<Taken>>>,
     all: Arc<AtomicU64>,
     /// Whoever they are: what they are is not asked before they are turned away.
     turned_away: AtomicU64,
@@ -138,15 +130,11 @@ impl Turns {
     /// What is known of that one, on which its links agree.
     pub(crate) fn of(&self, peer: &PeerCred, now: Duration) -> Arc<Taken> {
         let mut peers = lock(&self.peers);
-        if peers.known.len() > peers.many.max(FEW) {
-            // Relaxed: as in `take`.
-            let counts = |taken: &Taken| taken.through.load(Ordering::Relaxed) > now.as_nanos() as u64;
-            peers.known.retain(|_, taken| Arc::strong_count(taken) > 1 || counts(taken));
-            // Twice as many have to come before the next look.
-            peers.many = 2 * peers.known.len();
-        }
+        // Relaxed: as in `take`.
+        let counts = |taken: &Taken| taken.through.load(Ordering::Relaxed) > now.as_nanos() as u64;
+        peers.forget_unless(|taken| Arc::strong_count(taken) > 1 || counts(taken));
         let fresh = || Arc::new(Taken { through: AtomicU64::new(0), all: self.all.clone() });
-        peers.known.entry(name_of(peer)).or_insert_with(fresh).clone()
+        peers.of.entry(name_of(peer)).or_insert_with(fresh).clone()
     }
 
     /// So much time was spent to turn somebody away: for how long nobody is to be now.
@@ -188,6 +176,7 @@ impl Taken {
 mod tests {
     use super::*;
     use crate::ism::sys;
+    use crate::link::pace::FEW;
 
     const NOW: Duration = Duration::from_secs(1_000_000);
     const SOME: Duration = Duration::from_millis(1);
@@ -253,7 +242,7 @@ mod tests {
                 turns.of(&ours(2 + pid + 50 * round as i32), now).spent((SOME, now));
             }
         }
-        let known = lock(&turns.peers).known.len();
+        let known = lock(&turns.peers).of.len();
         assert!(known <= 2 * FEW + 50, "{known} of 5000");
         assert!(Arc::ptr_eq(&stays, &turns.of(&ours(1), NOW)));
     }

@@ -15,9 +15,7 @@ use std::io;
 
 use super::{LENT_PART, SEGMENT_PART, means};
 use crate::ism::aside::Lane;
-#[cfg(any(test, feature = "unstable-engine"))]
-use crate::ism::sys;
-use crate::ism::sys::PeerCred;
+use crate::ism::sys::{self, PeerCred};
 use crate::peer::is_same_user;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 
@@ -133,7 +131,7 @@ impl Account {
     /// The account of a link to that process.
     pub(crate) fn of(peer: &PeerCred) -> Arc<Account> {
         let foreign_user = (peer.uid != 0 && !is_same_user(peer)).then_some(peer.uid);
-        let is_here = u32::try_from(peer.pid) == Ok(std::process::id());
+        let is_here = sys::is_this_process(peer.pid);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let sharer = if is_here { Sharer::Here(number) } else { Sharer::Process(peer.uid, peer.pid) };
         Arc::new(Account { number, sharer, foreign_user, lane: Lane::new() })

@@ -75,6 +75,11 @@ pub(crate) fn monotonic() -> Duration {
     Duration::from_nanos(monotonic_ns())
 }
 
+/// Is that the process this runs in?
+pub(crate) fn is_this_process(pid: i32) -> bool {
+    u32::try_from(pid) == Ok(std::process::id())
+}
+
 /// Kernel id of the calling thread; where a sandbox denies the question, the same number for all.
 pub(crate) fn thread_id() -> u32 {
     // SAFETY: the call takes no argument and touches no memory.
