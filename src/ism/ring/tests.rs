@@ -201,8 +201,14 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..120)
 }
 
+/// More cases than usual, and as many fewer as `PROPTEST_CASES` says.
+fn config() -> ProptestConfig {
+    let usual = ProptestConfig::default();
+    ProptestConfig { failure_persistence: None, cases: usual.cases.saturating_mul(2), ..usual }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(600) })]
+    #![proptest_config(config())]
 
     #[test]
     fn a_ring_is_a_bounded_queue(window in 2..7_u32, steps in steps()) {
@@ -362,7 +368,8 @@ fn byte_at(position: u64) -> u8 {
 #[test]
 fn two_threads_pass_every_byte() {
     let _watchdog = Watchdog::new(Duration::from_secs(120));
-    const TOTAL: u64 = 8 << 20;
+    // Miri takes a thousand times as long.
+    const TOTAL: u64 = if cfg!(miri) { 32 << 10 } else { 8 << 20 };
     let (mut producer, mut consumer) = ring::<64>(4096);
     // The control messages: grants on their way to the sender, wishes and returns to the receiver.
     let (tell_sender, grants) = mpsc::channel::<(u64, HeapSegment)>();
