@@ -77,6 +77,8 @@ pub(crate) struct Terms {
     pub(crate) links: usize,
     /// It keeps the victim's application busy with bytes, as any client of an echo may.
     pub(crate) talks: bool,
+    /// What it costs the machine is like nothing but the same against another server.
+    pub(crate) decoy: bool,
 }
 
 impl Terms {
@@ -88,6 +90,7 @@ impl Terms {
         crowd: 0,
         links: 0,
         talks: false,
+        decoy: false,
     };
     pub(crate) const TWO_WORKERS: Terms = Terms { flavour: Flavour::MultiThread, ..Terms::USUAL };
     pub(crate) const IMPATIENT: Terms = Terms { impatient: true, ..Terms::USUAL };
@@ -96,9 +99,8 @@ impl Terms {
     pub(crate) const OF_A_CROWD: Terms = Terms { crowd: 200, ..Terms::USUAL };
     pub(crate) const OF_A_TALKER: Terms = Terms { talks: true, ..Terms::USUAL };
     pub(crate) const OF_A_LINK: Terms = Terms { links: 1, ..Terms::USUAL };
-    pub(crate) const OF_SIX_LINKS: Terms = Terms { links: 6, ..Terms::USUAL };
-    pub(crate) const OF_A_TALKER_ON_A_LINK: Terms = Terms { links: 1, ..Terms::OF_A_TALKER };
-    pub(crate) const IN_256_MIB: Terms = Terms { group: Some(256 << 20), ..Terms::USUAL };
+    pub(crate) const BESIDE_A_DECOY: Terms = Terms { decoy: true, ..Terms::USUAL };
+    pub(crate) const IN_256_MIB: Terms = Terms { group: Some(256 << 20), ..Terms::BESIDE_A_DECOY };
 }
 
 pub(crate) struct Trial {
@@ -187,6 +189,10 @@ impl Trial {
 
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    pub(crate) fn terms(&self) -> Terms {
+        self.terms
     }
 
     pub(crate) fn dir(&self) -> &Path {

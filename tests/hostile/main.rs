@@ -90,7 +90,7 @@ scenes! {
     ring_flags_at_random: rings::flags_at_random, Terms::OF_A_TALKER;
     ring_flags_faster_than_looks: rings::flags_faster_than_looks;
     ring_without_flags_as_fast: rings::without_flags_as_fast;
-    ring_words_at_random: rings::words_at_random, Terms::OF_A_TALKER_ON_A_LINK;
+    ring_words_at_random: rings::words_at_random, Terms::BESIDE_A_DECOY;
     ring_words_at_random_again_and_again: rings::words_at_random_again_and_again;
     // ---- the word of a direction ----
     switch_at_a_huge_position: words::switch_at_a_huge_position;
@@ -111,7 +111,7 @@ scenes! {
     proofs_out_of_turn: messages::proofs_out_of_turn;
     // ---- whose connection it is, and who says so ----
     steal_by_a_third_process: claims::steal;
-    proofs_of_another_connection: claims::replays;
+    proofs_of_another_connection: claims::replays, Terms::BESIDE_A_DECOY;
     proofs_twice: claims::twice;
     greeted_under_another_name: claims::under_another_name;
     // ---- names in the directory, and who answers to them ----
@@ -132,7 +132,7 @@ scenes! {
     one_slot_twice_is_a_violation: memory::one_slot_twice;
     the_victims_own_arena_is_a_violation: memory::own_arena_back;
     arenas_of_many_tebibytes: memory::tebibytes;
-    greedy_for_memory: memory::greedy;
+    greedy_for_memory: memory::greedy, Terms::BESIDE_A_DECOY;
     greedy_in_a_group_of_256_mib: memory::greedy, Terms::IN_256_MIB;
     slots_that_never_come_back: memory::never_detached;
     // ---- what blocks ----
@@ -149,7 +149,7 @@ scenes! {
     file_that_is_locked_for_ever: files::locked_for_ever;
     // ---- what one process takes of another ----
     links_without_number: quotas::links;
-    links_with_all_arenas: quotas::links_with_all_arenas, Terms::OF_SIX_LINKS;
+    links_with_all_arenas: quotas::links_with_all_arenas, Terms::BESIDE_A_DECOY;
     greetings_without_a_word: quotas::greetings;
     queries_without_an_end: quotas::queries, Terms::IMPATIENT;
     sockets_closed_without_a_flag: quotas::closed_without_a_flag, Terms::IMPATIENT;

@@ -21,6 +21,11 @@
 //! as any client that is admitted may ([`Terms::links`]), the like load is a client that does so,
 //! by this crate, as often.
 //!
+//! What makes processes all the time, or works in the kernel for long at once, is like nothing but
+//! itself. Such a scene ([`Terms::decoy`]) is compared with its own play against another server on
+//! this machine: what is slower than beside that is what the client's server does for its attacker,
+//! in the client's way.
+//!
 //! What else the machine does comes and goes within seconds, and is felt more than most attacks:
 //! attack and like load take turns, each attack by a process of its own, which is killed before the
 //! client stops. What is printed is the median of the turns.
@@ -120,33 +125,61 @@ struct Turn {
 }
 
 impl Turn {
-    fn play(trial: &mut Trial, scene: &str, terms: Terms, turn: usize) -> Self {
+    fn play(trial: &mut Trial, decoy: Option<&mut Trial>, scene: &str, turn: usize) -> Self {
         step("the attack");
+        let addr = trial.addr();
         let again = if turn == 0 { "" } else { " again" };
-        let mut attacker = trial.attacker(&format!("{scene} {}{again}", WHILE.as_millis()));
-        let (client, started) = (Client::begin(trial.addr()), Instant::now());
+        let what = format!("{scene} {}{again}", WHILE.as_millis());
+        let (attacked, attack) = Attack::see(trial, addr, &what);
+        trial.listen_to_witnesses();
+        let beside = match decoy {
+            Some(decoy) => {
+                step("an attack on another server");
+                Attack::see(decoy, addr, &what).0
+            }
+            None => {
+                step("a like load");
+                let mut load = Child::start(&attack.like_load(trial), trial.dir(), &[]);
+                let client = Client::begin(addr);
+                load.hear();
+                let beside = client.end();
+                load.kill();
+                beside
+            }
+        };
+        Turn { attacked, beside, share: attack.share, played: attack.played }
+    }
+}
+
+/// What was seen of an attacker.
+struct Attack {
+    /// Of a processor.
+    share: f64,
+    lasted: Duration,
+    played: String,
+}
+
+impl Attack {
+    /// It attacks one server, while a client of another, or of the same, does its rounds.
+    fn see(trial: &mut Trial, addr: SocketAddr, what: &str) -> (Rounds, Self) {
+        let mut attacker = trial.attacker(what);
+        let (client, started) = (Client::begin(addr), Instant::now());
         let played = attend(trial, &mut attacker);
         let (worked, lasted) = (processor_time(attacker.id()), started.elapsed());
-        let share = worked.as_secs_f64() / lasted.as_secs_f64();
         attacker.kill();
         sleep(AFTERMATH);
-        let attacked = client.end();
-        trial.listen_to_witnesses();
+        (client.end(), Attack { share: worked.as_secs_f64() / lasted.as_secs_f64(), lasted, played })
+    }
 
-        step("a like load");
-        let threads = share.ceil().max(1.0);
-        let each = (share / threads * 1000.0) as u64;
-        let plays: u32 = played.split(' ').next().and_then(|word| word.parse().ok()).expect("a number");
-        let plays = (f64::from(plays) * WHILE.as_secs_f64() / lasted.as_secs_f64()).round() as u32;
+    fn like_load(&self, trial: &Trial) -> String {
+        let threads = self.share.ceil().max(1.0);
+        let each = (self.share / threads * 1000.0) as u64;
+        let plays =
+            self.played.split(' ').next().and_then(|word| word.parse::<u32>().ok()).expect("a number");
+        let plays = (f64::from(plays) * WHILE.as_secs_f64() / self.lasted.as_secs_f64()).round() as u32;
         let (millis, addr) = (WHILE.as_millis(), trial.addr());
-        let Terms { crowd, links, talks, .. } = terms;
-        let role = format!("burn {threads} {each} {millis} {addr} {crowd} {links} {plays} {talks}");
-        let mut load = Child::start(&role, trial.dir(), &[]);
-        let client = Client::begin(trial.addr());
-        load.hear();
-        let beside = client.end();
-        load.kill();
-        Turn { attacked, beside, share, played }
+        let Terms { crowd, links, talks, .. } = trial.terms();
+        format!("burn {threads} {each} {millis} {addr} {crowd} {links} {plays} {talks}")
     }
 }
 
@@ -171,18 +204,23 @@ fn usual(turns: &[Turn], side: impl Fn(&Turn) -> &Rounds) -> Rounds {
 pub(crate) fn play(scene: &str, terms: Terms) {
     let most = std::env::var("SMC_TEST_TURNS").map_or(TURNS, |word| word.parse().expect("a number"));
     let mut trial = Trial::begin(terms);
+    let mut decoy = terms.decoy.then(|| Trial::begin(terms));
     let (mut turns, started) = (Vec::new(), Instant::now());
     while turns.is_empty() || turns.len() < most && started.elapsed() < ENOUGH {
-        turns.push(Turn::play(&mut trial, scene, terms, turns.len()));
+        turns.push(Turn::play(&mut trial, decoy.as_mut(), scene, turns.len()));
     }
     step("nobody else");
     let client = Client::begin(trial.addr());
     sleep(WHILE);
     let alone = client.end();
     trial.dismiss_witnesses();
+    if let Some(decoy) = &mut decoy {
+        decoy.dismiss_witnesses();
+    }
+    let load = if terms.decoy { "the same against another server" } else { "a like load" };
     say(&format!(
-        "{scene}: a plain client keeps {:.2} of its rate, its p99 is {:.1} times as long: {}; beside a like \
-         load {}; alone {} ({:.0} % of a processor, played {})",
+        "{scene}: a plain client keeps {:.2} of its rate, its p99 is {:.1} times as long: {}; beside \
+         {load} {}; alone {} ({:.0} % of a processor, played {})",
         median(&turns, |turn| turn.attacked.per_second / turn.beside.per_second),
         median(&turns, |turn| turn.attacked.slow.as_secs_f64() / turn.beside.slow.as_secs_f64()),
         usual(&turns, |turn| &turn.attacked).to_words(),
