@@ -81,7 +81,7 @@ impl Header {
             Word::Read => header.consumer.cons.store(value, order),
             Word::Followed => header.consumer.hop.store(value, order),
             Word::ReaderFlags => header.reader.flags.store(value as u32, order),
-            Word::DataArmed => header.reader.armed.store(value as u32, order),
+            Word::DataArmed => header.producer.data_armed.store(value as u32, order),
             Word::SpaceArmed => header.space_armed.0.store(value as u32, order),
         }
     }

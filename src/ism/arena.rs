@@ -463,6 +463,11 @@ impl Segment for DmbSegment {
     }
 
     #[inline]
+    fn prefetch(&self, offset: usize) {
+        sys::prefetch(self.bytes(offset, 0).addr());
+    }
+
+    #[inline]
     fn copy_out(&self, offset: usize, dst: &mut [MaybeUninit<u8>]) {
         let from = self.bytes(offset, dst.len());
         // SAFETY: as in `copy_in`; `dst` is writable for its length, and MaybeUninit<u8> has the

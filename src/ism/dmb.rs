@@ -3,8 +3,9 @@
 //!
 //! A DMB lies in memory of the direction's receiver and is written by its sender. The header holds,
 //! each on cache lines of its own, what the sender publishes (cursor, hops, flags), what the
-//! receiver publishes (cursor, hop number, flags), one line for each of the two "wake me" flags,
-//! and the words that decide whether this direction left TCP. Both processes may write every byte
+//! receiver publishes (cursor, hop number), its flags, the writer's "wake me" flag, and the words
+//! that decide whether this direction left TCP. The reader's "wake me" flag is beside the sender's
+//! cursor: who has just moved that asks for no other line, and each costs a tenth of a µs. Both processes may write every byte
 //! of it: whoever reads a word validates it and keeps the copy.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -125,6 +126,8 @@ pub(crate) struct ProducerLine {
     pub wake_at: AtomicU64,
     /// The sender's [`Flags`].
     pub flags: AtomicU32,
+    /// The receiver waits for data: as [`ArmedLine`].
+    pub data_armed: AtomicU32,
 }
 
 /// One change of segment: the bytes from `position` on lie in `segment`.
@@ -153,8 +156,6 @@ pub(crate) struct ConsumerLine {
 /// as on TCP, and the receiver's cursor, which moves all the time, costs it nothing.
 #[repr(C, align(128))]
 pub(crate) struct ReaderLine {
-    /// The receiver waits for data: as [`ArmedLine`].
-    pub armed: AtomicU32,
     /// The receiver's [`Flags`].
     pub flags: AtomicU32,
 }
@@ -173,13 +174,13 @@ pub(crate) struct SwitchLine {
 /// The header of a DMB, at the start of its slot.
 #[repr(C, align(128))]
 pub(crate) struct DmbHeader {
-    /// Written by the sender.
+    /// Written by the sender, and by a receiver that wishes to be woken.
     pub producer: ProducerLine,
     /// Written by the sender.
     pub hops: HopLines,
     /// Written by the receiver.
     pub consumer: ConsumerLine,
-    /// Written by the receiver, but for the sender that takes the wish to be woken.
+    /// Written by the receiver.
     pub reader: ReaderLine,
     /// The sender waits for space.
     pub space_armed: ArmedLine,
@@ -206,13 +207,14 @@ impl DmbHeader {
                 hop_count: AtomicU64::new(0),
                 wake_at: AtomicU64::new(0),
                 flags: AtomicU32::new(0),
+                data_armed: AtomicU32::new(0),
             },
             hops: HopLines(std::array::from_fn(|_| HopRecord {
                 position: AtomicU64::new(0),
                 segment: AtomicU64::new(0),
             })),
             consumer: ConsumerLine { cons: AtomicU64::new(0), hop: AtomicU64::new(0) },
-            reader: ReaderLine { armed: AtomicU32::new(0), flags: AtomicU32::new(0) },
+            reader: ReaderLine { flags: AtomicU32::new(0) },
             space_armed: ArmedLine(AtomicU32::new(0)),
             switch: SwitchLine { direction: AtomicU64::new(OPEN), handshake: AtomicU32::new(0) },
         };
@@ -245,7 +247,7 @@ impl DmbHeader {
     // Somebody may already wait on TCP when a slot is made, and must hear of the first thing that
     // happens in it.
     fn arm_both(&self) {
-        self.reader.armed.store(1, Ordering::Relaxed);
+        self.producer.data_armed.store(1, Ordering::Relaxed);
         self.space_armed.0.store(1, Ordering::Release);
     }
 
@@ -314,7 +316,7 @@ mod tests {
         header.producer.flags.store(7, Ordering::Relaxed);
         header.consumer.cons.store(9, Ordering::Relaxed);
         header.hops.0[15].position.store(3, Ordering::Relaxed);
-        header.reader.armed.store(0, Ordering::Relaxed);
+        header.producer.data_armed.store(0, Ordering::Relaxed);
         header.space_armed.0.store(0, Ordering::Relaxed);
         header.switch(12).unwrap();
         header.initialise();
@@ -322,7 +324,7 @@ mod tests {
         assert_eq!(header.producer.flags.load(Ordering::Relaxed), 0);
         assert_eq!(header.consumer.cons.load(Ordering::Relaxed), 0);
         assert_eq!(header.hops.0[15].position.load(Ordering::Relaxed), 0);
-        assert_eq!(header.reader.armed.load(Ordering::Relaxed), 1);
+        assert_eq!(header.producer.data_armed.load(Ordering::Relaxed), 1);
         assert_eq!(header.space_armed.0.load(Ordering::Relaxed), 1);
         assert_eq!(header.direction(), Direction::Open);
         assert_eq!(header.handshake(), HandshakeWord::None);

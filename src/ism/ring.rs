@@ -58,6 +58,9 @@ pub(crate) trait Segment {
     /// Bytes; a power of two, and always the same.
     fn size(&self) -> u64;
 
+    /// That byte, and some behind it, will be copied out.
+    fn prefetch(&self, offset: usize);
+
     /// Copies `src` into it; panics, before it copies, if that would leave the segment.
     fn copy_in(&self, offset: usize, src: &[u8]);
 
@@ -160,6 +163,11 @@ impl Visit {
             segment.copy_in(offset, first);
             segment.copy_in(0, rest);
         }
+    }
+
+    #[inline]
+    fn prefetch(&self, segment: &impl Segment, position: u64) {
+        segment.prefetch(self.locate(position).0);
     }
 
     /// Fills `dst` from `position` in the visit's segment; at most `size` bytes.

@@ -29,7 +29,7 @@ pub(crate) use event::{
     arm_timer, clear_timer, eventfd, has_hung_up, is_eventfd, is_ready, ring, ring_shared, timerfd,
 };
 pub(crate) use means::{Means, descriptor_limit, largest_file, means, most_mappings, tcp_buffers};
-pub(crate) use memory::{FileId, fallocate, is_resident, memfd_sealed, memory_of, verify_memfd};
+pub(crate) use memory::{FileId, fallocate, is_resident, memfd_sealed, memory_of, prefetch, verify_memfd};
 #[cfg(test)]
 pub(crate) use memory::{is_filtered, punch};
 pub(crate) use namespace::shares_pid_namespace;

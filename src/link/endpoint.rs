@@ -15,6 +15,7 @@ use crate::clc::{Eid, Gid, LocalDevice};
 use crate::config::{Config, Limits};
 use crate::ism::budget;
 use crate::ism::device::{Device, EndpointEntry, EndpointId, OnPort, PortEntry};
+use crate::ism::interrupt::AS_GOOD_AS_NEW;
 use crate::ism::sys::{self, PeerCred};
 use crate::link::accepted::AcceptedStreams;
 use crate::link::aside::ControlSocket;
@@ -270,9 +271,10 @@ impl Endpoint {
     }
 
     /// Age in ns from which a poller's last look counts as stale: one that looks does so much more
-    /// often, unless its task is stuck.
+    /// often, unless its task is stuck. It says so less often, though.
     pub(crate) fn stale_after(&self) -> u64 {
-        (2 * self.busy_poll.min(OFTEN)).as_nanos() as u64
+        let often = (2 * self.busy_poll.min(OFTEN)).as_nanos() as u64;
+        often.max(4 * AS_GOOD_AS_NEW)
     }
 
     pub(crate) fn is_dead(&self) -> bool {

@@ -10,7 +10,7 @@ use crate::ism::sys::canonical;
 use crate::link::proof::{Commitment, Reveal};
 
 /// Version of the link protocol; ends that differ stay on TCP.
-pub(crate) const VERSION: u16 = 4;
+pub(crate) const VERSION: u16 = 5;
 const MAGIC: [u8; 4] = *b"SMCL";
 /// Longest message a link carries, in bytes.
 pub(crate) const LONGEST: usize = 4096;

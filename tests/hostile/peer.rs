@@ -398,8 +398,14 @@ impl Peer {
         let (page, ..) = &self.theirs[0];
         let bit = (u64::from(index) * 2 + u64::from(signal == Signal::Space)) % (1024 * 64);
         let word = bit / 64;
-        page.u64(wire::WORDS + word as usize * 8).fetch_or(1 << (bit % 64), Ordering::AcqRel);
-        page.u64(wire::SUMMARY + (word / 64) as usize * 8).fetch_or(1 << (word % 64), Ordering::AcqRel);
+        let set = |words: usize, at: u64, bit: u64| {
+            page.u64(words + at as usize * 8).fetch_or(1 << bit, Ordering::AcqRel);
+        };
+        let Some(far) = word.checked_sub(wire::NEAR) else {
+            return set(wire::NEAR_WORDS, word, bit % 64);
+        };
+        set(wire::FAR_WORDS, far, bit % 64);
+        set(wire::SUMMARY, far / 64, far % 64);
     }
 
     pub(crate) fn ring(&self) {

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 /// The version that HELLO and QUERY name.
-pub(crate) const VERSION: u16 = 4;
+pub(crate) const VERSION: u16 = 5;
 pub(crate) const MAGIC: [u8; 4] = *b"SMCL";
 /// Longest control message, in bytes.
 pub(crate) const LONGEST: usize = 4096;
@@ -61,8 +61,10 @@ pub(crate) fn arena_bytes(slots: u32) -> usize {
 
 // ---- the signal page, at the beginning of an arena ----
 
+pub(crate) const NEAR_WORDS: usize = 8;
+pub(crate) const NEAR: u64 = 7;
 pub(crate) const SUMMARY: usize = 128;
-pub(crate) const WORDS: usize = 256;
+pub(crate) const FAR_WORDS: usize = 256;
 pub(crate) const CONNECTIONS: u32 = 32768;
 
 // ---- a DMB's header ----
@@ -71,11 +73,11 @@ pub(crate) const PROD: usize = 0;
 pub(crate) const HOP_COUNT: usize = 8;
 pub(crate) const WAKE_AT: usize = 16;
 pub(crate) const PRODUCER_FLAGS: usize = 24;
+pub(crate) const DATA_ARMED: usize = 28;
 pub(crate) const HOPS: usize = 128;
 pub(crate) const CONS: usize = 384;
 pub(crate) const FOLLOWED: usize = 392;
-pub(crate) const DATA_ARMED: usize = 512;
-pub(crate) const CONSUMER_FLAGS: usize = 516;
+pub(crate) const CONSUMER_FLAGS: usize = 512;
 pub(crate) const SPACE_ARMED: usize = 640;
 pub(crate) const DIRECTION: usize = 768;
 pub(crate) const HANDSHAKE: usize = 776;

@@ -13,7 +13,7 @@ fn raise(page: &SignalPage, index: u32, signal: Signal, now: u64, last_rung: &At
 fn zeroed_memory_is_a_fresh_page() {
     let page = SignalPage::new();
     assert!(page.is_idle());
-    assert_eq!(page.stamp.looked_at.load(Ordering::Relaxed), 0);
+    assert_eq!(page.near.looked_at.load(Ordering::Relaxed), 0);
     assert!(size_of::<SignalPage>() <= 16384, "it has to fit the control pages of an arena");
 }
 
@@ -53,7 +53,7 @@ fn indexes_that_do_not_exist_are_ignored() {
 #[test]
 fn garbage_in_the_page_names_no_connection_out_of_range() {
     let page = SignalPage::new();
-    for word in page.summary.0.iter().chain(&page.words.0) {
+    for word in page.near.words.iter().chain(&page.summary.0).chain(&page.far.0) {
         word.store(u64::MAX, Ordering::Relaxed);
     }
     let count = page.drain(|| CONNECTIONS, |index, _| assert!(index < CONNECTIONS));
@@ -63,7 +63,7 @@ fn garbage_in_the_page_names_no_connection_out_of_range() {
 #[test]
 fn numbers_that_nobody_has_are_taken_and_not_named() {
     let page = SignalPage::new();
-    for word in page.summary.0.iter().chain(&page.words.0) {
+    for word in page.near.words.iter().chain(&page.summary.0).chain(&page.far.0) {
         word.store(u64::MAX, Ordering::Relaxed);
     }
     let (mut asked, mut named) = (0, Vec::new());
@@ -74,7 +74,7 @@ fn numbers_that_nobody_has_are_taken_and_not_named() {
     };
     assert_eq!(page.drain(known, |index, _| named.push(index)), 6);
     assert_eq!(named, [0, 0, 1, 1, 2, 2]);
-    assert_eq!(asked, page.words.0.len());
+    assert_eq!(asked, WORDS);
     assert!(page.is_idle());
     assert_eq!(page.drain(|| CONNECTIONS, |_, _| panic!("nothing is left")), 0);
 }
@@ -108,6 +108,25 @@ fn a_sleeping_poller_is_rung_by_the_first() {
     page.publish_look(2002);
     assert_eq!(page.drain(|| CONNECTIONS, |_, _| ()), 2);
     assert!(!raise(&page, 1, Signal::Data, 2003, &last_rung), "it looks anyway");
+}
+
+/// A new stamp takes the line from all who raise.
+#[test]
+fn a_stamp_that_is_as_good_as_new_stays() {
+    let page = SignalPage::new();
+    let stamp = || page.near.looked_at.load(Ordering::Relaxed);
+    page.publish_look(10_000);
+    page.publish_look(10_000 + AS_GOOD_AS_NEW - 1);
+    assert_eq!(stamp(), 10_000);
+    page.publish_look(10_000 + AS_GOOD_AS_NEW);
+    assert_eq!(stamp(), 10_000 + AS_GOOD_AS_NEW);
+    page.sleep();
+    page.publish_look(1);
+    assert_eq!(stamp(), 1, "who has slept is awake");
+    // What a peer has written there, or who rang by a clock of its own.
+    page.near.looked_at.store(u64::MAX, Ordering::Relaxed);
+    page.publish_look(20_000);
+    assert_eq!(stamp(), 20_000);
 }
 
 #[test]

@@ -295,10 +295,9 @@ impl<M: Memory> Consumer<M> {
     /// Asks for an interrupt with the sender's next bytes or change of flags. The caller looks
     /// again after this.
     pub(crate) fn arm(&self) {
-        self.memory.header().reader.armed.store(1, Ordering::Relaxed);
-        // Between the flag and the look at the sender's cursor; pairs with the fence in
-        // `Producer::wake_reader`.
-        fence(Ordering::SeqCst);
+        // AcqRel: pairs with the swap in `Producer::wake_reader`. If that came before, the look that
+        // follows here sees what was published before it.
+        self.memory.header().producer.data_armed.swap(1, Ordering::AcqRel);
     }
 
     /// Bytes read so far.
@@ -395,6 +394,8 @@ impl<M: Memory> Consumer<M> {
 
     /// Reads the sender's cursor, then what it has to say about hops.
     fn look(&mut self) -> Result<(), Violation> {
+        // The bytes come with the cursor, and not after it.
+        self.place.visit.prefetch(self.lent.of(&self.place.visit), self.place.cons);
         // Acquire: the bytes before the cursor, and the hops among them (SYNC POINT:
         // `Producer::publish`).
         let prod = self.memory.header().producer.prod.load(Ordering::Acquire);

@@ -98,6 +98,8 @@ impl Segment for HeapSegment {
         self.0.0.len() as u64
     }
 
+    fn prefetch(&self, _: usize) {}
+
     fn copy_in(&self, offset: usize, src: &[u8]) {
         for (cell, byte) in self.0.0[offset..][..src.len()].iter().zip(src) {
             put(cell, *byte);

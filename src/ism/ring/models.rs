@@ -181,7 +181,8 @@ fn loom_shrinking_takes_no_byte_from_under_the_reader() {
     });
 }
 
-/// Fails (deadlock) without the fence in `wake_reader` or the one in `arm`.
+/// Fails (deadlock) if one of `wake_reader` and `arm` loads or stores the flag instead of swapping
+/// it, or does not acquire (`arm`) or release (`wake_reader`) with that.
 #[test]
 fn loom_a_reader_that_waits_is_woken() {
     check(3, || {

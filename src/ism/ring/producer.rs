@@ -125,14 +125,11 @@ impl<M: Memory> Producer<M> {
     /// To be called after every write that wrote something and every change of flags.
     #[inline]
     pub(crate) fn wake_reader(&self) -> bool {
-        // Between publishing the cursor and reading the flag; pairs with the fence in
-        // `Consumer::wait`: either the receiver sees our bytes or we see that it waits. Release and
-        // Acquire alone lose wake-ups, on x86 too.
-        fence(Ordering::SeqCst);
-        let armed = &self.memory.header().reader.armed;
-        // The plain load keeps the line shared while nobody waits; the swap lets only one of us
-        // ring.
-        armed.load(Ordering::Relaxed) != 0 && armed.swap(0, Ordering::AcqRel) != 0
+        // AcqRel: pairs with the swap in `Consumer::arm`. Of two swaps of one word one comes first:
+        // either this one takes the flag, or the receiver's, which comes after it, brings what was
+        // published before it. A load here would need a fence on both sides: Release and Acquire
+        // alone lose wake-ups, on x86 too. And it costs no line but the one that the cursor is on.
+        self.memory.header().producer.data_armed.swap(0, Ordering::AcqRel) != 0
     }
 
     /// Whether a write would write something: there is room, or may be after growing.

@@ -67,6 +67,8 @@ struct Watchdog(Option<(mpsc::Sender<()>, std::thread::JoinHandle<()>)>);
 
 impl Watchdog {
     fn new(limit: Duration) -> Watchdog {
+        // Miri takes a thousand times as long.
+        let limit = if cfg!(miri) { limit * 100 } else { limit };
         let (alive, ended) = mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
             if ended.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -368,8 +370,7 @@ fn byte_at(position: u64) -> u8 {
 #[test]
 fn two_threads_pass_every_byte() {
     let _watchdog = Watchdog::new(Duration::from_secs(120));
-    // Miri takes a thousand times as long.
-    const TOTAL: u64 = if cfg!(miri) { 32 << 10 } else { 8 << 20 };
+    const TOTAL: u64 = if cfg!(miri) { 16 << 10 } else { 8 << 20 };
     let (mut producer, mut consumer) = ring::<64>(4096);
     // The control messages: grants on their way to the sender, wishes and returns to the receiver.
     let (tell_sender, grants) = mpsc::channel::<(u64, HeapSegment)>();

@@ -1,7 +1,7 @@
 //! Sealed memory files: what an arena is made of.
 #![expect(
     unsafe_code,
-    reason = "mincore, PR_GET_SECCOMP and MADV_POPULATE_WRITE, which rustix lacks or reads the auxiliary vector for"
+    reason = "mincore, PR_GET_SECCOMP and MADV_POPULATE_WRITE, which rustix lacks or reads the auxiliary vector for; a prefetch"
 )]
 
 use std::io;
@@ -174,6 +174,21 @@ pub(crate) fn punch(fd: BorrowedFd<'_>, offset: u64, bytes: u64) -> io::Result<(
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     retry_on_intr(|| rustix::fs::fallocate(fd, flags, offset, bytes))?;
     Ok(())
+}
+
+/// Asks the processor to fetch the cache line of an address, while other work goes on. Nothing is
+/// read: any address will do.
+#[inline]
+pub(crate) fn prefetch(address: usize) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, which accesses nothing: the processor ignores an address that is not
+        // mapped (Intel SDM and AMD64 APM, PREFETCHh), and the language sees no access.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::without_provenance(address)) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = address;
 }
 
 #[cfg(test)]
