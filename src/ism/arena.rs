@@ -464,7 +464,7 @@ impl Segment for DmbSegment {
 
     #[inline]
     fn prefetch(&self, offset: usize) {
-        sys::prefetch(self.bytes(offset, 0).addr());
+        sys::prefetch(self.base.addr().get() + offset);
     }
 
     #[inline]

@@ -32,7 +32,7 @@ const LONGEST_IDLE_GAP: u64 = 20_000;
 /// A side that is idle looks so often at a link before it gives way to other tasks, for a fraction of
 /// a µs in all: a scheduler takes ten times as long as a look. Where there are more links it looks
 /// at all of them less often.
-const LOOKS_IN_A_ROW: usize = 16;
+const LOOKS_IN_A_ROW: usize = 8;
 
 /// Looks go on while the tasks of this side work, for it costs next to nothing, but not for longer
 /// than so many ns after the latest piece of work: some runtimes always have something to do.
