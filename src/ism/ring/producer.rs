@@ -1,7 +1,7 @@
 //! The sending end of a ring.
 
 use super::super::dmb::{Flags, HOPS, LARGEST_SEGMENT};
-use super::{FIRST, Memory, PUBLISH_EVERY, Rule, Segment, Violation, Visit};
+use super::{FIRST, Memory, PUBLISH_EVERY, Rule, Run, Segment, Source, Violation, Visit};
 use crate::sync::{Ordering, fence};
 use std::io::IoSlice;
 
@@ -105,11 +105,18 @@ impl<M: Memory> Producer<M> {
         Ok(written)
     }
 
+    /// As [`Producer::write`], of bytes that lie in another ring: they are copied from there.
+    pub(crate) fn write_run(&mut self, run: &Run<M::Segment>) -> Result<usize, Violation> {
+        let written = self.append(run.part())?;
+        self.publish();
+        Ok(written)
+    }
+
     /// Writes of all slices together what fits. Returns how much that was: 0 means full.
     pub(crate) fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> Result<usize, Violation> {
         let mut written = 0;
         for slice in slices {
-            let more = self.append(slice)?;
+            let more = self.append(&**slice)?;
             written += more;
             if more < slice.len() {
                 break;
@@ -313,7 +320,7 @@ impl<M: Memory> Producer<M> {
 
     /// Copies what fits behind the bytes there are; without publishing it, unless it is much.
     #[inline]
-    fn append(&mut self, src: &[u8]) -> Result<usize, Violation> {
+    fn append(&mut self, src: impl Source<M::Segment>) -> Result<usize, Violation> {
         if src.len() as u64 <= self.room() && src.len() < PUBLISH_EVERY {
             self.copy(src);
             return Ok(src.len());
@@ -321,9 +328,9 @@ impl<M: Memory> Producer<M> {
         self.append_pieces(src)
     }
 
-    fn append_pieces(&mut self, src: &[u8]) -> Result<usize, Violation> {
+    fn append_pieces(&mut self, src: impl Source<M::Segment>) -> Result<usize, Violation> {
         let mut rest = src;
-        while !rest.is_empty() {
+        while rest.len() > 0 {
             if self.room() < rest.len() as u64 {
                 self.look()?;
             }
@@ -334,7 +341,7 @@ impl<M: Memory> Producer<M> {
             let room = usize::try_from(self.room()).unwrap_or(usize::MAX);
             let (piece, behind) = rest.split_at(rest.len().min(room).min(PUBLISH_EVERY));
             self.copy(piece);
-            if !behind.is_empty() {
+            if behind.len() > 0 {
                 self.publish();
             }
             rest = behind;
@@ -343,7 +350,7 @@ impl<M: Memory> Producer<M> {
     }
 
     #[inline]
-    fn copy(&mut self, src: &[u8]) {
+    fn copy(&mut self, src: impl Source<M::Segment>) {
         self.visit.copy_in(self.larger.as_ref().unwrap_or(&self.first), self.prod, src);
         self.prod += src.len() as u64;
     }
