@@ -169,7 +169,27 @@ impl DmbSegment {
     /// # Panics
     ///
     /// If that would leave the segment.
-    pub(crate) fn load_into(&self, offset: usize, dst: &mut [MaybeUninit<u8>]) {
+    pub(crate) fn load_into(&self, offset: usize, dst: &mut [u8]) {
+        let room = ptr::from_mut(dst) as *mut [MaybeUninit<u8>];
+        // SAFETY: the same bytes, and `load_all` writes initialised ones only.
+        self.load_all(offset, unsafe { &mut *room });
+    }
+
+    /// A copy of `len` bytes at `offset`; as [`DmbSegment::load_into`].
+    ///
+    /// # Panics
+    ///
+    /// If they are not in the segment.
+    pub(crate) fn to_vec(&self, offset: usize, len: usize) -> Vec<u8> {
+        let mut copy = Vec::with_capacity(len);
+        self.load_all(offset, &mut copy.spare_capacity_mut()[..len]);
+        // SAFETY: `load_all` has filled that many bytes, which the vector has room for.
+        unsafe { copy.set_len(len) };
+        copy
+    }
+
+    /// Fills all of `dst`.
+    fn load_all(&self, offset: usize, dst: &mut [MaybeUninit<u8>]) {
         let bytes = self.atomics(offset, dst.len());
         let (head, words, tail) = self.words(bytes);
         let (to_head, rest) = dst.split_at_mut(head.len());
