@@ -228,18 +228,21 @@ impl<T: Tcp> ReadOp<T> for PassOver<'_> {
 const MOST_COPIED: usize = 64 << 10;
 
 /// Writes bytes that lie in another ring.
-pub(crate) struct WriteRun<'a, F> {
+pub(crate) struct WriteRun<'a, T> {
     run: &'a Run,
     copy: Vec<u8>,
-    tcp: F,
+    tcp: fn(&T, &mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>,
+    /// It is of the `try_` kind, as [`Try`](super::op::Try).
+    tries: bool,
 }
 
-impl<'a, F> WriteRun<'a, F> {
-    pub(crate) fn new<T>(run: &'a Run, tcp: F) -> Self
-    where
-        F: FnMut(&T, &mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>,
-    {
-        WriteRun { run, copy: Vec::new(), tcp }
+impl<'a, T> WriteRun<'a, T> {
+    pub(crate) fn new(
+        run: &'a Run,
+        tries: bool,
+        tcp: fn(&T, &mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>,
+    ) -> Self {
+        WriteRun { run, copy: Vec::new(), tcp, tries }
     }
 
     /// For TCP: no system call is given memory that changes.
@@ -252,13 +255,9 @@ impl<'a, F> WriteRun<'a, F> {
     }
 }
 
-impl<T: Tcp, F> WriteOp<T> for WriteRun<'_, F>
-where
-    F: FnMut(&T, &mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>,
-{
+impl<T: Tcp> WriteOp<T> for WriteRun<'_, T> {
     fn tcp(&mut self, socket: &T, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.copied();
-        (self.tcp)(socket, cx, &self.copy)
+        (self.tcp)(socket, cx, self.copied())
     }
 
     fn attempt(&mut self, fd: BorrowedFd<'_>, send: Send) -> io::Result<usize> {
@@ -270,7 +269,7 @@ where
     }
 
     fn is_short(&self, length: usize) -> bool {
-        length < self.run.len()
+        !self.tries && length < self.run.len()
     }
 
     fn is_empty(&self) -> bool {

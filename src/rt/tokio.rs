@@ -31,8 +31,7 @@ use crate::sync::{Arc, Mutex, lock, rank};
 
 pub(crate) use ops::{
     peeking, read_readiness, reading, showing, try_reading, try_reading_buf, try_reading_vectored,
-    try_writing, try_writing_run, try_writing_vectored, write_readiness, writing, writing_run,
-    writing_vectored,
+    try_writing, try_writing_vectored, write_readiness, writing, writing_run, writing_vectored,
 };
 pub(crate) use tcp::{TokioTcp, drain, is_spoiled, tcp_ready};
 

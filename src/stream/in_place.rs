@@ -220,7 +220,7 @@ impl SmcStream {
     /// `WouldBlock` when nothing fits.
     pub fn try_write_shared(&self, bytes: &SharedBytes<'_>) -> io::Result<usize> {
         match &bytes.shown {
-            Shown::Ring(run) => self.try_write_with(&mut rt::try_writing_run(run)),
+            Shown::Ring(run) => self.try_write_with(&mut rt::writing_run(run, true)),
             copied => self.try_write_with(&mut rt::try_writing(copied.copied())),
         }
     }
@@ -257,7 +257,7 @@ pub(super) fn poll_write_shared(
     bytes: &SharedBytes<'_>,
 ) -> Poll<io::Result<usize>> {
     match &bytes.shown {
-        Shown::Ring(run) => stream.poll_write_with(cx, &mut rt::writing_run(run)),
+        Shown::Ring(run) => stream.poll_write_with(cx, &mut rt::writing_run(run, false)),
         copied => stream.poll_write_with(cx, &mut rt::writing(copied.copied())),
     }
 }

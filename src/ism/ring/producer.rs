@@ -106,8 +106,9 @@ impl<M: Memory> Producer<M> {
     }
 
     /// As [`Producer::write`], of bytes that lie in another ring: they are copied from there.
+    #[inline(never)]
     pub(crate) fn write_run(&mut self, run: &Run<M::Segment>) -> Result<usize, Violation> {
-        let written = self.append(run.part())?;
+        let written = self.append_pieces(run.part())?;
         self.publish();
         Ok(written)
     }
@@ -116,7 +117,7 @@ impl<M: Memory> Producer<M> {
     pub(crate) fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> Result<usize, Violation> {
         let mut written = 0;
         for slice in slices {
-            let more = self.append(&**slice)?;
+            let more = self.append(slice)?;
             written += more;
             if more < slice.len() {
                 break;
@@ -320,7 +321,7 @@ impl<M: Memory> Producer<M> {
 
     /// Copies what fits behind the bytes there are; without publishing it, unless it is much.
     #[inline]
-    fn append(&mut self, src: impl Source<M::Segment>) -> Result<usize, Violation> {
+    fn append(&mut self, src: &[u8]) -> Result<usize, Violation> {
         if src.len() as u64 <= self.room() && src.len() < PUBLISH_EVERY {
             self.copy(src);
             return Ok(src.len());

@@ -51,14 +51,10 @@ pub(crate) fn showing() -> Show<TokioTcp> {
     })
 }
 
-/// `write_shared`, of bytes in a ring.
-pub(crate) fn writing_run(run: &Run) -> impl WriteOp<TokioTcp> {
-    WriteRun::new(run, poll_write)
-}
-
-/// `try_write_shared`, of bytes in a ring.
-pub(crate) fn try_writing_run(run: &Run) -> impl WriteOp<TokioTcp> {
-    Try(WriteRun::new(run, |socket: &TcpStream, _, bytes| pending(socket.try_write(bytes))))
+/// `write_shared` and, if it `tries` only, `try_write_shared`; of bytes in a ring.
+pub(crate) fn writing_run(run: &Run, tries: bool) -> WriteRun<'_, TokioTcp> {
+    // To try leaves the stream's own waker with the socket, which wakes nobody who does not wait.
+    WriteRun::new(run, tries, poll_write)
 }
 
 /// `try_read_vectored`.
