@@ -221,7 +221,7 @@ impl SmcStream {
     pub fn try_write_shared(&self, bytes: &SharedBytes<'_>) -> io::Result<usize> {
         match &bytes.shown {
             Shown::Ring(run) => self.try_write_with(&mut rt::writing_run(run, true)),
-            copied => self.try_write_with(&mut rt::try_writing(copied.copied())),
+            copied => self.try_write(copied.copied()),
         }
     }
 }
@@ -258,6 +258,6 @@ pub(super) fn poll_write_shared(
 ) -> Poll<io::Result<usize>> {
     match &bytes.shown {
         Shown::Ring(run) => stream.poll_write_with(cx, &mut rt::writing_run(run, false)),
-        copied => stream.poll_write_with(cx, &mut rt::writing(copied.copied())),
+        copied => stream.poll_write_priv(cx, copied.copied()),
     }
 }
