@@ -76,6 +76,10 @@ fn borrowed_bytes_stay_until_they_are_consumed() {
             let mut word = [0; 3];
             got.copy_to(4, &mut word);
             assert_eq!(&word, b"thr");
+            let mut taken = b"> ".to_vec();
+            got.put_into(1..6, &mut taken);
+            got.put_into(9..9, &mut taken);
+            assert_eq!(taken, b"> wo\nth");
             got.consume(0).expect("nothing");
             got.consume(4).expect("consume");
             assert_eq!(format!("{got:?}"), {

@@ -5,8 +5,11 @@
 //! as nobody has read anything meanwhile: a [`Mark`] tells.
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll};
+
+use bytes::BufMut;
 
 use super::op::{ReadOp, Send, WriteOp};
 use super::receive::{self, Mark};
@@ -66,6 +69,24 @@ impl Shown {
                 segment.load_into(range.start + at, dst);
             }
             Shown::Tcp(copy, from) => dst.copy_from_slice(&copy[from + at..][..dst.len()]),
+        }
+    }
+
+    /// Appends those of `wanted` to `buf`, each byte read once.
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many, or `buf` has no room for them.
+    pub(crate) fn put_into(&self, wanted: Range<usize>, buf: &mut impl BufMut) {
+        let there = wanted.start <= wanted.end && wanted.end <= self.len();
+        assert!(there, "bytes {wanted:?} of {} that were borrowed", self.len());
+        match self {
+            Shown::Nothing => {}
+            Shown::Ring(run) => {
+                let (segment, range) = run.place();
+                segment.put_into(range.start + wanted.start, wanted.len(), buf);
+            }
+            Shown::Tcp(copy, from) => buf.put_slice(&copy[*from..][wanted]),
         }
     }
 

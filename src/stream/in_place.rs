@@ -3,7 +3,10 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::task::{Context, Poll, ready};
+
+use bytes::BufMut;
 
 use super::SmcStream;
 use crate::conn::in_place::{PassOver, Shown};
@@ -24,9 +27,10 @@ use crate::rt::tokio as rt;
 /// what was checked can be exchanged before it is used. Nobody else can, and it can change nothing
 /// but its own message. So:
 ///
-/// - Where the peer is not trusted, decide on a copy: [`copy_to`](SharedBytes::copy_to) and
-///   [`to_vec`](SharedBytes::to_vec) read each byte once, and what they give is the caller's own.
-///   To take a length, copy its bytes, check the copy, use the copy.
+/// - Where the peer is not trusted, decide on a copy: [`copy_to`](SharedBytes::copy_to),
+///   [`put_into`](SharedBytes::put_into) and [`to_vec`](SharedBytes::to_vec) read each byte once,
+///   and what they give is the caller's own. To take a length, copy its bytes, check the copy, use
+///   the copy.
 /// - [`get`](SharedBytes::get) and [`find`](SharedBytes::find) are true of the moment.
 /// - There is no `&[u8]`, because the compiler takes such bytes for ones that stay as they are.
 ///
@@ -94,6 +98,17 @@ impl SharedBytes<'_> {
     /// When there are not so many.
     pub fn copy_to(&self, at: usize, buf: &mut [u8]) {
         self.shown.copy_into(at, buf);
+    }
+
+    /// Appends a part of the bytes to `buf`. Each of them is read once.
+    ///
+    /// A `Vec` or `BytesMut` grows by little for this: reserve what it needs before.
+    ///
+    /// # Panics
+    ///
+    /// When there are not so many, and when `buf` has no room for them.
+    pub fn put_into<B: BufMut>(&self, part: Range<usize>, buf: &mut B) {
+        self.shown.put_into(part, buf);
     }
 
     /// A copy of all of them. Each is read once.

@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::slice;
 
+use bytes::BufMut;
+
 use super::super::budget::Account;
 use super::super::dmb::{LARGEST_SEGMENT, SMALLEST_SEGMENT};
 use super::super::files::Mapped;
@@ -186,6 +188,26 @@ impl DmbSegment {
         // SAFETY: `load_all` has filled that many bytes, which the vector has room for.
         unsafe { copy.set_len(len) };
         copy
+    }
+
+    /// Appends `len` bytes at `offset` to `buf`; as [`DmbSegment::load_into`].
+    ///
+    /// # Panics
+    ///
+    /// If they are not in the segment, or `buf` has no room for them.
+    pub(crate) fn put_into(&self, offset: usize, len: usize, buf: &mut impl BufMut) {
+        let mut done = 0;
+        while done < len {
+            let chunk = buf.chunk_mut();
+            let count = chunk.len().min(len - done);
+            assert!(count > 0, "no room for {} more bytes", len - done);
+            // SAFETY: `load_all` writes initialised bytes only.
+            let room = unsafe { &mut chunk.as_uninit_slice_mut()[..count] };
+            self.load_all(offset + done, room);
+            // SAFETY: the first `count` bytes of the chunk were filled just now.
+            unsafe { buf.advance_mut(count) };
+            done += count;
+        }
     }
 
     /// Fills all of `dst`.
