@@ -362,7 +362,7 @@ fn what_is_consumed_makes_room_for_the_writer() {
 
 /// `AsRef` of the other half makes a second reader out of safe code.
 #[test]
-fn a_second_reader_makes_the_loan_void() {
+fn hazard_c4_a_second_reader_makes_a_loan_void() {
     on_both_schedulers(async || {
         for policy in BOTH {
             let lab = Lab::new();

@@ -47,7 +47,7 @@ fn at(place: u64) -> u8 {
 
 impl Play {
     fn step(&mut self, input: &mut Input<'_>) {
-        match input.byte() % 12 {
+        match input.byte() % 13 {
             0..=2 => self.write(input.short()),
             3 | 4 => self.read(input.short() as usize),
             5 => {
@@ -71,6 +71,15 @@ impl Play {
             9 => {
                 let shrunk = self.producer.shrink(&mut self.consumer);
                 assert!(shrunk.is_ok() || !self.honest, "{shrunk:?}");
+            }
+            10 => {
+                let length = input.short() as usize;
+                let result = self.consumer.read_in_place(length);
+                let bytes = result.as_ref().map_or(&[][..], |bytes| bytes).to_vec();
+                assert!(bytes.len() <= length);
+                let read = self.read;
+                self.read += self.judge(result.map(|bytes| bytes.len()), &bytes, read);
+                assert_eq!(self.consumer.position(), self.read);
             }
             _ => self.scribble(input),
         }

@@ -476,3 +476,19 @@ fn bytes_go_from_one_segment_to_the_other() {
         assert!(catch_unwind(AssertUnwindSafe(|| to.copy_across(offset, &from, at, len))).is_err());
     }
 }
+
+#[test]
+fn who_looks_in_place_sees_what_the_sender_changes() {
+    let (ours, file) = DmbSegment::create(4096, &link()).unwrap();
+    // Another mapping of it, as the peer has one.
+    let theirs = MmapOptions::new().len(4096).map_raw(&file).unwrap();
+    let change = |bytes: &[u8]| {
+        // SAFETY: the mapping is longer than that, and nothing refers to it.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), theirs.as_mut_ptr(), bytes.len()) };
+    };
+    change(b"length 4");
+    let (checked, found) = (ours.to_vec(0, 8), ours.find(0, 8, b'4'));
+    change(b"length 9");
+    assert_eq!((ours.load(7), ours.find(0, 8, b'4'), found), (b'9', None, Some(7)));
+    assert_eq!(checked, b"length 4", "a copy is the reader's own");
+}
