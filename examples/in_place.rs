@@ -7,7 +7,7 @@
 //! cargo run --release --example in_place -- --rounds 9 --mib 2048
 //! ```
 
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -65,7 +65,7 @@ enum Way {
     InPlace { one_in: usize },
 }
 
-/// A process that listens, until this is dropped.
+/// A process that listens, until this is dropped or this process ends.
 struct Peer {
     child: Child,
     addr: SocketAddr,
@@ -74,7 +74,7 @@ struct Peer {
 impl Peer {
     fn start(arguments: &[String]) -> io::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        let mut child = command.args(arguments).stdout(Stdio::piped()).spawn()?;
+        let mut child = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         if let Some(stdout) = child.stdout.take() {
             BufReader::new(stdout).read_line(&mut line)?;
@@ -97,6 +97,11 @@ impl Drop for Peer {
 }
 
 async fn listen() -> io::Result<SmcListener> {
+    std::thread::spawn(|| {
+        // Nothing is sent: its end is that of whoever has started this.
+        let _ = io::stdin().read(&mut [0]);
+        std::process::exit(0);
+    });
     let listener = SmcListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?);
     Ok(listener)
