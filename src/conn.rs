@@ -13,6 +13,7 @@ mod descriptor;
 pub(crate) mod deserted;
 mod effects;
 pub(crate) mod growth;
+pub(crate) mod in_place;
 mod linked;
 mod listed;
 pub(crate) mod op;

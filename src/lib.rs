@@ -128,7 +128,7 @@ pub use socket::SmcSocket;
 #[cfg(not(loom))]
 pub use stats::{Stats, StreamRole, StreamStats};
 #[cfg(all(not(loom), feature = "tokio"))]
-pub use stream::{IntoStdError, SmcStream, TransportWatch};
+pub use stream::{IntoStdError, SharedBytes, SmcStream, TransportWatch};
 #[cfg(all(not(loom), feature = "tonic014"))]
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic014")))]
 pub use tonic::{SmcIncoming, SmcStreamWithInfo};

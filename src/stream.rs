@@ -1,6 +1,7 @@
 //! [`SmcStream`], the drop-in for tokio's `TcpStream`: a skin over one connection.
 
 mod attempts;
+pub(crate) mod in_place;
 mod options;
 pub(crate) mod ready;
 pub(crate) mod split;
@@ -29,6 +30,7 @@ use crate::transport::FallbackReason;
 use split::{ReadHalf, WriteHalf};
 use split_owned::{OwnedReadHalf, OwnedWriteHalf};
 
+pub use in_place::SharedBytes;
 pub use upgrade::TransportWatch;
 
 /// A TCP stream that moves onto shared memory when its peer is on this host and uses this crate

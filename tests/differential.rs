@@ -42,6 +42,8 @@ enum Op {
     Read(usize),
     TryRead(usize),
     Peek(usize),
+    /// A read, on SMC by borrowing the bytes and consuming them.
+    InPlace(usize),
     Readable,
     Writable,
     Shutdown,
@@ -80,7 +82,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::WriteNothing),
         8 => size.clone().prop_map(Op::Read),
         4 => size.clone().prop_map(Op::TryRead),
-        4 => size.prop_map(Op::Peek),
+        4 => size.clone().prop_map(Op::Peek),
+        4 => size.prop_map(Op::InPlace),
         2 => Just(Op::Readable),
         2 => Just(Op::Writable),
         2 => Just(Op::Shutdown),
@@ -158,7 +161,7 @@ macro_rules! read_closes {
 // Both types have the same methods under the same names, which is what the test is about, but no
 // trait for them.
 macro_rules! player {
-    ($name:ident, $stream:ty, $upgrade:ident) => {
+    ($name:ident, $stream:ty, $upgrade:ident, $in_place:ident) => {
         /// Plays all of `ops`, and says what each step came to and how the two sides ended.
         async fn $name(ends: [$stream; 2], ops: &[(bool, Op)]) -> Vec<Answer> {
             for end in &ends {
@@ -237,7 +240,7 @@ macro_rules! player {
                         }
                         Err(error) => failed(&error),
                     },
-                    Op::Read(size) | Op::TryRead(size) | Op::Peek(size) => {
+                    Op::Read(size) | Op::TryRead(size) | Op::Peek(size) | Op::InPlace(size) => {
                         // All that was sent is taken before the end is looked at.
                         let wanted = if on_its_way > 0 { size.min(on_its_way) } else { size };
                         let mut bytes = vec![0; wanted];
@@ -246,6 +249,9 @@ macro_rules! player {
                             let result = match op {
                                 Op::Read(_) if on_its_way > 0 || over => {
                                     stream.read(&mut bytes[have..]).await
+                                }
+                                Op::InPlace(_) if on_its_way > 0 || over => {
+                                    $in_place(stream, &mut bytes[have..]).await
                                 }
                                 Op::Peek(_) if on_its_way > 0 || over => {
                                     let seen = stream.peek(&mut bytes).await;
@@ -264,6 +270,12 @@ macro_rules! player {
                                         Ok(result) => result,
                                         Err(_) => Err(ErrorKind::WouldBlock.into()),
                                     }
+                                }
+                                Op::InPlace(_) => {
+                                    let mut one = [0];
+                                    let next = $in_place(stream, &mut one);
+                                    let patience = tokio::time::timeout(NOTHING_COMES, next);
+                                    patience.await.unwrap_or_else(|_| Err(ErrorKind::WouldBlock.into()))
                                 }
                                 _ => stream.try_read(&mut bytes[have..]),
                             };
@@ -459,8 +471,24 @@ async fn upgrade(stream: &SmcStream) {
     drop(tokio::time::timeout(NOTHING_COMES, stream.upgrade()).await);
 }
 
-player!(play_tcp, TcpStream, stay);
-player!(play_smc, SmcStream, upgrade);
+/// TCP has no bytes to lend.
+async fn read(stream: &mut TcpStream, buf: &mut [u8]) -> io::Result<usize> {
+    stream.read(buf).await
+}
+
+/// A read, without one.
+async fn read_in_place(stream: &mut SmcStream, buf: &mut [u8]) -> io::Result<usize> {
+    let mut bytes = stream.fill_buf().await?;
+    let length = buf.len().min(bytes.len());
+    bytes.copy_to(0, &mut buf[..length]);
+    // In two steps, as nobody has to take all at once.
+    bytes.consume(length / 3)?;
+    bytes.consume(length - length / 3)?;
+    Ok(length)
+}
+
+player!(play_tcp, TcpStream, stay, read);
+player!(play_smc, SmcStream, upgrade, read_in_place);
 
 async fn tcp_pair() -> [TcpStream; 2] {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");

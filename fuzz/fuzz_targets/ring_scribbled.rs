@@ -49,7 +49,8 @@ impl Play {
     fn step(&mut self, input: &mut Input<'_>) {
         match input.byte() % 12 {
             0..=2 => self.write(input.short()),
-            3 | 4 => self.read(input.short() as usize),
+            3 => self.read(input.short() as usize),
+            4 => self.read_in_place(input.short() as usize),
             5 => {
                 let mut buffer = vec![0; input.short() as usize];
                 let length = self.consumer.peek(&mut &mut buffer[..]);
@@ -99,6 +100,15 @@ impl Play {
         let result = self.consumer.read(&mut &mut buffer[..]);
         let read = self.read;
         self.read += self.judge(result, &buffer, read);
+        assert_eq!(self.consumer.position(), self.read);
+    }
+
+    fn read_in_place(&mut self, length: usize) {
+        let result = self.consumer.read_in_place(length);
+        let bytes = result.as_deref().unwrap_or_default().to_vec();
+        assert!(bytes.len() <= length);
+        let read = self.read;
+        self.read += self.judge(result.map(|bytes| bytes.len()), &bytes, read);
         assert_eq!(self.consumer.position(), self.read);
     }
 

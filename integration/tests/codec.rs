@@ -13,7 +13,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::{SinkExt, StreamExt, TryStreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
-use tokio_smc::FallbackReason;
+use tokio_smc::{FallbackReason, SmcStream};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use ends::{until_loopback_ism, until_plain};
@@ -99,6 +99,70 @@ fn frames() {
         step("the pipeline on loopback-ism");
         pipeline(&mut frames).await;
         finish(frames, serving).await;
+    });
+}
+
+/// Takes frames out of a stream that is read in place: whole ones from where they lie, and those
+/// that do not lie in one piece by parts.
+#[derive(Default)]
+struct InPlace {
+    number: u64,
+    part: Vec<u8>,
+    /// Frames that were in one piece.
+    whole: u64,
+}
+
+impl InPlace {
+    /// What is next; `false` at the end.
+    async fn take(&mut self, stream: &mut SmcStream) -> bool {
+        let mut bytes = stream.fill_buf().await.unwrap();
+        let mut at = 0;
+        while at < bytes.len() {
+            let begun = self.part.len();
+            let mut length = [0; 4];
+            let known = begun.min(4);
+            length[..known].copy_from_slice(&self.part[..known]);
+            let more = (4 - known).min(bytes.len() - at);
+            bytes.copy_to(at, &mut length[known..known + more]);
+            let wanted =
+                if known + more == 4 { 4 + u32::from_be_bytes(length) as usize - begun } else { more };
+            let count = wanted.min(bytes.len() - at);
+            let has_all = known + more == 4 && count == wanted;
+            self.whole += u64::from(has_all && begun == 0);
+            self.part.reserve(count);
+            bytes.put_into(at..at + count, &mut self.part);
+            at += count;
+            if has_all {
+                assert!(self.part[4..] == request(self.number), "frame {} differs", self.number);
+                self.part.clear();
+                self.number += 1;
+            }
+        }
+        bytes.consume(at).unwrap();
+        at > 0
+    }
+}
+
+#[test]
+fn frames_that_are_taken_in_place() {
+    on_both_schedulers(async || {
+        let lab = Lab::new();
+        let (client, mut server) = smc_pair(&lab).await;
+        let sending = tokio::spawn(async move {
+            let mut frames = Frames::new(client, LengthDelimitedCodec::new());
+            for number in 0..FRAMES {
+                frames.send(request(number)).await.unwrap();
+            }
+            SinkExt::<Bytes>::close(&mut frames).await.unwrap();
+        });
+        step("in place, under the upgrade");
+        let mut frames = InPlace::default();
+        while frames.take(&mut server).await {}
+        assert_eq!((frames.number, frames.part.len()), (FRAMES, 0));
+        assert!(frames.whole > 0);
+        let moved = server.counters();
+        assert!(moved.tcp_bytes_read > 0 && moved.ism_bytes_read > 0, "{moved:?}");
+        sending.await.unwrap();
     });
 }
 

@@ -9,6 +9,8 @@ mod blocking;
 mod chat;
 #[path = "demos/demo.rs"]
 mod demo;
+#[path = "demos/in_place.rs"]
+mod in_place;
 #[path = "demos/kv.rs"]
 mod kv;
 #[path = "demos/kv_protocol.rs"]

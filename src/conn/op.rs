@@ -29,6 +29,15 @@ pub(crate) trait ReadOp<T: Tcp> {
         false
     }
 
+    /// Before the attempt: how far reading has come.
+    ///
+    /// # Errors
+    ///
+    /// That it makes no sense from there.
+    fn begin(&mut self, _mark: impl FnOnce() -> receive::Mark) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Bytes it reports are gone from the stream (not so for peek and readiness).
     const CONSUMES: bool = true;
 
@@ -325,6 +334,10 @@ impl<T: Tcp, O: ReadOp<T>> ReadOp<T> for Try<O> {
     #[inline]
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
         self.0.ring(ring)
+    }
+
+    fn begin(&mut self, mark: impl FnOnce() -> receive::Mark) -> io::Result<()> {
+        self.0.begin(mark)
     }
 
     const CONSUMES: bool = O::CONSUMES;

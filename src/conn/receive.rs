@@ -44,6 +44,13 @@ pub(crate) enum Source {
     Ring,
 }
 
+/// How far a stream has been read, on both transports: whatever is read changes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Mark {
+    pub(crate) tcp: u64,
+    pub(crate) ring: u64,
+}
+
 pub(crate) struct Receiver<T: Tcp> {
     /// `None` once the stream is closed or its socket was taken out.
     pub(crate) socket: Option<Arc<T>>,
@@ -58,6 +65,9 @@ pub(crate) struct Receiver<T: Tcp> {
     /// The position by our own count: what the stream began with, and every byte that passed
     /// through it. `None` when the beginning is not known.
     pub(crate) own: Option<u64>,
+    /// Bytes of TCP that have passed through the stream, wherever it began: before the ring, and
+    /// behind it.
+    passed: u64,
     /// The latest position that the kernel told, and bytes read since.
     last_position: Option<u64>,
     /// Nothing has found the ring empty since it was last found readable: as tokio's readiness,
@@ -115,6 +125,7 @@ impl<T: Tcp> Receiver<T> {
             pinned: false,
             declined: false,
             prelude: Incoming::None,
+            passed: 0,
             last_position: None,
             ready: false,
             saved: None,
@@ -148,6 +159,7 @@ impl<T: Tcp> Receiver<T> {
         circumstances: impl Fn() -> Circumstances<'a>,
         effects: &mut Effects,
     ) -> Poll<io::Result<usize>> {
+        op.begin(|| self.mark())?;
         loop {
             match self.path {
                 Path::Ring => {
@@ -172,6 +184,10 @@ impl<T: Tcp> Receiver<T> {
                 }
             }
         }
+    }
+
+    fn mark(&self) -> Mark {
+        Mark { tcp: self.passed, ring: self.dmb.as_ref().map_or(0, |dmb| dmb.consumer.position()) }
     }
 
     /// Keeps readiness as tokio does: who only asks hears yes until someone has tried in vain.
@@ -288,6 +304,7 @@ impl<T: Tcp> Receiver<T> {
     }
 
     pub(super) fn count(&mut self, length: u64) {
+        self.passed += length;
         if let Path::Draining { at, .. } = &mut self.path {
             *at += length;
         }
@@ -442,7 +459,11 @@ impl<T: Tcp> Receiver<T> {
                         return Poll::Ready(Err(error));
                     }
                     let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-                    return op.tcp(socket, &mut Context::from_waker(&self.waker));
+                    let answer = op.tcp(socket, &mut Context::from_waker(&self.waker));
+                    if let (true, Poll::Ready(Ok(length))) = (O::CONSUMES, &answer) {
+                        self.passed += *length as u64;
+                    }
+                    return answer;
                 }
                 Ok(Step::Failed) => return Poll::Ready(Err(circumstances().reset(failed))),
                 Ok(Step::AskTcp { peer_died, left_unread }) => {

@@ -180,6 +180,20 @@ impl Consumer {
         self.0.peek(buf).map_err(broken)
     }
 
+    /// Looks at what is next in place, then takes up to `length` bytes of it out of the ring.
+    ///
+    /// # Errors
+    ///
+    /// As [`Producer::write`].
+    pub fn read_in_place(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        let Some(run) = self.0.borrow().map_err(broken)? else { return Ok(Vec::new()) };
+        let (segment, range) = run.place();
+        let mut bytes = segment.to_vec(range.start, range.len());
+        let count = self.0.pass_over(run.position(), length.min(bytes.len()));
+        bytes.truncate(count);
+        Ok(bytes)
+    }
+
     /// Does the writer have to be interrupted? Asked after every read that read something.
     #[inline]
     pub fn wake_writer(&self) -> bool {

@@ -24,18 +24,19 @@
 //! # What makes the raw copies sound
 //!
 //! Mapped memory is never a slice or a reference to bytes. Headers and signal bits consist of
-//! atomics only and may be referred to. Payload is copied through raw pointers; the ring's cursors,
-//! validated on each load, keep sender and receiver apart within this process. What a hostile
-//! *process* writes at the same time cannot be helped: it may change what the bytes are (they are
-//! its own bytes), and nothing else depends on them.
+//! atomics only and may be referred to. Payload is copied through raw pointers, or, where it is
+//! looked at in place, loaded as atomics; the ring's cursors, validated on each load, keep sender
+//! and receiver apart within this process. What a hostile *process* writes at the same time cannot
+//! be helped: it may change what the bytes are (they are its own bytes), and nothing else depends
+//! on them.
 #![expect(unsafe_code, reason = "the memory is shared with another process: no safe type describes it")]
 
+mod segment;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -44,12 +45,14 @@ use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
 use super::aside::NoThread;
 use super::budget::{self, Account, Charge, MappingPlace, Need};
-use super::dmb::{DmbHeader, HEADER_BYTES, LARGEST_SEGMENT, SMALLEST_SEGMENT};
+use super::dmb::{DmbHeader, HEADER_BYTES, SMALLEST_SEGMENT};
 use super::files::Mapped;
 use super::interrupt::{CONNECTIONS, SignalPage};
-use super::ring::{Memory, Segment};
+use super::ring::Memory;
 use super::sys::{self, FileId};
 use crate::sync::{Arc, Mutex, lock};
+
+pub(crate) use segment::DmbSegment;
 
 /// Size of the control part, at the beginning of an arena.
 pub(crate) const CONTROL_BYTES: usize = 16 * 1024;
@@ -362,117 +365,6 @@ impl Memory for DmbMemory {
 
     fn first(&self) -> DmbSegment {
         DmbSegment::new(self.map.mapping.clone(), self.map.layout.first(self.slot))
-    }
-}
-
-/// Memory that the bytes of a ring lie in: the first segment of a slot, or a larger one with a file
-/// of its own.
-#[derive(Clone, Debug)]
-pub(crate) struct DmbSegment {
-    /// Keeps what `base` points to.
-    #[cfg_attr(not(test), expect(dead_code, reason = "held for its life"))]
-    mapping: Arc<Mapping>,
-    base: NonNull<u8>,
-    size: usize,
-}
-
-// SAFETY: `base` points into the mapping that `mapping` keeps. It is only used in `copy_in` and
-// `copy_out`, whose callers keep writers and readers of a byte apart.
-unsafe impl Send for DmbSegment {}
-// SAFETY: as above.
-unsafe impl Sync for DmbSegment {}
-
-impl DmbSegment {
-    fn new(mapping: Arc<Mapping>, range: Range<usize>) -> DmbSegment {
-        let (base, size) = (mapping.at(range.clone()), range.len());
-        DmbSegment { mapping, base, size }
-    }
-
-    /// Makes a segment to lend, and the file to send to the peer.
-    ///
-    /// # Errors
-    ///
-    /// What is lacking: memory by this process's own budget, or by the system's; descriptors.
-    pub(crate) fn create(bytes: usize, account: &Arc<Account>) -> io::Result<(DmbSegment, OwnedFd)> {
-        let charge = account.lend(bytes)?;
-        let fd = memory_file(bytes)?;
-        sys::fallocate(fd.as_fd(), 0, bytes as u64)?;
-        let file = Mapped::made(FileId::of(fd.as_fd())?, account.number());
-        let mapping = Mapping::new(fd.as_fd(), bytes, account, (Purpose::Lent, file, Some(charge)))?;
-        mapping.prefault();
-        Ok((DmbSegment::new(mapping, 0..bytes), fd))
-    }
-
-    /// Maps a segment that a peer lends, which says that it has so many bytes. May wait for what
-    /// the peer does with it.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput` for an impossible size; `InvalidData` when `fd` is not a sealed memory file
-    /// of exactly that size, or has a use already; `OutOfMemory` when its memory is gone, as it is
-    /// once the lender is done with it, or beyond this process's budget; otherwise those of the
-    /// mapping, which are this process's own.
-    pub(crate) fn attach(fd: &OwnedFd, bytes: u64, account: &Arc<Account>) -> io::Result<DmbSegment> {
-        let size = usize::try_from(bytes)
-            .ok()
-            .filter(|size| size.is_power_of_two() && (SMALLEST_SEGMENT..=LARGEST_SEGMENT).contains(size));
-        let words = || format!("a segment of {bytes} bytes");
-        let size = size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, words()))?;
-        let file = taken(fd, bytes, account)?;
-        // It is the lender who pays: touching what has no memory would cost this process. An honest
-        // one has closed its stream while the grant was on its way.
-        if sys::memory_of(fd.as_fd())? < bytes {
-            return Err(unpaid("a segment without the memory it should have"));
-        }
-        // It can still take the memory away, and keep what is written there then.
-        let charge = account.borrow(size)?;
-        let mapping = Mapping::new(fd.as_fd(), size, account, (Purpose::Borrowed, file, Some(charge)))?;
-        mapping.prefault();
-        Ok(DmbSegment::new(mapping, 0..size))
-    }
-
-    /// Pointer to `len` bytes at `offset`.
-    ///
-    /// # Panics
-    ///
-    /// If they would leave the segment: the one check that keeps every copy inside.
-    #[inline]
-    fn bytes(&self, offset: usize, len: usize) -> *mut u8 {
-        let fits = offset.checked_add(len).is_some_and(|end| end <= self.size);
-        assert!(fits, "{len} bytes at {offset} of a segment of {}", self.size);
-        // SAFETY: `base` is the start of `size` bytes of the mapping, and `offset` lies within
-        // them.
-        unsafe { self.base.as_ptr().add(offset) }
-    }
-}
-
-impl Segment for DmbSegment {
-    #[inline]
-    fn size(&self) -> u64 {
-        self.size as u64
-    }
-
-    #[inline]
-    fn copy_in(&self, offset: usize, src: &[u8]) {
-        let to = self.bytes(offset, src.len());
-        // SAFETY: `bytes` checked that `to` is valid for src.len() bytes of the mapping, which
-        // nothing in this process refers to as bytes; so `src` is elsewhere. The segment's pages
-        // were allocated before the ring entered it. The ring lets only its one producer, under its
-        // direction's lock, write to this range.
-        unsafe { ptr::copy_nonoverlapping(src.as_ptr(), to, src.len()) };
-    }
-
-    #[inline]
-    fn prefetch(&self, offset: usize) {
-        sys::prefetch(self.base.addr().get() + offset);
-    }
-
-    #[inline]
-    fn copy_out(&self, offset: usize, dst: &mut [MaybeUninit<u8>]) {
-        let from = self.bytes(offset, dst.len());
-        // SAFETY: as in `copy_in`; `dst` is writable for its length, and MaybeUninit<u8> has the
-        // layout of u8. The producer's cursor, acquired before, ordered its bytes before this copy.
-        unsafe { ptr::copy_nonoverlapping(from.cast_const(), dst.as_mut_ptr().cast(), dst.len()) };
     }
 }
 

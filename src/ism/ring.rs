@@ -28,12 +28,15 @@ pub(crate) mod heap;
 mod models;
 mod producer;
 mod room;
+mod run;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
 pub(crate) use consumer::Consumer;
 pub(crate) use producer::Producer;
 pub(crate) use room::{Room, fill_room};
+pub(crate) use run::Run;
+use run::Source;
 
 use super::dmb::DmbHeader;
 use std::mem::MaybeUninit;
@@ -54,7 +57,7 @@ pub(crate) trait Memory {
 }
 
 /// A piece of memory that bytes lie in, the same at both ends.
-pub(crate) trait Segment {
+pub(crate) trait Segment: Clone {
     /// Bytes; a power of two, and always the same.
     fn size(&self) -> u64;
 
@@ -66,6 +69,10 @@ pub(crate) trait Segment {
 
     /// Fills `dst` from it (all of it); panics, before it copies, if that would leave the segment.
     fn copy_out(&self, offset: usize, dst: &mut [MaybeUninit<u8>]);
+
+    /// Copies `len` bytes of `from` to `offset`; panics, before it copies, if that would leave
+    /// either.
+    fn copy_across(&self, offset: usize, from: &Self, at: usize, len: usize);
 }
 
 /// Number of the segment that belongs to the DMB itself.
@@ -154,14 +161,14 @@ impl Visit {
 
     /// Copies `src` to `position` in the visit's segment; at most `size` bytes.
     #[inline]
-    fn copy_in(&self, segment: &impl Segment, position: u64, src: &[u8]) {
+    fn copy_in<S: Segment>(&self, segment: &S, position: u64, src: impl Source<S>) {
         let (offset, straight) = self.locate(position);
         if src.len() <= straight {
-            segment.copy_in(offset, src);
+            src.put(segment, offset);
         } else {
             let (first, rest) = src.split_at(straight);
-            segment.copy_in(offset, first);
-            segment.copy_in(0, rest);
+            first.put(segment, offset);
+            rest.put(segment, 0);
         }
     }
 

@@ -57,6 +57,7 @@ pub(crate) use sequence::{
 pub(crate) use socket::{
     chosen_receive_buffer, chosen_send_buffer, cookie, impl_from_raw_fd, ineligible, linger_is_zero,
     local_addr, netns_cookie, peer_addr, push_unsent, reset_connection, send_bytes, set_zero_linger,
+    take_bytes,
 };
 pub(crate) use tcp::{
     Ended, TcpState, ended, has_unread, has_urgent, is_at_mark, queued_in, queued_out, rx_counters, tcp_look,

@@ -30,8 +30,8 @@ use crate::link::reactor::{Interest, Reactor, Task, Watched};
 use crate::sync::{Arc, Mutex, lock, rank};
 
 pub(crate) use ops::{
-    peeking, read_readiness, reading, try_reading, try_reading_buf, try_reading_vectored, try_writing,
-    try_writing_vectored, write_readiness, writing, writing_vectored,
+    peeking, read_readiness, reading, showing, try_reading, try_reading_buf, try_reading_vectored,
+    try_writing, try_writing_vectored, write_readiness, writing, writing_run, writing_vectored,
 };
 pub(crate) use tcp::{TokioTcp, drain, is_spoiled, tcp_ready};
 

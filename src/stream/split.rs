@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 
-use super::SmcStream;
+use super::in_place::SharedBytes;
+use super::{SmcStream, in_place};
 
 /// The half of an [`SmcStream`] to read from, borrowed by [`SmcStream::split`].
 ///
@@ -90,6 +91,37 @@ macro_rules! half_methods {
             self.as_ref().peek(buf).await
         }
 
+        /// Borrows the bytes that are next, where they lie; see [`SmcStream::fill_buf`].
+        ///
+        /// # Errors
+        ///
+        /// As a read.
+        ///
+        /// # Cancel safety
+        ///
+        /// Nothing is lost when the future is dropped, nor with what it returns.
+        pub async fn fill_buf(&mut self) -> io::Result<SharedBytes<'_>> {
+            in_place::fill_buf((*self).as_ref()).await
+        }
+
+        /// Polls for [`Self::fill_buf`]; see [`SmcStream::poll_fill_buf`].
+        ///
+        /// # Errors
+        ///
+        /// As a read.
+        pub fn poll_fill_buf(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<SharedBytes<'_>>> {
+            in_place::poll_fill_buf((*self).as_ref(), cx)
+        }
+
+        /// Borrows the bytes that are next, where they lie; see [`SmcStream::try_fill_buf`].
+        ///
+        /// # Errors
+        ///
+        /// `WouldBlock` when there are none.
+        pub fn try_fill_buf(&mut self) -> io::Result<SharedBytes<'_>> {
+            in_place::try_fill_buf((*self).as_ref())
+        }
+
         /// Waits until the stream can be read, or has ended.
         ///
         /// # Errors
@@ -133,6 +165,41 @@ macro_rules! half_methods {
         half_methods!(both);
     };
     (write) => {
+        /// Writes borrowed bytes straight from where they lie; see [`SmcStream::write_shared`].
+        ///
+        /// # Errors
+        ///
+        /// As a write.
+        ///
+        /// # Cancel safety
+        ///
+        /// When the future is dropped, nothing was written.
+        pub async fn write_shared(&mut self, bytes: &SharedBytes<'_>) -> io::Result<usize> {
+            in_place::write_shared(self.as_ref(), bytes).await
+        }
+
+        /// Polls for [`Self::write_shared`]; see [`SmcStream::poll_write_shared`].
+        ///
+        /// # Errors
+        ///
+        /// As a write.
+        pub fn poll_write_shared(
+            &mut self,
+            cx: &mut Context<'_>,
+            bytes: &SharedBytes<'_>,
+        ) -> Poll<io::Result<usize>> {
+            in_place::poll_write_shared(self.as_ref(), cx, bytes)
+        }
+
+        /// Writes what fits of borrowed bytes; see [`SmcStream::try_write_shared`].
+        ///
+        /// # Errors
+        ///
+        /// `WouldBlock` when nothing fits.
+        pub fn try_write_shared(&self, bytes: &SharedBytes<'_>) -> io::Result<usize> {
+            self.as_ref().try_write_shared(bytes)
+        }
+
         /// Waits until the stream can be written, or has failed.
         ///
         /// # Errors

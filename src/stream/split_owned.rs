@@ -10,8 +10,9 @@ use std::task::{Context, Poll};
 use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 
-use super::SmcStream;
+use super::in_place::SharedBytes;
 use super::split::half_methods;
+use super::{SmcStream, in_place};
 use crate::sync::Arc;
 
 /// The half of an [`SmcStream`] to read from, made by [`SmcStream::into_split`].

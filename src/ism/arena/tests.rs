@@ -1,9 +1,11 @@
 use std::fs::File;
+use std::mem::MaybeUninit;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::super::dmb::{Direction, Flags};
-use super::super::ring::{Consumer, Producer};
+
+use super::super::ring::{Consumer, Producer, Segment};
 use super::*;
 use crate::sync::Ordering;
 
@@ -415,4 +417,78 @@ fn maps_may_be_shared_among_threads() {
     shared::<Arena>();
     shared::<DmbMemory>();
     shared::<DmbSegment>();
+}
+
+/// A segment whose bytes count up from a place that no word begins at.
+fn counted(bytes: usize) -> DmbSegment {
+    let (segment, _file) = DmbSegment::create(bytes, &link()).unwrap();
+    segment.copy_in(0, &(0..bytes).map(|at| at as u8).collect::<Vec<_>>());
+    segment
+}
+
+#[test]
+fn bytes_that_are_loaded_are_those_that_are_copied() {
+    let segment = counted(4096);
+    for (offset, len) in [(0, 0), (0, 1), (5, 2), (1, 7), (3, 5), (3, 29), (8, 16), (4089, 7), (0, 4096)] {
+        let copied = get(&segment, offset, len);
+        assert_eq!(segment.to_vec(offset, len), copied, "{len} at {offset}");
+        let mut loaded = vec![0xee; len];
+        segment.load_into(offset, &mut loaded);
+        assert_eq!(loaded, copied, "{len} at {offset}");
+        assert!((0..len).all(|at| segment.load(offset + at) == copied[at]));
+    }
+    for outside in [(4096, 1), (4000, 97), (usize::MAX, 2)] {
+        assert!(catch_unwind(AssertUnwindSafe(|| segment.to_vec(outside.0, outside.1))).is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| segment.find(outside.0, outside.1, 0))).is_err());
+    }
+}
+
+#[test]
+fn a_byte_is_found_where_it_is_first() {
+    let (segment, _file) = DmbSegment::create(4096, &link()).unwrap();
+    // Neighbours that subtracting confuses: one more, one less, the highest bit.
+    for wanted in [0, 1, 0x7f, 0x80, 0xff_u8] {
+        for around in [wanted.wrapping_add(1), wanted.wrapping_sub(1), wanted ^ 0x80] {
+            segment.copy_in(0, &[around; 64]);
+            assert_eq!(segment.find(3, 40, wanted), None);
+            for at in 3..43 {
+                segment.copy_in(at, &[wanted]);
+                assert_eq!(segment.find(3, 40, wanted), Some(at - 3));
+                segment.copy_in(50, &[wanted]);
+                assert_eq!(segment.find(3, 40, wanted), Some(at - 3), "and not the last one");
+                segment.copy_in(at, &[around]);
+                assert_eq!(segment.find(3, 40, wanted), None, "what is behind is not looked at");
+                segment.copy_in(50, &[around]);
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_go_from_one_segment_to_the_other() {
+    let (from, to) = (counted(8192), counted(4096));
+    to.copy_across(100, &from, 4090, 7);
+    assert_eq!(get(&to, 98, 11), [98, 99, 250, 251, 252, 253, 254, 255, 0, 107, 108]);
+    // Within one segment, too.
+    from.copy_across(1, &from, 0, 9);
+    assert_eq!(get(&from, 0, 11), [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 10]);
+    for (offset, at, len) in [(4090, 0, 7), (0, 8190, 3)] {
+        assert!(catch_unwind(AssertUnwindSafe(|| to.copy_across(offset, &from, at, len))).is_err());
+    }
+}
+
+#[test]
+fn who_looks_in_place_sees_what_the_sender_changes() {
+    let (ours, file) = DmbSegment::create(4096, &link()).unwrap();
+    // Another mapping of it, as the peer has one.
+    let theirs = MmapOptions::new().len(4096).map_raw(&file).unwrap();
+    let change = |bytes: &[u8]| {
+        // SAFETY: the mapping is longer than that, and nothing refers to it.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), theirs.as_mut_ptr(), bytes.len()) };
+    };
+    change(b"length 4");
+    let (checked, found) = (ours.to_vec(0, 8), ours.find(0, 8, b'4'));
+    change(b"length 9");
+    assert_eq!((ours.load(7), ours.find(0, 8, b'4'), found), (b'9', None, Some(7)));
+    assert_eq!(checked, b"length 4", "a copy is the reader's own");
 }

@@ -1,7 +1,7 @@
 //! The receiving end of a ring.
 
 use super::super::dmb::{DmbHeader, Flags, HOPS};
-use super::{FIRST, Memory, PUBLISH_EVERY, Rule, Segment, Violation, Visit};
+use super::{FIRST, Memory, PUBLISH_EVERY, Rule, Run, Segment, Violation, Visit};
 use crate::sync::{Ordering, fence};
 use bytes::BufMut;
 use std::collections::VecDeque;
@@ -254,6 +254,31 @@ impl<M: Memory> Consumer<M> {
         Ok(count)
     }
 
+    /// Shows what is next and lies in one piece, as far as the end of its segment or the next hop,
+    /// and leaves it in the ring; `None` when that is empty.
+    pub(crate) fn borrow(&mut self) -> Result<Option<Run<M::Segment>>, Violation> {
+        // What has come since the last look may be seen, too.
+        let (_, straight) = self.place.visit.locate(self.place.cons);
+        if self.place.available() < straight as u64 {
+            self.look()?;
+        }
+        let Place { cons, visit, .. } = self.place;
+        let (offset, straight) = visit.locate(cons);
+        let length = usize::try_from(self.place.available()).unwrap_or(usize::MAX).min(straight);
+        let segment = || self.lent.of(&visit).clone();
+        Ok((length > 0).then(|| Run::new(segment(), offset..offset + length, cons)))
+    }
+
+    /// Reads `count` bytes without a copy: those that were shown at `position`. Returns how many: 0
+    /// when reading has gone on from there, or they never were shown.
+    pub(crate) fn pass_over(&mut self, position: u64, count: usize) -> usize {
+        if self.place.cons != position || self.place.available() < count as u64 {
+            return 0;
+        }
+        self.take(count);
+        count
+    }
+
     /// Whether there is something to read.
     #[inline]
     pub(crate) fn is_readable(&mut self) -> Result<bool, Violation> {
@@ -327,11 +352,17 @@ impl<M: Memory> Consumer<M> {
     fn read_into(&mut self, dst: &mut [MaybeUninit<u8>]) -> Result<usize, Violation> {
         if dst.len() as u64 <= self.place.available() && dst.len() < PUBLISH_EVERY {
             self.place.visit.copy_out(self.lent.of(&self.place.visit), self.place.cons, dst);
-            self.place.cons += dst.len() as u64;
-            self.publish();
+            self.take(dst.len());
             return Ok(dst.len());
         }
         self.read_pieces(dst)
+    }
+
+    /// So many bytes of this visit are read: they are the sender's again.
+    #[inline]
+    fn take(&mut self, count: usize) {
+        self.place.cons += count as u64;
+        self.publish();
     }
 
     fn read_pieces(&mut self, mut dst: &mut [MaybeUninit<u8>]) -> Result<usize, Violation> {

@@ -111,4 +111,10 @@ impl Segment for HeapSegment {
             byte.write(take(cell));
         }
     }
+
+    fn copy_across(&self, offset: usize, from: &HeapSegment, at: usize, len: usize) {
+        for (to, from) in self.0.0[offset..][..len].iter().zip(&from.0.0[at..][..len]) {
+            put(to, take(from));
+        }
+    }
 }

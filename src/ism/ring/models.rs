@@ -56,6 +56,21 @@ fn read_on(consumer: &mut Consumer<Heap>, len: usize) -> usize {
     count
 }
 
+/// As `read_on`, of bytes that are looked at where they lie.
+fn read_in_place(consumer: &mut Consumer<Heap>, len: usize) -> usize {
+    let Some(run) = consumer.borrow().unwrap() else { return 0 };
+    let count = len.min(run.len());
+    let (segment, range) = run.place();
+    let mut bytes = [MaybeUninit::new(0); 16];
+    segment.copy_out(range.start, &mut bytes[..count]);
+    for (i, byte) in bytes[..count].iter().enumerate() {
+        // SAFETY: all of them were initialised.
+        assert_eq!(u64::from(unsafe { byte.assume_init() }), run.position() + i as u64 + 1);
+    }
+    assert_eq!(consumer.pass_over(run.position(), count), count);
+    count
+}
+
 /// An interrupt line with one waiter: a ring between the waiter's look and its sleep is kept.
 #[derive(Clone)]
 struct Line(Arc<loom::sync::Mutex<bool>>, Arc<loom::sync::Condvar>);
@@ -150,6 +165,31 @@ fn loom_bytes_wrap_round() {
         let written = sender.join().unwrap();
         while consumer.position() < written {
             assert!(read_on(&mut consumer, 2) > 0);
+        }
+    });
+}
+
+/// Bytes are the reader's until they are passed over, round the wrap and over a hop. Fails if that
+/// is done before they are looked at, or publishes the cursor Relaxed.
+#[test]
+fn loom_nobody_writes_to_bytes_that_are_looked_at() {
+    check(3, || {
+        let (mut producer, mut consumer) = ring();
+        let mut grants = lend(&mut consumer, &[4]);
+        assert_eq!(producer.write(&[1, 2]).unwrap(), 2);
+        let sender = thread::spawn(move || {
+            let mut next = 3;
+            for _ in 0..2 {
+                next += write(&mut producer, &mut grants, &[next, next + 1]) as u8;
+            }
+            u64::from(next) - 1
+        });
+        for _ in 0..3 {
+            read_in_place(&mut consumer, 2);
+        }
+        let written = sender.join().unwrap();
+        while consumer.position() < written {
+            assert!(read_in_place(&mut consumer, 16) > 0);
         }
     });
 }

@@ -1,7 +1,7 @@
 //! The sending end of a ring.
 
 use super::super::dmb::{Flags, HOPS, LARGEST_SEGMENT};
-use super::{FIRST, Memory, PUBLISH_EVERY, Rule, Segment, Violation, Visit};
+use super::{FIRST, Memory, PUBLISH_EVERY, Rule, Run, Segment, Source, Violation, Visit};
 use crate::sync::{Ordering, fence};
 use std::io::IoSlice;
 
@@ -101,6 +101,14 @@ impl<M: Memory> Producer<M> {
     #[inline]
     pub(crate) fn write(&mut self, src: &[u8]) -> Result<usize, Violation> {
         let written = self.append(src)?;
+        self.publish();
+        Ok(written)
+    }
+
+    /// As [`Producer::write`], of bytes that lie in another ring: they are copied from there.
+    #[inline(never)]
+    pub(crate) fn write_run(&mut self, run: &Run<M::Segment>) -> Result<usize, Violation> {
+        let written = self.append_pieces(run.part())?;
         self.publish();
         Ok(written)
     }
@@ -318,9 +326,9 @@ impl<M: Memory> Producer<M> {
         self.append_pieces(src)
     }
 
-    fn append_pieces(&mut self, src: &[u8]) -> Result<usize, Violation> {
+    fn append_pieces(&mut self, src: impl Source<M::Segment>) -> Result<usize, Violation> {
         let mut rest = src;
-        while !rest.is_empty() {
+        while rest.len() > 0 {
             if self.room() < rest.len() as u64 {
                 self.look()?;
             }
@@ -331,7 +339,7 @@ impl<M: Memory> Producer<M> {
             let room = usize::try_from(self.room()).unwrap_or(usize::MAX);
             let (piece, behind) = rest.split_at(rest.len().min(room).min(PUBLISH_EVERY));
             self.copy(piece);
-            if !behind.is_empty() {
+            if behind.len() > 0 {
                 self.publish();
             }
             rest = behind;
@@ -340,7 +348,7 @@ impl<M: Memory> Producer<M> {
     }
 
     #[inline]
-    fn copy(&mut self, src: &[u8]) {
+    fn copy(&mut self, src: impl Source<M::Segment>) {
         self.visit.copy_in(self.larger.as_ref().unwrap_or(&self.first), self.prod, src);
         self.prod += src.len() as u64;
     }

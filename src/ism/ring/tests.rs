@@ -1,6 +1,7 @@
 //! The ring against a queue, against a peer that scribbles, and against a second thread.
 
 mod growth;
+mod in_place;
 mod rules;
 
 use super::super::dmb::Flags;
@@ -60,6 +61,14 @@ fn peek<M: Memory>(consumer: &mut Consumer<M>, len: usize) -> Vec<u8> {
     let count = consumer.peek(&mut &mut bytes[..]).unwrap();
     bytes.truncate(count);
     bytes
+}
+
+fn bytes_of(run: &Run<HeapSegment>) -> Vec<u8> {
+    let (segment, range) = run.place();
+    let mut bytes = vec![MaybeUninit::uninit(); range.len()];
+    segment.copy_out(range.start, &mut bytes);
+    // SAFETY: `copy_out` has filled all of it.
+    bytes.into_iter().map(|byte| unsafe { byte.assume_init() }).collect()
 }
 
 /// Ends the process if a test that can hang does.
@@ -182,6 +191,8 @@ enum Step {
     WriteVectored(Vec<usize>),
     Read(usize),
     Peek(usize),
+    /// Bytes are shown, the sender writes more, and some of those that were shown are passed over.
+    InPlace(usize, usize),
     Shrink,
     WaitForSpace,
     WaitForData,
@@ -195,6 +206,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => prop::collection::vec(0..12_usize, 0..5).prop_map(Step::WriteVectored),
         4 => (0..40_usize).prop_map(Step::Read),
         1 => (0..40_usize).prop_map(Step::Peek),
+        3 => (0..40_usize, 0..40_usize).prop_map(|(pass, write)| Step::InPlace(pass, write)),
         1 => Just(Step::Shrink),
         1 => Just(Step::WaitForSpace),
         1 => Just(Step::WaitForData),
@@ -275,6 +287,31 @@ proptest! {
                     prop_assert_eq!(got.len(), len.min(before));
                     prop_assert_eq!(&got, &queue.iter().copied().take(len).collect::<Vec<u8>>());
                 }
+                Step::InPlace(pass, write) => {
+                    let run = consumer.borrow().unwrap();
+                    prop_assert_eq!(run.is_some(), before > 0);
+                    let more: Vec<u8> = bytes.clone().take(write).collect();
+                    let written = producer.write(&more).unwrap();
+                    queue.extend(&more[..written]);
+                    for _ in 0..written {
+                        bytes.next();
+                    }
+                    let woken = written > 0 && producer.wake_reader();
+                    reader_parked &= !woken;
+                    if let Some(run) = run {
+                        let shown = bytes_of(&run);
+                        prop_assert!(shown.iter().eq(queue.iter().take(run.len())));
+                        let pass = pass.min(run.len());
+                        prop_assert_eq!(consumer.pass_over(run.position() + 1, pass), 0);
+                        prop_assert_eq!(consumer.pass_over(run.position(), pass), pass);
+                        queue.drain(..pass);
+                        let woken = pass > 0 && consumer.wake_writer();
+                        if writer_parked && queue.is_empty() {
+                            prop_assert!(woken);
+                        }
+                        writer_parked &= !woken;
+                    }
+                }
                 Step::Shrink => {
                     let grown = producer.is_grown();
                     match producer.shrink().unwrap() {
@@ -333,6 +370,13 @@ proptest! {
                 }
                 Step::Read(len) => { let _ = consumer.read(&mut &mut bytes[..len]); }
                 Step::Peek(len) => { let _ = consumer.peek(&mut &mut bytes[..len]); }
+                Step::InPlace(pass, write) => {
+                    if let Ok(Some(run)) = consumer.borrow() {
+                        let _ = (producer.write(&bytes[..write]), bytes_of(&run));
+                        let _ = consumer.pass_over(run.position(), pass);
+                        let _ = producer.write_run(&run);
+                    }
+                }
                 Step::Shrink => {
                     if let Ok(Shrunk::GaveBack(number)) = producer.shrink() {
                         let _ = consumer.take_back(number);

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::io::retry_on_intr;
-use rustix::net::{SendAncillaryBuffer, SendFlags, ipproto};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, ipproto};
 
 /// Reads a socket option into `buf`; returns the part the kernel filled.
 pub(super) fn option<'buf>(
@@ -116,6 +116,14 @@ pub(crate) fn send_bytes(fd: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Resu
     let slices = &slices[..slices.len().min(MOST_SLICES)];
     let send = || rustix::net::sendmsg(fd, slices, &mut SendAncillaryBuffer::default(), flags);
     Ok(retry_on_intr(send)?)
+}
+
+/// Takes at most as many bytes as `buf` has off a TCP socket; what `buf` holds then is of no use.
+pub(crate) fn take_bytes(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
+    // Of TCP the second one says that nothing is copied.
+    let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+    let (_, length) = retry_on_intr(|| rustix::net::recv(fd, &mut *buf, flags))?;
+    Ok(length)
 }
 
 /// TCP_NODELAY.

@@ -8,6 +8,7 @@ use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
 use super::tcp::{TokioTcp, poll_read, poll_write, without_budget};
+use crate::conn::in_place::{Run, Show, WriteRun};
 use crate::conn::op::{
     Peek, Read, ReadOp, ReadVectored, Readable, Try, Writable, Write, WriteOp, WriteVectored,
 };
@@ -32,6 +33,28 @@ pub(crate) fn peeking(buffer: &mut ReadBuf<'_>) -> impl ReadOp<TokioTcp> {
     Peek::new(buffer, |socket: &TcpStream, cx, buffer: &mut ReadBuf<'_>| {
         without_budget(cx, |cx| socket.poll_peek(cx, buffer))
     })
+}
+
+/// Most bytes that are copied to be looked at over TCP.
+const MOST_SHOWN: usize = 16 * 1024;
+
+/// `fill_buf`: shows what is next, and leaves it in the stream.
+pub(crate) fn showing() -> Show<TokioTcp> {
+    Show::new(|socket, cx, copy| {
+        // Nothing is allocated for who has to wait.
+        ready!(without_budget(cx, |cx| socket.poll_read_ready(cx)))?;
+        copy.resize(MOST_SHOWN, 0);
+        let mut buffer = ReadBuf::new(copy);
+        let length = ready!(without_budget(cx, |cx| socket.poll_peek(cx, &mut buffer)))?;
+        copy.truncate(length);
+        Poll::Ready(Ok(length))
+    })
+}
+
+/// `write_shared` and, if it `tries` only, `try_write_shared`; of bytes in a ring.
+pub(crate) fn writing_run(run: &Run, tries: bool) -> WriteRun<'_, TokioTcp> {
+    // To try leaves the stream's own waker with the socket, which wakes nobody who does not wait.
+    WriteRun::new(run, tries, poll_write)
 }
 
 /// `try_read_vectored`.
