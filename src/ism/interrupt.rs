@@ -58,8 +58,8 @@ impl Signal {
     }
 }
 
-/// The words of a link's first connections, which need no summary, beside the stamp: on the one line
-/// that a message of theirs takes to the poller.
+/// The words of a link's first connections, which need no summary, beside the stamp: on the one
+/// line that a message of theirs takes to the poller.
 #[repr(C, align(64))]
 struct NearLine {
     looked_at: AtomicU64,

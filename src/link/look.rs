@@ -29,9 +29,9 @@ const SUSPICIOUS_GAP: u64 = 10_000;
 const IDLE_GAP: u64 = 3_000;
 const LONGEST_IDLE_GAP: u64 = 20_000;
 
-/// A side that is idle looks so often at a link before it gives way to other tasks, for a fraction of
-/// a µs in all: a scheduler takes ten times as long as a look. Where there are more links it looks
-/// at all of them less often.
+/// A side that is idle looks so often at a link before it gives way to other tasks, for a fraction
+/// of a µs in all: a scheduler takes ten times as long as a look. Where there are more links it
+/// looks at all of them less often.
 const LOOKS_IN_A_ROW: usize = 8;
 
 /// Looks go on while the tasks of this side work, for it costs next to nothing, but not for longer

@@ -320,8 +320,8 @@ impl<M: Memory> Consumer<M> {
     /// Asks for an interrupt with the sender's next bytes or change of flags. The caller looks
     /// again after this.
     pub(crate) fn arm(&self) {
-        // AcqRel: pairs with the swap in `Producer::wake_reader`. If that came before, the look that
-        // follows here sees what was published before it.
+        // AcqRel: pairs with the swap in `Producer::wake_reader`. If that came before, the look
+        // that follows here sees what was published before it.
         self.memory.header().producer.data_armed.swap(1, Ordering::AcqRel);
     }
 
