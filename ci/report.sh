@@ -12,6 +12,9 @@ else
     echo "libclang is not installed here: other crates are left out"
 fi
 
+if [[ $sections == *others ]]; then
+    cargo clippy --locked --quiet --release --manifest-path report/others/Cargo.toml --target-dir "$target/others" -- -D warnings
+fi
 cargo test --locked --quiet --package smc-report
 cargo build --locked --quiet --release --package smc-report
 report() {

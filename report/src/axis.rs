@@ -46,7 +46,7 @@ impl Unit {
         }
     }
 
-    /// A number as it stands on a bar, where there is little room: beside an axis of GB/s it is that.
+    /// A number as it stands on a bar, where there is little room: it is of GB/s where the axis is.
     pub(crate) fn number(self, value: f64) -> String {
         match self {
             Self::BytesPerSecond if value >= 1e9 => short(value / 1e9),

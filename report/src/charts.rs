@@ -116,10 +116,12 @@ fn cpu_load(measured: &Measured) -> Result<Chart> {
 
 fn latency_size(measured: &Measured) -> Result<Chart> {
     let trips = [("test", "pp")];
+    let spin = measured.figure(&[("transport", "limit"), ("runs_on", "bare spin")], "rtt_p50_us");
+    let median = lines(measured, "median", &trips, (SIZE, P50));
     chart(
         "Round trip against message size, one connection",
         vec![
-            lines(measured, "median", &trips, (SIZE, P50)),
+            with_limit(median, "limit: two threads that bounce a cache line", spin),
             lines(measured, "99th percentile", &trips, (SIZE, P99)),
         ],
     )

@@ -22,8 +22,9 @@ pub(crate) fn measure(
     tell: &dyn Fn(&str),
 ) -> Result<Measured> {
     let (how, rows) = match section {
+        // Of a hundred requests a second it takes some to have percentiles.
         Section::Load => {
-            smcperf(tools, scale, 1.0, &["--test=paced".to_owned(), list("--pace", scale.paces)])?
+            smcperf(tools, scale, 2.0, &["--test=paced".to_owned(), list("--pace", scale.paces)])?
         }
         Section::Sizes => {
             smcperf(tools, scale, 1.0, &["--test=pp,tp".to_owned(), list("--size", scale.sizes)])?

@@ -16,8 +16,9 @@ fn words(section: Section) -> (&'static str, &'static str) {
             "Latency and CPU time against load",
             "Requests come at a fixed rate, whether the last one was answered or not, and their times count
 from when they were due: so a pause shows in all requests that fall into it. At low rates both ends
-sleep between two requests, and what is measured is mostly the kernel waking them. A line that goes
-steeply up has reached what one connection can do.",
+sleep between two requests, and what is measured is mostly the kernel waking them. Where a line goes steeply
+up, requests come faster than they can be handed over and answered here; a thread that hands them over
+takes a part of it, the same for all.",
         ),
         Section::Sizes => (
             "Message size",

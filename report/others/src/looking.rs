@@ -48,6 +48,8 @@ impl Bells {
 }
 
 fn node() -> Result<Node<Service>> {
+    // That it has no file of settings is nothing to report, nor that the other side has ended.
+    set_log_level(LogLevel::Error);
     NodeBuilder::new().create::<Service>().context("a node of iceoryx2")
 }
 
