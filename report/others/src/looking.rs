@@ -13,6 +13,9 @@ use crate::{Meter, ready, stamp};
 
 type Service = ipc::Service;
 
+/// Makes the ends of a service whose requests and responses are bytes.
+type Echoes = PortFactory<Service, [u8], (), [u8], ()>;
+
 /// Names of services: the place is a new one for each pair of processes.
 fn name(place: &Path, part: &str) -> Result<ServiceName> {
     let place = place.file_name().unwrap_or_default().to_string_lossy();
@@ -53,7 +56,7 @@ fn node() -> Result<Node<Service>> {
     NodeBuilder::new().create::<Service>().context("a node of iceoryx2")
 }
 
-fn open(node: &Node<Service>, place: &Path) -> Result<PortFactory<Service, [u8], (), [u8], ()>> {
+fn open(node: &Node<Service>, place: &Path) -> Result<Echoes> {
     node.service_builder(&name(place, "echo")?)
         .request_response::<[u8], [u8]>()
         .open_or_create()
