@@ -259,7 +259,7 @@ async fn connect(way: Way, addr: &str, upgrade: bool) -> Result<(Stream, Duratio
                 let transport = stream.upgrade().await;
                 took = began.elapsed();
                 if !transport.is_loopback_ism() {
-                    bail!("a connection was not upgraded: {transport}");
+                    bail!("a connection was not upgraded: {:?}", transport.fallback_reason());
                 }
             }
             (Box::new(stream), took)
@@ -289,6 +289,7 @@ async fn obey(way: Way, addr: &str, streams: &mut Vec<Stream>, line: &str) -> Re
             "ping" => ping(streams, Duration::from_secs_f64(number)).await,
             "connect" => connects(way, addr, number as usize, false).await,
             "upgrade" => connects(way, addr, number as usize, true).await,
+            "storm" => storm(addr, number as usize).await,
             _ => bail!("no such word"),
         }
     };
@@ -362,6 +363,35 @@ async fn connects(way: Way, addr: &str, count: usize, upgrade: bool) -> Result<V
     let took = began.elapsed().as_secs_f64();
     let p50 = upgrades.value_at_quantile(0.5) as f64 / 1e3;
     Ok(json!({ "connects_per_s": count as f64 / took, "upgrade_us": upgrade.then_some(p50) }))
+}
+
+/// Upgrades of so many connections, all at the same time.
+async fn storm(addr: &str, count: usize) -> Result<Value> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        streams.push(SmcStream::connect(addr).await?);
+    }
+    let began = Instant::now();
+    let mut upgrading = JoinSet::new();
+    for stream in streams {
+        upgrading.spawn(async move { (stream.upgrade().await, stream) });
+    }
+    let mut upgraded = 0;
+    let mut last = began;
+    let (mut held, mut why) = (Vec::new(), None);
+    while let Some(joined) = upgrading.join_next().await {
+        let (transport, stream) = joined?;
+        if transport.is_loopback_ism() {
+            (upgraded, last) = (upgraded + 1, Instant::now());
+        } else {
+            why = transport.fallback_reason().map(|reason| reason.to_string());
+        }
+        // A closed one would make room for others.
+        held.push(stream);
+    }
+    let took = (last - began).as_secs_f64();
+    let per_s = (upgraded > 0).then(|| f64::from(upgraded) / took);
+    Ok(json!({ "upgrades_per_s": per_s, "left_on_tcp": count as u32 - upgraded, "why": why }))
 }
 
 pub(crate) fn histogram() -> Result<Histogram<u64>> {

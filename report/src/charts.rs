@@ -187,6 +187,17 @@ fn bars(title: &str, unit: Unit, groups: Groups) -> Panel {
     Panel { title: title.to_owned(), kind: Kind::Bars(Bars { unit, groups }) }
 }
 
+/// One line alone, of connections.
+fn lines_of(title: &str, subject: Subject, points: Vec<(f64, f64)>) -> Panel {
+    let lines = Lines {
+        x: (CONNECTIONS.1, CONNECTIONS.2),
+        y: (Spacing::Linear, Unit::Count),
+        lines: vec![(subject, points)],
+        limit: None,
+    };
+    Panel { title: title.to_owned(), kind: Kind::Lines(lines) }
+}
+
 fn connects(measured: &Measured) -> Result<Chart> {
     let rate =
         |subject, way, case| bar(measured, subject, &[("transport", way), ("case", case)], "connects_per_s");
@@ -197,15 +208,19 @@ fn connects(measured: &Measured) -> Result<Chart> {
         rate(SMC_UPGRADED, "smc", "upgrade")?,
     ];
     let cost = |case| bar(measured, SMC_UPGRADED, &[("transport", "smc"), ("case", case)], "upgrade_us");
-    let costs = vec![
-        ("first contact of a process", vec![cost("first contact")?]),
-        ("each further one", vec![cost("upgrade")?]),
-    ];
+    let costs =
+        vec![("first contact", vec![cost("first contact")?]), ("each further one", vec![cost("upgrade")?])];
+    let storm = lines_of(
+        "upgrades a second, many at once",
+        SMC_UPGRADED,
+        measured.points(&[("case", "all at once")], "connections", "upgrades_per_s"),
+    );
     chart(
         "Short connections: connect, a round trip, close",
         vec![
-            bars("connections a second, one after the other", Unit::Count, vec![("", rates)]),
+            bars("connections a second, in a row", Unit::Count, vec![("", rates)]),
             bars("the upgrade alone", Unit::Micros, costs),
+            storm,
         ],
     )
 }

@@ -103,6 +103,8 @@ pub(crate) struct Scale {
     pub(crate) processes: &'static [u32],
     /// Idle connections whose memory is looked at.
     pub(crate) idle: &'static [u32],
+    /// Connections that are upgraded at the same time.
+    pub(crate) storm: &'static [u32],
     /// Connects of one round, over one transport.
     pub(crate) connects: u32,
 }
@@ -118,6 +120,7 @@ impl Scale {
                 connections: &[1, 10, 100],
                 processes: &[1, 2],
                 idle: &[10, 100],
+                storm: &[20],
                 connects: 50,
             };
         }
@@ -129,6 +132,7 @@ impl Scale {
             connections: &[1, 10, 100, 1000, 10_000],
             processes: &[1, 2, 4, 8, 16, 32, 64],
             idle: &[10, 100, 1000, 10_000],
+            storm: &[10, 100, 1000, 10_000],
             connects: 500,
         }
     }

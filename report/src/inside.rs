@@ -102,7 +102,7 @@ async fn pair(way: &str) -> Result<(Stream, Stream)> {
             let (here, (there, _)) = (here?, there?);
             let transport = here.upgrade().await;
             if !transport.is_loopback_ism() {
-                bail!("it was not upgraded: {transport}");
+                bail!("it was not upgraded: {:?}", transport.fallback_reason());
             }
             (Box::new(here), Box::new(there))
         }

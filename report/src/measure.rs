@@ -157,12 +157,24 @@ fn connects(scale: &Scale) -> Result<Rows> {
             crowd.drop_clients();
         }
     }
+    for &connections in scale.storm {
+        for _ in 0..scale.rounds {
+            let mut crowd = Crowd::start(Way::Smc)?;
+            crowd.add_client()?;
+            for answer in crowd.all(&format!("storm {connections}"))? {
+                rows.push(
+                    row(Way::Smc, answer)?.with("case", "all at once").with("connections", connections),
+                );
+            }
+        }
+    }
     let how = format!(
         "a new client process in each of {} rounds, {} times connect, a round trip of {MESSAGE} bytes, \
-         close; `upgrade` waits for the upgrade before its round trip",
+         close; `upgrade` waits for the upgrade before its round trip; `all at once`: connections that are \
+         there and are all upgraded at the same time",
         scale.rounds, scale.connects
     );
-    Ok((how, medians(rows, &["transport", "case"])))
+    Ok((how, medians(rows, &["transport", "case", "connections"])))
 }
 
 fn memory(scale: &Scale, tell: &dyn Fn(&str)) -> Result<Rows> {

@@ -43,7 +43,9 @@ often they have to be switched.",
             "Connecting, and what an upgrade costs",
             "By default a connection of one round trip stays on TCP; the third bar is what that costs. The
 fourth waits for its upgrade first, as a connection that lives longer does in the background. The first
-upgrade between two processes makes the link between them, which all further ones use.",
+upgrade between two processes makes the link between them, which all further ones use. `all at once`
+among the figures are connections that are upgraded at the same time: an upgrade that has waited five
+seconds for its turn is given up, and the connection stays on TCP.",
         ),
         Section::Memory => (
             "Memory",
@@ -171,13 +173,15 @@ const CASE: [&str; 8] =
     ["test", "msg_bytes", "connections", "paced_per_s", "processes", "runtime", "case", "row"];
 
 /// Figures: key, name, unit, and whether more is better.
-const FIGURES: [(&str, &str, Unit, bool); 16] = [
+const FIGURES: [(&str, &str, Unit, bool); 18] = [
     ("rtt_p50_us", "p50", Unit::Micros, false),
     ("rtt_p99_us", "p99", Unit::Micros, false),
     ("msgs_per_s", "a second", Unit::Count, true),
     ("bytes_per_s", "bytes a second", Unit::BytesPerSecond, true),
     ("connects_per_s", "connects a second", Unit::Count, true),
     ("upgrade_us", "upgrade", Unit::Micros, false),
+    ("upgrades_per_s", "upgrades a second", Unit::Count, true),
+    ("left_on_tcp", "left on TCP", Unit::Count, false),
     ("cpu_us_per_msg", "CPU", Unit::Micros, false),
     ("cpu_us_per_mib", "CPU per MiB", Unit::Micros, false),
     ("cpu_us_per_s", "CPU in a second", Unit::Micros, false),

@@ -91,7 +91,7 @@ pub(crate) fn run(kind: &str, place: &Path, meter: Meter) -> Result<()> {
                     stream.set_nodelay(true)?;
                     let transport = stream.upgrade().await;
                     if !transport.is_loopback_ism() {
-                        bail!("it was not upgraded: {transport}");
+                        bail!("it was not upgraded: {:?}", transport.fallback_reason());
                     }
                     play(stream, meter).await
                 }
