@@ -44,8 +44,8 @@ often they have to be switched.",
             "By default a connection of one round trip stays on TCP; the third bar is what that costs. The
 fourth waits for its upgrade first, as a connection that lives longer does in the background. The first
 upgrade between two processes makes the link between them, which all further ones use. `all at once`
-among the figures are connections that are upgraded at the same time: an upgrade that has waited five
-seconds for its turn is given up, and the connection stays on TCP.",
+among the figures are connections that are upgraded at the same time; `left on TCP` are those that had
+no answer after five seconds, when `upgrade()` waits no longer.",
         ),
         Section::Memory => (
             "Memory",
@@ -285,7 +285,8 @@ pub(crate) fn worse(data: &Data) -> Vec<Worse> {
                     let (less, more) =
                         if more_is_better { (own_value, other_value) } else { (other_value, own_value) };
                     if more > less * 1.1 && !(section == "load" && key == "msgs_per_s") {
-                        let case = case(own).join(", ");
+                        let case = case(own);
+                        let case = if case.is_empty() { "–".to_owned() } else { case.join(", ") };
                         let (section, own, other) = (section.clone(), own_value, other_value);
                         all.push(Worse { section, case, figure, than, unit, own, other });
                     }
