@@ -22,8 +22,8 @@ pub(crate) const SHORT_MESSAGE: u32 = 14;
 /// Round trips that every connection makes before it is measured, whatever it runs on.
 const FEWEST_PINGS: u32 = 8;
 
-/// Connections that are settled at the same time: an upgrade waits behind all others that began
-/// before it, and is given up when that takes too long.
+/// Connections that are settled at the same time: of many thousands that are upgraded at once some
+/// stay without an answer.
 pub(crate) const GROUP: usize = 500;
 
 /// Messages, and short writes, between two looks at the clock in a stream of them.
