@@ -10,7 +10,7 @@ use crate::actor::Way;
 ///
 /// DIR/performance.md is the report, DIR/performance/*.svg are its charts and
 /// DIR/performance/data.json what was measured. A further run with --only measures some sections
-/// again and keeps the others. It takes about fifteen minutes; leave the machine alone meanwhile.
+/// again and keeps the others. It takes less than ten minutes; leave the machine alone meanwhile.
 #[derive(Debug, Parser)]
 #[command(name = "smc-report", args_conflicts_with_subcommands = true)]
 pub(crate) struct Cli {

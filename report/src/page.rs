@@ -91,11 +91,12 @@ pub(crate) fn text(data: &Data, charts: &str) -> Result<String> {
     page.push_str(&paragraph(&format!(
         "tokio-smc beside TCP and unix sockets on one machine: two processes, the transports in turns, \
          medians of the rounds. The raw figures are in [data.json]({charts}/data.json). This writes all of \
-         it again, in a quarter of an hour:"
+         it again, in less than ten minutes:"
     )));
     page.push_str(
         "```text
-cargo run --release -p smc-report                # --quick, --only=load,sizes, --out=DIR, --help
+cargo run --release -p smc-report                    # all but the other crates
+cargo run --release -p smc-report -- --only=others   # needs libclang; --help has the rest
 ```
 
 | | |
