@@ -31,6 +31,7 @@ fi
 host=$(rustc -vV | sed -n 's/^host: //p')
 cargo fetch --locked --target "$host"
 cargo fetch --locked --target "$host" --manifest-path fuzz/Cargo.toml
+cargo fetch --locked --target "$host" --manifest-path report/others/Cargo.toml
 
 rustc -V
 cargo -V

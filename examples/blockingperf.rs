@@ -54,6 +54,9 @@ struct Options {
     /// Rows to measure, separated by commas [default: all].
     #[arg(long, value_enum, value_delimiter = ',', value_name = "ROW")]
     row: Vec<Row>,
+    /// One JSON object per line, the medians of a row, instead of the table.
+    #[arg(long)]
+    json: bool,
 }
 
 /// What the processes of a row are started with.
@@ -351,6 +354,10 @@ fn compare(options: &Options) -> io::Result<()> {
             results[at].push(round_of(rows[at], options.seconds)?);
         }
     }
+    if options.json {
+        let mut out = io::stdout().lock();
+        return results.iter().try_for_each(|results| writeln!(out, "{}", medians(results)));
+    }
     let mut table = Table::new();
     table.load_preset(UTF8_HORIZONTAL_ONLY);
     table.set_header([
@@ -399,6 +406,17 @@ fn median(results: &[Value], key: &str) -> f64 {
     let mut values: Vec<f64> = results.iter().filter_map(|result| result[key].as_f64()).collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The rounds of a row as one: what is no number is the same in all of them.
+fn medians(rounds: &[Value]) -> Value {
+    let mut all = rounds[0].clone();
+    for (key, value) in all.as_object_mut().into_iter().flatten() {
+        if value.is_number() {
+            *value = json!(median(rounds, key));
+        }
+    }
+    all
 }
 
 /// One round of one row, in two processes.

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio_smc::Config;
 
 use crate::medium::RunsOn;
+use crate::wire::LONGEST_MESSAGE;
 
 /// Compares TCP, unix sockets and SMC-D over loopback-ism side by side.
 ///
@@ -101,6 +102,16 @@ pub(crate) struct RunOptions {
     /// Number of interleaved rounds; the figures are medians over them.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
     pub(crate) rounds: u32,
+    /// Message sizes of pp and tp in bytes, separated by commas; K and M stand for KiB and MiB
+    /// [default: 14 for pp, 64K for tp].
+    #[arg(long, value_name = "BYTES", value_delimiter = ',', value_parser = message_size)]
+    pub(crate) size: Vec<u32>,
+    /// Numbers of connections of conns, separated by commas [default: 1,8,100,1000].
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) connections: Vec<u32>,
+    /// Requests a second of paced, separated by commas [default: 100,1000,5000,20000].
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) pace: Vec<u32>,
     /// All tests within 30 seconds.
     #[arg(long)]
     pub(crate) quick: bool,
@@ -134,6 +145,9 @@ impl RunOptions {
         arguments.extend(self.test.iter().map(|&test| format!("--test={}", word(test))));
         arguments.extend(self.transport.iter().map(|&transport| format!("--transport={}", word(transport))));
         arguments.extend(self.seconds.map(|seconds| format!("--seconds={seconds}")));
+        arguments.extend(self.size.iter().map(|bytes| format!("--size={bytes}")));
+        arguments.extend(self.connections.iter().map(|number| format!("--connections={number}")));
+        arguments.extend(self.pace.iter().map(|per_s| format!("--pace={per_s}")));
         arguments.extend(self.quick.then(|| "--quick".to_owned()));
         arguments.extend(self.json.then(|| "--json".to_owned()));
         arguments
@@ -150,6 +164,21 @@ fn seconds(text: &str) -> Result<f64, String> {
         Ok(seconds) if (0.01..=3600.0).contains(&seconds) => Ok(seconds),
         _ => Err("a number from 0.01 to 3600 is wanted".to_owned()),
     }
+}
+
+/// Bytes of a message, as `100`, `64K` or `16M`.
+fn message_size(text: &str) -> Result<u32, String> {
+    let (digits, unit) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 1 << 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 1 << 20),
+        _ => (text, 1),
+    };
+    digits
+        .parse::<u32>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+        .filter(|bytes| (1..=LONGEST_MESSAGE).contains(bytes))
+        .ok_or_else(|| "a size from 1 to 16M is wanted, as 100, 64K or 16M".to_owned())
 }
 
 /// The word that stands for `value` on the command line and in the output.
@@ -176,18 +205,18 @@ impl Flavour {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Test {
-    /// 14-byte ping-pong over one connection.
+    /// Ping-pong over one connection, of 14 bytes without --size.
     Pp,
-    /// A stream of 64 KiB writes over one connection, every byte verified.
+    /// A stream of writes over one connection, of 64 KiB without --size; every byte is verified.
     Tp,
     /// A stream of 100-byte messages, one write each, over one connection.
     Rate,
-    /// 100-byte ping-pong over 1, 8, 100 and 1000 connections at once.
+    /// 100-byte ping-pong over many connections at once: 1, 8, 100 and 1000 without --connections.
     Conns,
     /// Connect, one 100-byte round trip, close, one after the other.
     Connect,
-    /// 100, 1000, 5000 and 20000 requests of 100 bytes a second over one connection, and none at
-    /// all over 100.
+    /// Requests of 100 bytes at a fixed rate over one connection, 100, 1000, 5000 and 20000 a
+    /// second without --pace; and none at all over 100 connections.
     Paced,
 }
 
@@ -218,8 +247,17 @@ mod tests {
 
     #[test]
     fn a_child_gets_the_options_of_its_parent() {
-        let given =
-            ["smcperf", "--test=rate,pp", "--transport=smc", "--seconds=0.5", "--json", "--busy-poll=0"];
+        let given = [
+            "smcperf",
+            "--test=rate,pp",
+            "--transport=smc",
+            "--seconds=0.5",
+            "--json",
+            "--busy-poll=0",
+            "--size=1,64K,16M",
+            "--connections=10000",
+            "--pace=7,8",
+        ];
         let parent = Cli::try_parse_from(given).unwrap();
         let mut arguments = vec!["smcperf".to_owned(), "run".to_owned(), "host:1".to_owned()];
         arguments.extend(parent.process.child_arguments());
@@ -230,5 +268,26 @@ mod tests {
         assert_eq!(run.tests(), [Test::Pp, Test::Rate]);
         assert_eq!(run.transports(), [Transport::Smc]);
         assert!(run.json && !run.quick && run.seconds == Some(0.5));
+        assert_eq!(run.size, [1, 64 << 10, 16 << 20]);
+        assert_eq!((run.connections, run.pace), (vec![10_000], vec![7, 8]));
+    }
+
+    #[test]
+    fn a_number_out_of_range_is_refused() {
+        for option in [
+            "--size=0",
+            "--size=",
+            "--size=K",
+            "--size=17M",
+            "--size=4194304K",
+            "--size=1,,2",
+            "--size=-1",
+            "--size=1G",
+            "--connections=0",
+            "--connections=10001",
+            "--pace=0",
+        ] {
+            assert!(Cli::try_parse_from(["smcperf", option]).is_err(), "{option}");
+        }
     }
 }

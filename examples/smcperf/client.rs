@@ -13,49 +13,71 @@ use crate::failure::{Explain, Failure, Outcome};
 use crate::limit::{self, Limit};
 use crate::machine;
 use crate::medium::{Medium, Smc, Tcp, Uds};
-use crate::pattern::Pattern;
+use crate::pattern::{BLOCK, Pattern};
 use crate::process::Watchdog;
 use crate::report::{Row, Side};
 use crate::table::{self, Setup};
 use crate::wire::{self, Request};
-use crate::workload::{Sample, Span, Work, measure};
+use crate::workload::{GROUP, SHORT_MESSAGE, Sample, Span, Work, measure};
 
 /// How long a server may take for a greeting.
 const GREETING: Duration = Duration::from_secs(5);
 
-/// What opening a thousand connections and closing them may take beside the measurement.
-pub(crate) const SLACK: Duration = Duration::from_secs(15);
+/// What opening a thousand connections and closing them may take beside the measurement, and what
+/// each further one may.
+const SLACK: Duration = Duration::from_secs(15);
+const SLACK_OF_EACH: Duration = Duration::from_millis(5);
 
 /// Connections that are looked at while they are silent.
 const SILENT: u32 = 100;
 
 /// How long SMC connections are waited for, at first and once it is known that they stay on TCP.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(2);
 const SHORT_PATIENCE: Duration = Duration::from_millis(50);
 
+/// What the connections of `work` may take beside the measurement.
+fn slack(work: Work) -> Duration {
+    SLACK + SLACK_OF_EACH * work.connections().saturating_sub(1000)
+}
+
+/// How long they may take for their upgrade when each group of them has `patience`.
+fn settling(work: Work, patience: Duration) -> Duration {
+    patience * work.connections().div_ceil(GROUP as u32)
+}
+
+/// What a run can take when every step of it uses all of its limit.
+pub(crate) fn longest(options: &RunOptions) -> Duration {
+    let of = |work: &Work| options.warm_up() + options.round() + settling(*work, PATIENCE) + 2 * slack(*work);
+    let round: Duration = works(options).iter().map(of).sum();
+    round * options.transports().len() as u32 * options.rounds
+}
+
 /// The lines of the result, in the order they are measured.
-pub(crate) fn works(tests: &[Test]) -> Vec<Work> {
-    tests
-        .iter()
-        .flat_map(|test| match test {
-            Test::Pp => vec![Work::PingPong],
-            Test::Tp => vec![Work::Blocks],
-            Test::Rate => vec![Work::Messages],
-            Test::Conns => [1, 8, 100, 1000].map(Work::Connections).to_vec(),
-            Test::Connect => vec![Work::Connect],
-            Test::Paced => {
-                let paced = [100, 1000, 5000, 20_000].map(Work::Paced);
-                paced.into_iter().chain([Work::Idle(SILENT)]).collect()
-            }
-        })
-        .collect()
+fn works(options: &RunOptions) -> Vec<Work> {
+    let numbers = |given: &[u32], usual: &[u32], work: fn(u32) -> Work| -> Vec<Work> {
+        let numbers = if given.is_empty() { usual } else { given };
+        numbers.iter().copied().map(work).collect()
+    };
+    let works = |test: Test| match test {
+        Test::Pp => numbers(&options.size, &[SHORT_MESSAGE], Work::PingPong),
+        Test::Tp => numbers(&options.size, &[BLOCK as u32], Work::Blocks),
+        Test::Rate => vec![Work::Messages],
+        Test::Conns => numbers(&options.connections, &[1, 8, 100, 1000], Work::Connections),
+        Test::Connect => vec![Work::Connect],
+        Test::Paced => {
+            let mut works = numbers(&options.pace, &[100, 1000, 5000, 20_000], Work::Paced);
+            works.push(Work::Idle(SILENT));
+            works
+        }
+    };
+    options.tests().into_iter().flat_map(works).collect()
 }
 
 /// The test that `work` is part of.
 pub(crate) fn test_of(work: Work) -> Test {
     match work {
-        Work::PingPong => Test::Pp,
-        Work::Blocks => Test::Tp,
+        Work::PingPong(_) => Test::Pp,
+        Work::Blocks(_) => Test::Tp,
         Work::Messages => Test::Rate,
         Work::Connections(_) => Test::Conns,
         Work::Connect => Test::Connect,
@@ -77,7 +99,7 @@ async fn session(addr: &str, process: &ProcessOptions, options: &RunOptions) -> 
         .await
         .map_err(|_| Failure::new(format!("the server at {addr} does not answer")))??;
 
-    let works = works(&options.tests());
+    let works = works(options);
     let transports = options.transports();
     let steps = works.len() * transports.len() * options.rounds as usize;
     let bar = progress_bar(steps as u64);
@@ -108,7 +130,7 @@ async fn session(addr: &str, process: &ProcessOptions, options: &RunOptions) -> 
                     options.rounds
                 );
                 bar.set_message(name.clone());
-                let limit = span.warm_up + span.measured + span.patience + SLACK;
+                let limit = span.warm_up + span.measured + settling(work, span.patience) + slack(work);
                 watchdog.expect(limit + GREETING, &name);
                 let sample = target.step(transport, work, span, limit, &pattern).await.explain(|| name)?;
                 if transport == Transport::Smc

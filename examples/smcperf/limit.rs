@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::failure::{Explain, Outcome};
 use crate::pattern::{BLOCK, Pattern};
-use crate::workload::{Sample, Work};
+use crate::workload::{SHORT_MESSAGE, Sample, Work};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limit {
@@ -30,8 +30,8 @@ pub(crate) enum Limit {
 impl Limit {
     pub(crate) fn of(work: Work) -> &'static [Self] {
         match work {
-            Work::PingPong => &[Self::Spin],
-            Work::Blocks => &[Self::VerifiedCopy, Self::Copy],
+            Work::PingPong(SHORT_MESSAGE) => &[Self::Spin],
+            Work::Blocks(bytes) if bytes as usize == BLOCK => &[Self::VerifiedCopy, Self::Copy],
             _ => &[],
         }
     }
@@ -207,8 +207,10 @@ mod tests {
 
     #[test]
     fn only_the_tests_that_it_bounds_have_a_limit() {
-        assert_eq!(Limit::of(Work::PingPong), [Limit::Spin]);
-        assert_eq!(Limit::of(Work::Blocks), [Limit::VerifiedCopy, Limit::Copy]);
-        assert_eq!(Limit::of(Work::Connect), []);
+        assert_eq!(Limit::of(Work::PingPong(SHORT_MESSAGE)), [Limit::Spin]);
+        assert_eq!(Limit::of(Work::Blocks(BLOCK as u32)), [Limit::VerifiedCopy, Limit::Copy]);
+        for work in [Work::PingPong(15), Work::Blocks(1), Work::Connect] {
+            assert_eq!(Limit::of(work), []);
+        }
     }
 }

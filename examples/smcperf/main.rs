@@ -10,12 +10,12 @@
 //!
 //! | test | what | figure |
 //! |---|---|---|
-//! | `pp` | 14-byte ping-pong, one connection | round-trip time |
-//! | `tp` | stream of 64 KiB writes | bytes per second |
+//! | `pp` | 14-byte ping-pong, one connection (`--size`) | round-trip time |
+//! | `tp` | stream of 64 KiB writes (`--size`) | bytes per second |
 //! | `rate` | stream of 100-byte messages, one write each | messages per second |
-//! | `conns` | 100-byte ping-pong over 1, 8, 100, 1000 connections | round trips per second, all together |
+//! | `conns` | 100-byte ping-pong over 1, 8, 100, 1000 connections (`--connections`) | round trips per second, all together |
 //! | `connect` | connect, one 100-byte round trip, close | such cycles per second, and the time of one |
-//! | `paced` | 100, 1000, 5000, 20000 requests of 100 bytes a second, each answered, one connection | time from when each was due |
+//! | `paced` | 100, 1000, 5000, 20000 requests of 100 bytes a second (`--pace`), each answered, one connection | time from when each was due |
 //! | `idle`, with `paced` | 100 silent connections | CPU time |
 //!
 //! Each has the CPU time of both processes, too. Beside `pp` and `tp` stands what this machine

@@ -186,7 +186,7 @@ pub(crate) async fn idle<M: Medium>(
     pattern: &Pattern,
     server: &Tcp,
 ) -> Outcome<Sample> {
-    let streams = gather::<M, FRAME>(&medium, connections, span).await?;
+    let streams = gather(&medium, connections, FRAME, span).await?;
     let metered = span.meter(server).await.explain(|| METERING.to_owned())?;
     let cpu_us = metered.us_per_s().await.explain(|| METERING.to_owned())?;
     let mut sample = Sample { cpu_us: Some(cpu_us), ..Sample::default() };

@@ -8,13 +8,20 @@
 //! (`memcmp` from the cache, at about the speed of one more copy). A lost, repeated, changed or
 //! reordered byte shows as a difference at the exact position.
 
-/// Bytes of one write of the throughput test.
+use crate::wire::FRAME;
+
+/// Bytes of one write of the throughput test, unless it is told another number.
 pub(crate) const BLOCK: usize = 64 * 1024;
 
 /// Number of different windows. A prime: a ring whose size is a power of two never holds, at one
 /// place, the same window in two consecutive laps, so bytes left over from an earlier lap are
 /// noticed.
-const WINDOWS: u64 = 1021;
+pub(crate) const WINDOWS: u64 = 1021;
+
+/// Blocks after which a stream of writes repeats itself whose size is no part of a block: the
+/// sender holds all of them in a row, about what a core's own cache holds. A prime, for the same
+/// reason.
+pub(crate) const SHORT_LAP: u64 = 17;
 
 /// Distance of two windows; a cache line keeps both sides of the comparison aligned.
 const STRIDE: usize = 64;
@@ -50,12 +57,25 @@ impl Pattern {
         self.window(index)
     }
 
-    /// Compares bytes received at `position` of a stream of blocks with what must stand there; the
-    /// position of the first byte that differs is the error.
-    pub(crate) fn check_blocks(&self, mut position: u64, mut received: &[u8]) -> Result<(), u64> {
+    /// The writes of a stream of blocks, `bytes` each.
+    pub(crate) fn writes(&self, bytes: usize) -> Writes<'_> {
+        if BLOCK % bytes == 0 {
+            return Writes { pattern: self, bytes, lap: WINDOWS, row: Vec::new() };
+        }
+        // What begins in the last block goes on in the first.
+        let blocks = (0..).map(|index| self.block(index % SHORT_LAP));
+        let row = blocks.flatten().copied().take(SHORT_LAP as usize * BLOCK + bytes).collect();
+        Writes { pattern: self, bytes, lap: SHORT_LAP, row }
+    }
+
+    /// Compares bytes received at `position` of a stream of blocks, which repeats itself after
+    /// `lap` of them, with what must stand there; the position of the first byte that differs is
+    /// the error.
+    pub(crate) fn check_blocks(&self, lap: u64, mut position: u64, mut received: &[u8]) -> Result<(), u64> {
+        let lap = lap.max(1);
         while !received.is_empty() {
             let offset = (position % BLOCK as u64) as usize;
-            let expected = &self.block(position / BLOCK as u64)[offset..];
+            let expected = &self.block(position / BLOCK as u64 % lap)[offset..];
             let (piece, rest) = received.split_at(received.len().min(expected.len()));
             if piece != &expected[..piece.len()] {
                 let same = piece.iter().zip(expected).take_while(|(got, due)| got == due).count();
@@ -67,16 +87,60 @@ impl Pattern {
         Ok(())
     }
 
-    /// Writes message `index`: its number, then bytes that depend on the number.
-    pub(crate) fn stamp<const N: usize>(&self, index: u64, message: &mut [u8; N]) {
-        message[..SEQUENCE].copy_from_slice(&index.to_le_bytes());
-        message[SEQUENCE..].copy_from_slice(&self.window(index)[..N - SEQUENCE]);
+    /// Writes message `index`: its number, or as much of it as there is room for, then bytes that
+    /// depend on the number.
+    ///
+    /// Of a message longer than a block only the begin of each block is written, so that writing is
+    /// no part of what is measured: the rest has to be there, and is the same in all of them.
+    pub(crate) fn stamp(&self, index: u64, message: &mut [u8]) {
+        if message.len() > BLOCK {
+            for (number, block) in (index..).zip(message.chunks_mut(BLOCK)) {
+                let head = FRAME.min(block.len());
+                self.stamp(number, &mut block[..head]);
+            }
+            return;
+        }
+        let (number, rest) = message.split_at_mut(message.len().min(SEQUENCE));
+        number.copy_from_slice(&index.to_le_bytes()[..number.len()]);
+        rest.copy_from_slice(&self.window(index)[..rest.len()]);
+    }
+
+    /// What stands in a message of `bytes` before it is stamped.
+    pub(crate) fn message(&self, bytes: usize) -> Vec<u8> {
+        (0..).flat_map(|index| self.window(index)).copied().take(bytes).collect()
     }
 
     /// Whether `message` is message `index`, in every byte.
     pub(crate) fn is_message<const N: usize>(&self, index: u64, message: &[u8; N]) -> bool {
         message[..SEQUENCE] == index.to_le_bytes()
             && message[SEQUENCE..] == self.window(index)[..N - SEQUENCE]
+    }
+}
+
+/// A stream of blocks as it is sent: a slice of what is there already for each write.
+pub(crate) struct Writes<'a> {
+    pattern: &'a Pattern,
+    bytes: usize,
+    lap: u64,
+    /// The blocks of a lap, where a write may reach over more than one.
+    row: Vec<u8>,
+}
+
+impl Writes<'_> {
+    /// After how many blocks the stream repeats itself.
+    pub(crate) fn lap(&self) -> u64 {
+        self.lap
+    }
+
+    /// Write `index`.
+    pub(crate) fn at(&self, index: u64) -> &[u8] {
+        let position = index * self.bytes as u64;
+        let from = |start: u64| start as usize..start as usize + self.bytes;
+        if self.row.is_empty() {
+            &self.pattern.block(position / BLOCK as u64)[from(position % BLOCK as u64)]
+        } else {
+            &self.row[from(position % (self.lap * BLOCK as u64))]
+        }
     }
 }
 
@@ -95,9 +159,28 @@ mod tests {
         for step in [1000, BLOCK - 1, BLOCK, 3 * BLOCK + 7] {
             let mut position = 0;
             for piece in stream.chunks(step) {
-                assert_eq!(pattern.check_blocks(position, piece), Ok(()));
+                assert_eq!(pattern.check_blocks(WINDOWS, position, piece), Ok(()));
                 position += piece.len() as u64;
             }
+        }
+    }
+
+    #[test]
+    fn writes_of_any_size_are_the_stream() {
+        let pattern = Pattern::new();
+        for bytes in [1, 64, 100, BLOCK, BLOCK + 1, 1 << 20] {
+            let writes = pattern.writes(bytes);
+            let rounds = (3 * SHORT_LAP as usize * BLOCK / bytes) as u64;
+            let mut position = 0;
+            for index in (0..100).chain(100.max(rounds.saturating_sub(100))..rounds) {
+                position = position.max(index * bytes as u64);
+                assert_eq!(pattern.check_blocks(writes.lap(), position, writes.at(index)), Ok(()));
+                position += bytes as u64;
+            }
+            let other = if writes.lap() == WINDOWS { SHORT_LAP } else { WINDOWS };
+            assert!(
+                pattern.check_blocks(other, (SHORT_LAP + 1) * BLOCK as u64, writes.at(rounds - 1)).is_err()
+            );
         }
     }
 
@@ -111,18 +194,18 @@ mod tests {
             stream
         };
         for at in [0, 1, 77_777, sound.len() - 1] {
-            assert_eq!(pattern.check_blocks(0, &changed(at)), Err(at as u64));
+            assert_eq!(pattern.check_blocks(WINDOWS, 0, &changed(at)), Err(at as u64));
         }
         let mut lost = sound.clone();
         lost.remove(70_000);
-        let found = pattern.check_blocks(0, &lost).unwrap_err();
+        let found = pattern.check_blocks(WINDOWS, 0, &lost).unwrap_err();
         assert!((70_000..70_010).contains(&found), "{found}");
         let mut swapped = sound.clone();
         swapped.swap(100_000, 100_001);
-        assert_eq!(pattern.check_blocks(0, &swapped), Err(100_000));
+        assert_eq!(pattern.check_blocks(WINDOWS, 0, &swapped), Err(100_000));
         let mut repeated = sound.clone();
         repeated.copy_within(0..BLOCK, BLOCK);
-        assert!(pattern.check_blocks(0, &repeated).is_err());
+        assert!(pattern.check_blocks(WINDOWS, 0, &repeated).is_err());
     }
 
     #[test]
@@ -143,5 +226,11 @@ mod tests {
         assert!(!pattern.is_message(42, &message));
         message[99] ^= 0x80;
         assert!(!pattern.is_message(41, &message));
+        for bytes in [1, 7, 8, 9, BLOCK, BLOCK + 1, 3 * BLOCK + 5] {
+            let mut messages = [pattern.message(bytes), pattern.message(bytes)];
+            pattern.stamp(41, &mut messages[0]);
+            pattern.stamp(42, &mut messages[1]);
+            assert!(messages[0].len() == bytes && messages[0] != messages[1], "{bytes}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
 use crate::cli::{ProcessOptions, RunOptions};
-use crate::client::{self, PATIENCE, SLACK};
+use crate::client;
 use crate::failure::{Explain, Failure, Outcome};
 
 /// How long a process may take to start listening, or to end when it is told to.
@@ -46,7 +46,7 @@ pub(crate) fn compare(process: &ProcessOptions, options: &RunOptions) -> Outcome
                 let _ = tokio::time::timeout(Duration::from_secs(2), client.wait()).await;
                 return Err(Failure::new(format!("the server process ended early ({status})")));
             }
-            () = tokio::time::sleep(longest(options)) => {
+            () = tokio::time::sleep(client::longest(options) + SHORT_WHILE) => {
                 return Err(Failure::new("the client process hangs: killed"));
             }
         };
@@ -62,12 +62,6 @@ pub(crate) fn compare(process: &ProcessOptions, options: &RunOptions) -> Outcome
 
 fn succeeded(who: &str, status: ExitStatus) -> Outcome<()> {
     if status.success() { Ok(()) } else { Err(Failure::new(format!("the {who} process failed ({status})"))) }
-}
-
-/// What a run can take when every step of it uses all of its limit.
-fn longest(options: &RunOptions) -> Duration {
-    let steps = client::works(&options.tests()).len() * options.transports().len() * options.rounds as usize;
-    (options.warm_up() + options.round() + PATIENCE + 2 * SLACK) * steps as u32 + SHORT_WHILE
 }
 
 /// A process of this program, killed when its handle is dropped, and the other end of its standard

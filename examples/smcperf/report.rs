@@ -155,7 +155,7 @@ mod tests {
     fn limits_and_idle_rows_are_named() {
         let row =
             |work, side| Row::new(work, side, &[Sample { cpu_us: Some(0.0), ..Sample::default() }]).json();
-        let limit = row(Work::Blocks, Side::Limit(Limit::Copy));
+        let limit = row(Work::Blocks(65536), Side::Limit(Limit::Copy));
         assert!(
             limit.contains("\"test\": \"tp\", \"transport\": \"limit\", \"runs_on\": \"memcpy\""),
             "{limit}"

@@ -15,10 +15,7 @@ use crate::failure::{Explain, Outcome};
 use crate::machine;
 use crate::medium::{Door, Medium, Uds};
 use crate::pattern::{BLOCK, Pattern};
-use crate::wire::{self, FRAME, Report, Request};
-
-/// Longest message that a client may ask to be echoed.
-const LONGEST_MESSAGE: u32 = 1 << 20;
+use crate::wire::{self, FRAME, LONGEST_MESSAGE, Report, Request};
 
 /// How long a server that found an error waits for the client to take notice of it.
 const LAST_WORDS: Duration = Duration::from_secs(10);
@@ -109,8 +106,8 @@ async fn attend<M: Medium>(mut stream: M::Stream, shared: &Shared) -> io::Result
                 continue;
             }
             Request::Echo { message_bytes } => echo::<M>(&mut stream, message_bytes).await,
-            Request::Blocks { warm_up_us } => {
-                let check = Blocks { pattern: &shared.pattern, position: 0 };
+            Request::Blocks { warm_up_us, lap } => {
+                let check = Blocks { pattern: &shared.pattern, lap: lap.into(), position: 0 };
                 receive::<M, _>(&mut stream, check, warm_up_us).await
             }
             Request::Messages { warm_up_us } => {
@@ -163,12 +160,13 @@ trait Check {
 
 struct Blocks<'a> {
     pattern: &'a Pattern,
+    lap: u64,
     position: u64,
 }
 
 impl Check for Blocks<'_> {
     fn check(&mut self, received: &[u8]) -> io::Result<usize> {
-        self.pattern.check_blocks(self.position, received).map_err(|at| {
+        self.pattern.check_blocks(self.lap, self.position, received).map_err(|at| {
             wire::invalid(&format!("byte {at} of the stream is lost, changed or out of order"))
         })?;
         self.position += received.len() as u64;

@@ -75,7 +75,7 @@ fn figures(work: Work) -> Vec<Figure> {
         |sample| sample.cpu_us,
     );
     match work {
-        Work::PingPong => {
+        Work::PingPong(_) => {
             vec![
                 time("RTT p50", p50).limited(Limit::Spin),
                 time("RTT p99", p99),
@@ -86,7 +86,7 @@ fn figures(work: Work) -> Vec<Figure> {
         Work::Connections(_) => {
             vec![rate("round trips", messages), time("RTT p50", p50), time("RTT p99", p99), cpu]
         }
-        Work::Blocks => vec![
+        Work::Blocks(_) => vec![
             data("data").limited(Limit::VerifiedCopy),
             Figure { only_limit: true, ..data("unverified").limited(Limit::Copy) },
             cpu,
@@ -128,7 +128,12 @@ fn per_second(value: f64) -> String {
 }
 
 fn size(bytes: usize) -> String {
-    if bytes % 1024 == 0 { format!("{} KiB", bytes / 1024) } else { format!("{bytes} B") }
+    match bytes {
+        0 => "0 B".to_owned(),
+        _ if bytes % (1 << 20) == 0 => format!("{} MiB", bytes >> 20),
+        _ if bytes % 1024 == 0 => format!("{} KiB", bytes / 1024),
+        _ => format!("{bytes} B"),
+    }
 }
 
 /// The table with its setup; `rows` come test by test, each with the same transports, and with its
@@ -306,10 +311,10 @@ mod tests {
     fn a_limit_stands_beside_what_it_limits() {
         let data = |rate| Sample { bytes_per_s: Some(rate), cpu_us: Some(100.0), ..Sample::default() };
         let rows = [
-            row(Work::Blocks, Side::Over(Transport::Tcp), data(2e9)),
-            row(Work::Blocks, Side::Over(Transport::Smc), data(8e9)),
-            row(Work::Blocks, Side::Limit(Limit::VerifiedCopy), data(11e9)),
-            row(Work::Blocks, Side::Limit(Limit::Copy), data(16e9)),
+            row(Work::Blocks(65536), Side::Over(Transport::Tcp), data(2e9)),
+            row(Work::Blocks(65536), Side::Over(Transport::Smc), data(8e9)),
+            row(Work::Blocks(65536), Side::Limit(Limit::VerifiedCopy), data(11e9)),
+            row(Work::Blocks(65536), Side::Limit(Limit::Copy), data(16e9)),
             row(Work::Idle(9), Side::Over(Transport::Tcp), Sample { cpu_us: Some(0.0), ..Sample::default() }),
             row(Work::Idle(9), Side::Over(Transport::Smc), Sample { cpu_us: Some(0.0), ..Sample::default() }),
         ];

@@ -13,6 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::medium::RunsOn;
 
 pub(crate) const FRAME: usize = 100;
+/// Longest message, in bytes, that a client may ask to be echoed, or send in one write.
+pub(crate) const LONGEST_MESSAGE: u32 = 16 << 20;
 const MAGIC: &[u8; 8] = b"smcperf1";
 const REPLY: u8 = 0x80;
 /// Longest document accepted: a report or a greeting is far below it.
@@ -26,8 +28,9 @@ pub(crate) enum Request {
     Ping,
     /// From here on messages of this size come back as they are.
     Echo { message_bytes: u32 },
-    /// A stream of blocks follows; its rate counts after the warm-up.
-    Blocks { warm_up_us: u32 },
+    /// A stream of blocks follows, which repeats itself after `lap` of them; its rate counts after
+    /// the warm-up.
+    Blocks { warm_up_us: u32, lap: u32 },
     /// A stream of messages of [`FRAME`] bytes follows; its rate counts after the warm-up.
     Messages { warm_up_us: u32 },
     /// How much CPU do you use in the time after the warm-up? Answered by a frame at once, and by a
@@ -41,7 +44,7 @@ impl Request {
             Self::Hello => (1, 0),
             Self::Ping => (2, 0),
             Self::Echo { message_bytes } => (3, message_bytes),
-            Self::Blocks { warm_up_us } => (4, warm_up_us),
+            Self::Blocks { warm_up_us, .. } => (4, warm_up_us),
             Self::Messages { warm_up_us } => (5, warm_up_us),
             Self::Meter { warm_up_us, .. } => (6, warm_up_us),
         };
@@ -50,22 +53,22 @@ impl Request {
         frame[8] = kind;
         frame[9] = 0;
         frame[12..16].copy_from_slice(&u32::to_le_bytes(value));
-        if let Self::Meter { measured_us, .. } = self {
-            frame[16..20].copy_from_slice(&u32::to_le_bytes(measured_us));
+        if let Self::Meter { measured_us: second, .. } | Self::Blocks { lap: second, .. } = self {
+            frame[16..20].copy_from_slice(&u32::to_le_bytes(second));
         }
         frame
     }
 
     pub(crate) fn decode(frame: &[u8; FRAME]) -> io::Result<Self> {
         let value = u32::from_le_bytes([frame[12], frame[13], frame[14], frame[15]]);
-        let measured_us = u32::from_le_bytes([frame[16], frame[17], frame[18], frame[19]]);
+        let second = u32::from_le_bytes([frame[16], frame[17], frame[18], frame[19]]);
         let request = match frame[8] {
             1 => Self::Hello,
             2 => Self::Ping,
             3 => Self::Echo { message_bytes: value },
-            4 => Self::Blocks { warm_up_us: value },
+            4 => Self::Blocks { warm_up_us: value, lap: second },
             5 => Self::Messages { warm_up_us: value },
-            6 => Self::Meter { warm_up_us: value, measured_us },
+            6 => Self::Meter { warm_up_us: value, measured_us: second },
             _ => return Err(invalid("not a request of smcperf")),
         };
         if *frame != request.encode() {
@@ -197,7 +200,7 @@ mod tests {
             Request::Hello,
             Request::Ping,
             Request::Echo { message_bytes: 14 },
-            Request::Blocks { warm_up_us: 7 },
+            Request::Blocks { warm_up_us: 7, lap: 1021 },
             Request::Messages { warm_up_us: u32::MAX },
             Request::Meter { warm_up_us: 1, measured_us: u32::MAX },
         ] {

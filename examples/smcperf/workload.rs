@@ -13,23 +13,29 @@ use crate::failure::{Explain, Failure, Outcome};
 use crate::latency::{Latencies, Recorder};
 use crate::medium::{Medium, RunsOn, Tcp};
 use crate::pace;
-use crate::pattern::{BLOCK, Pattern};
+use crate::pattern::Pattern;
 use crate::wire::{self, FRAME, Report, Request};
 
-/// Bytes of a message of the one-connection ping-pong.
-pub(crate) const SHORT_MESSAGE: usize = 14;
+/// Bytes of a message of the one-connection ping-pong, unless it is told another number.
+pub(crate) const SHORT_MESSAGE: u32 = 14;
 
 /// Round trips that every connection makes before it is measured, whatever it runs on.
 const FEWEST_PINGS: u32 = 8;
 
-/// Messages between two looks at the clock in the message stream.
+/// Connections that are settled at the same time: of many thousands that are upgraded at once some
+/// stay without an answer.
+pub(crate) const GROUP: usize = 500;
+
+/// Messages, and short writes, between two looks at the clock in a stream of them.
 const MESSAGES_PER_LOOK: u64 = 64;
 
 /// One test with its numbers, as one line of the results shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    PingPong,
-    Blocks,
+    /// With messages of so many bytes.
+    PingPong(u32),
+    /// In writes of so many bytes.
+    Blocks(u32),
     Messages,
     Connections(u32),
     Connect,
@@ -42,8 +48,7 @@ pub(crate) enum Work {
 impl Work {
     pub(crate) fn message_bytes(self) -> usize {
         match self {
-            Self::PingPong => SHORT_MESSAGE,
-            Self::Blocks => BLOCK,
+            Self::PingPong(bytes) | Self::Blocks(bytes) => bytes as usize,
             Self::Messages | Self::Connections(_) | Self::Connect | Self::Paced(_) | Self::Idle(_) => FRAME,
         }
     }
@@ -67,8 +72,8 @@ impl Work {
     /// What its CPU time is given for.
     pub(crate) fn unit(self) -> Unit {
         match self {
-            Self::PingPong | Self::Messages | Self::Connections(_) | Self::Paced(_) => Unit::Message,
-            Self::Blocks => Unit::Mebibyte,
+            Self::PingPong(_) | Self::Messages | Self::Connections(_) | Self::Paced(_) => Unit::Message,
+            Self::Blocks(_) => Unit::Mebibyte,
             Self::Connect => Unit::Connect,
             Self::Idle(_) => Unit::Second,
         }
@@ -92,8 +97,8 @@ pub(crate) enum Unit {
 pub(crate) struct Span {
     pub(crate) warm_up: Duration,
     pub(crate) measured: Duration,
-    /// How long connections that can be upgraded may take for it before they are measured as they
-    /// are.
+    /// How long connections that can be upgraded, as many as a [`GROUP`] has, may take for it
+    /// before they are measured as they are.
     pub(crate) patience: Duration,
 }
 
@@ -148,13 +153,10 @@ pub(crate) async fn measure<M: Medium>(
 ) -> Outcome<Sample> {
     let server = &server;
     let sample = match work {
-        Work::PingPong => ping_pong::<M, SHORT_MESSAGE>(medium, 1, span, pattern, server).await,
-        Work::Connections(connections) => {
-            ping_pong::<M, FRAME>(medium, connections, span, pattern, server).await
-        }
-        Work::Blocks => {
-            stream_blocks(medium, span, &pattern, server).await.explain(|| "streaming blocks".to_owned())
-        }
+        Work::PingPong(_) | Work::Connections(_) => ping_pong(medium, work, span, pattern, server).await,
+        Work::Blocks(bytes) => stream_blocks(medium, bytes, span, &pattern, server)
+            .await
+            .explain(|| "streaming blocks".to_owned()),
         Work::Messages => {
             stream_messages(medium, span, &pattern, server).await.explain(|| "streaming messages".to_owned())
         }
@@ -192,10 +194,11 @@ pub(crate) async fn finish<M: Medium>(stream: &mut M::Stream, sent: u64) -> io::
     Ok((report.joint(own), report))
 }
 
-/// Connections that are settled, and on which messages of `N` bytes come back.
-pub(crate) async fn gather<M: Medium, const N: usize>(
+/// Connections that are settled, and on which messages of `message_bytes` come back.
+pub(crate) async fn gather<M: Medium>(
     medium: &M,
     connections: u32,
+    message_bytes: usize,
     span: Span,
 ) -> Outcome<Vec<M::Stream>> {
     let mut streams = Vec::new();
@@ -205,27 +208,33 @@ pub(crate) async fn gather<M: Medium, const N: usize>(
         wire::ask(&mut stream, Request::Ping).await.explain(name)?;
         streams.push(stream);
     }
-    let patient_until = Instant::now() + span.patience;
-    let mut settling = JoinSet::new();
-    for mut stream in streams {
-        settling.spawn(async move {
-            settle::<M>(&mut stream, patient_until).await?;
-            wire::ask(&mut stream, Request::Echo { message_bytes: N as u32 }).await?;
-            Ok(stream)
-        });
+    let mut settled = Vec::new();
+    let mut streams = streams.into_iter().peekable();
+    while streams.peek().is_some() {
+        let patient_until = Instant::now() + span.patience;
+        let mut settling = JoinSet::new();
+        for mut stream in streams.by_ref().take(GROUP) {
+            settling.spawn(async move {
+                settle::<M>(&mut stream, patient_until).await?;
+                wire::ask(&mut stream, Request::Echo { message_bytes: message_bytes as u32 }).await?;
+                Ok(stream)
+            });
+        }
+        settled.extend(all(settling).await.explain(|| "warming up".to_owned())?);
     }
-    all(settling).await.explain(|| "warming up".to_owned())
+    Ok(settled)
 }
 
-/// Messages of `N` bytes that come back, one at a time on each of the connections, one task each.
-async fn ping_pong<M: Medium, const N: usize>(
+/// Messages that come back, one at a time on each of the connections, one task each.
+async fn ping_pong<M: Medium>(
     medium: M,
-    connections: u32,
+    work: Work,
     span: Span,
     pattern: Arc<Pattern>,
     server: &Tcp,
 ) -> Outcome<Sample> {
-    let streams = gather::<M, N>(&medium, connections, span).await?;
+    let message_bytes = work.message_bytes();
+    let streams = gather(&medium, work.connections(), message_bytes, span).await?;
     let latencies = Latencies::new();
     let metered = span.meter(server).await.explain(|| METERING.to_owned())?;
     let (begin, end) = (metered.begin, metered.end);
@@ -233,12 +242,15 @@ async fn ping_pong<M: Medium, const N: usize>(
     for (number, mut stream) in (0_u64..).zip(streams) {
         let mut recorder = latencies.recorder();
         let pattern = Arc::clone(&pattern);
+        // Before the begin: a long message takes its time.
+        let message = pattern.message(message_bytes);
         playing.spawn(async move {
             // Messages of different connections differ, so that a mix-up shows.
             let first = number << 40;
             let messages =
-                rally::<M, N>(&mut stream, first, &pattern, Window { begin, end }, &mut recorder).await?;
-            let (ran_on, _) = finish::<M>(&mut stream, messages * N as u64).await?;
+                rally::<M>(&mut stream, message, first, &pattern, Window { begin, end }, &mut recorder)
+                    .await?;
+            let (ran_on, _) = finish::<M>(&mut stream, messages * message_bytes as u64).await?;
             Ok(ran_on)
         });
     }
@@ -262,15 +274,15 @@ struct Window {
 
 /// Plays until the window ends and records the round trips that end within it; returns how many
 /// there were in all.
-async fn rally<M: Medium, const N: usize>(
+async fn rally<M: Medium>(
     stream: &mut M::Stream,
+    mut message: Vec<u8>,
     first: u64,
     pattern: &Pattern,
     window: Window,
     recorder: &mut Recorder,
 ) -> io::Result<u64> {
-    let mut message = [0; N];
-    let mut echo = [0; N];
+    let mut echo = vec![0; message.len()];
     let mut played = 0;
     let mut last = Instant::now();
     loop {
@@ -317,22 +329,25 @@ async fn begin_stream<M: Medium>(
 
 async fn stream_blocks<M: Medium>(
     medium: M,
+    bytes: u32,
     span: Span,
     pattern: &Pattern,
     server: &Tcp,
 ) -> io::Result<Sample> {
-    let warm_up_us = span.warm_up.as_micros() as u32;
-    let (mut stream, metered) = begin_stream(&medium, span, Request::Blocks { warm_up_us }, server).await?;
-    let mut blocks = 0;
+    let writes = pattern.writes(bytes as usize);
+    let request = Request::Blocks { warm_up_us: span.warm_up.as_micros() as u32, lap: writes.lap() as u32 };
+    let (mut stream, metered) = begin_stream(&medium, span, request, server).await?;
+    let writes_per_look = if bytes as usize <= FRAME { MESSAGES_PER_LOOK } else { 1 };
+    let mut written = 0;
     let mut lost = None;
-    while Instant::now() < metered.end {
-        if let Err(error) = stream.write_all(pattern.block(blocks)).await {
+    while written % writes_per_look != 0 || Instant::now() < metered.end {
+        if let Err(error) = stream.write_all(writes.at(written)).await {
             lost = Some(error);
             break;
         }
-        blocks += 1;
+        written += 1;
     }
-    let sample = end_stream::<M>(stream, blocks * BLOCK as u64, lost, metered).await?;
+    let sample = end_stream::<M>(stream, written * u64::from(bytes), lost, metered).await?;
     Ok(Sample { msgs_per_s: None, ..sample })
 }
 
@@ -435,15 +450,15 @@ mod tests {
         let second = || Sample { cpu_us: Some(1e6), ..Sample::default() };
         let cpu = |sample: Sample, work: Work| sample.per(work.unit()).cpu_us;
         let messages = || Sample { msgs_per_s: Some(5000.0), ..second() };
-        for work in [Work::PingPong, Work::Messages, Work::Connections(8), Work::Paced(5000)] {
+        for work in [Work::PingPong(14), Work::Messages, Work::Connections(8), Work::Paced(5000)] {
             assert_eq!(cpu(messages(), work), Some(200.0));
         }
         let bytes = Sample { bytes_per_s: Some(f64::from(1 << 30)), ..second() };
-        assert_eq!(cpu(bytes, Work::Blocks), Some(1e6 / 1024.0));
+        assert_eq!(cpu(bytes, Work::Blocks(1)), Some(1e6 / 1024.0));
         let connects = Sample { connects_per_s: Some(1e4), ..second() };
         assert_eq!(cpu(connects, Work::Connect), Some(100.0));
         assert_eq!(cpu(second(), Work::Idle(100)), Some(1e6));
         // Nothing done, nothing to share it among.
-        assert_eq!(cpu(Sample { msgs_per_s: Some(0.0), ..second() }, Work::PingPong), None);
+        assert_eq!(cpu(Sample { msgs_per_s: Some(0.0), ..second() }, Work::PingPong(14)), None);
     }
 }
