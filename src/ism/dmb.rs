@@ -5,8 +5,8 @@
 //! each on cache lines of its own, what the sender publishes (cursor, hops, flags), what the
 //! receiver publishes (cursor, hop number), its flags, the writer's "wake me" flag, and the words
 //! that decide whether this direction left TCP. The reader's "wake me" flag is beside the sender's
-//! cursor: who has just moved that asks for no other line, and each costs a tenth of a µs. Both processes may write every byte
-//! of it: whoever reads a word validates it and keeps the copy.
+//! cursor: who has just moved that asks for no other line, and each costs a tenth of a µs. Both
+//! processes may write every byte of it: whoever reads a word validates it and keeps the copy.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 

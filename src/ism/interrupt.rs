@@ -36,8 +36,8 @@ const SUMMARIES: usize = FAR.div_ceil(u64::BITS as usize);
 /// Stamp of a poller that sleeps; a clock that reads 0 is taken to read 1.
 const ASLEEP: u64 = 0;
 
-/// A stamp is as good as new for so many ns: each new one takes the line from all who raise. That is
-/// nothing beside the age from which one is stale.
+/// A stamp is as good as new for so many ns: each new one takes the line from all who raise. That
+/// is nothing beside the age from which one is stale.
 pub(crate) const AS_GOOD_AS_NEW: u64 = 2_000;
 
 /// What a connection is told.
