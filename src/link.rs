@@ -41,7 +41,7 @@ pub(crate) mod tally;
 pub(crate) mod timer;
 pub(crate) mod turns;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -139,8 +139,9 @@ struct State {
     their_offers: TheirOffers,
     /// Tokens of the peer that we owe a DETACH, with the stream that writes there.
     received: HashMap<u64, Weak<dyn LinkedStream>>,
-    /// Streams that want to offer, until the peer's HELLO.
-    before_hello: Vec<Wanting>,
+    /// Streams that want to offer, until the peer's HELLO, or until it has read some of what is
+    /// queued for it.
+    wanting: VecDeque<Wanting>,
 }
 
 /// One link (SMC's link group): a control socket to another endpoint, arenas in both directions,
@@ -283,7 +284,7 @@ impl Link {
                 our_offers: HashMap::new(),
                 their_offers: TheirOffers::default(),
                 received: HashMap::new(),
-                before_hello: Vec::new(),
+                wanting: VecDeque::new(),
             }),
             account,
             faulty: AtomicBool::new(false),

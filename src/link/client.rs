@@ -23,6 +23,9 @@ use crate::transport::FallbackReason;
 /// time.
 const MOST_PROVED: usize = 64;
 
+/// Streams that had to wait offer so many at a time: to prove a connection takes some system calls.
+const OFFERS_PER_TURN: usize = 16;
+
 /// An offer that stands; dropping it takes it back with CANCEL, unless the upgrade went on
 /// meanwhile.
 struct StandingOffer {
@@ -59,24 +62,24 @@ pub(super) struct Revealed {
 }
 
 impl Link {
-    /// Offers `stream` to the peer, at once or after its HELLO. If that comes to nothing, `rest` is
-    /// asked.
+    /// Offers `stream` to the peer, at once, after its HELLO, or when it has read some of what is
+    /// queued for it. If that comes to nothing, `rest` is asked.
     pub(crate) fn offer(
         self: &Arc<Self>,
         stream: Arc<dyn LinkedStream>,
         destination: Destination,
         rest: Option<Search>,
     ) {
-        if self.peer.get().is_none() {
+        if self.has_to_wait() {
             let mut state = lock(&self.state);
             if self.restricted.load(Ordering::Relaxed) {
                 drop(state);
                 stream.stay_on_tcp(FallbackReason::Denied);
                 return;
             }
-            if self.peer.get().is_none() && self.death().is_none() {
-                if state.before_hello.len() < self.streams.most() {
-                    state.before_hello.push(Wanting { stream: Arc::downgrade(&stream), destination, rest });
+            if self.has_to_wait() && self.death().is_none() {
+                if state.wanting.len() < self.streams.most() {
+                    state.wanting.push_back(Wanting { stream: Arc::downgrade(&stream), destination, rest });
                 } else {
                     drop(state);
                     stream.stay_on_tcp(FallbackReason::Limit);
@@ -88,6 +91,40 @@ impl Link {
         if let Err(reason) = self.send_offer(&stream, destination, &mut rest) {
             self.failed(&stream, destination, rest, reason);
         }
+    }
+
+    /// Is an offer for later? What the connections of this link have to say needs the room in its
+    /// queue: a full one ends them all.
+    fn has_to_wait(&self) -> bool {
+        self.peer.get().is_none() || self.outbox.is_clogged()
+    }
+
+    /// Offers some of the streams that had to wait; whether there are more, which need not wait any
+    /// longer. The link's task asks whenever it has sent what the peer's socket takes.
+    ///
+    /// A stream that comes to wait meanwhile is seen the next time: the queue is not empty then, and
+    /// the task will send it.
+    pub(super) fn offer_those_that_wait(self: &Arc<Self>) -> bool {
+        for _ in 0..OFFERS_PER_TURN {
+            // The list first, which is empty but for a moment.
+            let next = {
+                let mut state = lock(&self.state);
+                if state.wanting.is_empty() || self.has_to_wait() {
+                    return false;
+                }
+                state.wanting.pop_front()
+            };
+            let Some(Wanting { stream, destination, rest }) = next else { return false };
+            if let Some(stream) = stream.upgrade() {
+                self.offer(stream, destination, rest);
+            }
+        }
+        !lock(&self.state).wanting.is_empty()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn offers_that_wait(&self) -> usize {
+        lock(&self.state).wanting.len()
     }
 
     /// An offer has come to nothing: the next candidate is asked, or the stream stays on TCP.
@@ -133,11 +170,6 @@ impl Link {
         let endpoint = self.endpoint.upgrade().ok_or(FallbackReason::NoRuntime)?;
         if !stream.peer_policy().admits(&self.credentials, self.socket()) {
             return Err(FallbackReason::PeerPolicy);
-        }
-        if self.outbox.is_clogged() {
-            // What the connections of this link have to say needs the room: a full queue ends them
-            // all.
-            return Err(FallbackReason::NoAnswer);
         }
         // Only who has reached the peer under a name offers to it.
         let server = self.reached.ok_or(FallbackReason::LinkDown)?;
@@ -203,9 +235,9 @@ impl Link {
     pub(crate) fn offer_is_overdue(&self, stream: &Weak<dyn LinkedStream>) {
         let (waits, offer) = {
             let mut state = lock(&self.state);
-            let waiting = &mut state.before_hello;
+            let waiting = &mut state.wanting;
             let waits = waiting.iter().position(|wanting| wanting.stream.ptr_eq(stream));
-            let waits = waits.map(|at| waiting.swap_remove(at));
+            let waits = waits.and_then(|at| waiting.remove(at));
             let of_the_stream =
                 |offer: &OurOffer| !offer.given_up && offer.stream.ptr_eq(stream) && offer.rest.is_some();
             let offer = state.our_offers.iter_mut().find(|(_, offer)| of_the_stream(offer));

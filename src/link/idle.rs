@@ -44,7 +44,7 @@ impl Link {
             && state.our_offers.is_empty()
             && state.their_offers.is_empty()
             // One that has gone waits for nothing.
-            && state.before_hello.iter().all(|wanting| wanting.stream.strong_count() == 0)
+            && state.wanting.iter().all(|wanting| wanting.stream.strong_count() == 0)
     }
 
     /// Something that used the link is gone; if it was the last, the link is closed after a while.

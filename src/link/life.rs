@@ -285,17 +285,14 @@ impl Link {
         let here = if in_this_process { crate::link::endpoint::link_of_this_process(link_id) } else { None };
         let bell = self.bell_of_peer(eventfd);
         let peer = Peer { link_id, endpoint, first_arena, bell, here };
-        let waiting = {
-            let mut state = lock(&self.state);
+        {
+            // Who looks under the lock and finds nothing has its stream in the list.
+            let _state = lock(&self.state);
             // Checked above, and only this task sets it.
             let _ = self.peer.set(peer);
-            std::mem::take(&mut state.before_hello)
-        };
-        for Wanting { stream, destination, rest } in waiting {
-            if let Some(stream) = stream.upgrade() {
-                self.offer(stream, destination, rest);
-            }
         }
+        // What is left it does when it has sent that.
+        self.offer_those_that_wait();
         Ok(())
     }
 
@@ -304,7 +301,7 @@ impl Link {
         if self.restricted.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (ours, matched, before_hello) = {
+        let (ours, matched, wanting) = {
             let mut state = lock(&self.state);
             let matched = state.their_offers.values().filter_map(|theirs| match theirs {
                 TheirOffer::Matched { stream, .. } | TheirOffer::Proved { stream, .. } => {
@@ -314,7 +311,7 @@ impl Link {
             });
             let matched = Vec::from_iter(matched);
             let ours = Vec::from_iter(state.our_offers.keys().copied());
-            (ours, matched, std::mem::take(&mut state.before_hello))
+            (ours, matched, std::mem::take(&mut state.wanting))
         };
         // Their READY will not be heard.
         for stream in matched.iter().filter_map(Weak::upgrade) {
@@ -323,7 +320,7 @@ impl Link {
         for id in ours {
             self.end_offer(id, FallbackReason::Denied);
         }
-        for stream in before_hello.iter().filter_map(|wanting| wanting.stream.upgrade()) {
+        for stream in wanting.iter().filter_map(|wanting| wanting.stream.upgrade()) {
             stream.stay_on_tcp(FallbackReason::Denied);
         }
     }
@@ -387,10 +384,10 @@ impl Link {
 
     /// What there is to do once the link has died and its streams were told.
     fn lay_to_rest(&self, death: Death) {
-        let (ours, theirs, before_hello) = {
+        let (ours, theirs, wanting) = {
             let mut state = lock(&self.state);
             let ours: Vec<u64> = state.our_offers.keys().copied().collect();
-            (ours, std::mem::take(&mut state.their_offers), std::mem::take(&mut state.before_hello))
+            (ours, std::mem::take(&mut state.their_offers), std::mem::take(&mut state.wanting))
         };
         let reason = self.reason_after(death);
         for id in ours {
@@ -408,7 +405,7 @@ impl Link {
             self.matched_in_vain(in_vain);
             endpoint.link_ended(self);
         }
-        for Wanting { stream, destination, rest } in before_hello {
+        for Wanting { stream, destination, rest } in wanting {
             if let Some(stream) = stream.upgrade() {
                 let _ = shielded(|| self.failed(&stream, destination, rest, reason));
             }

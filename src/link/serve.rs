@@ -53,6 +53,9 @@ pub(super) async fn run(link: Arc<Link>, reactor: Arc<dyn Reactor>) {
                 }
                 Err(death) => return Poll::Ready(death),
             }
+            if link.offer_those_that_wait() {
+                reactor.poll_again(cx);
+            }
             // The peer has had its part of the time: what it says stays where it is for a while.
             if let Some(resting) = &mut rest {
                 ready!(Pin::new(resting).poll(cx));
