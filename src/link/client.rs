@@ -102,8 +102,8 @@ impl Link {
     /// Offers some of the streams that had to wait; whether there are more, which need not wait any
     /// longer. The link's task asks whenever it has sent what the peer's socket takes.
     ///
-    /// A stream that comes to wait meanwhile is seen the next time: the queue is not empty then, and
-    /// the task will send it.
+    /// A stream that comes to wait meanwhile is seen the next time: the queue is not empty then,
+    /// and the task will send it.
     pub(super) fn offer_those_that_wait(self: &Arc<Self>) -> bool {
         for _ in 0..OFFERS_PER_TURN {
             // The list first, which is empty but for a moment.
