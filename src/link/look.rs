@@ -34,6 +34,10 @@ const LONGEST_IDLE_GAP: u64 = 20_000;
 /// looks at all of them less often.
 const LOOKS_IN_A_ROW: usize = 8;
 
+/// After so many ns of idle time a look gives way to other threads, too: where nobody else wants to
+/// run that costs a fraction of a µs, and where somebody does, looking was at his cost.
+const PATIENT: u64 = 10_000;
+
 /// Looks go on while the tasks of this side work, for it costs next to nothing, but not for longer
 /// than so many ns after the latest piece of work: some runtimes always have something to do.
 const LONGEST_BUSY: u64 = 200_000;
@@ -118,8 +122,10 @@ impl Poller {
     fn turn(&self) -> bool {
         let links = self.links();
         let mut next = self.look_once(&links);
-        if next == Next::IdleLook && Self::is_something_new(&links) {
-            next = self.look_once(&links);
+        match next {
+            Next::IdleLook if Self::is_something_new(&links) => next = self.look_once(&links),
+            Next::PatientLook => std::thread::yield_now(),
+            _ => {}
         }
         next != Next::Sleep || !Self::sleep(&links)
     }
@@ -145,16 +151,12 @@ impl Poller {
         // Without a clock no window would ever close.
         let keeps_looking = now > 0 && watch.keeps_looking(now, self.endpoint.rings(), links);
         watch.looks.count(found.is_some(), keeps_looking);
-        if !keeps_looking {
-            watch.asleep_since = Some(now);
-            return Next::Sleep;
-        }
-        if watch.is_idle { Next::IdleLook } else { Next::Look }
+        watch.next(now, keeps_looking)
     }
 }
 
 /// What follows from a look.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Next {
     /// The peers have to ring.
     Sleep,
@@ -162,6 +164,8 @@ enum Next {
     Look,
     /// The next look: nobody else had anything to do between the last two.
     IdleLook,
+    /// The same, after other threads.
+    PatientLook,
 }
 
 /// What the reactor calls when a bell was rung, on whichever thread it runs. The reactor keeps it
@@ -312,6 +316,18 @@ impl Watch {
             return now.saturating_sub(self.last_work) < LONGEST_BUSY;
         }
         self.window.keeps_looking(self.idle, rings != self.rings)
+    }
+
+    fn next(&mut self, now: u64, keeps_looking: bool) -> Next {
+        if !keeps_looking {
+            self.asleep_since = Some(now);
+            return Next::Sleep;
+        }
+        match self.is_idle {
+            false => Next::Look,
+            true if self.idle < PATIENT => Next::IdleLook,
+            true => Next::PatientLook,
+        }
     }
 
     /// Is the peer on this CPU, so that it has something for us only after we sleep? Now and then

@@ -49,6 +49,27 @@ fn what_this_side_thinks_is_no_idle_time() {
 }
 
 #[test]
+fn who_is_idle_looks_on_and_then_gives_way_to_other_threads() {
+    let mut watch = watch();
+    let mut now = open(&mut watch, 20 * US);
+    now += 10 * US;
+    watch.count_gap(now, None);
+    assert_eq!(watch.next(now, true), Next::Look, "its tasks have something to do");
+    let mut next = Vec::new();
+    for _ in 0..14 {
+        now += US;
+        watch.count_gap(now, None);
+        next.push(watch.next(now, true));
+    }
+    assert!(next[..9].iter().all(|next| *next == Next::IdleLook), "{next:?}");
+    assert!(next[9..].iter().all(|next| *next == Next::PatientLook), "{next:?}");
+    watch.work(now, 0);
+    assert_eq!(watch.next(now, true), Next::Look);
+    assert_eq!(watch.next(now, false), Next::Sleep);
+    assert_eq!(watch.asleep_since, Some(now));
+}
+
+#[test]
 fn a_runtime_that_always_has_something_to_do_sleeps_in_the_end() {
     let mut watch = watch();
     let begin = open(&mut watch, 2 * US);
