@@ -303,6 +303,32 @@ fn loom_a_writer_that_waits_again_is_woken() {
     });
 }
 
+/// A reader on TCP arms and looks at the word, not at the ring. Fails (deadlock) if one of the two
+/// loads or stores the flag instead of swapping it.
+#[test]
+fn loom_a_reader_on_tcp_hears_of_the_switch() {
+    check(3, || {
+        let (producer, consumer) = ring();
+        let line = Line::new();
+        producer.wake_reader();
+        let bell = line.clone();
+        let sender = thread::spawn(move || {
+            producer.memory().header().switch(5).unwrap();
+            if producer.wake_reader() {
+                bell.ring();
+            }
+        });
+        loop {
+            consumer.arm();
+            if consumer.memory().header().direction() == Direction::Switched(5) {
+                break;
+            }
+            line.sleep();
+        }
+        sender.join().unwrap();
+    });
+}
+
 /// Fails if the flag is set or loaded Relaxed, and if the reader believes it without looking again.
 #[test]
 fn loom_the_last_bytes_precede_the_end() {
