@@ -1,5 +1,6 @@
 //! The client's side of an upgrade: OFFER, MATCH, READY, PROVED, ATTACHED, CANCEL.
 
+use std::collections::VecDeque;
 use std::sync::Weak;
 
 use super::{Fault, Link, NewDmb, OurOffer, SignalEntry, Wanting, usable_window};
@@ -71,6 +72,8 @@ impl Link {
         rest: Option<Search>,
     ) {
         if self.has_to_wait() {
+            // Dropped once the lock is not held any more.
+            let _gone;
             let mut state = lock(&self.state);
             if self.restricted.load(Ordering::Relaxed) {
                 drop(state);
@@ -78,6 +81,13 @@ impl Link {
                 return;
             }
             if self.has_to_wait() && self.death().is_none() {
+                if state.wanting.len() >= self.streams.most() {
+                    // Those that have gone meanwhile need no place.
+                    let all = std::mem::take(&mut state.wanting).into_iter();
+                    let gone: VecDeque<Wanting>;
+                    (state.wanting, gone) = all.partition(|wanting| wanting.stream.strong_count() > 0);
+                    _gone = gone;
+                }
                 if state.wanting.len() < self.streams.most() {
                     state.wanting.push_back(Wanting { stream: Arc::downgrade(&stream), destination, rest });
                 } else {

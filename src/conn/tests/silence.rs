@@ -120,3 +120,28 @@ fn offers_to_a_peer_that_reads_nothing_end_no_live_connection() {
         assert!(late.conns[CLIENT].transport().is_loopback_ism());
     });
 }
+
+#[test]
+fn streams_that_go_while_they_wait_take_no_place_from_others() {
+    watched(|| {
+        let mut lab = Lab::with_limits_at(CLIENT, |config| config.max_streams_per_link(8));
+        let _live = lab.upgraded();
+        let link = lab.hosts[CLIENT].links()[0].clone();
+        let pair = lab.connect(UpgradePolicy::Manual, 64 << 10);
+        let stream: crate::sync::Arc<dyn LinkedStream> = pair.conns[CLIENT].clone();
+        while link.offers_that_wait() == 0 {
+            link.offer(stream.clone(), Destination::Own, None);
+        }
+        for _ in 0..20 {
+            let pair = lab.pair();
+            assert!(pair.offer(&lab));
+            let transport = pair.conns[CLIENT].transport();
+            assert_eq!(transport, Transport::Tcp(FallbackReason::InProgress), "not refused");
+            pair.close(CLIENT);
+            pair.close(SERVER);
+        }
+        lab.run();
+        assert_eq!(link.offers_that_wait(), 0);
+        assert_eq!(link.death(), None);
+    });
+}
