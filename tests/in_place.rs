@@ -10,6 +10,7 @@ mod watchdog;
 
 use std::future::poll_fn;
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, Waker};
 
@@ -525,4 +526,56 @@ fn borrowed_bytes_can_go_to_other_threads() {
     all::<SharedBytes<'_>>();
     fn moves<F: Future + Send>(_: impl FnOnce(&'static mut SmcStream) -> F) {}
     moves(|stream| stream.fill_buf());
+}
+
+/// Whose descriptor was shut down reads the ring, then TCP, where somebody may have written past
+/// the stream.
+#[test]
+fn what_tcp_has_behind_the_ring_can_be_consumed() {
+    watched(|| {
+        Flavour::CurrentThread.runtime().block_on(async {
+            let lab = Lab::new();
+            let (mut client, mut server) = pair(&lab, UpgradePolicy::Eager).await;
+            client.write_all(b"ring").await.expect("write");
+            arrived(&server, 4).await;
+            socket2::SockRef::from(&client).send(b"behind").expect("send");
+            socket2::SockRef::from(&server).shutdown(std::net::Shutdown::Read).expect("shutdown");
+            let mut got = Vec::new();
+            while got.len() < 10 {
+                let mut bytes = server.fill_buf().await.expect("bytes");
+                assert!(!bytes.is_empty(), "{got:?}");
+                got.extend(bytes.to_vec());
+                let length = bytes.len();
+                bytes.consume(length).expect("consume");
+            }
+            assert_eq!(got, b"ringbehind");
+        });
+    });
+}
+
+/// Who reads the TCP socket itself reads past the stream, which knows how many bytes it has shown,
+/// and not which.
+#[test]
+fn who_reads_past_the_stream_is_noticed_by_what_is_missing() {
+    watched(|| {
+        Flavour::CurrentThread.runtime().block_on(async {
+            for more in [false, true] {
+                let lab = Lab::new();
+                let (mut client, mut server) = pair(&lab, UpgradePolicy::Never).await;
+                client.write_all(b"first second").await.expect("write");
+                arrived(&server, 12).await;
+                let socket = server.as_fd().try_clone_to_owned().expect("a descriptor");
+                let mut got = server.fill_buf().await.expect("bytes");
+                let mut stolen = [std::mem::MaybeUninit::uninit(); 6];
+                assert_eq!(socket2::SockRef::from(&socket).recv(&mut stolen).expect("recv"), 6);
+                if more {
+                    client.write_all(b" third").await.expect("write");
+                    got.consume(12).expect("as many are there");
+                    continue;
+                }
+                let error = got.consume(12).expect_err("they were read");
+                assert_eq!((error.kind(), got.len()), (ErrorKind::InvalidInput, 6));
+            }
+        });
+    });
 }

@@ -237,8 +237,11 @@ impl<T: Tcp> ReadOp<T> for PassOver<'_> {
     }
 
     fn ring(&mut self, ring: &mut receive::Ring) -> Result<usize, Violation> {
-        if let Shown::Ring(run) = &*self.shown {
-            self.done = ring.pass_over(run.position(), self.count);
+        match &*self.shown {
+            Shown::Ring(run) => self.done = ring.pass_over(run.position(), self.count),
+            // TCP has shown them: behind the ring, if the stream reads there.
+            _ if !ring.is_readable()? => return Ok(0),
+            _ => {}
         }
         // The mark was right. Not 0, which would say that the ring is empty.
         Ok(self.done.max(1))

@@ -124,8 +124,10 @@ impl SharedBytes<'_> {
     /// # Errors
     ///
     /// `InvalidInput` when somebody else has read from the stream meanwhile, which takes the other
-    /// half and [`AsRef`], or the TCP socket itself: these bytes are not the next ones any more.
-    /// Those of a read.
+    /// half and [`AsRef`]: these bytes are not the next ones any more. Those of a read.
+    ///
+    /// Who reads the TCP socket itself reads past the stream, and is noticed only when fewer bytes
+    /// than these are left there: else what has come behind them is taken out in their place.
     ///
     /// # Panics
     ///
@@ -133,8 +135,11 @@ impl SharedBytes<'_> {
     pub fn consume(&mut self, count: usize) -> io::Result<()> {
         let mut op = PassOver::new(&mut self.shown, &mut self.mark, count);
         let answer = if count > 0 { self.stream.try_read_with(&mut op) } else { Ok(0) };
-        let done = op.end();
-        answer.and(done)
+        match (answer, op.end()) {
+            // Where they were is nothing now.
+            (Err(error), done) if error.kind() == io::ErrorKind::WouldBlock => done,
+            (answer, done) => answer.and(done),
+        }
     }
 }
 
