@@ -121,9 +121,9 @@ impl Poller {
     /// to ring.
     fn turn(&self) -> bool {
         let links = self.links();
-        let mut next = self.look_once(&links);
+        let mut next = self.look_once(&links, Why::Turn);
         match next {
-            Next::IdleLook if Self::is_something_new(&links) => next = self.look_once(&links),
+            Next::IdleLook if Self::is_something_new(&links) => next = self.look_once(&links, Why::Row),
             Next::PatientLook => std::thread::yield_now(),
             _ => {}
         }
@@ -138,11 +138,14 @@ impl Poller {
         })
     }
 
-    fn look_once(&self, links: &[Arc<Link>]) -> Next {
+    fn look_once(&self, links: &[Arc<Link>], why: Why) -> Next {
         let now = (self.clock)();
         let (found, rung_at) = Self::look(links, now);
         let mut watch = lock(&self.watch);
-        watch.count_gap(now, rung_at);
+        match why {
+            Why::Row => watch.count_look_in_a_row(now, rung_at),
+            Why::Turn => watch.count_gap(now, rung_at),
+        }
         watch.ask_for_cpu(now);
         if let Some(at) = found {
             watch.work(now, self.endpoint.rings());
@@ -153,6 +156,15 @@ impl Poller {
         watch.looks.count(found.is_some(), keeps_looking);
         watch.next(now, keeps_looking)
     }
+}
+
+/// What leads to a look.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// It is the task's turn, or a bell was rung.
+    Turn,
+    /// There was something new since the look before it, in the same turn.
+    Row,
 }
 
 /// What follows from a look.
@@ -284,6 +296,14 @@ impl Watch {
         if self.is_idle {
             self.idle += gap;
         }
+    }
+
+    /// The same of a look that follows in the same turn: how soon it comes says nothing of the way
+    /// from turn to turn.
+    fn count_look_in_a_row(&mut self, now: u64, rung_at: Option<u64>) {
+        let shortest_gap = self.shortest_gap;
+        self.count_gap(now, rung_at);
+        self.shortest_gap = shortest_gap;
     }
 
     /// Others need the CPU more if the thread lost it since the last look.
