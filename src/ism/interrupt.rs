@@ -213,6 +213,14 @@ impl SignalPage {
         }
     }
 
+    /// The same of a poller that was rung: whoever did that for the stamp there is rings again for
+    /// what comes after this look, though it comes soon. Of a peer in another time namespace, whose
+    /// clock takes every stamp for stale, [`SignalPage::publish_look`] could leave the one that it
+    /// has rung for.
+    pub(crate) fn publish_answer(&self, now_ns: u64) {
+        self.near.looked_at.store(now_ns.max(1), Ordering::Relaxed);
+    }
+
     /// Says on which CPU the poller is.
     pub(crate) fn publish_cpu(&self, cpu: u32) {
         self.cpu.cpu.store(cpu.wrapping_add(1), Ordering::Relaxed);

@@ -95,14 +95,17 @@ impl Poller {
 
     /// One look at everything; returns which link was the last that had signals, and when the first
     /// of the peers has rung this poller awake, if it slept.
-    fn look(links: &[Arc<Link>], now: u64) -> (Option<usize>, Option<u64>) {
+    fn look(links: &[Arc<Link>], now: u64, why: Why) -> (Option<usize>, Option<u64>) {
         let (mut found, mut rung_at) = (None, None::<u64>);
         for (at, link) in links.iter().enumerate() {
             // Before the look takes its place.
             if let Some(rung) = link.signals().rung_at() {
                 rung_at = Some(rung_at.map_or(rung, |first| first.min(rung)));
             }
-            link.signals().publish_look(now);
+            match why {
+                Why::Rung => link.signals().publish_answer(now),
+                Why::Turn | Why::Row => link.signals().publish_look(now),
+            }
             if !link.signals().is_idle() && link.drain_interrupts() > 0 {
                 link.tell_cpu(now);
                 found = Some(at);
@@ -119,9 +122,9 @@ impl Poller {
 
     /// One look, and what follows from it: `true` to look again soon, `false` when the peers have
     /// to ring.
-    fn turn(&self) -> bool {
+    fn turn(&self, why: Why) -> bool {
         let links = self.links();
-        let mut next = self.look_once(&links, Why::Turn);
+        let mut next = self.look_once(&links, why);
         match next {
             Next::IdleLook if Self::is_something_new(&links) => next = self.look_once(&links, Why::Row),
             Next::PatientLook => std::thread::yield_now(),
@@ -140,11 +143,11 @@ impl Poller {
 
     fn look_once(&self, links: &[Arc<Link>], why: Why) -> Next {
         let now = (self.clock)();
-        let (found, rung_at) = Self::look(links, now);
+        let (found, rung_at) = Self::look(links, now, why);
         let mut watch = lock(&self.watch);
         match why {
             Why::Row => watch.count_look_in_a_row(now, rung_at),
-            Why::Turn => watch.count_gap(now, rung_at),
+            Why::Turn | Why::Rung => watch.count_gap(now, rung_at),
         }
         watch.ask_for_cpu(now);
         if let Some(at) = found {
@@ -161,7 +164,9 @@ impl Poller {
 /// What leads to a look.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Why {
-    /// It is the task's turn, or a bell was rung.
+    /// A bell was rung.
+    Rung,
+    /// It is the task's turn.
     Turn,
     /// There was something new since the look before it, in the same turn.
     Row,
@@ -216,7 +221,7 @@ impl Wake for Ear {
         let looked = shielded(|| {
             // First listen, then look: what is raised after the look makes a new edge.
             self.listen(&*bell);
-            poller.turn()
+            poller.turn(Why::Rung)
         });
         if looked.is_err() {
             // The reactor is the whole runtime's: it goes on, and the task ends the endpoint.
@@ -438,7 +443,7 @@ pub(crate) async fn run(bell: Arc<dyn Watched>, endpoint: Arc<Endpoint>, clock: 
             listening = true;
             poller.listen(&bell);
         }
-        if poller.turn() {
+        if poller.turn(Why::Turn) {
             // Behind everything that is ready to run: the looks are cooperative.
             cx.waker().wake_by_ref();
         }

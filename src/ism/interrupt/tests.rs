@@ -129,6 +129,21 @@ fn a_stamp_that_is_as_good_as_new_stays() {
     assert_eq!(stamp(), 20_000);
 }
 
+/// Of a peer in another time namespace every stamp is far away.
+#[test]
+fn a_peer_with_another_clock_rings_again_when_it_was_answered() {
+    let page = SignalPage::new();
+    let last_rung = AtomicU64::new(0);
+    let theirs = 1_000_000_000;
+    page.publish_look(10_000);
+    for look in 1..10 {
+        assert!(raise(&page, 1, Signal::Data, theirs, &last_rung), "before look {look}");
+        assert!(!raise(&page, 2, Signal::Data, theirs, &last_rung), "it was rung");
+        page.publish_answer(10_000 + look * (AS_GOOD_AS_NEW / 20));
+        assert_eq!(page.drain(|| CONNECTIONS, |_, _| ()), 2);
+    }
+}
+
 #[test]
 fn a_clock_at_zero_is_not_sleep() {
     let page = SignalPage::new();
