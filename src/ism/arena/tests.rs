@@ -318,6 +318,23 @@ fn a_segment_that_its_owner_is_done_with_costs_him_nothing() {
     assert_eq!(get(&theirs, 0, 4), [0; 4]);
 }
 
+/// Whoever has the file may take its pages away while somebody looks at the bytes: they are zeros
+/// then, and nothing is a fault.
+#[test]
+fn what_is_looked_at_may_be_punched() {
+    let (segment, file) = DmbSegment::create(1 << 16, &link()).unwrap();
+    segment.copy_in(5000, b"looked at");
+    assert_eq!(segment.find(4096, 8192, b'k'), Some(5003 - 4096));
+    sys::punch(file.as_fd(), 0, 1 << 16).unwrap();
+    assert_eq!(segment.find(4096, 8192, b'k'), None);
+    assert_eq!(segment.to_vec(5000, 9), [0; 9]);
+    let (other, _file) = DmbSegment::create(1 << 16, &link()).unwrap();
+    other.copy_across(0, &segment, 30_000, 5000);
+    assert_eq!(other.load(4999), 0);
+    segment.copy_in(5000, b"again");
+    assert_eq!(segment.to_vec(5000, 6), b"again\0");
+}
+
 #[test]
 fn neither_a_forked_child_nor_a_core_dump_gets_the_memory() {
     let (arena, _file) = Arena::create(4, &link()).unwrap();
