@@ -5,9 +5,12 @@ use std::task::{Context, Poll, Waker};
 use super::hosts::{CLIENT, Lab, Pair, SERVER};
 use super::watched;
 use crate::config::UpgradePolicy;
+use crate::conn::Directions;
 use crate::conn::watch::WatchKey;
+use crate::link::Link;
 use crate::link::message::Destination;
 use crate::link::stream::LinkedStream;
+use crate::sync::Arc;
 use crate::transport::{FallbackReason, Transport};
 
 /// What `upgrade()` answers at this moment; `None` while it waits.
@@ -91,7 +94,7 @@ fn offers_to_a_peer_that_reads_nothing_end_no_live_connection() {
         let live = lab.upgraded();
         let link = lab.hosts[CLIENT].links()[0].clone();
         let pair = lab.connect(UpgradePolicy::Manual, 64 << 10);
-        let stream: crate::sync::Arc<dyn LinkedStream> = pair.conns[CLIENT].clone();
+        let stream: Arc<dyn LinkedStream> = pair.conns[CLIENT].clone();
         // It takes no offer that it has not begun: each is cancelled at once.
         let begun = (0..40_000).find(|_| {
             link.offer(stream.clone(), Destination::Own, None);
@@ -121,17 +124,24 @@ fn offers_to_a_peer_that_reads_nothing_end_no_live_connection() {
     });
 }
 
+/// Offers until the link's queue is so full that offers wait.
+fn clog(lab: &Lab, link: &Arc<Link>) -> Pair {
+    let pair = lab.connect(UpgradePolicy::Manual, 64 << 10);
+    let stream: Arc<dyn LinkedStream> = pair.conns[CLIENT].clone();
+    while link.offers_that_wait() == 0 {
+        // It takes no offer that it has not begun: each is cancelled at once.
+        link.offer(stream.clone(), Destination::Own, None);
+    }
+    pair
+}
+
 #[test]
 fn streams_that_go_while_they_wait_take_no_place_from_others() {
     watched(|| {
         let mut lab = Lab::with_limits_at(CLIENT, |config| config.max_streams_per_link(8));
         let _live = lab.upgraded();
         let link = lab.hosts[CLIENT].links()[0].clone();
-        let pair = lab.connect(UpgradePolicy::Manual, 64 << 10);
-        let stream: crate::sync::Arc<dyn LinkedStream> = pair.conns[CLIENT].clone();
-        while link.offers_that_wait() == 0 {
-            link.offer(stream.clone(), Destination::Own, None);
-        }
+        let _clogs = clog(&lab, &link);
         for _ in 0..20 {
             let pair = lab.pair();
             assert!(pair.offer(&lab));
@@ -143,5 +153,51 @@ fn streams_that_go_while_they_wait_take_no_place_from_others() {
         lab.run();
         assert_eq!(link.offers_that_wait(), 0);
         assert_eq!(link.death(), None);
+    });
+}
+
+#[test]
+fn who_waits_to_offer_may_go_or_be_pinned_and_hears_of_the_end() {
+    watched(|| {
+        for dies in [false, true] {
+            let mut lab = Lab::new();
+            let live = lab.upgraded();
+            let link = lab.hosts[CLIENT].links()[0].clone();
+            let _clogs = clog(&lab, &link);
+            let pairs: Vec<Pair> = (0..60).map(|_| lab.pair()).collect();
+            for (number, pair) in pairs.iter().enumerate() {
+                assert!(pair.offer(&lab));
+                match number % 3 {
+                    0 => pair.close(CLIENT),
+                    1 => pair.conns[CLIENT].pin("a test", Directions::Both).expect("on TCP"),
+                    _ => {}
+                }
+            }
+            assert_eq!(link.offers_that_wait(), 61);
+            if dies {
+                lab.kill(SERVER, &live);
+            }
+            lab.run();
+            assert_eq!((link.offers_that_wait(), link.death().is_some()), (0, dies));
+            for (number, pair) in pairs.iter().enumerate().filter(|(number, _)| number % 3 > 0) {
+                let is_pinned = number % 3 == 1;
+                let transport = pair.conns[CLIENT].transport();
+                match (is_pinned, dies) {
+                    (true, _) => assert_eq!(transport, Transport::Tcp(FallbackReason::Pinned)),
+                    (false, true) => assert_ne!(transport, Transport::Tcp(FallbackReason::InProgress)),
+                    (false, false) => {
+                        pair.settle();
+                        assert!(pair.conns[CLIENT].transport().is_loopback_ism());
+                    }
+                }
+                if !dies {
+                    pair.write(CLIENT, b"hello");
+                    pair.expect(SERVER, b"hello");
+                }
+            }
+            if !dies {
+                assert_eq!(lab.slots_in_use(), 2 * 21, "of those that live");
+            }
+        }
     });
 }
