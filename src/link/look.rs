@@ -261,6 +261,8 @@ struct Watch {
     shared_cpu: u32,
     most_shared: u32,
     gives_way: Option<bool>,
+    /// Since the last look other threads had their turn.
+    gave_way: bool,
 }
 
 impl Watch {
@@ -281,6 +283,7 @@ impl Watch {
             shared_cpu: 0,
             most_shared: SHARED_CPU_LOOKS,
             gives_way: None,
+            gave_way: false,
         }
     }
 
@@ -293,7 +296,13 @@ impl Watch {
             self.idle += until - since;
             self.woken_after = rung_at.map(|_| now.saturating_sub(until));
             self.is_idle = false;
+            self.gave_way = false;
             self.cpu.begin(now);
+            return;
+        }
+        if std::mem::take(&mut self.gave_way) {
+            // Whoever ran meanwhile, this side had nothing to do.
+            self.idle += gap;
             return;
         }
         self.shortest_gap = self.shortest_gap.min(gap);
@@ -351,7 +360,10 @@ impl Watch {
         match self.is_idle {
             false => Next::Look,
             true if self.idle < PATIENT => Next::IdleLook,
-            true => Next::PatientLook,
+            true => {
+                self.gave_way = true;
+                Next::PatientLook
+            }
         }
     }
 

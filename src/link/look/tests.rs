@@ -63,6 +63,13 @@ fn who_is_idle_looks_on_and_then_gives_way_to_other_threads() {
     }
     assert!(next[..9].iter().all(|next| *next == Next::IdleLook), "{next:?}");
     assert!(next[9..].iter().all(|next| *next == Next::PatientLook), "{next:?}");
+    // However long others ran, that is no work of this side, which would keep it looking.
+    now += 15 * US;
+    watch.count_gap(now, None);
+    assert_eq!(watch.next(now, true), Next::PatientLook);
+    now += 15 * US;
+    watch.count_gap(now, None);
+    assert!(!watch.keeps_looking(now, 0, &[]), "it was idle for {} us", watch.idle / US);
     watch.work(now, 0);
     assert_eq!(watch.next(now, true), Next::Look);
     assert_eq!(watch.next(now, false), Next::Sleep);
