@@ -310,13 +310,33 @@ async fn open(way: Way, addr: &str, streams: &mut Vec<Stream>, count: usize) -> 
 }
 
 /// Message `number` there and back.
-pub(crate) async fn trip(stream: &mut (impl Both + ?Sized), number: u64) -> Result<()> {
+async fn trip(stream: &mut (impl Both + ?Sized), number: u64) -> Result<()> {
     let mut message = [b'.'; MESSAGE];
     message[..8].copy_from_slice(&number.to_le_bytes());
     stream.write_all(&message).await?;
     let mut answer = [0; MESSAGE];
     stream.read_exact(&mut answer).await?;
     if answer == message { Ok(()) } else { bail!("a message came back changed") }
+}
+
+/// Round trips until `end`, one after the other; their times, of those that end from `begin` on.
+pub(crate) async fn trips(
+    stream: &mut (impl Both + ?Sized),
+    begin: Instant,
+    end: Instant,
+) -> Result<Histogram<u64>> {
+    let mut times = histogram()?;
+    let (mut number, mut last) = (0, Instant::now());
+    while last < end {
+        trip(stream, number).await?;
+        number += 1;
+        let now = Instant::now();
+        if now >= begin {
+            times.saturating_record((now - last).as_nanos() as u64);
+        }
+        last = now;
+    }
+    Ok(times)
 }
 
 /// Round trips on all connections at the same time.
@@ -326,17 +346,7 @@ async fn ping(streams: &mut Vec<Stream>, time: Duration) -> Result<Value> {
     let end = begin + time;
     for mut stream in streams.drain(..) {
         playing.spawn(async move {
-            let mut times = histogram()?;
-            let (mut number, mut last) = (0, Instant::now());
-            while last < end {
-                trip(&mut *stream, number).await?;
-                number += 1;
-                let now = Instant::now();
-                if now >= begin {
-                    times.saturating_record((now - last).as_nanos() as u64);
-                }
-                last = now;
-            }
+            let times = trips(&mut *stream, begin, end).await?;
             Ok::<_, anyhow::Error>((stream, times))
         });
     }
@@ -394,7 +404,7 @@ async fn storm(addr: &str, count: usize) -> Result<Value> {
     Ok(json!({ "upgrades_per_s": per_s, "left_on_tcp": count as u32 - upgraded, "why": why }))
 }
 
-pub(crate) fn histogram() -> Result<Histogram<u64>> {
+fn histogram() -> Result<Histogram<u64>> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).context("a histogram")
 }
 

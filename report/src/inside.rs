@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio_smc::{SmcListener, SmcStream};
 
-use crate::actor::{Stream, echo, histogram, percentiles, runtime, trip};
+use crate::actor::{Stream, echo, percentiles, runtime, trips};
 use crate::data::Row;
 
 const BLOCK: usize = 64 << 10;
@@ -30,19 +30,8 @@ pub(crate) fn measure(way: &str, time: Duration) -> Result<Row> {
 async fn both(way: String, time: Duration) -> Result<Row> {
     let (mut here, there) = pair(&way).await?;
     tokio::spawn(echo(there));
-    let mut times = histogram()?;
     let begin = Instant::now() + time / 5;
-    let end = begin + time;
-    let (mut number, mut last) = (0, Instant::now());
-    while last < end {
-        trip(&mut *here, number).await?;
-        number += 1;
-        let now = Instant::now();
-        if now >= begin {
-            times.saturating_record((now - last).as_nanos() as u64);
-        }
-        last = now;
-    }
+    let times = trips(&mut *here, begin, begin + time).await?;
     let mut figures = percentiles(&times);
     figures["transport"] = json!(way);
     figures["bytes_per_s"] = json!(stream(&way, time).await?);

@@ -261,8 +261,8 @@ struct Watch {
     shared_cpu: u32,
     most_shared: u32,
     gives_way: Option<bool>,
-    /// Since the last look other threads had their turn.
-    gave_way: bool,
+    /// The last look was a patient one, after which other threads had their turn.
+    was_patient: bool,
 }
 
 impl Watch {
@@ -283,7 +283,7 @@ impl Watch {
             shared_cpu: 0,
             most_shared: SHARED_CPU_LOOKS,
             gives_way: None,
-            gave_way: false,
+            was_patient: false,
         }
     }
 
@@ -296,11 +296,11 @@ impl Watch {
             self.idle += until - since;
             self.woken_after = rung_at.map(|_| now.saturating_sub(until));
             self.is_idle = false;
-            self.gave_way = false;
+            self.was_patient = false;
             self.cpu.begin(now);
             return;
         }
-        if std::mem::take(&mut self.gave_way) {
+        if std::mem::take(&mut self.was_patient) {
             // Whoever ran meanwhile, this side had nothing to do.
             self.idle += gap;
             return;
@@ -361,7 +361,7 @@ impl Watch {
             false => Next::Look,
             true if self.idle < PATIENT => Next::IdleLook,
             true => {
-                self.gave_way = true;
+                self.was_patient = true;
                 Next::PatientLook
             }
         }

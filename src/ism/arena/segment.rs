@@ -28,8 +28,10 @@ pub(crate) struct DmbSegment {
     size: usize,
 }
 
-// SAFETY: `base` points into the mapping that `mapping` keeps. It is only used in `copy_in` and
-// `copy_out`, whose callers keep writers and readers of a byte apart.
+// SAFETY: `base` points into the mapping that `mapping` keeps, which belongs to no thread. What is
+// copied from and to there, the callers of `copy_in`, `copy_out` and `copy_across` keep writers and
+// readers of a byte apart; what is looked at in place is loaded as atomics; a prefetch accesses
+// nothing.
 unsafe impl Send for DmbSegment {}
 // SAFETY: as above.
 unsafe impl Sync for DmbSegment {}

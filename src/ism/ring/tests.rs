@@ -218,7 +218,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// More cases than usual, and as many fewer as `PROPTEST_CASES` says.
 fn config() -> ProptestConfig {
     let usual = ProptestConfig::default();
-    ProptestConfig { failure_persistence: None, cases: usual.cases.saturating_mul(2), ..usual }
+    ProptestConfig { failure_persistence: None, cases: usual.cases.saturating_mul(3), ..usual }
 }
 
 proptest! {
