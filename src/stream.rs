@@ -154,7 +154,7 @@ impl SmcStream {
     /// Enters an accepted stream into the table of its endpoint.
     pub(crate) fn register(&self, client: SocketAddr, place: &Place<()>) {
         let linked: Arc<dyn LinkedStream> = self.conn.conn.clone();
-        self.conn.keep_registration(Box::new(place.accept(client, &linked)));
+        self.conn.keep_registration(place.accept(client, &linked));
     }
 
     #[cfg(test)]

@@ -381,8 +381,8 @@ impl ReadySet {
 
 impl Member {
     fn delist(&mut self, stream: &Shared) {
-        stream.conn.waiters.readers.delist(&mut self.reader);
-        stream.conn.waiters.writers.delist(&mut self.writer);
+        stream.conn.waiters.readers().delist(&mut self.reader);
+        stream.conn.waiters.writers().delist(&mut self.writer);
     }
 
     fn look(&mut self, stream: &Shared) -> (Option<ReadyEvent>, SocketWaits) {
@@ -393,12 +393,12 @@ impl Member {
         let (answer, waits) = noting_waits(|| {
             let mut readable = interest.reads() && Self::is_readable(stream, OnPending::Return);
             if interest.reads() && !readable {
-                stream.conn.waiters.readers.enlist(&mut self.reader, &self.waker);
+                stream.conn.waiters.readers().enlist(&mut self.reader, &self.waker);
                 readable = Self::is_readable(stream, OnPending::Arm);
             }
             let mut writable = interest.writes() && Self::is_writable(stream, OnPending::Return);
             if interest.writes() && !writable {
-                stream.conn.waiters.writers.enlist(&mut self.writer, &self.waker);
+                stream.conn.waiters.writers().enlist(&mut self.writer, &self.waker);
                 writable = Self::is_writable(stream, OnPending::Arm);
             }
             ReadyEvent { token, readable, writable }

@@ -67,8 +67,8 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let leftover = self.conn.close();
         // The sets that it is in find it gone.
-        self.conn.waiters.readers.wake_all();
-        self.conn.waiters.writers.wake_all();
+        self.conn.waiters.readers().wake_all();
+        self.conn.waiters.writers().wake_all();
         let Some(leftover) = leftover else { return };
         if let Some(engine) = self.engine.get() {
             let executor = Arc::downgrade(engine.executor());
@@ -152,7 +152,7 @@ impl SmcStream {
     pub(super) fn register(&self, client: SocketAddr, place: &Place<Arc<Engine>>) {
         self.shared.enter(place.keeper.clone());
         let linked: Arc<dyn LinkedStream> = self.shared.conn.clone();
-        self.shared.conn.keep_registration(Box::new(place.accept(client, &linked)));
+        self.shared.conn.keep_registration(place.accept(client, &linked));
     }
 
     /// Its listener has no place where a client could find this stream.
@@ -430,7 +430,7 @@ impl Shared {
         if how != Shutdown::Read {
             self.conn.shutdown_write()?;
             // Another thread may wait for room that it must not use any more.
-            self.conn.waiters.writers.wake_all();
+            self.conn.waiters.writers().wake_all();
         }
         if how != Shutdown::Write {
             self.tcp.std().shutdown(Shutdown::Read)?;

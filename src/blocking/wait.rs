@@ -163,8 +163,8 @@ impl Shared {
         mut attempt: impl FnMut(OnPending) -> Poll<io::Result<usize>>,
     ) -> io::Result<usize> {
         let waiters = match operation {
-            Operation::Read => &self.conn.waiters.readers,
-            Operation::Write => &self.conn.waiters.writers,
+            Operation::Read => self.conn.waiters.readers(),
+            Operation::Write => self.conn.waiters.writers(),
         };
         let parker = self.parker();
         let waker = Waker::from(parker.clone());

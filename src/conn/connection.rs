@@ -11,7 +11,7 @@ use super::op::{ReadOp, WriteOp};
 use super::prelude::Front;
 use super::receive::{self, Circumstances, Receiver, closed, consistent};
 use super::send::{self, Sender};
-use super::upgrade::Upgrade;
+use super::upgrade::{Phase, Upgrade};
 use super::waiters::Waiters;
 use super::{Directions, Effects, OnPending, Operation, Tcp, upgraded_error};
 use crate::config::Config;
@@ -72,8 +72,9 @@ pub(crate) struct Connection<T: Tcp> {
     pub(super) peer_left_unread: AtomicBool,
     /// A reset that a ring showed was reported, which happens once.
     pub(super) reset_reported: AtomicBool,
-    /// Whose fault it was that the stream was reset: what was found first.
-    pub(super) fault: OnceLock<SmcError>,
+    /// Whose fault it was that the stream was reset: what was found first. Boxed, as all that few
+    /// streams have: it makes each of them dearer to open and to close.
+    pub(super) fault: OnceLock<Box<SmcError>>,
     /// What looks at the socket, once a link serves the stream.
     pub(super) socket_check: SocketCheck,
     /// Hints for the callers of the fast paths, written under the locks.
@@ -112,18 +113,22 @@ const MANY_BYTES: u64 = 64 << 10;
 impl<T: Tcp> Connection<T> {
     pub(crate) fn new(socket: Arc<T>, role: Role, config: Config) -> Arc<Self> {
         let waiters = Waiters::default();
-        let upgrade = Upgrade::new(role, &config);
+        let phase = Phase::first(&config);
         let (read_before, written_before) = match role {
             Role::Client | Role::Server => (Some(0), Some(0)),
-            Role::Adopted if upgrade.may_begin() => history(socket.as_fd()),
+            Role::Adopted if phase.may_begin() => history(socket.as_fd()),
             Role::Adopted => (None, None),
         };
         Arc::new_cyclic(|this| Connection {
             this: this.clone(),
-            rx: Mutex::new(Receiver::new(socket.clone(), read_before, Waker::from(waiters.readers.clone()))),
-            tx: Mutex::new(Sender::new(socket.clone(), written_before, Waker::from(waiters.writers.clone()))),
+            rx: Mutex::new(Receiver::new(
+                socket.clone(),
+                read_before,
+                Waker::from(waiters.readers().clone()),
+            )),
+            tx: Mutex::new(Sender::new(socket, written_before)),
             waiters,
-            upgrade,
+            upgrade: Upgrade::new(phase, role, &config),
             role,
             config,
             death: AtomicU8::new(0),
@@ -248,14 +253,14 @@ impl<T: Tcp> Connection<T> {
         cx: &mut Context<'_>,
         op: &mut O,
     ) -> Poll<io::Result<usize>> {
-        let wake_ups = self.waiters.readers.wake_ups();
+        let wake_ups = self.waiters.readers().wake_ups();
         let (answer, source) = self.attempt_read(op, OnPending::Return);
         if answer.is_ready() {
             return answer;
         }
         // Registered before the last look, so that nothing can happen in between unheard.
-        self.waiters.readers.register(cx.waker());
-        if source == receive::Source::Tcp && self.waiters.readers.wake_ups() == wake_ups {
+        self.waiters.readers().register(cx.waker());
+        if source == receive::Source::Tcp && self.waiters.readers().wake_ups() == wake_ups {
             // Whatever changes that wakes the readers, and nothing has.
             return Poll::Pending;
         }
@@ -275,6 +280,9 @@ impl<T: Tcp> Connection<T> {
         let sampled = O::WRITES && self.upgrade.sample.may_be_this() && self.samples_this();
         let answer = {
             let mut tx = lock(&self.tx);
+            if on_pending == OnPending::Arm && tx.waker.is_none() {
+                tx.waker = Some(Waker::from(self.waiters.writers().clone()));
+            }
             let answer = tx.poll(op, on_pending, sampled, || self.circumstances(), &mut effects);
             if sampled {
                 self.upgrade.late.store(tx.sample.late, Ordering::Relaxed);
@@ -320,7 +328,7 @@ impl<T: Tcp> Connection<T> {
         if let Poll::Ready(answer) = self.try_write(op, OnPending::Return) {
             return Poll::Ready(answer);
         }
-        self.waiters.writers.register(cx.waker());
+        self.waiters.writers().register(cx.waker());
         self.try_write(op, OnPending::Arm)
     }
 

@@ -88,8 +88,8 @@ impl<T: Tcp> Connection<T> {
             self.schedule_socket_check();
         }
         if wake {
-            self.waiters.readers.wake_all();
-            self.waiters.writers.wake_all();
+            self.waiters.readers().wake_all();
+            self.waiters.writers().wake_all();
             self.upgrade.changed();
         }
     }

@@ -155,7 +155,7 @@ impl<T: Tcp> GrowingStream for Connection<T> {
         };
         if granted == Granted::Taken {
             // Whoever waits for space has it.
-            self.waiters.writers.wake_all();
+            self.waiters.writers().wake_all();
         }
         if first {
             self.shrink_when_idle();
@@ -170,7 +170,7 @@ impl<T: Tcp> GrowingStream for Connection<T> {
         }
         if why == Refusal::NotNeeded {
             // Who waits on may find the ring full again, and has to ask again.
-            self.waiters.writers.wake_all();
+            self.waiters.writers().wake_all();
         }
     }
 }

@@ -121,7 +121,7 @@ impl<T: Tcp> LinkedStream for Connection<T> {
     }
 
     fn interrupt_handler(&self) -> Arc<dyn InterruptHandler> {
-        Arc::new(self.waiters.clone())
+        self.waiters.interrupt_handler()
     }
 
     fn offered(&self, offer: Latest) {
@@ -335,7 +335,7 @@ impl<T: Tcp> Connection<T> {
             } else {
                 if matches!(death, Death::Fault | Death::Failed)
                     && Self::was_reset_by_peer(&rx, &tx)
-                    && matches!(self.fault.get(), None | Some(SmcError::PeerClosed))
+                    && matches!(self.fault.get().map(Box::as_ref), None | Some(SmcError::PeerClosed))
                 {
                     // For this stream the peer was gone already.
                     death = Death::Peer;

@@ -33,6 +33,7 @@ pub(super) struct Record {
 
 impl Record {
     /// A connection is made.
+    #[inline]
     pub(super) fn new(stream: Weak<dyn Listed>) -> Record {
         Record {
             listing: Listing::enter(stream),

@@ -10,7 +10,7 @@ use std::io;
 use std::task::{Context, Poll};
 
 use super::receive::{Receiver, closed, consistent};
-use super::send::Sender;
+use super::send::{Sender, context};
 use super::{Connection, Effects, Role, Tcp};
 use crate::config::UpgradePolicy;
 use crate::ism::arena::DmbMemory;
@@ -159,7 +159,7 @@ impl<T: Tcp> Sender<T> {
                 return Poll::Ready(Ok(()));
             }
             let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-            let mut cx = Context::from_waker(&self.waker);
+            let mut cx = context(&self.waker);
             match socket.poll_write(&mut cx, &bytes[*sent..end]) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -253,7 +253,7 @@ impl<T: Tcp> Connection<T> {
         let switched = std::mem::take(&mut effects.wake);
         self.carry_out(effects);
         if switched {
-            self.waiters.writers.wake_all();
+            self.waiters.writers().wake_all();
         }
     }
 }

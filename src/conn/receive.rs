@@ -98,14 +98,14 @@ pub(crate) struct Circumstances<'a> {
     /// The reset of a connection was reported, to a reader or a writer; from then on there is only
     /// the end, as with TCP.
     pub(crate) reset_reported: &'a AtomicBool,
-    pub(crate) fault: &'a OnceLock<SmcError>,
+    pub(crate) fault: &'a OnceLock<Box<SmcError>>,
 }
 
 impl Circumstances<'_> {
     /// Whose fault it is that the stream was reset: what was found first, whatever comes later.
     #[cold]
     pub(crate) fn fault(&self, found: impl FnOnce() -> SmcError) -> SmcError {
-        self.fault.get_or_init(found).clone()
+        SmcError::clone(self.fault.get_or_init(|| Box::new(found())))
     }
 
     /// The same as an error of the stream.
@@ -116,6 +116,7 @@ impl Circumstances<'_> {
 }
 
 impl<T: Tcp> Receiver<T> {
+    #[inline]
     pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waker: Waker) -> Self {
         Receiver {
             socket: Some(socket),

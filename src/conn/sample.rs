@@ -7,11 +7,11 @@
 //! port.
 
 use std::sync::Weak;
-use std::task::{Context, Poll};
+use std::task::Poll;
 
 use super::op::{Send, WriteOp};
 use super::receive::{closed, consistent};
-use super::send::Sender;
+use super::send::{Sender, context};
 use super::upgrade::Phase;
 use super::{Connection, Effects, Role, Tcp};
 use crate::config::{Config, UpgradePolicy};
@@ -163,7 +163,7 @@ impl<T: Tcp> Sender<T> {
         // What lies on the queue wakes whoever waits, and looks like an end.
         self.drop_late_packets();
         let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-        let mut cx = Context::from_waker(&self.waker);
+        let mut cx = context(&self.waker);
         // Whether one could write the reactor knows, as of any other socket, unless it is mistaken.
         let answer = if self.sample.asked && (O::WRITES || socket.is_spoiled()) {
             socket.poll_apart(&mut self.apart, &mut cx, |fd| op.attempt(fd, sys::send_bytes))

@@ -74,12 +74,19 @@ pub(crate) struct Sender<T: Tcp> {
     /// What the SYN adds to the kernel's counter; known from the moment a DMB of ours was given
     /// away.
     pub(crate) syn: Option<u64>,
-    /// Wakes everyone who waits to write.
-    pub(crate) waker: Waker,
+    /// Wakes everyone who waits to write, once somebody does.
+    pub(crate) waker: Option<Waker>,
+}
+
+/// For who polls the socket. Before anybody waits there is nobody to wake: who does so next polls
+/// with a waker ([`OnPending::Arm`]).
+pub(super) fn context(waker: &Option<Waker>) -> Context<'_> {
+    Context::from_waker(waker.as_ref().unwrap_or(Waker::noop()))
 }
 
 impl<T: Tcp> Sender<T> {
-    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>, waker: Waker) -> Self {
+    #[inline]
+    pub(crate) fn new(socket: Arc<T>, began_at: Option<u64>) -> Self {
         Sender {
             socket: Some(socket),
             largest_write: 0,
@@ -101,7 +108,7 @@ impl<T: Tcp> Sender<T> {
             sample: Sample::default(),
             apart: None,
             syn: None,
-            waker,
+            waker: None,
         }
     }
 
@@ -141,7 +148,7 @@ impl<T: Tcp> Sender<T> {
                     return self.poll_sampled(op, sampled, effects);
                 }
                 let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-                let answer = op.tcp(socket, &mut Context::from_waker(&self.waker));
+                let answer = op.tcp(socket, &mut context(&self.waker));
                 if let (true, Poll::Ready(Ok(length))) = (O::WRITES, &answer) {
                     self.count(*length);
                 }
@@ -231,7 +238,7 @@ impl<T: Tcp> Sender<T> {
         // As for every other write.
         self.drop_late_packets();
         let Some(socket) = self.socket.as_deref() else { return Poll::Ready(Err(closed())) };
-        let mut cx = Context::from_waker(&self.waker);
+        let mut cx = context(&self.waker);
         let answer = if self.sample.asked {
             socket.poll_apart(&mut self.apart, &mut cx, |fd| op.attempt(fd, sys::send_bytes))
         } else {
@@ -320,7 +327,7 @@ impl<T: Tcp> Sender<T> {
     /// The error of a socket whose runtime is gone, as tokio words it if it does.
     fn runtime_error(&mut self) -> io::Result<usize> {
         if let Some(socket) = self.socket.as_deref() {
-            let mut cx = Context::from_waker(&self.waker);
+            let mut cx = context(&self.waker);
             if let Poll::Ready(Err(error)) = socket.poll_write(&mut cx, &[]) {
                 return Err(error);
             }

@@ -8,8 +8,8 @@ use super::waiters::WakerSet;
 use super::{Connection, Role, Tcp};
 use crate::config::{Config, UpgradePolicy};
 use crate::ism::sys;
-use crate::link::endpoint::Endpoint;
-use crate::link::stream::{Latest, Standing};
+use crate::link::endpoint::{Endpoint, ListedAsAccepted};
+use crate::link::stream::Latest;
 use crate::link::tally;
 use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, lock, rank};
 use crate::transport::{FallbackReason, LoopbackIsm};
@@ -31,9 +31,25 @@ pub(crate) enum Phase {
     Settled(FallbackReason),
 }
 
-#[cfg(feature = "blocking")]
 impl Phase {
+    /// That of a stream which nobody has used.
+    pub(super) fn first(config: &Config) -> Phase {
+        Phase::Idle(if config.off {
+            FallbackReason::SwitchedOff
+        } else if config.upgrade_policy == UpgradePolicy::Never {
+            FallbackReason::Policy
+        } else {
+            FallbackReason::NotYet
+        })
+    }
+
+    /// Can an upgrade still begin, or has the configuration ruled it out?
+    pub(super) fn may_begin(self) -> bool {
+        self == Phase::Idle(FallbackReason::NotYet)
+    }
+
     /// Will nothing more be attached to this stream?
+    #[cfg(feature = "blocking")]
     pub(super) fn is_final(self) -> bool {
         match self {
             Phase::Settled(_) => true,
@@ -51,7 +67,7 @@ pub(super) struct State {
     /// C: who offers once a write has shown what to prove by.
     pub(super) waits_for_write: Option<Weak<Endpoint>>,
     /// What lets a client find this stream, as long as it may still be upgraded.
-    registration: Option<Standing>,
+    registration: Option<ListedAsAccepted>,
 }
 
 impl State {
@@ -92,20 +108,14 @@ pub(crate) struct Upgrade {
 }
 
 impl Upgrade {
-    pub(super) fn new(role: Role, config: &Config) -> Self {
-        let idle = if config.off {
-            FallbackReason::SwitchedOff
-        } else if config.upgrade_policy == UpgradePolicy::Never {
-            FallbackReason::Policy
-        } else {
-            FallbackReason::NotYet
-        };
-        let triggers = idle == FallbackReason::NotYet
+    #[inline]
+    pub(super) fn new(phase: Phase, role: Role, config: &Config) -> Self {
+        let triggers = phase.may_begin()
             && role == Role::Client
             && matches!(config.upgrade_policy, UpgradePolicy::FirstTurn);
         Upgrade {
             state: Mutex::new(State {
-                phase: Phase::Idle(idle),
+                phase,
                 since: Duration::ZERO,
                 offer: None,
                 waits_for_write: None,
@@ -119,11 +129,6 @@ impl Upgrade {
             watchers: WakerSet::default(),
             done: OnceLock::new(),
         }
-    }
-
-    /// Can an upgrade still begin, or has the configuration ruled it out?
-    pub(super) fn may_begin(&self) -> bool {
-        self.phase() == Phase::Idle(FallbackReason::NotYet)
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -155,7 +160,7 @@ impl Upgrade {
     pub(super) fn begin(&self) -> bool {
         self.pending.store(false, Ordering::Relaxed);
         let mut state = lock(&self.state);
-        let begins = matches!(state.phase, Phase::Idle(FallbackReason::NotYet));
+        let begins = state.phase.may_begin();
         if begins {
             state.advance(Phase::Offering);
         }
@@ -254,7 +259,7 @@ impl Upgrade {
 
 impl<T: Tcp> Connection<T> {
     /// Keeps what lets a client find this stream, until it is upgraded or closed.
-    pub(crate) fn keep_registration(&self, registration: Standing) {
+    pub(crate) fn keep_registration(&self, registration: ListedAsAccepted) {
         let mut state = lock(&self.upgrade.state);
         if state.phase != Phase::Attached {
             state.registration = Some(registration);

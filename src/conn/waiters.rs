@@ -13,6 +13,8 @@ use crate::ism::interrupt::Signal;
 use crate::link::stream::InterruptHandler;
 use crate::shield::wake_each;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
+#[cfg(not(loom))]
+use std::sync::OnceLock;
 
 #[derive(Default)]
 struct Set {
@@ -99,14 +101,40 @@ impl WakerSet {
 
 /// Those who wait for either direction of a stream, kept apart from it so that an interrupt keeps
 /// no socket open.
-#[derive(Clone, Default)]
+#[cfg(not(loom))]
+#[derive(Default)]
 pub(crate) struct Waiters {
-    pub(crate) readers: Arc<WakerSet>,
-    pub(crate) writers: Arc<WakerSet>,
+    readers: Arc<WakerSet>,
+    /// Made for the first of them: most streams are short, and none of their writes has to wait.
+    writers: OnceLock<Arc<WakerSet>>,
 }
 
 #[cfg(not(loom))]
-impl InterruptHandler for Waiters {
+impl Waiters {
+    #[inline]
+    pub(crate) fn readers(&self) -> &Arc<WakerSet> {
+        &self.readers
+    }
+
+    #[inline]
+    pub(crate) fn writers(&self) -> &Arc<WakerSet> {
+        self.writers.get_or_init(Arc::default)
+    }
+
+    /// What wakes both.
+    pub(crate) fn interrupt_handler(&self) -> Arc<dyn InterruptHandler> {
+        Arc::new(Interrupted { readers: self.readers().clone(), writers: self.writers().clone() })
+    }
+}
+
+#[cfg(not(loom))]
+struct Interrupted {
+    readers: Arc<WakerSet>,
+    writers: Arc<WakerSet>,
+}
+
+#[cfg(not(loom))]
+impl InterruptHandler for Interrupted {
     fn on_interrupt(&self, signal: Signal) {
         match signal {
             Signal::Data => self.readers.wake_all(),

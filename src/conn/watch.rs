@@ -31,7 +31,7 @@ impl<T: Tcp> Connection<T> {
     pub(crate) fn poll_upgraded(&self, cx: &mut Context<'_>, key: &mut WatchKey) -> Poll<Transport> {
         self.upgrade.watchers.enlist(&mut key.changed, cx.waker());
         // The peer's switch of our receiving direction comes as an interrupt for data.
-        self.waiters.readers.enlist(&mut key.readers, cx.waker());
+        self.waiters.readers().enlist(&mut key.readers, cx.waker());
         self.drive_prelude();
         let transport = self.transport();
         let runs = matches!(self.upgrade.phase(), Phase::Offering | Phase::Attached)
@@ -79,7 +79,7 @@ impl<T: Tcp> Connection<T> {
         self.upgrade.watchers.enlist(&mut key.changed, cx.waker());
         if matches!(self.upgrade.phase(), Phase::Offering | Phase::Attached) && !seen.is_loopback_ism() {
             // The peer's switch of our receiving direction comes as an interrupt for data.
-            self.waiters.readers.enlist(&mut key.readers, cx.waker());
+            self.waiters.readers().enlist(&mut key.readers, cx.waker());
             if let Some(dmb) = lock(&self.rx).dmb.as_ref() {
                 dmb.consumer.arm();
             }
@@ -98,6 +98,6 @@ impl<T: Tcp> Connection<T> {
 
     pub(crate) fn forget_watch(&self, key: &mut WatchKey) {
         self.upgrade.watchers.delist(&mut key.changed);
-        self.waiters.readers.delist(&mut key.readers);
+        self.waiters.readers().delist(&mut key.readers);
     }
 }

@@ -42,7 +42,6 @@ use links::Links;
 pub(crate) use links::link_of_this_process;
 #[cfg(any(test, fuzzing))]
 pub(crate) use upkeep::AcceptedEntry;
-#[cfg(any(feature = "tokio", feature = "blocking"))]
 pub(crate) use upkeep::ListedAsAccepted;
 
 /// Closed streams that wait for their peer's last bytes.

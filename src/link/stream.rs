@@ -58,20 +58,17 @@ pub(crate) trait InterruptHandler: Send + Sync {
     fn on_interrupt(&self, signal: Signal);
 }
 
-/// Something that stands for a stream until it is dropped: an offer, or the search for whom to
-/// offer to.
-pub(crate) type Standing = Box<dyn Send + Sync>;
-
-/// What stands for a stream of this process now: of two the one that was made later counts, in
+/// What stands for a stream of this process now, an offer or the search for whom to offer to, until
+/// it is dropped: of two the one that was made later counts, in
 /// whatever order the stream hears of them.
 pub(crate) struct Latest {
     number: u64,
-    _standing: Standing,
+    _standing: Box<dyn Send + Sync>,
 }
 
 impl Latest {
     /// To be made before anything can follow from it.
-    pub(crate) fn new(standing: Standing) -> Self {
+    pub(crate) fn new(standing: Box<dyn Send + Sync>) -> Self {
         static MADE: AtomicU64 = AtomicU64::new(0);
         Latest { number: MADE.fetch_add(1, Ordering::Relaxed), _standing: standing }
     }

@@ -79,7 +79,7 @@ pub(super) fn poll_read_ready(stream: &SmcStream, cx: &mut Context<'_>) -> Poll<
     if read_ready(stream, OnPending::Return)?.is_some() {
         return Poll::Ready(Ok(()));
     }
-    stream.conn.waiters.readers.register(cx.waker());
+    stream.conn.waiters.readers().register(cx.waker());
     read_ready(stream, OnPending::Arm)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
 }
 
@@ -87,7 +87,7 @@ pub(super) fn poll_write_ready(stream: &SmcStream, cx: &mut Context<'_>) -> Poll
     if write_ready(stream, OnPending::Return)?.is_some() {
         return Poll::Ready(Ok(()));
     }
-    stream.conn.waiters.writers.register(cx.waker());
+    stream.conn.waiters.writers().register(cx.waker());
     write_ready(stream, OnPending::Arm)?.map_or(Poll::Pending, |_| Poll::Ready(Ok(())))
 }
 
@@ -126,10 +126,10 @@ impl Future for Readiness<'_> {
             return Poll::Ready(Ok(ready));
         }
         if this.interest.is_readable() {
-            this.stream.conn.waiters.readers.enlist(&mut this.reader, cx.waker());
+            this.stream.conn.waiters.readers().enlist(&mut this.reader, cx.waker());
         }
         if this.interest.is_writable() {
-            this.stream.conn.waiters.writers.enlist(&mut this.writer, cx.waker());
+            this.stream.conn.waiters.writers().enlist(&mut this.writer, cx.waker());
         }
         let ready = this.look(OnPending::Arm)?;
         if ready.is_empty() { Poll::Pending } else { Poll::Ready(Ok(ready)) }
@@ -138,7 +138,7 @@ impl Future for Readiness<'_> {
 
 impl Drop for Readiness<'_> {
     fn drop(&mut self) {
-        self.stream.conn.waiters.readers.delist(&mut self.reader);
-        self.stream.conn.waiters.writers.delist(&mut self.writer);
+        self.stream.conn.waiters.readers().delist(&mut self.reader);
+        self.stream.conn.waiters.writers().delist(&mut self.writer);
     }
 }

@@ -1,6 +1,7 @@
 //! What the roster tells of a connection, and that it waits for nobody.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 
 use super::hosts::{CLIENT, Lab, Pair, SERVER, patiently};
 use super::socket::StdTcp;
@@ -9,7 +10,7 @@ use crate::config::{Config, UpgradePolicy};
 use crate::conn::{Connection, Role};
 use crate::ism::sys;
 use crate::link::accepted::Found;
-use crate::link::endpoint::{AcceptedEntry, Endpoint};
+use crate::link::home::Place;
 use crate::link::message::{Destination, Subject, Tuple};
 use crate::link::roster::streams;
 use crate::link::stream::{LinkedStream, Verdict};
@@ -116,21 +117,13 @@ fn a_look_waits_for_nobody_s_lock() {
     });
 }
 
-/// A registration that takes its stream out of the table of accepted ones.
-struct Registration(Arc<Endpoint>, AcceptedEntry);
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        self.0.forget_accepted(self.1);
-    }
-}
-
 #[test]
 fn the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table() {
     watched(|| {
         let lab = Lab::new();
         let endpoint = lab.hosts[SERVER].endpoint.clone();
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let place = Place::publish(listener.as_fd(), &Config::new(), endpoint.clone(), ()).expect("a place");
         for _ in 0..100 {
             let client = TcpStream::connect(listener.local_addr().expect("local")).expect("connect");
             let server = listener.accept().expect("accept").0;
@@ -143,9 +136,8 @@ fn the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table() {
             };
             let conn = Connection::new(StdTcp::new(server), Role::Server, Config::new());
             let linked: Arc<dyn LinkedStream> = conn.clone();
-            let entry = endpoint.accept(remote.port(), local, &linked);
+            conn.keep_registration(place.accept(local, &linked));
             drop(linked);
-            conn.keep_registration(Box::new(Registration(endpoint.clone(), entry)));
             // It has ended, and its owner lets go of it without a close while somebody looks for
             // it.
             drop(conn.take_socket());
