@@ -45,10 +45,9 @@ impl WakerSet {
     /// The latest `poll_*` call waits. What wakes everyone from now on wakes it; what did so before
     /// is seen in [`WakerSet::wake_ups`].
     pub(crate) fn register(&self, waker: &Waker) {
-        if lock(&self.set).polled.as_ref().is_some_and(|polled| polled.will_wake(waker)) {
-            return;
-        }
-        // Cloning and dropping a waker runs its owner's code: never under the lock.
+        // Cloning and dropping a waker runs its owner's code: never under the lock. Who waits has
+        // mostly been woken since he last did: to look first whether he still is here would take
+        // the lock once more, which costs what a clone costs.
         let waker = waker.clone();
         let stale = lock(&self.set).polled.replace(waker);
         drop(stale);

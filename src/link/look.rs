@@ -64,28 +64,36 @@ struct Poller {
 }
 
 /// The endpoint's links as of a generation.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Links {
     generation: u64,
     all: Arc<Vec<Arc<Link>>>,
 }
 
+/// What the task keeps between its turns of what it shares with the reactor's wakers, so that a
+/// turn takes no lock for what has not changed.
+#[derive(Default)]
+struct Known {
+    links: Links,
+    waker: Option<Waker>,
+}
+
 impl Poller {
     /// The links to look at, each with a bell that is listened to.
-    fn links(&self) -> Arc<Vec<Arc<Link>>> {
+    fn links(&self) -> Links {
         let generation = self.endpoint.generation();
-        let all = {
-            let mut links = lock(&self.links);
-            if links.generation == generation {
-                return links.all.clone();
+        let known = {
+            let mut known = lock(&self.links);
+            if known.generation == generation {
+                return known.clone();
             }
-            *links = Links { generation, all: Arc::new(self.endpoint.links()) };
-            links.all.clone()
+            *known = Links { generation, all: Arc::new(self.endpoint.links()) };
+            known.clone()
         };
-        for bell in all.iter().filter_map(|link| link.unheard_bell()) {
+        for bell in known.all.iter().filter_map(|link| link.unheard_bell()) {
             self.listen(&bell);
         }
-        all
+        known
     }
 
     fn listen(&self, bell: &Arc<dyn Watched>) {
@@ -120,17 +128,37 @@ impl Poller {
         links.iter().filter(|link| !link.signals().sleep()).count() == 0
     }
 
+    /// The task's turn; `true`: it wants another one.
+    fn poll(&self, known: &mut Known, waker: &Waker) -> bool {
+        if !known.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            known.waker = Some(waker.clone());
+            let stale = lock(&self.task).replace(waker.clone());
+            drop(stale);
+        }
+        if known.links.generation != self.endpoint.generation() {
+            known.links = self.links();
+        }
+        let again = self.turn(&known.links.all, Why::Turn);
+        if !again {
+            // It may sleep for long, and a link that ends meanwhile is not its to keep.
+            known.links = Links::default();
+        }
+        again
+    }
+
     /// One look, and what follows from it: `true` to look again soon, `false` when the peers have
     /// to ring.
-    fn turn(&self, why: Why) -> bool {
-        let links = self.links();
-        let mut next = self.look_once(&links, why);
+    fn turn(&self, links: &[Arc<Link>], why: Why) -> bool {
+        let now = (self.clock)();
+        let mut next = self.look_once(links, now, why);
         match next {
-            Next::IdleLook if Self::is_something_new(&links) => next = self.look_once(&links, Why::Row),
+            // It took a fraction of a µs to see it: to ask what time it is would take a tenth of
+            // that again, and whoever waits has still to be woken.
+            Next::IdleLook if Self::is_something_new(links) => next = self.look_once(links, now, Why::Row),
             Next::PatientLook => std::thread::yield_now(),
             _ => {}
         }
-        next != Next::Sleep || !Self::sleep(&links)
+        next != Next::Sleep || !Self::sleep(links)
     }
 
     /// Looks some more times at the links, and only that.
@@ -141,12 +169,12 @@ impl Poller {
         })
     }
 
-    fn look_once(&self, links: &[Arc<Link>], why: Why) -> Next {
-        let now = (self.clock)();
+    fn look_once(&self, links: &[Arc<Link>], now: u64, why: Why) -> Next {
         let (found, rung_at) = Self::look(links, now, why);
         let mut watch = lock(&self.watch);
         match why {
-            Why::Row => watch.count_look_in_a_row(now, rung_at),
+            // At the same time as the look before it.
+            Why::Row => {}
             Why::Turn | Why::Rung => watch.count_gap(now, rung_at),
         }
         watch.ask_for_cpu(now);
@@ -221,7 +249,7 @@ impl Wake for Ear {
         let looked = shielded(|| {
             // First listen, then look: what is raised after the look makes a new edge.
             self.listen(&*bell);
-            poller.turn(Why::Rung)
+            poller.turn(&poller.links().all, Why::Rung)
         });
         if looked.is_err() {
             // The reactor is the whole runtime's: it goes on, and the task ends the endpoint.
@@ -310,14 +338,6 @@ impl Watch {
         if self.is_idle {
             self.idle += gap;
         }
-    }
-
-    /// The same of a look that follows in the same turn: how soon it comes says nothing of the way
-    /// from turn to turn.
-    fn count_look_in_a_row(&mut self, now: u64, rung_at: Option<u64>) {
-        let shortest_gap = self.shortest_gap;
-        self.count_gap(now, rung_at);
-        self.shortest_gap = shortest_gap;
     }
 
     /// Others need the CPU more if the thread lost it since the last look.
@@ -441,21 +461,16 @@ pub(crate) async fn run(bell: Arc<dyn Watched>, endpoint: Arc<Endpoint>, clock: 
         clock,
     });
     let mut listening = false;
+    let mut known = Known::default();
     std::future::poll_fn(move |cx| {
         if poller.failed.load(Ordering::Acquire) {
             return Poll::Ready(());
-        }
-        {
-            let mut task = lock(&poller.task);
-            if !task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
-                *task = Some(cx.waker().clone());
-            }
         }
         if !listening {
             listening = true;
             poller.listen(&bell);
         }
-        if poller.turn(Why::Turn) {
+        if poller.poll(&mut known, cx.waker()) {
             // Behind everything that is ready to run: the looks are cooperative.
             cx.waker().wake_by_ref();
         }

@@ -109,27 +109,6 @@ fn looks_that_take_long_are_idle_time_too() {
     assert!(now - begin < 100 * US, "{} us", (now - begin) / US);
 }
 
-/// Two looks in a row say nothing of the way through the runtime.
-#[test]
-fn looks_in_a_row_do_not_make_the_others_look_busy() {
-    // 8 us from turn to turn, and something new in every other row.
-    let mut watch = watch();
-    let mut now = START;
-    for _ in 0..1000 {
-        now += 8 * US;
-        watch.count_gap(now, None);
-        now += US / 2;
-        watch.count_look_in_a_row(now, None);
-        watch.work(now, 0);
-    }
-    let begin = now;
-    while watch.keeps_looking(now, 0, &[]) {
-        now += 8 * US;
-        watch.count_gap(now, None);
-    }
-    assert!(now - begin < 110 * US, "{} us", (now - begin) / US);
-}
-
 #[test]
 fn the_ring_ends_the_idle_time_and_begins_the_wake_up() {
     let mut watch = watch();
