@@ -15,7 +15,7 @@ use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::task::JoinSet;
@@ -386,6 +386,41 @@ fn process_death_wakes_a_blocked_writer() {
 }
 
 /// Death while connections are on their way to the ring; those to another process do not notice.
+/// Also while this process sleeps: nothing of the link waits for its next piece of work.
+#[test]
+fn process_death_gives_back_all_that_its_link_held() {
+    watched(|| {
+        for flavour in [Flavour::MultiThread, Flavour::CurrentThread] {
+            flavour.runtime().block_on(async {
+                let lab = Lab::new();
+                // A listener keeps the endpoint, as in any server.
+                let _listener = SmcListener::bind_with("127.0.0.1:0", &lab.config(UPGRADED.0)).await;
+                let before = Usage::here();
+                for round in 0..3 {
+                    step(format!("{flavour:?}, process {round}"));
+                    let (child, mut stream) = peer(&lab, UPGRADED, true).await;
+                    stream.write_u8(b'e').await.expect("write");
+                    // So many that this end looks for each, and then sleeps.
+                    for turn in 0..2000 {
+                        stream.write_all(&bytes(turn, 10)).await.expect("write");
+                        stream.read_exact(&mut [0; 10]).await.expect("read");
+                    }
+                    drop(child);
+                    while stream.read_u8().await.is_ok() {}
+                    drop(stream);
+                    let fits = |now: &Usage| now.fds <= before.fds && now.shared <= before.shared;
+                    let (started, mut now) = (Instant::now(), Usage::here());
+                    while !fits(&now) && started.elapsed() < Duration::from_secs(30) {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        now = Usage::here();
+                    }
+                    assert!(fits(&now), "before {before:?}, after process {round} {now:?}");
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn hazard_h15_a_link_dies_in_the_middle_of_upgrades() {
     watched(|| {
