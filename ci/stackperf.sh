@@ -13,12 +13,12 @@ cat "$scratch/rows"
 jq -s -r '
     [["grpc", 1], ["grpc", 64], ["http1", 1], ["http1", 64], ["http2", 100]] as $cases
     | (.[] | . as $row
-        | if [.requests_per_s, .p50_us, .p99_us] | all(type == "number" and . > 0) | not then "has no figures"
+        | if [.requests_per_s, .p50_us, .p99_us, .cpu_us_per_request] | all(type == "number" and . > 0) | not then "has no figures"
           elif .transport == "smc" and (.smc_ran_on | keys) != ["loopback-ism"] then "ran on something else"
           elif .transport != "smc" and .smc_ran_on != {} then "is not SMC, but has an SMC connection"
           else empty end
         | "\($row | tojson): \(.)"),
-      (([$cases[] as $case | ("smc", "tcp", "uds") as $transport | $case + [$transport]] | sort) as $wanted
+      (([$cases[] as $case | ("duplex", "smc", "tcp", "uds") as $transport | $case + [$transport]] | sort) as $wanted
         | (map([.test, .in_flight, .transport]) | sort) as $seen
         | select($seen != $wanted)
         | "missing: \($wanted - $seen | tojson); not asked for: \($seen - $wanted | tojson)")

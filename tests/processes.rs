@@ -385,7 +385,6 @@ fn process_death_wakes_a_blocked_writer() {
     });
 }
 
-/// Death while connections are on their way to the ring; those to another process do not notice.
 /// Also while this process sleeps: nothing of the link waits for its next piece of work.
 #[test]
 fn process_death_gives_back_all_that_its_link_held() {
@@ -421,6 +420,7 @@ fn process_death_gives_back_all_that_its_link_held() {
     });
 }
 
+/// Death while connections are on their way to the ring; those to another process do not notice.
 #[test]
 fn hazard_h15_a_link_dies_in_the_middle_of_upgrades() {
     watched(|| {

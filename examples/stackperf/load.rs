@@ -12,14 +12,16 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::Request;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::DuplexStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_smc::TransportWatch;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::cpu;
 use crate::grpc;
 use crate::latency::Latencies;
-use crate::server::{BODY, Target};
+use crate::server::{self, BODY, Target};
 use crate::transport::Transport;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -82,6 +84,8 @@ pub(crate) struct Sample {
     pub(crate) requests_per_s: f64,
     pub(crate) p50_us: Option<f64>,
     pub(crate) p99_us: Option<f64>,
+    /// Processor time of a request, both processes together.
+    pub(crate) cpu_us: Option<f64>,
     /// How many connections ran on what when the measurement was over.
     pub(crate) ran_on: BTreeMap<String, u64>,
 }
@@ -151,10 +155,11 @@ pub(crate) async fn measure(
     for watch in &mut watches {
         let _ = tokio::time::timeout(Duration::from_secs(2), watch.settled()).await;
     }
-    let began = Instant::now();
+    let processes = [std::process::id(), target.process];
+    let (began, cpu_before) = (Instant::now(), cpu::of(&processes));
     phase.send_replace(Phase::Measure);
     tokio::time::sleep(measured).await;
-    let took = began.elapsed();
+    let (took, cpu_after) = (began.elapsed(), cpu::of(&processes));
     let mut ran_on = BTreeMap::new();
     for watch in &watches {
         let transport = watch.transport();
@@ -170,10 +175,21 @@ pub(crate) async fn measure(
     }
     let asked = round.asked.load(Ordering::Relaxed);
     let (_, p50_us, p99_us) = round.latencies.summary();
-    Ok(Sample { requests_per_s: asked as f64 / took.as_secs_f64(), p50_us, p99_us, ran_on })
+    let cpu_us = cpu_before
+        .zip(cpu_after)
+        .map(|(before, after)| after.saturating_sub(before).as_secs_f64() * 1e6 / asked as f64);
+    Ok(Sample { requests_per_s: asked as f64 / took.as_secs_f64(), p50_us, p99_us, cpu_us, ran_on })
 }
 
 type Tasks = JoinSet<Result<(), Fault>>;
+
+fn serve_http(stream: DuplexStream) {
+    tokio::spawn(server::serve_http(stream));
+}
+
+fn serve_grpc(stream: DuplexStream) {
+    tokio::spawn(server::serve_grpc(futures::stream::iter([Ok(stream)])));
+}
 
 fn request(host: &str) -> Request<Empty<Bytes>> {
     Request::get(format!("http://{host}/hello"))
@@ -193,7 +209,7 @@ async fn http1(
     round: &Round,
     tasks: &mut Tasks,
 ) -> Result<Option<TransportWatch>, Fault> {
-    let (stream, watch) = target.http.connect(transport).await?;
+    let (stream, watch) = target.http.connect(transport, serve_http).await?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let (round, sender) = (round.clone(), tokio::sync::Mutex::new(sender));
@@ -216,7 +232,7 @@ async fn http2(
     round: &Round,
     tasks: &mut Tasks,
 ) -> Result<Option<TransportWatch>, Fault> {
-    let (stream, watch) = target.http.connect(transport).await?;
+    let (stream, watch) = target.http.connect(transport, serve_http).await?;
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     for _ in 0..streams {
@@ -243,7 +259,7 @@ async fn grpc(
     round: &Round,
     tasks: &mut Tasks,
 ) -> Result<Option<TransportWatch>, Fault> {
-    let (stream, watch) = target.grpc.connect(transport).await?;
+    let (stream, watch) = target.grpc.connect(transport, serve_grpc).await?;
     let mut stream = Some(TokioIo::new(stream));
     let channel: Channel = Endpoint::from_static("http://localhost")
         .connect_with_connector(tower::service_fn(move |_| {

@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release --example stackperf` starts a server process and a client process of
 //! itself, runs every test over every transport in interleaved rounds, and prints one table with
-//! the ratios to TCP and what SMC really ran on.
+//! the ratios to TCP and what SMC really ran on. The transport `duplex` is none: client and server
+//! are in one process, so that it shows what the stack itself takes.
 //!
 //! | test | what | in flight |
 //! |---|---|---|
@@ -13,6 +14,7 @@
 //! `kv bench` of the example `kv` compares SET and GET through the redis crate in the same way.
 
 mod client;
+mod cpu;
 #[path = "../smcperf/failure.rs"]
 mod failure;
 mod grpc;

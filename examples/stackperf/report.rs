@@ -15,6 +15,7 @@ pub(crate) struct Row {
     requests_per_s: f64,
     p50_us: f64,
     p99_us: f64,
+    cpu_us: f64,
     ran_on: BTreeMap<String, u64>,
 }
 
@@ -36,6 +37,7 @@ impl Row {
             requests_per_s: median(samples.iter().map(|sample| sample.requests_per_s)),
             p50_us: median(samples.iter().filter_map(|sample| sample.p50_us)),
             p99_us: median(samples.iter().filter_map(|sample| sample.p99_us)),
+            cpu_us: median(samples.iter().filter_map(|sample| sample.cpu_us)),
             ran_on,
         }
     }
@@ -48,6 +50,7 @@ impl Row {
             "requests_per_s": self.requests_per_s.round(),
             "p50_us": (self.p50_us * 10.0).round() / 10.0,
             "p99_us": (self.p99_us * 10.0).round() / 10.0,
+            "cpu_us_per_request": (self.cpu_us * 100.0).round() / 100.0,
             "smc_ran_on": self.ran_on,
         })
         .to_string()
@@ -78,23 +81,26 @@ pub(crate) fn table(rows: &[Row]) -> String {
     table.set_header(header);
     for case in cases {
         let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
-        let mut cells = vec![Cell::new(case[0].load.describe()), Cell::new("requests\np50\np99")];
+        let mut cells =
+            vec![Cell::new(case[0].load.describe()), Cell::new("requests\np50\np99\nCPU / request")];
         let tcp = case.iter().find(|row| row.transport == Transport::Tcp);
         let mut ran_on = String::new();
         for row in case {
             cells.push(right(format!(
-                "{}\n{}\n{}",
+                "{}\n{}\n{}\n{}",
                 rate(row.requests_per_s),
                 time(row.p50_us),
-                time(row.p99_us)
+                time(row.p99_us),
+                time(row.cpu_us)
             )));
             if row.transport != Transport::Tcp {
                 cells.push(right(tcp.map_or_else(String::new, |tcp| {
                     format!(
-                        "{:.2}×\n{:.2}×\n{:.2}×",
+                        "{:.2}×\n{:.2}×\n{:.2}×\n{:.2}×",
                         row.requests_per_s / tcp.requests_per_s,
                         tcp.p50_us / row.p50_us,
-                        tcp.p99_us / row.p99_us
+                        tcp.p99_us / row.p99_us,
+                        tcp.cpu_us / row.cpu_us
                     )
                 })));
             }
@@ -111,5 +117,8 @@ pub(crate) fn table(rows: &[Row]) -> String {
         cells.push(Cell::new(ran_on));
         table.add_row(cells);
     }
-    format!("{table}\nvs tcp: how many times better than TCP in the same run, for times and for rates alike.")
+    format!(
+        "{table}\nvs tcp: how many times better than TCP in the same run, for times and for rates alike.\n\
+         duplex: client and server in one process, with nothing between them; what the stack itself takes."
+    )
 }

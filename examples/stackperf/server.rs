@@ -29,6 +29,8 @@ pub(crate) const BODY: &str = "Hello, world!";
 /// Where everything listens; the server's first line.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Target {
+    /// The server's process.
+    pub(crate) process: u32,
     pub(crate) http: Addresses,
     pub(crate) grpc: Addresses,
 }
@@ -65,7 +67,8 @@ pub(crate) async fn serve() -> Outcome<()> {
     let opening = || "opening the listeners".to_owned();
     let http = Doors::open("http").await.explain(opening)?;
     let grpc = Doors::open("grpc").await.explain(opening)?;
-    let target = Target { http: http.addresses.clone(), grpc: grpc.addresses.clone() };
+    let target =
+        Target { process: std::process::id(), http: http.addresses.clone(), grpc: grpc.addresses.clone() };
     tokio::spawn(each(without_delay(http.tcp), serve_http));
     tokio::spawn(each(http.uds, serve_http));
     tokio::spawn(each(http.smc, serve_http));
@@ -110,14 +113,14 @@ async fn hello(_: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible
     Ok(Response::new(Full::new(Bytes::from_static(BODY.as_bytes()))))
 }
 
-async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) {
+pub(crate) async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) {
     // A client that goes away in the middle of a request is none of our business.
     let _ = auto::Builder::new(TokioExecutor::new())
         .serve_connection(TokioIo::new(stream), service_fn(hello))
         .await;
 }
 
-async fn serve_grpc<S>(incoming: impl Stream<Item = io::Result<S>> + Send + 'static)
+pub(crate) async fn serve_grpc<S>(incoming: impl Stream<Item = io::Result<S>> + Send + 'static)
 where
     S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
