@@ -143,6 +143,14 @@ impl Crew {
         self.pasts[number].spans.push(Span { fault, from: Instant::now(), to: None });
     }
 
+    /// It has ended by itself: perhaps of `fault`, then not before that began.
+    pub(crate) fn died(&mut self, number: usize, fault: Fault) {
+        let spans = &mut self.pasts[number].spans;
+        let felt = spans.iter().find(|span| span.fault == fault && span.to.is_none());
+        let from = felt.map_or_else(Instant::now, |span| span.from);
+        spans.push(Span { fault: Fault::Kill, from, to: None });
+    }
+
     pub(crate) fn end(&mut self, number: usize, faults: &[Fault]) {
         for span in &mut self.pasts[number].spans {
             if faults.contains(&span.fault) && span.to.is_none() {

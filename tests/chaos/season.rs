@@ -332,8 +332,9 @@ impl Season<'_> {
         let wants = self.crew.feels(number, Fault::AddressSpace);
         let quits = self.crew.feels(number, Fault::Quit);
         if !expected {
-            // Streams of it have their excuse, whatever is said of its end.
-            self.crew.begin(number, Fault::Kill);
+            // Streams of it have their excuse, whatever is said of its end. Its peers may have told
+            // of theirs before: if it died of a limit, that was at any time since it had one.
+            self.crew.died(number, Fault::AddressSpace);
         }
         let status = self.crew.bury(number);
         let log = self.crew.log(number);
