@@ -28,8 +28,8 @@ jq -s -r --argjson cpus "$(nproc)" '
     | [["pp", 1, null], ["tp", 1, null], ["rate", 1, null], ["conns", 1, null], ["conns", 8, null],
         ["conns", 100, null], ["conns", 1000, null], ["connect", 1, null], ["paced", 1, 100], ["paced", 1, 1000],
         ["paced", 1, 5000], ["paced", 1, 20000], ["idle", 100, 0]] as $cases
-    | ([["tp", "memcpy"], ["tp", "memcpy, verified"]] + if $cpus > 1 then [["pp", "bare spin"]] else [] end)
-        as $bounds
+    | ([["tp", "memcpy"], ["tp", "memcpy, verified"]]
+        + if $cpus > 1 then [["pp", "bare spin"], ["tp", "memcpy from another core, verified"]] else [] end) as $bounds
     | (.[] | . as $row
         | (if .transport == "limit" then $limits else $figures end) as $due
         | if keys != ($names + $all | sort) then "has not exactly the keys \($names + $all | join(", "))"

@@ -4,8 +4,8 @@
 #![allow(clippy::disallowed_types, reason = "a program, which loom does not run")]
 
 use std::hint::black_box;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,10 @@ pub(crate) enum Limit {
     /// One pinned thread that copies blocks and compares each copy with what it must be, as the
     /// receiver of `tp` does: beside `tp`.
     VerifiedCopy,
-    /// The same without comparing.
+    /// Two pinned threads: one copies blocks into memory that both have, the other one copies them
+    /// out and compares: what is left when the bytes have to come from another core.
+    HandedOver,
+    /// One thread, without comparing.
     Copy,
 }
 
@@ -31,7 +34,9 @@ impl Limit {
     pub(crate) fn of(work: Work) -> &'static [Self] {
         match work {
             Work::PingPong(SHORT_MESSAGE) => &[Self::Spin],
-            Work::Blocks(bytes) if bytes as usize == BLOCK => &[Self::VerifiedCopy, Self::Copy],
+            Work::Blocks(bytes) if bytes as usize == BLOCK => {
+                &[Self::VerifiedCopy, Self::HandedOver, Self::Copy]
+            }
             _ => &[],
         }
     }
@@ -40,6 +45,7 @@ impl Limit {
         match self {
             Self::Spin => "bare spin",
             Self::VerifiedCopy => "memcpy, verified",
+            Self::HandedOver => "memcpy from another core, verified",
             Self::Copy => "memcpy",
         }
     }
@@ -51,14 +57,16 @@ impl Limit {
         // A thread for it alone: one of the runtime would stay pinned.
         thread::spawn(move || {
             let cpus = usable_cpus();
+            let pair = cpus.first().copied().zip(cpus.get(1).copied());
             let sample = match self {
-                Self::Spin => {
-                    let pair = cpus.first().zip(cpus.get(1));
-                    pair.map(|(&here, &there)| Sample {
-                        rtt_p50_us: Some(spin(here, there, time)),
-                        ..Sample::default()
-                    })
-                }
+                Self::Spin => pair.map(|(here, there)| Sample {
+                    rtt_p50_us: Some(spin(here, there, time)),
+                    ..Sample::default()
+                }),
+                Self::HandedOver => pair.map(|(here, there)| Sample {
+                    bytes_per_s: Some(hand_over(&pattern, here, there, time)),
+                    ..Sample::default()
+                }),
                 Self::VerifiedCopy | Self::Copy => {
                     cpus.first().into_iter().for_each(|&cpu| pin(cpu));
                     let rate = copy(&pattern, self == Self::VerifiedCopy, time);
@@ -112,6 +120,10 @@ impl Line {
 
     fn say(&self, number: u64) {
         self.0.store(number, Ordering::Release);
+    }
+
+    fn said(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
     }
 }
 
@@ -183,6 +195,54 @@ fn copy(pattern: &Pattern, verify: bool, time: Duration) -> f64 {
     }
 }
 
+/// Blocks that are on their way from one core to the other: half of what a core has to itself.
+const HANDED: u64 = 8;
+
+/// Bytes per second from one core to another one, which compares them.
+fn hand_over(pattern: &Pattern, here: usize, there: usize, time: Duration) -> f64 {
+    // Each block is held by one of them at a time; the lock is there for the compiler.
+    let blocks: Vec<_> = (0..HANDED).map(|_| Mutex::new(vec![0; BLOCK])).collect();
+    let block = |number: u64| {
+        let block = &blocks[(number % HANDED) as usize];
+        block.lock().expect("no thread that copies panics")
+    };
+    let (written, read) = (Line::new(), Line::new());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            pin(there);
+            for number in 0.. {
+                loop {
+                    match read.said() {
+                        Line::END => return,
+                        read if number - read < HANDED => break,
+                        _ => std::hint::spin_loop(),
+                    }
+                }
+                block(number).copy_from_slice(pattern.block(number));
+                written.say(number + 1);
+            }
+        });
+        pin(here);
+        let (mut copied, mut known) = (vec![0; BLOCK], 0);
+        let begin = Instant::now();
+        for number in 0.. {
+            if known == number {
+                known = written.next(number);
+            }
+            copied.copy_from_slice(&block(number));
+            read.say(number + 1);
+            let copied = black_box(copied.as_slice());
+            assert!(copied == pattern.block(number), "memory that keeps what was written to it");
+            let took = begin.elapsed();
+            if took >= time {
+                read.say(Line::END);
+                return ((number + 1) * BLOCK as u64) as f64 / took.as_secs_f64();
+            }
+        }
+        unreachable!("the numbers of blocks do not end")
+    })
+}
+
 /// What is said where a limit is missing.
 pub(crate) fn left_out(limit: Limit) -> String {
     format!("limit: {} is left out: it takes two CPUs, and this process may use one", limit.name())
@@ -202,13 +262,18 @@ mod tests {
         if let [here, there, ..] = usable_cpus()[..] {
             let trip = thread::spawn(move || spin(here, there, Duration::from_millis(5))).join().unwrap();
             assert!(trip > 0.0);
+            let rate = thread::spawn(move || hand_over(&pattern, here, there, Duration::from_millis(5)));
+            assert!(rate.join().unwrap() > 0.0);
         }
     }
 
     #[test]
     fn only_the_tests_that_it_bounds_have_a_limit() {
         assert_eq!(Limit::of(Work::PingPong(SHORT_MESSAGE)), [Limit::Spin]);
-        assert_eq!(Limit::of(Work::Blocks(BLOCK as u32)), [Limit::VerifiedCopy, Limit::Copy]);
+        assert_eq!(
+            Limit::of(Work::Blocks(BLOCK as u32)),
+            [Limit::VerifiedCopy, Limit::HandedOver, Limit::Copy]
+        );
         for work in [Work::PingPong(15), Work::Blocks(1), Work::Connect] {
             assert_eq!(Limit::of(work), []);
         }

@@ -88,6 +88,7 @@ fn figures(work: Work) -> Vec<Figure> {
         }
         Work::Blocks(_) => vec![
             data("data").limited(Limit::VerifiedCopy),
+            Figure { only_limit: true, ..data("two cores").limited(Limit::HandedOver) },
             Figure { only_limit: true, ..data("unverified").limited(Limit::Copy) },
             cpu,
         ],
@@ -243,7 +244,8 @@ fn footer(rows: &[Row], setup: &Setup) -> String {
     );
     if rows.iter().any(|row| row.transport().is_none()) {
         lines.push(
-            "limit: two pinned threads that bounce a cache line; one that copies blocks, and compares them."
+            "limit: two pinned threads that bounce a cache line; one that copies blocks, and compares them; two of\n\
+             which one copies them to the other, who compares; and one that copies and does not compare."
                 .to_owned(),
         );
     }
@@ -314,6 +316,7 @@ mod tests {
             row(Work::Blocks(65536), Side::Over(Transport::Tcp), data(2e9)),
             row(Work::Blocks(65536), Side::Over(Transport::Smc), data(8e9)),
             row(Work::Blocks(65536), Side::Limit(Limit::VerifiedCopy), data(11e9)),
+            row(Work::Blocks(65536), Side::Limit(Limit::HandedOver), data(9e9)),
             row(Work::Blocks(65536), Side::Limit(Limit::Copy), data(16e9)),
             row(Work::Idle(9), Side::Over(Transport::Tcp), Sample { cpu_us: Some(0.0), ..Sample::default() }),
             row(Work::Idle(9), Side::Over(Transport::Smc), Sample { cpu_us: Some(0.0), ..Sample::default() }),
@@ -330,7 +333,8 @@ mod tests {
             line("data"),
             ["tp", "data", "2.00", "GB/s", "8.00", "GB/s", "4.00×", "–", "11.00", "GB/s"]
         );
-        assert_eq!(line("unverified"), ["1", "×", "64", "KiB", "unverified", "16.00", "GB/s"]);
+        assert_eq!(line("two cores"), ["1", "×", "64", "KiB", "two", "cores", "9.00", "GB/s"]);
+        assert_eq!(line("unverified"), ["unverified", "16.00", "GB/s"]);
         assert_eq!(line("CPU / MiB"), ["CPU", "/", "MiB", "100", "µs", "100", "µs", "1.00×"]);
         assert_eq!(line("idle"), ["idle", "CPU", "/", "s", "0.00", "µs", "0.00", "µs", "–", "–"]);
         assert!(line("9 silent").len() == 2 && line("a note").len() == 2);
