@@ -14,8 +14,8 @@ pub(crate) enum Transport {
     Tcp,
     Uds,
     Smc,
-    /// No transport at all: server and client in one process, over `tokio::io::duplex`. What it takes
-    /// is what the stack itself takes.
+    /// No transport at all: server and client in one process, over `tokio::io::duplex`. What it
+    /// takes is what the stack itself takes.
     Duplex,
 }
 
