@@ -192,7 +192,7 @@ const FIGURES: [(&str, &str, Unit, bool); 18] = [
     ("trip_p99_us", "p99", Unit::Micros, false),
     ("trip_cpu_us", "CPU", Unit::Micros, false),
     ("gb_per_s", "GB/s", Unit::Count, true),
-    ("connect_us", "connect, ask, close", Unit::Micros, false),
+    ("connect_us", "connect, ask, close; smc upgrades", Unit::Micros, false),
 ];
 
 fn case(row: &Row) -> Vec<String> {

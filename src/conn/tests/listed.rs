@@ -10,10 +10,11 @@ use crate::config::{Config, UpgradePolicy};
 use crate::conn::{Connection, Role};
 use crate::ism::sys;
 use crate::link::accepted::Found;
-use crate::link::home::Place;
+use crate::link::endpoint::ListedAsAccepted;
 use crate::link::message::{Destination, Subject, Tuple};
 use crate::link::roster::streams;
 use crate::link::stream::{LinkedStream, Verdict};
+use crate::peer::PeerPolicy;
 use crate::stats::{StreamRole, StreamStats};
 use crate::sync::{Arc, lock};
 use crate::transport::{FallbackReason, Transport};
@@ -123,7 +124,8 @@ fn the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table() {
         let lab = Lab::new();
         let endpoint = lab.hosts[SERVER].endpoint.clone();
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-        let place = Place::publish(listener.as_fd(), &Config::new(), endpoint.clone(), ()).expect("a place");
+        let port = endpoint.publish_listener(listener.as_fd(), &PeerPolicy::SameUser).expect("a port");
+        let port = Arc::new(port);
         for _ in 0..100 {
             let client = TcpStream::connect(listener.local_addr().expect("local")).expect("connect");
             let server = listener.accept().expect("accept").0;
@@ -136,7 +138,12 @@ fn the_last_handle_of_a_stream_is_not_dropped_under_the_accepted_table() {
             };
             let conn = Connection::new(StdTcp::new(server), Role::Server, Config::new());
             let linked: Arc<dyn LinkedStream> = conn.clone();
-            conn.keep_registration(place.accept(local, &linked));
+            let entry = endpoint.accept(port.port(), local, &linked);
+            conn.keep_registration(ListedAsAccepted {
+                endpoint: endpoint.clone(),
+                entry,
+                _port: port.clone(),
+            });
             drop(linked);
             // It has ended, and its owner lets go of it without a close while somebody looks for
             // it.
