@@ -72,8 +72,8 @@ pub(crate) struct Connection<T: Tcp> {
     pub(super) peer_left_unread: AtomicBool,
     /// A reset that a ring showed was reported, which happens once.
     pub(super) reset_reported: AtomicBool,
-    /// Whose fault it was that the stream was reset: what was found first. Boxed, as all that few
-    /// streams have: it makes each of them dearer to open and to close.
+    /// Whose fault it was that the stream was reset: what was found first. Boxed, as is all that
+    /// few streams have: what a connection takes is paid at each open and close.
     pub(super) fault: OnceLock<Box<SmcError>>,
     /// What looks at the socket, once a link serves the stream.
     pub(super) socket_check: SocketCheck,
@@ -168,9 +168,10 @@ impl<T: Tcp> Connection<T> {
 
     /// Will this direction never leave TCP, so that nothing of it has to pass through here any
     /// more?
-    #[cfg(feature = "blocking")]
+    #[cfg(any(test, feature = "blocking"))]
     pub(crate) fn is_left_to_tcp(&self, direction: Operation) -> bool {
         self.upgrade.phase().is_final()
+            && !self.awaits_late_packets()
             && match direction {
                 Operation::Read => lock(&self.rx).is_left_to_tcp(),
                 Operation::Write => {
@@ -431,6 +432,8 @@ impl<T: Tcp> Connection<T> {
             let mut tx = lock(&self.tx);
             // The application's bytes may be next: CLC that was promised goes first.
             let sent = matches!(tx.send_prelude(), Poll::Ready(Ok(())));
+            // The application would take it for an error of its own.
+            tx.drop_late_packets();
             Self::pin_sender(&mut tx, &mut effects) && sent
         };
         self.carry_out(effects);

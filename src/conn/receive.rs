@@ -144,7 +144,7 @@ impl<T: Tcp> Receiver<T> {
     }
 
     /// Given that the upgrade is settled: is there nothing left but to read from the socket?
-    #[cfg(feature = "blocking")]
+    #[cfg(any(test, feature = "blocking"))]
     pub(crate) fn is_left_to_tcp(&self) -> bool {
         self.path == Path::Tcp
             && self.dmb.is_none()

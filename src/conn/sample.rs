@@ -176,6 +176,17 @@ impl<T: Tcp> Sender<T> {
         answer
     }
 
+    /// Given that the upgrade is settled: may a packet still come that somebody has to take off the
+    /// error queue? If not, no write will be sampled any more.
+    #[cfg(any(test, feature = "blocking"))]
+    fn awaits_late_packets(&mut self) -> bool {
+        self.drop_late_packets();
+        if !self.sample.late {
+            self.sample.never.get_or_insert(FallbackReason::NoSequence);
+        }
+        self.sample.late
+    }
+
     /// Takes off the error queue what has come later than its write. Nobody knows any more which
     /// place of the stream it tells.
     pub(super) fn drop_late_packets(&mut self) {
@@ -302,6 +313,17 @@ impl<T: Tcp> Connection<T> {
         let mut tx = lock(&self.tx);
         tx.drop_late_packets();
         self.upgrade.late.store(tx.sample.late, Ordering::Relaxed);
+    }
+
+    /// Given that the upgrade is settled: has somebody still to look at the error queue? What lies
+    /// there looks like an error to who waits, and takes room of the receive buffer: as long as it
+    /// does so the kernel may keep the window shut, and nothing comes that would wake a reader.
+    #[cfg(any(test, feature = "blocking"))]
+    pub(super) fn awaits_late_packets(&self) -> bool {
+        let mut tx = lock(&self.tx);
+        let awaits = tx.awaits_late_packets();
+        self.upgrade.late.store(awaits, Ordering::Relaxed);
+        awaits
     }
 
     /// It is known what to prove by, or that it never will be: an offer that waits for it goes on.

@@ -49,7 +49,7 @@ impl Phase {
     }
 
     /// Will nothing more be attached to this stream?
-    #[cfg(feature = "blocking")]
+    #[cfg(any(test, feature = "blocking"))]
     pub(super) fn is_final(self) -> bool {
         match self {
             Phase::Settled(_) => true,

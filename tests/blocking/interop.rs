@@ -2,8 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_smc::{UpgradePolicy, blocking};
 
@@ -202,5 +206,51 @@ fn who_closes_at_once_leaves_a_clean_end() {
                 });
             }
         }
+    });
+}
+
+/// What poll(2) says of a socket that nobody asks anything about.
+fn troubles(stream: &impl AsFd) -> PollFlags {
+    let mut polled = [PollFd::new(stream, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).expect("poll");
+    polled[0].revents()
+}
+
+/// The packet of the write that is to show the client's number is thrown away on its way, and shown
+/// once more when it is sent once more. As long as it lies on the error queue it takes room of the
+/// receive buffer, which the kernel of the peer can not use then.
+#[test]
+fn a_packet_that_is_shown_late_keeps_no_window_shut() {
+    watched(|| {
+        let lab = Lab::new();
+        let (mut client, mut server) = smc_pair(&lab.config(UpgradePolicy::Manual));
+        SockRef::from(&client).set_recv_buffer_size(16 << 10).expect("SO_RCVBUF");
+        SockRef::from(&server).set_recv_buffer_size(1).expect("SO_RCVBUF");
+        // Past the stream, so that its first write is what finds no room.
+        let filler = bytes(4096);
+        SockRef::from(&client).send(&filler).expect("send");
+        let question = bytes(16 << 10);
+        client.write_all(&question).expect("write");
+        step("the packet that is sent once more");
+        while troubles(&client) != PollFlags::ERR {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        client.shutdown(Shutdown::Write).expect("shutdown");
+        let answer = bytes(2 << 20);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                SockRef::from(&server).set_recv_buffer_size(1 << 20).expect("SO_RCVBUF");
+                let mut got = Vec::new();
+                server.read_to_end(&mut got).expect("read");
+                assert!(got == [&filler[..], &question].concat());
+                server.write_all(&answer).expect("write");
+                server.shutdown(Shutdown::Write).expect("shutdown");
+            });
+            step("the answer");
+            let mut got = Vec::new();
+            client.read_to_end(&mut got).expect("read");
+            assert!(got == answer);
+        });
+        assert!(!troubles(&client).contains(PollFlags::ERR));
     });
 }

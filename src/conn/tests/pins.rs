@@ -3,9 +3,9 @@
 use std::io::{Read, Write};
 
 use super::bytes;
-use super::hosts::{CLIENT, Lab, MOMENTS, SERVER};
+use super::hosts::{CLIENT, Lab, MOMENTS, Pair, SERVER};
 use super::watched;
-use crate::conn::Directions;
+use crate::conn::{Directions, Operation};
 use crate::transport::{FallbackReason, Transport};
 
 #[test]
@@ -122,5 +122,56 @@ fn hazard_m10_a_half_closed_stream_is_refused_or_settles() {
                 assert_eq!(lab.slots_in_use(), 0, "side {side}, moment {moment}");
             }
         }
+    });
+}
+
+/// A direction that one end has called TCP's for good the other end does not switch any more,
+/// whatever was under way between them.
+#[test]
+fn what_is_left_to_tcp_stays_there_at_every_moment() {
+    type Deed = fn(&Pair, usize);
+    let deeds: [(&str, Deed); 3] = [
+        ("shuts down", |pair, side| pair.conns[side].shutdown_write().unwrap()),
+        ("pins", |pair, side| drop(pair.conns[side].pin("a test", Directions::Both))),
+        ("closes", |pair, side| pair.close(side)),
+    ];
+    watched(move || {
+        let mut left = 0;
+        for (deed, does) in deeds {
+            for side in [CLIENT, SERVER] {
+                for moment in 0..MOMENTS {
+                    let mut lab = Lab::new();
+                    let pair = lab.pair();
+                    pair.write(CLIENT, &bytes(0, 300));
+                    pair.write(SERVER, &bytes(0, 200));
+                    pair.offer(&lab);
+                    for _ in 0..moment {
+                        let _ = lab.hosts[SERVER].step() || lab.hosts[CLIENT].step();
+                    }
+                    does(&pair, side);
+                    let mut are_left = [[false; 2]; 2];
+                    loop {
+                        for end in [CLIENT, SERVER] {
+                            let reads = pair.conns[end].is_left_to_tcp(Operation::Read);
+                            let writes = pair.conns[end].is_left_to_tcp(Operation::Write);
+                            are_left[end][0] |= reads;
+                            are_left[end][1] |= writes;
+                        }
+                        if !(lab.hosts[SERVER].step() || lab.hosts[CLIENT].step()) {
+                            break;
+                        }
+                    }
+                    lab.run();
+                    let story = format!("side {side} {deed} after {moment} messages");
+                    for end in [CLIENT, SERVER] {
+                        let [reads, writes] = are_left[end];
+                        left += usize::from(reads) + usize::from(writes);
+                        assert!(!(reads && pair.writes_ring(1 - end)), "{story}: {end} reads TCP");
+                        assert!(!(writes && pair.writes_ring(end)), "{story}: {end} writes TCP");
+                    }
+                }
+            }
+        }
+        assert!(left > 100, "the test shows little: {left}");
     });
 }

@@ -13,7 +13,7 @@ use super::ops::writing;
 use super::proofs::{goes_on, number_of, turn};
 use super::{bytes, watched};
 use crate::config::UpgradePolicy;
-use crate::conn::OnPending;
+use crate::conn::{Directions, OnPending, Operation};
 use crate::ism::sys;
 use crate::peer::PeerPolicy;
 use crate::sync::lock;
@@ -208,6 +208,33 @@ fn who_waits_is_not_woken_for_ever_by_a_packet_that_is_sent_again() {
                 !lock(&pair.conns[CLIENT].tx).sample.late
             });
         }
+    });
+}
+
+/// Whoever has the socket alone from then on knows nothing of our packets.
+#[test]
+fn a_direction_is_not_left_to_tcp_before_the_last_packet_was_shown() {
+    watched(|| {
+        let (mut lab, pair, sent) = shown_again();
+        let conn = &pair.conns[CLIENT];
+        let is_left = || [Operation::Read, Operation::Write].map(|direction| conn.is_left_to_tcp(direction));
+        assert_eq!(is_left(), [false, false], "it may still leave TCP");
+        conn.shutdown_write().unwrap();
+        SockRef::from(&pair.tcp(SERVER).tcp).set_recv_buffer_size(1 << 20).unwrap();
+        super::hosts::patiently("the end of it", || is_left() == [true, true]);
+        assert_eq!(troubles(&pair), PollFlags::empty(), "what was shown is taken");
+        pair.expect(SERVER, &sent);
+        pair.end(SERVER).unwrap();
+        lab.run();
+    });
+}
+
+#[test]
+fn who_takes_the_socket_finds_no_packet_of_ours() {
+    watched(|| {
+        let (_lab, pair, _) = shown_again();
+        pair.conns[CLIENT].pin("into_std", Directions::Both).unwrap();
+        assert_eq!(troubles(&pair), PollFlags::empty());
     });
 }
 
