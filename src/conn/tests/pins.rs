@@ -8,21 +8,26 @@ use super::watched;
 use crate::conn::{Directions, Operation};
 use crate::transport::{FallbackReason, Transport};
 
+/// An offer so many messages after its begin; each way something is in TCP already.
+fn offered(moment: usize) -> (Lab, Pair) {
+    let mut lab = Lab::new();
+    let pair = lab.pair();
+    pair.write(CLIENT, &bytes(0, 300));
+    pair.write(SERVER, &bytes(0, 200));
+    pair.offer(&lab);
+    for _ in 0..moment {
+        let _ = lab.hosts[SERVER].step() || lab.hosts[CLIENT].step();
+    }
+    (lab, pair)
+}
+
 #[test]
 fn hazard_h9_into_std_at_every_moment_of_the_upgrade() {
     watched(|| {
         let mut outcomes = [0, 0];
         for side in [CLIENT, SERVER] {
             for moment in 0..MOMENTS {
-                let mut lab = Lab::new();
-                let pair = lab.pair();
-                // Each way something is in TCP already.
-                pair.write(CLIENT, &bytes(0, 300));
-                pair.write(SERVER, &bytes(0, 200));
-                pair.offer(&lab);
-                for _ in 0..moment {
-                    let _ = lab.hosts[SERVER].step() || lab.hosts[CLIENT].step();
-                }
+                let (mut lab, pair) = offered(moment);
                 let peer = 1 - side;
                 let (sent, coming) = if side == CLIENT { (300, 200) } else { (200, 300) };
                 match pair.conns[side].pin("into_std", Directions::Both) {
@@ -140,14 +145,7 @@ fn what_is_left_to_tcp_stays_there_at_every_moment() {
         for (deed, does) in deeds {
             for side in [CLIENT, SERVER] {
                 for moment in 0..MOMENTS {
-                    let mut lab = Lab::new();
-                    let pair = lab.pair();
-                    pair.write(CLIENT, &bytes(0, 300));
-                    pair.write(SERVER, &bytes(0, 200));
-                    pair.offer(&lab);
-                    for _ in 0..moment {
-                        let _ = lab.hosts[SERVER].step() || lab.hosts[CLIENT].step();
-                    }
+                    let (mut lab, pair) = offered(moment);
                     does(&pair, side);
                     let mut are_left = [[false; 2]; 2];
                     loop {
