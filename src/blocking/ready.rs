@@ -381,8 +381,7 @@ impl ReadySet {
 
 impl Member {
     fn delist(&mut self, stream: &Shared) {
-        stream.conn.waiters.readers().delist(&mut self.reader);
-        stream.conn.waiters.writers().delist(&mut self.writer);
+        stream.conn.waiters.delist(&mut self.reader, &mut self.writer);
     }
 
     fn look(&mut self, stream: &Shared) -> (Option<ReadyEvent>, SocketWaits) {

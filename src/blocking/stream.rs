@@ -67,8 +67,7 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let leftover = self.conn.close();
         // The sets that it is in find it gone.
-        self.conn.waiters.readers().wake_all();
-        self.conn.waiters.writers().wake_all();
+        self.conn.waiters.wake_all();
         let Some(leftover) = leftover else { return };
         if let Some(engine) = self.engine.get() {
             let executor = Arc::downgrade(engine.executor());

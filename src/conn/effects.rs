@@ -88,8 +88,7 @@ impl<T: Tcp> Connection<T> {
             self.schedule_socket_check();
         }
         if wake {
-            self.waiters.readers().wake_all();
-            self.waiters.writers().wake_all();
+            self.waiters.wake_all();
             self.upgrade.changed();
         }
     }

@@ -120,6 +120,20 @@ impl Waiters {
         self.writers.get_or_init(Arc::default)
     }
 
+    /// Wakes everyone, whatever he waits for.
+    pub(crate) fn wake_all(&self) {
+        self.readers().wake_all();
+        self.writers().wake_all();
+    }
+
+    /// Whoever waited in either direction does so no more.
+    pub(crate) fn delist(&self, reader: &mut Option<u64>, writer: &mut Option<u64>) {
+        self.readers().delist(reader);
+        if writer.is_some() {
+            self.writers().delist(writer);
+        }
+    }
+
     /// What wakes both.
     pub(crate) fn interrupt_handler(&self) -> Arc<dyn InterruptHandler> {
         Arc::new(Interrupted { readers: self.readers().clone(), writers: self.writers().clone() })

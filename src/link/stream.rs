@@ -59,8 +59,8 @@ pub(crate) trait InterruptHandler: Send + Sync {
 }
 
 /// What stands for a stream of this process now, an offer or the search for whom to offer to, until
-/// it is dropped: of two the one that was made later counts, in
-/// whatever order the stream hears of them.
+/// it is dropped: of two the one that was made later counts, in whatever order the stream hears of
+/// them.
 pub(crate) struct Latest {
     number: u64,
     _standing: Box<dyn Send + Sync>,

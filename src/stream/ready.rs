@@ -138,7 +138,6 @@ impl Future for Readiness<'_> {
 
 impl Drop for Readiness<'_> {
     fn drop(&mut self) {
-        self.stream.conn.waiters.readers().delist(&mut self.reader);
-        self.stream.conn.waiters.writers().delist(&mut self.writer);
+        self.stream.conn.waiters.delist(&mut self.reader, &mut self.writer);
     }
 }
