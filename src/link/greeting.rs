@@ -31,7 +31,7 @@ const AT_ONCE: u32 = 16;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Takes what connects to the endpoint's socket.
-pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) {
+pub(crate) async fn accept(mut listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) {
     let (mut turn, mut taken) = (Turn::begin(endpoint.reactor()), 0);
     loop {
         if taken == AT_ONCE || taken > 1 && turn.is_over(endpoint.reactor()) {
@@ -39,7 +39,7 @@ pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) 
             taken = 0;
         }
         while aside::is_full() {
-            endpoint.timers().sleep(PAUSE).await;
+            listener = unwatched(listener, PAUSE, &endpoint).await;
         }
         let mut visit = turn;
         let accepted = when_readable(&*listener, || {
@@ -51,7 +51,7 @@ pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) 
         });
         let Ok(socket) = accepted.await else {
             // Out of descriptors, or a connection that went away: the next one may work in a while.
-            endpoint.timers().sleep(PAUSE).await;
+            listener = unwatched(listener, PAUSE, &endpoint).await;
             continue;
         };
         if taken == 0 {
@@ -66,7 +66,7 @@ pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) 
                 crate::trace::debug!("a connection to this endpoint was turned away: {error}");
                 // Whoever comes without a pause costs a part of our time, not all of it.
                 if let Some(pause) = endpoint.turns().turned_away(visit.taken(endpoint.reactor())) {
-                    endpoint.timers().sleep(pause).await;
+                    listener = unwatched(listener, pause, &endpoint).await;
                     taken = 0;
                 }
                 continue;
@@ -81,6 +81,25 @@ pub(crate) async fn accept(listener: Arc<dyn Watched>, endpoint: Arc<Endpoint>) 
                 crate::trace::debug!("a connection to this endpoint ended early: {error}");
             }
         });
+    }
+}
+
+/// Waits so long, and hears of nobody who comes meanwhile. Whoever did would wake this thread each
+/// time, and to where he runs himself: it would wait there for the end of his time slice, with all
+/// its clients, while other CPUs are idle.
+async fn unwatched(listener: Arc<dyn Watched>, pause: Duration, endpoint: &Endpoint) -> Arc<dyn Watched> {
+    let kept = listener.as_fd().try_clone_to_owned();
+    let Ok(kept) = kept else {
+        endpoint.timers().sleep(pause).await;
+        return listener;
+    };
+    drop(listener);
+    endpoint.timers().sleep(pause).await;
+    loop {
+        match kept.try_clone().and_then(|fd| endpoint.reactor().watch(fd)) {
+            Ok(watched) => return watched,
+            Err(_) => endpoint.timers().sleep(PAUSE).await,
+        }
     }
 }
 

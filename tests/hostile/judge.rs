@@ -95,6 +95,7 @@ impl Terms {
     pub(crate) const TWO_WORKERS: Terms = Terms { flavour: Flavour::MultiThread, ..Terms::USUAL };
     pub(crate) const IMPATIENT: Terms = Terms { impatient: true, ..Terms::USUAL };
     pub(crate) const OF_A_STRANGER: Terms = Terms { attacker: Attacker::Stranger, ..Terms::USUAL };
+    pub(crate) const OF_A_STRANGER_BESIDE_A_DECOY: Terms = Terms { decoy: true, ..Terms::OF_A_STRANGER };
     pub(crate) const OVER_PAGES: Terms = Terms { attacker: Attacker::Contending, ..Terms::USUAL };
     pub(crate) const OF_A_CROWD: Terms = Terms { crowd: 200, ..Terms::USUAL };
     pub(crate) const OF_A_TALKER: Terms = Terms { talks: true, ..Terms::USUAL };

@@ -87,7 +87,7 @@ scenes! {
     ring_empty_hops: rings::empty_hops;
     ring_reader_ahead: rings::reader_ahead;
     ring_reader_backwards: rings::reader_backwards;
-    ring_flags_at_random: rings::flags_at_random, Terms::OF_A_TALKER;
+    ring_flags_at_random: rings::flags_at_random, Terms::BESIDE_A_DECOY;
     ring_flags_faster_than_looks: rings::flags_faster_than_looks;
     ring_without_flags_as_fast: rings::without_flags_as_fast;
     ring_words_at_random: rings::words_at_random, Terms::BESIDE_A_DECOY;
@@ -97,8 +97,9 @@ scenes! {
     switch_late: words::switch_late;
     switch_early: words::switch_early;
     // ---- signals ----
-    signal_storm: signals::storm;
+    signal_storm: signals::storm, Terms::BESIDE_A_DECOY;
     signal_trickle: signals::trickle;
+    bell_without_end: signals::bell_without_end, Terms::BESIDE_A_DECOY;
     // ---- messages ----
     junk: messages::junk;
     junk_of_three_at_once: messages::junk_of_three_at_once;
@@ -113,7 +114,7 @@ scenes! {
     steal_by_a_third_process: claims::steal;
     proofs_of_another_connection: claims::replays, Terms::BESIDE_A_DECOY;
     proofs_twice: claims::twice;
-    greeted_under_another_name: claims::under_another_name;
+    greeted_under_another_name: claims::under_another_name, Terms::BESIDE_A_DECOY;
     // ---- names in the directory, and who answers to them ----
     impostor_on_a_plain_server: directory::impostor;
     impostor_that_only_says_yes: directory::says_yes;
@@ -146,7 +147,7 @@ scenes! {
     eventfd_of_the_victim: blocking::their_eventfd;
     eventfd_of_the_victim_after_its_filler: blocking::their_eventfd_and_exit;
     file_that_is_busy: files::busy, Terms::OVER_PAGES;
-    file_that_is_locked_for_ever: files::locked_for_ever;
+    file_that_is_locked_for_ever: files::locked_for_ever, Terms::BESIDE_A_DECOY;
     // ---- what one process takes of another ----
     links_without_number: quotas::links;
     links_with_all_arenas: quotas::links_with_all_arenas, Terms::BESIDE_A_DECOY;
@@ -157,7 +158,7 @@ scenes! {
     // ---- who is admitted nowhere ----
     close_that_blocks_of_a_stranger: strangers::close, Terms::OF_A_STRANGER;
     junk_of_a_stranger: strangers::junk, Terms::OF_A_STRANGER;
-    connections_of_a_stranger: strangers::connections, Terms::OF_A_STRANGER;
+    connections_of_a_stranger: strangers::connections, Terms::OF_A_STRANGER_BESIDE_A_DECOY;
     endpoints_of_a_stranger: strangers::endpoints, Terms::OF_A_STRANGER;
     // ---- stopped at each step, and continued ----
     stopped_before_hello: phases::before_hello, Terms::OF_A_LINK;

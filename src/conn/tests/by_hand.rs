@@ -7,7 +7,7 @@ use std::sync::Weak;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use crate::ism::sys;
+use crate::ism::sys::{self, FileId};
 use crate::link::reactor::{Interest, Reactor, Task, Watched};
 use crate::sync::{Arc, Mutex, lock};
 
@@ -129,6 +129,13 @@ impl ByHand {
     /// From now on others run in between whenever it is asked.
     pub(super) fn preempt(&self) {
         lock(&self.preempted).1 = 1;
+    }
+
+    /// Is that socket among those that wake a task? It may be by another descriptor.
+    pub(super) fn watches(&self, socket: BorrowedFd<'_>) -> bool {
+        let file = |fd: BorrowedFd<'_>| FileId::of(fd).expect("fstat");
+        let watched = lock(&self.watched);
+        watched.iter().filter_map(Weak::upgrade).any(|other| file(other.as_fd()) == file(socket))
     }
 
     fn poll(&self, number: u64, mut task: Task) {

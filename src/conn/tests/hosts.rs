@@ -19,7 +19,7 @@ use crate::link::accepted::FIRST_LOOK;
 use crate::link::aside::{ControlSocket, Fed};
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::message::{Destination, Message, Subject, Tuple};
-use crate::link::reactor::{Reactor, Watched};
+use crate::link::reactor::Reactor;
 use crate::link::stream::LinkedStream;
 use crate::link::{Link, greeting};
 use crate::peer::PeerPolicy;
@@ -68,7 +68,7 @@ fn an_upgrade_has_no_other_moments() {
 pub(super) struct Host {
     pub(super) endpoint: Arc<Endpoint>,
     by_hand: Arc<ByHand>,
-    listener: Arc<dyn Watched>,
+    listener: OwnedFd,
     /// Killed: it does nothing any more.
     pub(super) dead: bool,
 }
@@ -85,8 +85,8 @@ impl Host {
         let endpoint = Arc::new(Endpoint::open(config, by_hand.clone()).expect("an endpoint"));
         endpoint.let_in(&config.peer_policy);
         let listener = endpoint.take_listener().expect("a listener");
-        let listener = by_hand.watch(listener).expect("watched");
-        endpoint.spawn(greeting::accept(listener.clone(), endpoint.clone()));
+        let watched = by_hand.watch(listener.try_clone().expect("dup")).expect("watched");
+        endpoint.spawn(greeting::accept(watched, endpoint.clone()));
         Host { endpoint, by_hand, listener, dead: false }
     }
 
@@ -133,6 +133,11 @@ impl Host {
     /// The socket that peers connect to.
     pub(super) fn listener(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
+    }
+
+    /// Would somebody who comes wake it?
+    pub(super) fn hears_who_comes(&self) -> bool {
+        self.by_hand.watches(self.listener())
     }
 
     /// Takes one thing that has come: a piece of work, a connection, or one message. False: nothing

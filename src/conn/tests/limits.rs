@@ -2,6 +2,7 @@
 //! what is free again can be taken again.
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use super::disguise::Disguise;
 use super::hosts::{CLIENT, Host, Lab, Pair, SERVER};
@@ -185,6 +186,31 @@ fn who_asks_too_often_is_turned_away() {
         }
         assert!(asked.len() >= 10, "ten seconds' worth may come at once: {}", asked.len());
         bystander.is_well();
+    });
+}
+
+#[test]
+fn while_nobody_is_let_in_nobody_who_comes_is_heard() {
+    watched(|| {
+        let mut lab = Lab::with_limits_at(SERVER, |config| config.max_queries_per_second(0));
+        // To turn somebody away takes longer than that may take at once.
+        lab.hosts[SERVER].set_clock(Duration::from_secs(1_000_000), Duration::from_millis(1));
+        lab.run();
+        assert!(lab.hosts[SERVER].hears_who_comes());
+        let first = lab.question(1);
+        lab.run();
+        assert!(sys::has_hung_up(first.as_fd()).expect("poll"), "it was turned away");
+
+        let second = lab.question(2);
+        lab.run();
+        assert!(!sys::has_hung_up(second.as_fd()).expect("poll"), "it has to wait");
+        assert!(!lab.hosts[SERVER].hears_who_comes(), "who waits would wake the thread");
+
+        lab.hosts[SERVER].pass(Duration::from_secs(1));
+        lab.run();
+        assert!(sys::has_hung_up(second.as_fd()).expect("poll"), "it was turned away, too");
+        lab.hosts[SERVER].pass(Duration::from_secs(1));
+        assert!(lab.hosts[SERVER].hears_who_comes());
     });
 }
 

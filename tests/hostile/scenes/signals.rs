@@ -35,3 +35,14 @@ pub(crate) fn trickle(target: &Target) {
     }
     peer.must_live("surplus signals");
 }
+
+/// The bell and nothing else: each stroke is a wake-up for nothing.
+pub(crate) fn bell_without_end(target: &Target) {
+    let mut peer = Peer::greeted(target, 64);
+    let _conn = peer.talking();
+    let started = Instant::now();
+    while started.elapsed() < WHILE {
+        (0..100).for_each(|_| peer.ring());
+    }
+    peer.must_live("surplus rings");
+}
