@@ -60,7 +60,7 @@ use crate::link::aside::ControlSocket;
 use crate::link::endpoint::Endpoint;
 use crate::link::lack::reason_of;
 use crate::link::message::{Destination, DmbPlace, Message, Subject};
-use crate::link::outbox::{Flusher, Outbox};
+use crate::link::outbox::{Flushed, Flusher, Outbox};
 use crate::link::proof::Secret;
 use crate::link::reactor::Watched;
 use crate::link::search::Search;
@@ -406,18 +406,18 @@ impl Link {
         self.outbox.send_fd(self.socket(), message.encode(), fd)
     }
 
-    /// Sends what is queued; `false` when the socket is full.
+    /// Sends what is queued, as far as that goes.
     ///
     /// # Errors
     ///
     /// What the link dies of.
-    pub(crate) fn flush(&self, flusher: &Waker) -> Result<bool, Death> {
+    pub(crate) fn flush(&self, flusher: &Waker) -> Result<Flushed, Death> {
         self.outbox.flush(self.socket(), flusher).or_else(|error| {
             crate::trace::debug!("a link's socket does not take what was queued: {error}");
             if reason_of(&error, FallbackReason::LinkDown) == FallbackReason::Denied {
                 self.outbox.clear();
                 self.restrict();
-                return Ok(true);
+                return Ok(Flushed::All);
             }
             Err(if self.faulty.load(Ordering::Acquire) { Death::Fault } else { Death::Peer })
         })

@@ -12,7 +12,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -20,12 +19,10 @@ use super::Link;
 use crate::ism::sys::{self, PeerCred};
 use crate::link::aside::Fed;
 use crate::link::message::{Bell, Message};
+use crate::link::outbox::AGAIN;
 use crate::link::reactor::{Reactor, Watched};
 use crate::peer::is_same_user;
 use crate::sync::{Arc, AtomicBool, Ordering};
-
-/// Until a message is tried again for which the kernel had no memory.
-const AGAIN: Duration = Duration::from_millis(10);
 
 /// What this end listens to.
 pub(super) struct OwnBell {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::Waker;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -13,6 +14,9 @@ use crate::sync::{Mutex, assert_unlocked, lock};
 
 /// A peer that lets this many bytes of control messages pile up is not working any more.
 const MOST_QUEUED: usize = 8 << 20;
+/// Until a message is tried again for which the kernel had no memory.
+pub(crate) const AGAIN: Duration = Duration::from_millis(10);
+
 /// Descriptors that may wait with their messages: a peer that does not read must not keep more of
 /// them open.
 const MOST_FDS_QUEUED: usize = 16;
@@ -38,6 +42,17 @@ impl Flusher {
             waker.wake();
         }
     }
+}
+
+/// How far a flush went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flushed {
+    All,
+    /// When it takes more, it is writable.
+    SocketFull,
+    /// The kernel has none for a message at the moment. The socket would take it: no readiness
+    /// will tell when.
+    NoMemory,
 }
 
 #[derive(Default)]
@@ -101,10 +116,11 @@ impl Outbox {
         lock(&self.queue).bytes > MOST_QUEUED / 8
     }
 
-    /// Sends what is queued. `false`: the socket is full, `flusher` is woken when more was queued
-    /// meanwhile.
-    pub(crate) fn flush(&self, socket: BorrowedFd<'_>, flusher: &Waker) -> io::Result<bool> {
+    /// Sends what is queued, as far as that goes. `flusher` is woken when more was queued
+    /// meanwhile, unless the socket is full.
+    pub(crate) fn flush(&self, socket: BorrowedFd<'_>, flusher: &Waker) -> io::Result<Flushed> {
         let mut queue = lock(&self.queue);
+        let mut flushed = Flushed::All;
         while let Some((bytes, fd)) = queue.waiting.front() {
             let sent = match transmit(socket, bytes, fd.as_ref()) {
                 // The peer makes do without: it takes what did not come for what it had no place
@@ -113,10 +129,11 @@ impl Outbox {
                 sent => sent,
             };
             match sent {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                // The socket would take it: no readiness will tell when. The next message tries
-                // again.
-                Err(error) if lacks_memory(&error) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::SocketFull),
+                Err(error) if lacks_memory(&error) => {
+                    flushed = Flushed::NoMemory;
+                    break;
+                }
                 Err(error) => return Err(error),
                 Ok(()) => {
                     if let Some((bytes, fd)) = queue.waiting.pop_front() {
@@ -129,7 +146,7 @@ impl Outbox {
         let stale = queue.flusher.replace(flusher.clone());
         drop(queue);
         drop(stale);
-        Ok(true)
+        Ok(flushed)
     }
 }
 

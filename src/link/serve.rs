@@ -10,6 +10,7 @@ use crate::ism::sys;
 use crate::link::Link;
 use crate::link::life::Heard;
 use crate::link::message::LONGEST;
+use crate::link::outbox::{AGAIN, Flushed};
 use crate::link::reactor::{Interest, Reactor, Watched};
 use crate::link::stream::Death;
 use crate::link::timer::Sleep;
@@ -28,6 +29,7 @@ pub(super) async fn run(link: Arc<Link>, reactor: Arc<dyn Reactor>) {
     let mut patience = Some(timers.sleep(endpoint.patience()));
     drop(endpoint);
     let mut rest = None::<Sleep>;
+    let mut again = None::<Sleep>;
     let death = guarded(poll_fn(|cx| {
         let socket = link.watched();
         link.watch_death(cx.waker());
@@ -45,8 +47,18 @@ pub(super) async fn run(link: Arc<Link>, reactor: Arc<dyn Reactor>) {
                 return Poll::Ready(death);
             }
             match link.flush(cx.waker()) {
-                Ok(true) => {}
-                Ok(false) => {
+                Ok(Flushed::All) => again = None,
+                Ok(Flushed::NoMemory) => {
+                    let waiting = again.get_or_insert_with(|| timers.sleep(AGAIN));
+                    if Pin::new(&mut *waiting).poll(cx).is_ready() {
+                        let has_ended = waiting.was_cut_short();
+                        again = None;
+                        if !has_ended {
+                            continue;
+                        }
+                    }
+                }
+                Ok(Flushed::SocketFull) => {
                     if let Poll::Ready(Ok(())) = poll_writable(socket, cx) {
                         continue;
                     }

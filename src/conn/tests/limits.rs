@@ -4,6 +4,8 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+
 use super::disguise::Disguise;
 use super::hosts::{CLIENT, Host, Lab, Pair, SERVER};
 use super::proofs::{Thief, subject_of};
@@ -14,6 +16,7 @@ use crate::config::{Config, UpgradePolicy};
 use crate::ism::sys;
 use crate::link::lack::why_no_link;
 use crate::link::message::{DmbPlace, LONGEST, Message};
+use crate::link::outbox::AGAIN;
 use crate::peer::PeerPolicy;
 use crate::transport::{FallbackReason, Transport};
 
@@ -267,5 +270,43 @@ fn another_user_has_so_many_links_and_the_next_stream_stays_on_tcp() {
                 is_upgraded(&pair);
             }
         }
+    });
+}
+
+/// Runs `run` on a thread whose messages the kernel has no memory for.
+fn without_memory_for_messages(run: impl FnOnce() + Send) {
+    let calls = [libc::SYS_sendmsg, libc::SYS_sendto, libc::SYS_sendmmsg].map(|call| (call, vec![]));
+    let filter = SeccompFilter::new(
+        calls.into_iter().collect(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::ENOBUFS as u32),
+        std::env::consts::ARCH.try_into().expect("an architecture"),
+    );
+    let filter: BpfProgram = filter.and_then(TryInto::try_into).expect("a filter");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            seccompiler::apply_filter(&filter).expect("seccomp");
+            run();
+        });
+    });
+}
+
+#[test]
+fn a_message_that_the_kernel_had_no_memory_for_goes_a_moment_later() {
+    watched(|| {
+        let mut lab = Lab::new();
+        // They know each other.
+        let _bystander = Bystander(lab.upgraded());
+        let pair = lab.pair();
+        without_memory_for_messages(|| {
+            assert!(pair.offer(&lab));
+            lab.hosts[CLIENT].run();
+        });
+        lab.run();
+        assert_eq!(pair.conns[CLIENT].transport(), Transport::Tcp(FallbackReason::InProgress));
+        // There is no other message, and none comes.
+        lab.hosts[CLIENT].pass(AGAIN * 2);
+        lab.run();
+        is_upgraded(&pair);
     });
 }
