@@ -33,6 +33,7 @@ fn figures(test: &str, is_limit: bool) -> &'static [&'static str] {
     match (test, is_limit) {
         ("pp", true) => &["rtt_p50_us"],
         ("tp", true) => &["bytes_per_s"],
+        ("conns", true) => &["msgs_per_s"],
         ("pp" | "conns", false) => &["rtt_p50_us", "rtt_p99_us", "msgs_per_s", "cpu_us_per_msg"],
         ("tp", false) => &["bytes_per_s", "cpu_us_per_mib"],
         ("rate", false) => &["msgs_per_s", "bytes_per_s", "cpu_us_per_msg"],
@@ -57,7 +58,8 @@ fn one_cpu() -> bool {
 /// The rows of limits that stand behind those of a test here.
 fn limits(test: &str) -> &'static [&'static str] {
     match test {
-        "pp" if one_cpu() => &[],
+        "pp" | "conns" if one_cpu() => &[],
+        "conns" => &["bare pages"],
         "pp" => &["bare spin"],
         "tp" if one_cpu() => &["memcpy, verified", "memcpy"],
         "tp" => &["memcpy, verified", "memcpy from another core, verified", "memcpy"],

@@ -13,6 +13,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::sync::oneshot;
 
 use crate::failure::{Explain, Outcome};
+use crate::pages::exchange;
 use crate::pattern::{BLOCK, Pattern};
 use crate::workload::{SHORT_MESSAGE, Sample, Work};
 
@@ -28,16 +29,20 @@ pub(crate) enum Limit {
     HandedOver,
     /// One thread, without comparing.
     Copy,
+    /// Two pinned threads that write, look and compare, in pages of as many connections: beside
+    /// `conns`.
+    Pages(u32),
 }
 
 impl Limit {
-    pub(crate) fn of(work: Work) -> &'static [Self] {
+    pub(crate) fn of(work: Work) -> Vec<Self> {
         match work {
-            Work::PingPong(SHORT_MESSAGE) => &[Self::Spin],
+            Work::PingPong(SHORT_MESSAGE) => vec![Self::Spin],
             Work::Blocks(bytes) if bytes as usize == BLOCK => {
-                &[Self::VerifiedCopy, Self::HandedOver, Self::Copy]
+                vec![Self::VerifiedCopy, Self::HandedOver, Self::Copy]
             }
-            _ => &[],
+            Work::Connections(number) => vec![Self::Pages(number)],
+            _ => Vec::new(),
         }
     }
 
@@ -47,6 +52,7 @@ impl Limit {
             Self::VerifiedCopy => "memcpy, verified",
             Self::HandedOver => "memcpy from another core, verified",
             Self::Copy => "memcpy",
+            Self::Pages(_) => "bare pages",
         }
     }
 
@@ -65,6 +71,10 @@ impl Limit {
                 }),
                 Self::HandedOver => pair.map(|(here, there)| Sample {
                     bytes_per_s: Some(hand_over(&pattern, here, there, time)),
+                    ..Sample::default()
+                }),
+                Self::Pages(connections) => pair.map(|(here, there)| Sample {
+                    msgs_per_s: Some(exchange(connections, &pattern, here, there, time)),
                     ..Sample::default()
                 }),
                 Self::VerifiedCopy | Self::Copy => {
@@ -86,7 +96,7 @@ fn usable_cpus() -> Vec<usize> {
 }
 
 /// Keeps the calling thread on one CPU; where that is forbidden, it is at least one thread.
-fn pin(cpu: usize) {
+pub(crate) fn pin(cpu: usize) {
     let mut set = CpuSet::new();
     set.set(cpu);
     let _ = sched_setaffinity(None, &set);

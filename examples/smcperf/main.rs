@@ -33,6 +33,7 @@ mod limit;
 mod machine;
 mod medium;
 mod pace;
+mod pages;
 mod pattern;
 mod process;
 mod report;

@@ -83,8 +83,9 @@ fn figures(work: Work) -> Vec<Figure> {
                 cpu,
             ]
         }
-        Work::Connections(_) => {
-            vec![rate("round trips", messages), time("RTT p50", p50), time("RTT p99", p99), cpu]
+        Work::Connections(number) => {
+            let trips = rate("round trips", messages).limited(Limit::Pages(number));
+            vec![trips, time("RTT p50", p50), time("RTT p99", p99), cpu]
         }
         Work::Blocks(_) => vec![
             data("data").limited(Limit::VerifiedCopy),
@@ -245,7 +246,8 @@ fn footer(rows: &[Row], setup: &Setup) -> String {
     if rows.iter().any(|row| row.transport().is_none()) {
         lines.push(
             "limit: two pinned threads that bounce a cache line; one that copies blocks, and compares them; two of\n\
-             which one copies them to the other, who compares; and one that copies and does not compare."
+             which one copies them to the other, who compares; one that copies and does not compare; and two that do\n\
+             nothing but write and compare in a page for each way of each connection."
                 .to_owned(),
         );
     }
