@@ -1,6 +1,8 @@
 //! The least that messages over many connections take of the memory: each has a page of its own
 //! for each way, as a ring has, and two threads do nothing but write there, look and compare.
 
+#![allow(clippy::disallowed_types, reason = "a program, which loom does not run")]
+
 use std::array;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;

@@ -75,8 +75,6 @@ pub(crate) struct Terms {
     /// So many links are made in a play, each with an upgrade, as any client that the victim admits
     /// may.
     pub(crate) links: usize,
-    /// It keeps the victim's application busy with bytes, as any client of an echo may.
-    pub(crate) talks: bool,
     /// What it costs the machine is like nothing but the same against another server.
     pub(crate) decoy: bool,
 }
@@ -89,7 +87,6 @@ impl Terms {
         group: None,
         crowd: 0,
         links: 0,
-        talks: false,
         decoy: false,
     };
     pub(crate) const TWO_WORKERS: Terms = Terms { flavour: Flavour::MultiThread, ..Terms::USUAL };
@@ -98,7 +95,6 @@ impl Terms {
     pub(crate) const OF_A_STRANGER_BESIDE_A_DECOY: Terms = Terms { decoy: true, ..Terms::OF_A_STRANGER };
     pub(crate) const OVER_PAGES: Terms = Terms { attacker: Attacker::Contending, ..Terms::USUAL };
     pub(crate) const OF_A_CROWD: Terms = Terms { crowd: 200, ..Terms::USUAL };
-    pub(crate) const OF_A_TALKER: Terms = Terms { talks: true, ..Terms::USUAL };
     pub(crate) const OF_A_LINK: Terms = Terms { links: 1, ..Terms::USUAL };
     pub(crate) const BESIDE_A_DECOY: Terms = Terms { decoy: true, ..Terms::USUAL };
     pub(crate) const IN_256_MIB: Terms = Terms { group: Some(256 << 20), ..Terms::BESIDE_A_DECOY };

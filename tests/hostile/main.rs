@@ -190,7 +190,7 @@ fn child_process() {
         }
         ["attack", addr, "admitted-user"] => directory::admitted_user(&target(addr)),
         ["attack", addr, "another-user"] => directory::another_user(&target(addr)),
-        ["burn", threads, share, millis, addr, crowd, links, plays, talks] => {
+        ["burn", threads, share, millis, addr, crowd, links, plays] => {
             let number = |word: &str| word.parse().expect("a number");
             let time = Duration::from_millis(number(millis));
             let like = measure::Like {
@@ -198,7 +198,6 @@ fn child_process() {
                 crowd: number(crowd) as usize,
                 links: number(links) as usize,
                 plays: number(plays) as u32,
-                talks: talks == "true",
             };
             measure::burn(number(threads), number(share), time, &like);
             child::tell(scenes::DONE);

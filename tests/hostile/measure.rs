@@ -16,15 +16,13 @@
 //! Where a scene makes and closes many TCP connections, as any client of any server may
 //! ([`Terms::crowd`]), the like load makes and closes as many, as often: each takes a TCP server
 //! its few microseconds, and two hundred that end at once end in one turn of its runtime. Where a
-//! scene keeps a server's application busy, as any client of an echo may ([`Terms::talks`]), the
-//! like load talks to it over TCP, in the time that is its. Where a scene makes links and upgrades,
-//! as any client that is admitted may ([`Terms::links`]), the like load is a client that does so,
-//! by this crate, as often.
+//! scene makes links and upgrades, as any client that is admitted may ([`Terms::links`]), the like
+//! load is a client that does so, by this crate, as often.
 //!
-//! What makes processes all the time, or works in the kernel for long at once, is like nothing but
-//! itself. Such a scene ([`Terms::decoy`]) is compared with its own play against another server on
-//! this machine: what is slower than beside that is what the client's server does for its attacker,
-//! in the client's way.
+//! What makes processes all the time, keeps a server's thread busy, or works in the kernel for long
+//! at once, is like nothing but itself. Such a scene ([`Terms::decoy`]) is compared with its own
+//! play against another server on this machine: what is slower than beside that is what the
+//! client's server does for its attacker, in the client's way.
 //!
 //! What else the machine does comes and goes within seconds, and is felt more than most attacks:
 //! attack and like load take turns, each attack by a process of its own, which is killed before the
@@ -32,7 +30,6 @@
 #![allow(clippy::disallowed_types, reason = "a test, which loom does not run")]
 
 use std::fs;
-use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -178,8 +175,8 @@ impl Attack {
             self.played.split(' ').next().and_then(|word| word.parse::<u32>().ok()).expect("a number");
         let plays = (f64::from(plays) * WHILE.as_secs_f64() / self.lasted.as_secs_f64()).round() as u32;
         let (millis, addr) = (WHILE.as_millis(), trial.addr());
-        let Terms { crowd, links, talks, .. } = trial.terms();
-        format!("burn {threads} {each} {millis} {addr} {crowd} {links} {plays} {talks}")
+        let Terms { crowd, links, .. } = trial.terms();
+        format!("burn {threads} {each} {millis} {addr} {crowd} {links} {plays}")
     }
 }
 
@@ -277,7 +274,6 @@ pub(crate) struct Like {
     pub(crate) links: usize,
     /// so often.
     pub(crate) plays: u32,
-    pub(crate) talks: bool,
 }
 
 impl Like {
@@ -285,22 +281,6 @@ impl Like {
         let mut all = Vec::from_iter((0..self.crowd).map(|_| plain_connection(self.addr)));
         all.iter_mut().for_each(plain_talk);
         (0..self.links).for_each(|_| newcomer(self.addr));
-    }
-
-    /// What it does instead of nothing.
-    fn piece(&self) -> impl FnMut() + use<> {
-        let mut tcp = self.talks.then(|| {
-            let mut tcp = plain_connection(self.addr);
-            plain_talk(&mut tcp);
-            tcp.set_nonblocking(true).expect("set_nonblocking");
-            tcp
-        });
-        let mut buffer = [0; 4096];
-        move || match &mut tcp {
-            // What does not go at once goes later.
-            Some(tcp) => drop((tcp.write(&[7; 64]), tcp.read(&mut buffer))),
-            None => std::hint::spin_loop(),
-        }
     }
 }
 
@@ -311,7 +291,7 @@ pub(crate) fn burn(threads: u64, share: u64, time: Duration, like: &Like) {
     thread::scope(|scope| {
         for thread in 0..threads {
             scope.spawn(move || {
-                let (mut plays, mut piece_of_work) = (0, like.piece());
+                let mut plays = 0;
                 while started.elapsed() < time {
                     let crowds = thread == 0 && like.crowd + like.links > 0 && plays < like.plays;
                     if crowds && started.elapsed() >= time * plays / like.plays {
@@ -326,7 +306,7 @@ pub(crate) fn burn(threads: u64, share: u64, time: Duration, like: &Like) {
                     } else {
                         let piece = Instant::now();
                         while piece.elapsed() < PIECE {
-                            piece_of_work();
+                            std::hint::spin_loop();
                         }
                     }
                 }
