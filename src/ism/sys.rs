@@ -41,6 +41,8 @@ pub(crate) use process::{
 pub(crate) use process::{overflow_gid, overflow_uid};
 #[cfg(feature = "tokio")]
 pub(crate) use queue::{event_queue, take_events, tell_no_more_of, tell_of};
+#[cfg(test)]
+pub(crate) use rights::SO_PASSRIGHTS;
 pub(crate) use rights::{allow_rights, refuses_rights};
 #[cfg(test)]
 pub(crate) use seqpacket::seqpacket_listen;

@@ -88,18 +88,29 @@ pub(crate) async fn accept(mut listener: Arc<dyn Watched>, endpoint: Arc<Endpoin
 /// time, and to where he runs himself: it would wait there for the end of his time slice, with all
 /// its clients, while other CPUs are idle.
 async fn unwatched(listener: Arc<dyn Watched>, pause: Duration, endpoint: &Endpoint) -> Arc<dyn Watched> {
-    let kept = listener.as_fd().try_clone_to_owned();
-    let Ok(kept) = kept else {
-        endpoint.timers().sleep(pause).await;
+    // Where a queue may hold the descriptors of strangers the socket can not be let go of: who does
+    // so ends it first.
+    let kept =
+        if sys::refuses_rights(listener.as_fd()) { listener.as_fd().try_clone_to_owned().ok() } else { None };
+    let Some(kept) = kept else {
+        rest(pause, endpoint).await;
         return listener;
     };
     drop(listener);
-    endpoint.timers().sleep(pause).await;
+    rest(pause, endpoint).await;
     loop {
-        match kept.try_clone().and_then(|fd| endpoint.reactor().watch(fd)) {
-            Ok(watched) => return watched,
-            Err(_) => endpoint.timers().sleep(PAUSE).await,
+        match kept.try_clone().and_then(|fd| Fed::new(fd).watch(endpoint.reactor())) {
+            Ok(watched) => return Arc::new(watched),
+            Err(_) => rest(PAUSE, endpoint).await,
         }
+    }
+}
+
+/// Waits so long. With the timer ends the endpoint, and this task: until then it does nothing more.
+async fn rest(pause: Duration, endpoint: &Endpoint) {
+    endpoint.timers().sleep(pause).await;
+    if endpoint.timers().have_ended() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -19,7 +19,6 @@ use crate::link::accepted::FIRST_LOOK;
 use crate::link::aside::{ControlSocket, Fed};
 use crate::link::endpoint::{AcceptedEntry, Endpoint};
 use crate::link::message::{Destination, Message, Subject, Tuple};
-use crate::link::reactor::Reactor;
 use crate::link::stream::LinkedStream;
 use crate::link::{Link, greeting};
 use crate::peer::PeerPolicy;
@@ -85,8 +84,8 @@ impl Host {
         let endpoint = Arc::new(Endpoint::open(config, by_hand.clone()).expect("an endpoint"));
         endpoint.let_in(&config.peer_policy);
         let listener = endpoint.take_listener().expect("a listener");
-        let watched = by_hand.watch(listener.try_clone().expect("dup")).expect("watched");
-        endpoint.spawn(greeting::accept(watched, endpoint.clone()));
+        let watched = Fed::new(listener.try_clone().expect("dup")).watch(&*by_hand).expect("watched");
+        endpoint.spawn(greeting::accept(Arc::new(watched), endpoint.clone()));
         Host { endpoint, by_hand, listener, dead: false }
     }
 

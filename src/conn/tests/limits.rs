@@ -1,10 +1,13 @@
 //! Each limit that a configuration sets, reached: the reason is told, TCP carries every byte, and
 //! what is free again can be taken again.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 
 use super::disguise::Disguise;
 use super::hosts::{CLIENT, Host, Lab, Pair, SERVER};
@@ -218,6 +221,22 @@ fn while_nobody_is_let_in_nobody_who_comes_is_heard() {
 }
 
 #[test]
+fn on_older_kernels_too_who_comes_after_a_pause_is_heard() {
+    watched(|| {
+        on_a_kernel_before_6_16(|| {
+            let mut lab = Lab::with_limits_at(SERVER, |config| config.max_queries_per_second(0));
+            lab.hosts[SERVER].set_clock(Duration::from_secs(1_000_000), Duration::from_millis(1));
+            for number in 1..4 {
+                let asks = lab.question(number);
+                lab.run();
+                assert!(sys::has_hung_up(asks.as_fd()).expect("poll"), "{number} was turned away");
+                lab.hosts[SERVER].pass(Duration::from_secs(1));
+            }
+        });
+    });
+}
+
+#[test]
 fn an_endpoint_that_nobody_may_ask_has_no_links() {
     watched(|| {
         let mut lab = Lab::with_limits_at(SERVER, |config| config.max_queries_per_second(0));
@@ -276,10 +295,24 @@ fn another_user_has_so_many_links_and_the_next_stream_stays_on_tcp() {
 /// Runs `run` on a thread whose messages the kernel has no memory for.
 fn without_memory_for_messages(run: impl FnOnce() + Send) {
     let calls = [libc::SYS_sendmsg, libc::SYS_sendto, libc::SYS_sendmmsg].map(|call| (call, vec![]));
+    denied(calls.into(), libc::ENOBUFS, run);
+}
+
+/// Runs `run` on a thread whose kernel does not know how to refuse descriptors.
+fn on_a_kernel_before_6_16(run: impl FnOnce() + Send) {
+    let option =
+        SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, sys::SO_PASSRIGHTS as u64);
+    let rule = SeccompRule::new(vec![option.expect("a condition")]).expect("a rule");
+    let calls = [libc::SYS_getsockopt, libc::SYS_setsockopt].map(|call| (call, vec![rule.clone()]));
+    denied(calls.into(), libc::ENOPROTOOPT, run);
+}
+
+/// Runs `run` on a thread in which those calls fail.
+fn denied(calls: BTreeMap<i64, Vec<SeccompRule>>, errno: i32, run: impl FnOnce() + Send) {
     let filter = SeccompFilter::new(
-        calls.into_iter().collect(),
+        calls,
         SeccompAction::Allow,
-        SeccompAction::Errno(libc::ENOBUFS as u32),
+        SeccompAction::Errno(errno as u32),
         std::env::consts::ARCH.try_into().expect("an architecture"),
     );
     let filter: BpfProgram = filter.and_then(TryInto::try_into).expect("a filter");

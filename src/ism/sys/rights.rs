@@ -8,7 +8,8 @@ use rustix::fs::SealFlags;
 use rustix::io::Errno;
 
 /// `SO_PASSRIGHTS` of Linux include/uapi/asm-generic/socket.h, since 6.16.
-const SO_PASSRIGHTS: i32 = if cfg!(any(target_arch = "sparc", target_arch = "sparc64")) { 0x5c } else { 83 };
+pub(crate) const SO_PASSRIGHTS: i32 =
+    if cfg!(any(target_arch = "sparc", target_arch = "sparc64")) { 0x5c } else { 83 };
 
 /// Bytes of a memory file up to which its last close, which frees them, is short.
 const MOST_BYTES: i64 = 256 << 20;
