@@ -277,7 +277,8 @@ pub(crate) async fn a_short_write_ends_readiness<N: Net>(net: &N) {
     while a.writable().now_or_never().is_some() {
         let mut written = a.try_write(&much);
         assert!(written.is_ok(), "the short write has found it full: {written:?}");
-        // A short `try_write` leaves the readiness, as tokio's does: one that finds nothing ends it.
+        // A short `try_write` leaves the readiness, as tokio's does; one that finds nothing ends
+        // it.
         while let Ok(length) = written {
             assert!(length < much.len(), "another 64 MiB fit at once");
             written = a.try_write(&much);
