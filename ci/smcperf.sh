@@ -23,13 +23,14 @@ jq -s -r --argjson cpus "$(nproc)" '
         rate: ["msgs_per_s", "bytes_per_s", "cpu_us_per_msg"],
         connect: ["rtt_p50_us", "rtt_p99_us", "connects_per_s", "cpu_us_per_connect"],
         paced: ($trips + ["pacing_us_per_msg"]), idle: ["cpu_us_per_s"] } as $figures
-    | { pp: ["rtt_p50_us"], tp: ["bytes_per_s"] } as $limits
+    | { pp: ["rtt_p50_us"], tp: ["bytes_per_s"], conns: ["msgs_per_s"] } as $limits
     | { tcp: "tcp", uds: "uds", smc: "loopback-ism" } as $on
     | [["pp", 1, null], ["tp", 1, null], ["rate", 1, null], ["conns", 1, null], ["conns", 8, null],
         ["conns", 100, null], ["conns", 1000, null], ["connect", 1, null], ["paced", 1, 100], ["paced", 1, 1000],
         ["paced", 1, 5000], ["paced", 1, 20000], ["idle", 100, 0]] as $cases
     | ([["tp", "memcpy"], ["tp", "memcpy, verified"]]
-        + if $cpus > 1 then [["pp", "bare spin"], ["tp", "memcpy from another core, verified"]] else [] end) as $bounds
+        + if $cpus > 1 then [["pp", "bare spin"], ["tp", "memcpy from another core, verified"]]
+            + [$cases[] | select(.[0] == "conns") | ["conns", "bare pages"]] else [] end) as $bounds
     | (.[] | . as $row
         | (if .transport == "limit" then $limits else $figures end) as $due
         | if keys != ($names + $all | sort) then "has not exactly the keys \($names + $all | join(", "))"
