@@ -13,13 +13,11 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::io::Errno;
-
 use super::Link;
 use crate::ism::sys::{self, PeerCred};
 use crate::link::aside::Fed;
 use crate::link::message::{Bell, Message};
-use crate::link::outbox::AGAIN;
+use crate::link::outbox::{AGAIN, lacks_memory};
 use crate::link::reactor::{Reactor, Watched};
 use crate::peer::is_same_user;
 use crate::sync::{Arc, AtomicBool, Ordering};
@@ -104,7 +102,7 @@ impl Link {
         if error.kind() == io::ErrorKind::WouldBlock {
             return;
         }
-        if !matches!(Errno::from_io_error(&error), Some(Errno::NOBUFS | Errno::NOMEM)) {
+        if !lacks_memory(&error) {
             // Whatever it is, the task of the link meets it, too.
             crate::trace::debug!("the peer is not rung: {error}");
             return;

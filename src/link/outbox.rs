@@ -158,7 +158,7 @@ fn transmit(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<&OwnedFd>) -> io::R
 }
 
 /// Whether the kernel has no memory for a message at the moment.
-fn lacks_memory(error: &io::Error) -> bool {
+pub(super) fn lacks_memory(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOBUFS | Errno::NOMEM))
 }
 
